@@ -1,0 +1,41 @@
+"""Structurally reparameterized CNNs: networks in training form, and one engine that folds any of them.
+
+>>> import repnets, torch
+>>> model = repnets.create_model("toy", num_classes=10).eval()
+>>> result = repnets.fuse(model, torch.zeros(1, 3, 96, 96))
+>>> print(result.report)
+
+Names are loaded on first use, so `import repnets` and `import repnets.networks` do not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repnets.errors import RepnetsError
+    from repnets.exporting import capture
+    from repnets.fusion import FuseResult, fuse
+    from repnets.networks import create_model, list_models
+    from repnets.report import FuseReport
+
+_HOMES = {
+    "FuseReport": "repnets.report",
+    "FuseResult": "repnets.fusion",
+    "RepnetsError": "repnets.errors",
+    "capture": "repnets.exporting",
+    "create_model": "repnets.networks",
+    "fuse": "repnets.fusion",
+    "list_models": "repnets.networks",
+}
+
+__all__ = ["FuseReport", "FuseResult", "RepnetsError", "capture", "create_model", "fuse", "list_models"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,95 @@
+"""Reading a captured graph: arguments by name, module paths, sizes at the example, and what it costs."""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = {
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+}
+BATCH_NORM = aten.batch_norm.default
+ADD = aten.add.Tensor
+
+
+def arguments(node: fx.Node) -> dict[str, object]:
+    """All arguments of an ATen call by their names in the operator's schema, defaults filled in."""
+    schema = node.target._schema.arguments
+    bound = {a.name: a.default_value for a in schema if a.has_default_value()}
+    bound.update(zip((a.name for a in schema), node.args, strict=False))
+    bound.update(node.kwargs)
+    return bound
+
+
+def module_path(node: fx.Node) -> str:
+    """Qualified name of the module whose forward made `node`; empty for the root."""
+    stack = node.meta.get("nn_module_stack")
+    # a module that is called twice has "@1" on its path the second time
+    return next(reversed(stack.values()))[0].split("@")[0] if stack else ""
+
+
+def common_path(paths: list[str]) -> str:
+    """The longest module path that holds all `paths`."""
+    shared: list[str] = []
+    for names in zip(*(path.split(".") for path in paths), strict=False):
+        if len(set(names)) > 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)
+
+
+def flatten_batch_norms(graph: fx.Graph) -> None:
+    """Write each batch norm, which the exporter leaves as a tuple and its first item, as one node."""
+    exported = (aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats)
+    for node in list(graph.nodes):
+        if node.target not in exported or any(item.args[1] != 0 for item in node.users):
+            continue
+        named = arguments(node)
+        tensors = [named.get(name) for name in ("input", "weight", "bias", "running_mean", "running_var")]
+        with graph.inserting_before(node):
+            rest = (named.get("training", False), named["momentum"], named["eps"], False)
+            flat = graph.create_node("call_function", BATCH_NORM, (*tensors, *rest), name="batch_norm")
+        for item in list(node.users):
+            flat.meta = dict(item.meta)
+            item.replace_all_uses_with(flat)
+            graph.erase_node(item)
+        graph.erase_node(node)
+
+
+def node_shapes(graph: fx.Graph, example_shape: tuple[int, ...]) -> dict[fx.Node, tuple[int, ...]]:
+    """The shape of every tensor in the graph for one input of `example_shape`."""
+    inputs = next(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
+    sizes = {
+        size.node.expr: actual
+        for size, actual in zip(inputs.shape, example_shape, strict=True)
+        if isinstance(size, torch.SymInt)
+    }
+    return {
+        node: tuple(
+            int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else size
+            for size in node.meta["val"].shape
+        )
+        for node in graph.nodes
+        if isinstance(node.meta.get("val"), Tensor)
+    }
+
+
+def positions(shape: tuple[int, ...]) -> int:
+    """Output positions, over batch and spatial axes, of a feature map of `shape` (N, C, *spatial)."""
+    batch, _, *spatial = shape
+    return batch * prod(spatial)
+
+
+def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> int:
+    """MACs of a convolution or linear layer at the sizes in `shapes`; 0 for every other node."""
+    if node.target not in CONVOLUTIONS and node.target is not aten.linear.default:
+        return 0
+    return prod(shapes[node]) * prod(shapes[node.args[1]][1:])

@@ -1,0 +1,102 @@
+"""The networks by name. Listing them imports no torch; `create_model` imports what it builds with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from repnets.errors import RepnetsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network as data.
+
+    Attributes:
+        name: What `create_model` takes.
+        family: The module of `repnets.networks` whose `build` makes it.
+        min_image_size: Smallest height and width in pixels that reach every stage with at least a pixel for
+            each of its strides: the network's total stride.
+        settings: Keyword arguments of the family's `build`.
+    """
+
+    name: str
+    family: str
+    min_image_size: int
+    settings: Mapping[str, object]
+
+
+def _repvgg(name: str, depths: tuple[int, ...], multipliers: tuple[float, ...], **extra: object) -> NetworkSpec:
+    settings = {"depths": depths, "multipliers": multipliers, **extra}
+    return NetworkSpec(f"repvgg_{name}", "repvgg", 32, MappingProxyType(settings))
+
+
+def _mobileone(name: str, multipliers: tuple[float, ...], **extra: object) -> NetworkSpec:
+    return NetworkSpec(f"mobileone_{name}", "mobileone", 32, MappingProxyType({"multipliers": multipliers, **extra}))
+
+
+# RepVGG, arXiv 2101.03697, tables 2 and 3: blocks and width multipliers of each stage
+_A, _B = (2, 4, 14, 1), (4, 6, 16, 1)
+_B1, _B2, _B3 = (2, 2, 2, 4), (2.5, 2.5, 2.5, 5), (3, 3, 3, 5)
+
+_SPECS = (
+    NetworkSpec("toy", "toy", 4, MappingProxyType({})),
+    _repvgg("a0", _A, (0.75, 0.75, 0.75, 2.5)),
+    _repvgg("a1", _A, (1, 1, 1, 2.5)),
+    _repvgg("a2", _A, (1.5, 1.5, 1.5, 2.75)),
+    _repvgg("b0", _B, (1, 1, 1, 2.5)),
+    _repvgg("b1", _B, _B1),
+    _repvgg("b1g2", _B, _B1, groups=2),
+    _repvgg("b1g4", _B, _B1, groups=4),
+    _repvgg("b2", _B, _B2),
+    _repvgg("b2g2", _B, _B2, groups=2),
+    _repvgg("b2g4", _B, _B2, groups=4),
+    _repvgg("b3", _B, _B3),
+    _repvgg("b3g2", _B, _B3, groups=2),
+    _repvgg("b3g4", _B, _B3, groups=4),
+    _repvgg("d2se", (8, 14, 24, 1), _B2, use_se=True),
+    # MobileOne, arXiv 2206.04040, table 3: width multipliers, and the convolution branches of a block
+    _mobileone("s0", (0.75, 1, 1, 2), branches=4),
+    _mobileone("s1", (1.5, 1.5, 2, 2.5)),
+    _mobileone("s2", (1.5, 2, 2.5, 4)),
+    _mobileone("s3", (2, 2.5, 3, 4)),
+    _mobileone("s4", (3, 3.5, 3.5, 4), gated_pairs=(0, 0, 5, 1)),
+)
+
+MODELS: Mapping[str, NetworkSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
+
+
+def list_models() -> list[str]:
+    """Names of all networks, family by family, small to large."""
+    return list(MODELS)
+
+
+def create_model(name: str, num_classes: int = 1000) -> nn.Module:
+    """A network in training form with random weights, in training mode.
+
+    Args:
+        name: One of `list_models()`.
+        num_classes: Width of the last layer. Default 1000, as for ImageNet.
+
+    Returns:
+        A module that takes (N, 3, H, W) float images, H and W at least the spec's `min_image_size`, and gives
+        (N, num_classes) logits.
+
+    Raises:
+        RepnetsError: The name is unknown, or `num_classes` is less than 1.
+    """
+    if name not in MODELS:
+        near = get_close_matches(name, MODELS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise RepnetsError(f"There is no network {name!r}.{hint} repnets.list_models() gives all names.")
+    if num_classes < 1:
+        raise RepnetsError(f"A classifier needs at least one class, and num_classes is {num_classes}.")
+    spec = MODELS[name]
+    return import_module(f"repnets.networks.{spec.family}").build(num_classes=num_classes, **spec.settings)

@@ -1,0 +1,47 @@
+"""MobileOne (arXiv 2206.04040): pairs of a depthwise 3x3 and a pointwise 1x1 block, in five stages."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from repnets.blocks import MobileOneBlock
+from repnets.networks.heads import Classifier, init_weights
+
+_PAIRS = (2, 8, 10, 1)
+_WIDTHS = (64, 128, 256, 512)
+
+
+def build(
+    num_classes: int,
+    multipliers: tuple[float, float, float, float],
+    branches: int = 1,
+    gated_pairs: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> nn.Sequential:
+    """`stage0`, `stage1` to `stage4` of depthwise and pointwise blocks in turn, and `head`.
+
+    Args:
+        num_classes: Width of the head.
+        multipliers: Of the widths 64, 128, 256 and 512 of stages 1 to 4.
+        branches: Equal convolutions in each block but stage0, which has one. Default 1.
+        gated_pairs: How many pairs, the last of each stage, have squeeze-and-excitation in both blocks.
+            Default none.
+    """
+    channels = min(64, int(64 * multipliers[0]))
+    stages = OrderedDict(stage0=MobileOneBlock(3, channels, kernel_size=3, stride=2))
+    for number, (pairs, width, multiplier, gated) in enumerate(
+        zip(_PAIRS, _WIDTHS, multipliers, gated_pairs, strict=True), start=1
+    ):
+        blocks = []
+        for place in range(pairs):
+            wide = int(width * multiplier)
+            stride = 2 if place == 0 else 1
+            use_se = place >= pairs - gated
+            blocks += [
+                MobileOneBlock(channels, channels, 3, stride, groups=channels, branches=branches, use_se=use_se),
+                MobileOneBlock(channels, wide, 1, branches=branches, use_se=use_se),
+            ]
+            channels = wide
+        stages[f"stage{number}"] = nn.Sequential(*blocks)
+    model = nn.Sequential(OrderedDict(**stages, head=Classifier(channels, num_classes)))
+    init_weights(model)
+    return model

@@ -1,0 +1,44 @@
+"""RepVGG (arXiv 2101.03697): a plain stack of 3x3 blocks in five stages, each of which halves the size."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from repnets.blocks import RepVGGBlock
+from repnets.networks.heads import Classifier, init_weights
+
+_WIDTHS = (64, 128, 256, 512)
+
+
+def build(
+    num_classes: int,
+    depths: tuple[int, int, int, int],
+    multipliers: tuple[float, float, float, float],
+    groups: int = 1,
+    use_se: bool = False,
+) -> nn.Sequential:
+    """`stage0`, `stage1` to `stage4` and `head`.
+
+    Args:
+        num_classes: Width of the head.
+        depths: Blocks of stages 1 to 4.
+        multipliers: Of the widths 64, 128, 256 and 512 of stages 1 to 4.
+        groups: Groups of every second layer, counted from stage0, which is dense. Default 1.
+        use_se: Squeeze-and-excitation in every block. Default False.
+    """
+    channels = min(64, int(64 * multipliers[0]))
+    stages = OrderedDict(stage0=RepVGGBlock(3, channels, stride=2, use_se=use_se))
+    layer = 1
+    for number, (depth, width, multiplier) in enumerate(zip(depths, _WIDTHS, multipliers, strict=True), start=1):
+        blocks = []
+        for place in range(depth):
+            wide = int(width * multiplier)
+            stride = 2 if place == 0 else 1
+            own_groups = groups if layer % 2 == 0 else 1
+            blocks.append(RepVGGBlock(channels, wide, stride, own_groups, use_se=use_se))
+            channels = wide
+            layer += 1
+        stages[f"stage{number}"] = nn.Sequential(*blocks)
+    model = nn.Sequential(OrderedDict(**stages, head=Classifier(channels, num_classes)))
+    init_weights(model)
+    return model
