@@ -1,0 +1,382 @@
+"""config.yaml and targets/<name>/target.yaml as strict models; an unknown key is an error.
+
+Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import InputError
+from repnets.networks import MODELS
+
+
+class Strict(BaseModel):
+    """Settings: frozen, and without room for a key that nobody reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_M = TypeVar("_M", bound=Strict)
+
+
+class Data(Strict):
+    """Which images to learn from and to prove on, and how they become the network's input."""
+
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
+    root: str | None = Field(None, description="folder of the images, or where torchvision downloads them to")
+    image_size: int = Field(32, ge=1, description="side of the square input, pixels")
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
+    split_seed: int = 0
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> "Data":
+        if self.name == "imagefolder" and self.root is None:
+            raise ValueError("data.root is not set; name the folder that holds one folder of images per class")
+        return self
+
+
+class Training(Strict):
+    """How a network is trained. Any of these can be set for one model under `models.<name>.training`."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(0.1, gt=0, description="peak, for SGD with Nesterov momentum")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, description="not on biases and batch norms")
+    warmup_epochs: float = Field(1, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="also keep an average of the weights; export it")
+    augment: bool = True
+    workers: int = Field(2, ge=0, description="processes that read images, for imagefolder")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Model(Strict):
+    """One network of the run. Its key in `models:` names the artifacts; `arch` defaults to that key."""
+
+    arch: str
+    checkpoint: str | None = Field(None, description="a .safetensors or .pth of the user's own; skips training")
+    image_size: int = Field(ge=1)
+    training: Training
+
+
+class Verify(Strict):
+    """Tolerances of the gate between the branched and the fused network."""
+
+    float64_tolerance: float = Field(1e-9, gt=0, description="relative, on random and real input")
+    float32_slack: float = Field(
+        2.0, ge=1, description="how many times the branched net's own float32 error fused may have"
+    )
+    batch_size: int = Field(256, ge=1)
+
+
+class TensorRTOptions(Strict):
+    """TensorRT: which GPUs TensorRT-RTX builds for where full TensorRT is not installed."""
+
+    compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
+
+
+class CoreMLOptions(Strict):
+    """Core ML: the oldest system to run on, and what goes into the package besides the network."""
+
+    minimum_deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS16"
+    class_labels: bool = Field(False, description="a classifier: softmax, class label and probabilities come out")
+    normalization: bool = Field(False, description="takes an image of 0..255; mean and std are in the package")
+
+
+class ExecuTorchOptions(Strict):
+    """ExecuTorch: nothing to choose yet."""
+
+
+_OPTIONS: dict[str, type[Strict]] = {
+    "tensorrt": TensorRTOptions,
+    "coreml": CoreMLOptions,
+    "executorch": ExecuTorchOptions,
+}
+
+
+class Check(Strict):
+    """Gates on the exported file."""
+
+    tolerance: float | None = Field(
+        None, gt=0, description="relative error against the program; default 1e-4 for fp32, 2e-2 for fp16"
+    )
+    max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="top-1 of the file below that of the fused net")
+
+
+class Bench(Strict):
+    """How long a benchmark runs, and on how many threads."""
+
+    threads: int = Field(1, ge=1)
+    warmup_seconds: float = Field(0.5, ge=0)
+    min_runs: int = Field(50, ge=10, description="of each form")
+    max_seconds: float = Field(10.0, gt=0, description="for all the timed runs of both forms together")
+
+
+class Target(Strict):
+    """A deployment: targets/<name>/target.yaml."""
+
+    name: str
+    backend: Literal["tensorrt", "coreml", "executorch"]
+    precision: Literal["fp32", "fp16"]
+    baseline: Literal["branched", "none"] = "branched"
+    batch: int = Field(1, ge=1)
+    image_size: int | None = Field(None, ge=1, description="default: the size that the model was trained at")
+    options: dict[str, Any] = {}
+    check: Check = Check()
+    bench: Bench = Bench()
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms of the network that this target exports: fused, and branched as the baseline."""
+        return ("fused",) if self.baseline == "none" else ("fused", "branched")
+
+
+class Config(Strict):
+    """A whole run: config.yaml, what the command line changed in it, and every target."""
+
+    data: Data
+    models: dict[str, Model]
+    verify: Verify
+    targets: dict[str, Target]
+
+
+class NoSettings(Strict):
+    """A stage with nothing to set."""
+
+
+class SplitSettings(Strict):
+    """Of the stage `split`."""
+
+    name: str
+    root: str | None
+    val_fraction: float
+    split_seed: int
+
+
+class AdoptSettings(Strict):
+    """Of the stage `adopt`."""
+
+    arch: str
+    image_size: int
+    interpolation: str
+
+
+class TrainSettings(AdoptSettings):
+    """Of the stage `train`."""
+
+    training: Training
+
+
+class ExportSettings(Strict):
+    """Of the stage `export`."""
+
+    target: str
+    model: str
+    backend: str
+    precision: str
+    forms: tuple[str, ...]
+    batch: int
+    image_size: int | None
+    options: dict[str, Any]
+
+
+class CheckSettings(Strict):
+    """Of the stage `check`."""
+
+    backend: str
+    check: Check
+
+
+class BenchSettings(Strict):
+    """Of the stage `bench`."""
+
+    backend: str
+    bench: Bench
+
+
+def settings_of(stage: str, config: Config, model: str | None = None, target: str | None = None) -> Strict:
+    """The part of a configuration that one stage reads, so that it runs again only when that part changes.
+
+    Raises:
+        InputError: a model or target that the configuration does not name.
+    """
+    if model is not None and model not in config.models:
+        raise InputError(f"the configuration has no model `{model}`{nearest(model, list(config.models))}")
+    if target is not None and target not in config.targets:
+        raise InputError(f"there is no target `{target}`{nearest(target, list(config.targets))}")
+    classes: dict[str, tuple[type[Strict], dict[str, Any]]] = {
+        "split": (SplitSettings, dict(config.data)),
+        "verify": (Verify, dict(config.verify)),
+    }
+    if model is not None:
+        trained = {**dict(config.data), **dict(config.models[model])}
+        classes |= {"train": (TrainSettings, trained), "adopt": (AdoptSettings, trained)}
+    if target is not None:
+        deployed = {
+            **dict(config.targets[target]),
+            "target": target,
+            "model": model,
+            "forms": config.targets[target].forms,
+        }
+        classes |= {
+            "export": (ExportSettings, deployed),
+            "check": (CheckSettings, deployed),
+            "bench": (BenchSettings, deployed),
+        }
+    settings, values = classes.get(stage, (NoSettings, {}))
+    return settings(**{name: values[name] for name in settings.model_fields})
+
+
+def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
+    """Validate a configuration and the targets beside it.
+
+    Args:
+        values: config.yaml as a mapping, with what ``--config`` changed already merged in.
+        root: folder that holds config.yaml and targets/.
+
+    Raises:
+        InputError: an unknown key, model, data set or backend, with the nearest valid name and the
+            line where it stands; a value out of range; a network that the input is too small for.
+    """
+    source = root / "config.yaml"
+    known = ("data", "models", "training", "verify", "targets")
+    for key in values:
+        if key not in known:
+            raise _unknown(source, (key,), known)
+    data = _validate(Data, values.get("data") or {}, source, ("data",))
+    models = {
+        name: _model(name, entry or {}, values.get("training") or {}, data, source)
+        for name, entry in (values.get("models") or {}).items()
+    }
+    if not models:
+        raise InputError(f"{source}: `models:` names no network, so there is nothing to build. Add one, e.g. `toy:`.")
+    verify = _validate(Verify, values.get("verify") or {}, source, ("verify",))
+    return Config(data=data, models=models, verify=verify, targets=_targets(values.get("targets") or {}, root))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; InputError with the line where it cannot be parsed."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; run from the project's folder, or name the file.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold `key: value` lines, but it holds a {type(values).__name__}.")
+    return values
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """'; did you mean X?' for the nearest of the known names, else the list of them."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}."
+
+
+def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:
+    path = ("models", name)
+    own = entry.get("training") or {}
+    _validate(Training, training, source, ("training",))
+    _validate(Training, own, source, (*path, "training"))
+    values = {"arch": name, "image_size": data.image_size, **entry, "training": {**training, **own}}
+    model = _validate(Model, values, source, path)
+    if model.arch not in MODELS:
+        key = (*path, "arch") if "arch" in entry else path
+        raise InputError(
+            f"{_where(source, key)}: there is no network `{model.arch}`{nearest(model.arch, list(MODELS))}"
+        )
+    smallest = MODELS[model.arch].min_image_size
+    if model.image_size < smallest:
+        raise InputError(
+            f"{_where(source, path)}: `{model.arch}` needs images of at least {smallest} x {smallest} pixels, since it "
+            f"halves them to one, not {model.image_size}. Set `image_size: {smallest}` under models.{name} or data."
+        )
+    return model
+
+
+def _targets(overrides: Mapping[str, Any], root: Path) -> dict[str, Target]:
+    files = {path.parent.name: path for path in sorted(root.glob("targets/*/target.yaml"))}
+    for name, override in overrides.items():
+        if name not in files:
+            where = _where(root / "config.yaml", ("targets", name))
+            raise InputError(f"{where}: there is no targets/{name}/target.yaml{nearest(name, list(files))}")
+        if not isinstance(override or {}, Mapping):
+            raise InputError(f"targets.{name} must hold keys of target.yaml, but it is {override!r}.")
+    return {name: _target(name, path, overrides.get(name) or {}) for name, path in files.items()}
+
+
+def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
+    values = _merge(read_yaml(path), override)
+    if "backend" in values and values["backend"] not in _OPTIONS:
+        where = _where(path, ("backend",))
+        raise InputError(
+            f"{where}: there is no backend `{values['backend']}`{nearest(values['backend'], list(_OPTIONS))}"
+        )
+    target = _validate(Target, {"name": name, **values}, path, ())
+    options = _validate(_OPTIONS[target.backend], target.options, path, ("options",))
+    return target.model_copy(update={"options": options.model_dump(mode="json")})
+
+
+def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _validate(model: type[_M], values: Any, source: Path, path: tuple[str, ...]) -> _M:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+    key = (*path, *(str(part) for part in problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        owner = _model_at(model, problem["loc"][:-1])
+        raise _unknown(source, key, tuple(owner.model_fields))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "literal_error":
+        message = f"there is no `{problem['input']}`{nearest(problem['input'], _choices(model, problem['loc']))}"
+    elif problem["type"] != "value_error" and problem["type"] != "missing":
+        message = f"{message}, got {problem['input']!r}"
+    raise InputError(f"{_where(source, key)}: `{'.'.join(key)}`: {message}")
+
+
+def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
+    for part in path:
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return model
+
+
+def _choices(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    return list(_model_at(model, path[:-1]).model_fields[str(path[-1])].annotation.__args__)
+
+
+def _unknown(source: Path, key: tuple[str, ...], known: Sequence[str]) -> InputError:
+    return InputError(f"{_where(source, key)}: unknown key `{'.'.join(key)}`{nearest(key[-1], known)}")
+
+
+def _where(source: Path, key: tuple[str, ...]) -> str:
+    """`file, line N` of a key, or the command line where the file does not hold it."""
+    name = os.path.relpath(source)
+    try:
+        node = yaml.compose(source.read_text())
+    except (OSError, yaml.YAMLError):
+        return name
+    line = None
+    for part in key:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(at, below) for at, below in pairs if at.value == part]
+        if not found:
+            return f"{name} or --config"
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return f"{name}, line {line}" if line else name

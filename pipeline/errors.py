@@ -1,0 +1,22 @@
+"""What can go wrong, and the exit code that each kind of failure ends a stage with.
+
+Every message says what happened, why, and how to mend it, in one short paragraph.
+"""
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used: a config, a data set, a checkpoint, a file."""
+
+    exit_code = 2
+
+
+class GateError(Exception):
+    """A comparison did not hold: verify or check found that a hop changed the network."""
+
+    exit_code = 1
+
+
+class StageError(Exception):
+    """A tool or the machine failed: an exporter, a runtime, a full disk."""
+
+    exit_code = 1

@@ -1,0 +1,102 @@
+"""What an artifact says of itself: how to feed it, what it is, and what it was made from.
+
+These types are the only thing that stages and backends share, so they hold plain data alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+FORMS = ("fused", "branched")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input; it travels with every artifact.
+
+    An RGB image in [0, 255] is divided by 255, resized so that its shorter side is ``image_size``,
+    cropped at the centre to a square, then ``(x - mean) / std`` per channel.
+
+    Attributes:
+        image_size: side of the square input, pixels.
+        interpolation: ``bilinear`` or ``bicubic``, always antialiased.
+        mean, std: per channel, of pixels in [0, 1].
+        color_order: always ``RGB``.
+        classes: name of each logit, in order.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    interpolation: str = "bilinear"
+    color_order: str = "RGB"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of ``dataclasses.asdict``, also after a trip through JSON."""
+        lists = {name: tuple(values[name]) for name in ("mean", "std", "classes")}
+        return cls(**{**values, **lists})
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """What a backend is asked to write, and how the file will be fed.
+
+    Attributes:
+        precision: ``fp32`` or ``fp16``: the arithmetic inside the file; its input and output are
+            float32 in every case.
+        input_shape: (N, 3, H, W) of the file's input.
+        preprocessing: how images become that input.
+        options: the backend's own section of target.yaml.
+        input_name, output_name: of the file's one input and one output.
+    """
+
+    precision: str
+    input_shape: tuple[int, int, int, int]
+    preprocessing: Preprocessing
+    options: Mapping[str, Any] = field(default_factory=dict)
+    input_name: str = "image"
+    output_name: str = "logits"
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A runtime that cannot be used on this machine.
+
+    Attributes:
+        reason: what is missing, in one sentence.
+        remedy: what to do to get a figure.
+    """
+
+    reason: str
+    remedy: str
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Installed version of each distribution, None where it is not installed. Imports none of them."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as every JSON artifact is written: indented, keys in the order given, NaN refused."""
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON artifact."""
+    return json.loads(path.read_text())
+
+
+def as_plain(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON types."""
+    return json.loads(json.dumps(asdict(value)))

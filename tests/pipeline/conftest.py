@@ -1,0 +1,88 @@
+"""A toy network with randomised statistics, as the stages leave it on disk."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+SIZE = 32
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Paths of one network's artifacts."""
+
+    folder: Path
+
+    @property
+    def split(self) -> Path:
+        return self.folder / "split.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "toy" / "checkpoint.safetensors"
+
+    @property
+    def fused(self) -> Path:
+        return self.folder / "toy" / "fused.pt2"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "toy" / "fuse.json"
+
+    @property
+    def verify(self) -> Path:
+        return self.folder / "toy" / "verify.json"
+
+
+def write_checkpoint(path: Path, split: Path, seed: int = 0) -> None:
+    """An untrained toy network whose batch norms are far from their defaults, as a checkpoint."""
+    import torch
+
+    import repnets
+    from pipeline import checkpoints
+    from pipeline.data import open_split
+
+    torch.manual_seed(seed)
+    model = repnets.create_model("toy", num_classes=10)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    data = open_split(split)
+    header = {
+        "arch": "toy",
+        "num_classes": 10,
+        "preprocessing": asdict(data.preprocessing(SIZE, "bilinear")),
+        "data_digest": data.digest,
+        "epoch": 0,
+        "weights": "raw",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.write(path, model.state_dict(), header)
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory) -> Artifacts:
+    """A toy network, fused and verified by the stages themselves. Do not change it: copy what you damage."""
+    from pipeline import reparameterize, split, verify
+    from pipeline.config import NoSettings, SplitSettings, Verify
+
+    made = Artifacts(tmp_path_factory.mktemp("artifacts"))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("REPNETS_STORE", str(made.folder / "store"))
+    try:
+        split.run(SplitSettings(name="digits", root=None, val_fraction=0.2, split_seed=0), output=made.split)
+        write_checkpoint(made.checkpoint, made.split)
+        reparameterize.run(NoSettings(), checkpoint=made.checkpoint, fused=made.fused, report=made.report)
+        verify.run(Verify(), checkpoint=made.checkpoint, split=made.split, fused=made.fused, output=made.verify)
+    finally:
+        patch.undo()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))

@@ -1,0 +1,141 @@
+"""The configuration: what is accepted, and what each mistake is answered with."""
+
+import textwrap
+
+import pytest
+import yaml
+
+from pipeline import config
+from pipeline.errors import InputError
+
+CONFIG = """
+data:
+  name: digits
+models:
+  toy:
+  mobileone_s0:
+    image_size: 64
+    training: {epochs: 15}
+training:
+  epochs: 3
+"""
+TARGET = """
+backend: executorch
+precision: fp32
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder of one configuration and one target; returns a function that rewrites either."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str = CONFIG, target: str = TARGET):
+        (tmp_path / "config.yaml").write_text(textwrap.dedent(text))
+        (tmp_path / "targets" / "phone").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "targets" / "phone" / "target.yaml").write_text(textwrap.dedent(target))
+        return config.load(yaml.safe_load(textwrap.dedent(text)))
+
+    return write
+
+
+def test_a_model_takes_the_common_settings_and_changes_some(project):
+    read = project()
+    assert read.models["toy"].training.epochs == 3
+    assert read.models["mobileone_s0"].training.epochs == 15
+    assert (read.models["toy"].image_size, read.models["mobileone_s0"].image_size) == (32, 64)
+    assert read.models["mobileone_s0"].arch == "mobileone_s0"
+
+
+def test_a_model_may_have_a_name_of_its_own(project):
+    assert project("models: {mine: {arch: toy}}").models["mine"].arch == "toy"
+
+
+def test_a_stage_is_told_only_what_it_reads(project):
+    read = project()
+    told = config.settings_of("train", read, "mobileone_s0").model_dump()
+    assert set(told) == {"arch", "image_size", "interpolation", "training"}
+    assert "bench" not in config.settings_of("export", read, "toy", "phone").model_dump()
+
+
+def test_the_command_line_reaches_into_a_target(project):
+    project()
+    read = config.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"threads": 2}}}})
+    assert read.targets["phone"].bench.threads == 2
+    assert read.targets["phone"].backend == "executorch"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {toy: }", "config.yaml, line 1: unknown key `model`; did you mean `models`?"),
+        (
+            "models: {toy: }\ndata:\n  nam: digits",
+            "config.yaml, line 3: unknown key `data.nam`; did you mean `name`?",
+        ),
+        (
+            "models:\n  toy:\n    training:\n      epoch: 3",
+            "config.yaml, line 4: unknown key `models.toy.training.epoch`; did you mean `epochs`?",
+        ),
+        (
+            "models:\n  repvg_a0:",
+            "config.yaml, line 2: there is no network `repvg_a0`; did you mean `repvgg_a0`?",
+        ),
+        (
+            "models:\n  x: {arch: mobilone_s0}",
+            "line 2: there is no network `mobilone_s0`; did you mean `mobileone_s0`?",
+        ),
+        (
+            "models: {toy: }\ndata: {name: digit}",
+            "`data.name`: there is no `digit`; did you mean `digits`?",
+        ),
+        ("models: {toy: }\ndata: {name: imagefolder}", "data.root is not set; name the folder"),
+        (
+            "models: {toy: }\ntraining: {epochs: 0}",
+            "config.yaml, line 2: `training.epochs`: Input should be greater than or equal to 1, got 0",
+        ),
+        ("models: {}", "`models:` names no network"),
+        (
+            "models: {repvgg_a0: {image_size: 16}}",
+            "`repvgg_a0` needs images of at least 32 x 32 pixels",
+        ),
+        ("models: {toy: }\ntargets: {fone: }", "there is no targets/fone/target.yaml; did you mean `phone`?"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_the_nearest_right_thing(project, text, message):
+    with pytest.raises(InputError) as caught:
+        project(text)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "backend: tensortr\nprecision: fp16",
+            "targets/phone/target.yaml, line 1: there is no backend `tensortr`; did you mean `tensorrt`?",
+        ),
+        (
+            "backend: coreml\nprecision: fp16\noptions:\n  class_label: true",
+            "targets/phone/target.yaml, line 4: unknown key `options.class_label`; did you mean `class_labels`?",
+        ),
+        ("backend: coreml\nprecision: fp17", "there is no `fp17`; did you mean `fp16`?"),
+        ("precision: fp16", "`backend`: Field required"),
+        ("backend: [", "is not valid YAML"),
+    ],
+)
+def test_a_mistake_in_a_target(project, target, message):
+    with pytest.raises(InputError) as caught:
+        project(target=target)
+    assert message in str(caught.value)
+
+
+def test_a_key_from_the_command_line_has_no_line(project):
+    project()
+    with pytest.raises(InputError, match=r"config.yaml or --config: unknown key `training.lr`"):
+        config.load({"models": {"toy": None}, "training": {"lr": 1}})
+
+
+def test_an_unknown_model_of_a_stage(project):
+    with pytest.raises(InputError, match=r"no model `to`; did you mean `toy`"):
+        config.settings_of("train", project(), "to")
