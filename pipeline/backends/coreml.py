@@ -1,0 +1,305 @@
+"""Core ML: an ML program (.mlpackage) for iPhone, iPad and Mac, written on any system."""
+
+import gc
+import json
+import platform
+import shutil
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.backends.noise import quiet
+from pipeline.errors import InputError, StageError
+from pipeline.manifest import ExportSpec, Unavailable, versions
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+FILES: tuple[str, ...] = ("{form}.mlpackage",)
+EXTRAS: tuple[str, ...] = ()
+PACKAGES: tuple[str, ...] = ("torch", "coremltools")
+CHECKED_BY = "Core ML" if platform.system() == "Darwin" else None
+
+LABEL, PROBABILITIES = "label", "probabilities"
+_MODEL, _WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
+
+
+def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec: ExportSpec) -> dict[str, Any]:
+    """Convert a program and write it as a package, the same bytes for the same program.
+
+    Args:
+        program: float32, of static shape ``spec.input_shape``.
+        files: where the one .mlpackage, a folder, goes; what stands there is replaced.
+        spec: the options are ``minimum_deployment_target``; ``normalization``: the input is an RGB image
+            of 0..255 and ``(x - 255 mean) / (255 std)`` is part of the network; ``class_labels``: instead
+            of logits a softmax leaves, as ``label`` (the best class) and ``label_probs`` (all of them).
+
+    Returns:
+        ``maker``, ``version``, ``minimum_deployment_target``, ``specification_version``, and the names
+        and kinds of the ``inputs`` and ``outputs``.
+
+    Raises:
+        InputError: an option that does not fit the network.
+        StageError: coremltools cannot convert an operation.
+    """
+    options = {
+        "minimum_deployment_target": "iOS16",
+        "class_labels": False,
+        "normalization": False,
+        **spec.options,
+    }
+    _check_options(program, spec, options)
+    with quiet():
+        import coremltools
+        import numpy
+
+        network = _with_ends(program, spec, options)
+        kind = coremltools.TensorType(spec.input_name, spec.input_shape, dtype=numpy.float32)
+        if options["normalization"]:
+            layout = coremltools.colorlayout.RGB
+            kind = coremltools.ImageType(spec.input_name, spec.input_shape, color_layout=layout)
+        labels, output = None, spec.output_name
+        if options["class_labels"]:
+            labels = coremltools.ClassifierConfig(list(spec.preprocessing.classes), predicted_feature_name=LABEL)
+            output = PROBABILITIES
+        precision = coremltools.precision.FLOAT16 if spec.precision == "fp16" else coremltools.precision.FLOAT32
+        try:
+            model = coremltools.convert(
+                network.run_decompositions({}),
+                convert_to="mlprogram",
+                inputs=[kind],
+                outputs=[coremltools.TensorType(output, dtype=numpy.float32)],
+                classifier_config=labels,
+                minimum_deployment_target=getattr(coremltools.target, options["minimum_deployment_target"]),
+                compute_precision=precision,
+                skip_model_load=True,
+            )
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold temporary folders
+            gc.collect()
+            raise StageError(
+                f"coremltools cannot convert the network: {' '.join(str(error).split())[:300].rstrip('.')}. "
+                f"Replace the operation in the network, or leave this target out."
+            ) from error
+        shutil.rmtree(files[0], ignore_errors=True)
+        model.save(str(files[0]))
+        del model
+        gc.collect()  # the converter's temporary folders warn when they go, so they go while it is quiet
+    written = _make_reproducible(files[0], spec, options)
+    return {
+        "maker": "coremltools",
+        "version": versions("coremltools")["coremltools"],
+        "minimum_deployment_target": options["minimum_deployment_target"],
+        "specification_version": written.specificationVersion,
+        "inputs": {one.name: one.type.WhichOneof("Type") for one in written.description.input},
+        "outputs": {one.name: one.type.WhichOneof("Type") for one in written.description.output},
+    }
+
+
+def census(file: Path) -> dict[str, int]:
+    """Operations of a package by type, without constants; ``convolution``, ``batch_norm``, ``total``.
+
+    coremltools folds a batch norm that follows a convolution; any other stays.
+
+    Raises:
+        InputError: the file is not an ML program.
+    """
+    program = _read(file).mlProgram
+    operations = Counter(
+        operation.type
+        for function in program.functions.values()
+        for block in function.block_specializations.values()
+        for operation in _operations(block)
+        if operation.type != "const" and not operation.type.startswith("constexpr_")
+    )
+    return {
+        "convolution": operations["conv"] + operations["conv_transpose"],
+        "batch_norm": operations["batch_norm"],
+        "total": operations.total(),
+        **dict(sorted(operations.items())),
+    }
+
+
+def host() -> None:
+    """The files depend on no machine: any machine's will do for all."""
+
+
+def unavailable() -> Unavailable | None:
+    """None on a Mac; Apple ships Core ML for no other system that a pipeline runs on."""
+    if platform.system() == "Darwin":
+        return None
+    return Unavailable(
+        f"Core ML runs on Apple's systems alone, and this is {platform.system()}.",
+        "Run this target's bench on a Mac from the same checkout, or open the package in Xcode and use its "
+        "Performance tab.",
+    )
+
+
+def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """Load a package into Core ML, on a Mac. Written from Apple's documentation: it has not run on one yet.
+
+    Args:
+        file: an .mlpackage of this backend.
+        threads: cannot be set: Core ML chooses processors and threads by itself.
+
+    Returns:
+        float32 (N, 3, H, W) -> float32 (N, classes). Where the package takes an image, the normalized
+        input is turned back into one; where it is a classifier, the logarithm of the probabilities comes
+        out, which differs from the logits by one number a row.
+
+    Raises:
+        InputError: the file is not an ML program.
+        StageError: Core ML cannot load it, or this is not a Mac.
+    """
+    description = _read(file).description
+    if missing := unavailable():
+        raise StageError(f"{file} cannot be run: {missing.reason} {missing.remedy}")
+    with quiet():
+        import coremltools
+        import numpy as np
+
+        try:
+            model = coremltools.models.MLModel(str(file))
+        except Exception as error:
+            raise StageError(
+                f"Core ML cannot load {file}: {error}. Its system may be older than the package's."
+            ) from error
+    name, output = description.input[0].name, description.output[0].name
+    about = json.loads(description.metadata.userDefined["preprocessing"])
+    takes_image = description.input[0].type.WhichOneof("Type") == "imageType"
+
+    def run(images: "np.ndarray") -> "np.ndarray":
+        answer = model.predict({name: _as_image(images[0], about) if takes_image else images})
+        if not description.predictedFeatureName:
+            return np.asarray(answer[output], dtype=np.float32)
+        found = answer[description.predictedProbabilitiesName]
+        return np.log(np.array([[found[label] for label in about["classes"]]], dtype=np.float32))
+
+    return run
+
+
+open_check_session = open_session
+
+
+def _as_image(normalized: "np.ndarray", about: dict[str, Any]) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    mean, std = (np.array(about[key], dtype=np.float32)[:, None, None] for key in ("mean", "std"))
+    pixels = np.clip(np.rint((normalized * std + mean) * 255), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels.transpose(1, 2, 0))
+
+
+def _check_options(program: "torch.export.ExportedProgram", spec: ExportSpec, options: dict[str, Any]) -> None:
+    if options["normalization"] and spec.input_shape[0] != 1:
+        raise InputError(
+            f"Core ML takes one image at a time, but `batch` is {spec.input_shape[0]}. Set `batch: 1`, or "
+            f"`normalization: false`, in the target's options."
+        )
+    classes = program.graph.output_node().args[0][0].meta["val"].shape[-1]
+    if options["class_labels"] and len(spec.preprocessing.classes) != classes:
+        raise InputError(
+            f"`class_labels` is set, and the data has {len(spec.preprocessing.classes)} classes, but the "
+            f"network has {classes} outputs. Train the network on this data, or set `class_labels: false`."
+        )
+
+
+def _with_ends(
+    program: "torch.export.ExportedProgram", spec: ExportSpec, options: dict[str, Any]
+) -> "torch.export.ExportedProgram":
+    """The program with what the options put in front of it and behind it."""
+    if not options["normalization"] and not options["class_labels"]:
+        return program
+    import torch
+
+    class WithEnds(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = program.module(check_guards=False)
+            mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in _mean_and_std(spec))
+            self.register_buffer("mean255", 255 * mean)
+            self.register_buffer("inv_std255", 1 / (255 * std))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if options["normalization"]:
+                # Not `image * a + b`: coremltools would make it a batch norm, and add an epsilon.
+                image = (image - self.mean255) * self.inv_std255
+            logits = self.network(image)
+            return logits.softmax(-1) if options["class_labels"] else logits
+
+    return torch.export.export(WithEnds(), (torch.zeros(spec.input_shape),))
+
+
+def _mean_and_std(spec: ExportSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return spec.preprocessing.mean, spec.preprocessing.std
+
+
+def _make_reproducible(package: Path, spec: ExportSpec, options: dict[str, Any]) -> Any:
+    """Rewrite what differs between two conversions of one program, and give it the project's metadata.
+
+    The Manifest is written as Core ML's own library does, which rewrites it whenever a package is loaded.
+    """
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    written = _read(package)
+    about = written.description.metadata
+    about.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    about.shortDescription = f"Image classifier, {len(spec.preprocessing.classes)} classes, {spec.precision}"
+    about.userDefined["precision"] = spec.precision
+    about.userDefined["preprocessing"] = json.dumps(asdict(spec.preprocessing))
+    about.userDefined["normalization"] = "inside" if options["normalization"] else "outside"
+    (package / "Data" / _MODEL).write_bytes(written.SerializeToString(deterministic=True))
+    parts = {_MODEL: "CoreML Model Specification", _WEIGHTS: "CoreML Model Weights"}
+    document = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            _identifier(path): {
+                "author": "com.apple.CoreML",
+                "description": what,
+                "name": Path(path).name,
+                "path": path,
+            }
+            for path, what in parts.items()
+        },
+        "rootModelIdentifier": _identifier(_MODEL),
+    }
+    (package / "Manifest.json").write_text(json.dumps(document, indent=4, sort_keys=True) + "\n")
+    for path in (package, *package.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return written
+
+
+def _identifier(path: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, path)).upper()
+
+
+def _read(package: Path) -> Any:
+    """The specification in a package, a protobuf ``Model``, without loading it into Core ML."""
+    again = "Copy the whole folder again or run the export again."
+    with quiet():
+        from coremltools.proto import Model_pb2
+        from google.protobuf.message import DecodeError
+    try:
+        manifest = json.loads((package / "Manifest.json").read_text())
+        root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+        specification = Model_pb2.Model.FromString((package / "Data" / root).read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{package} is not a Core ML package: {Path(error.filename).name}: {error.strerror}. {again}"
+        ) from None
+    except (ValueError, KeyError, TypeError, DecodeError) as error:
+        raise InputError(f"{package} is damaged: {' '.join(str(error).split())[:200]}. {again}") from None
+    if not specification.mlProgram.functions:
+        raise InputError(f"{package} holds no ML program. {again}")
+    return specification
+
+
+def _operations(block: Any) -> Iterator[Any]:
+    for operation in block.operations:
+        yield operation
+        for nested in operation.blocks:
+            yield from _operations(nested)

@@ -1,0 +1,165 @@
+"""ExecuTorch with XNNPACK: a .pte for the CPU of Android phones, iPhones and ARM boards."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.backends import pte
+from pipeline.backends.half import half
+from pipeline.backends.noise import quiet
+from pipeline.errors import InputError, StageError
+from pipeline.manifest import ExportSpec, Unavailable, versions
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+FILES: tuple[str, ...] = ("{form}.pte",)
+EXTRAS: tuple[str, ...] = ()
+PACKAGES: tuple[str, ...] = ("torch", "executorch")
+CHECKED_BY = "ExecuTorch"
+
+_threads_of_process: list[int] = []
+
+
+def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec: ExportSpec) -> dict[str, Any]:
+    """Lower a program to XNNPACK and write it.
+
+    Args:
+        program: float32, of static shape ``spec.input_shape``.
+        files: where the one .pte goes.
+        spec: ``fp16`` gives float16 weights and arithmetic between a cast of the float32 input and one
+            of the output; both casts run outside XNNPACK.
+
+    Returns:
+        ``maker``, ``version``, ``delegate``, ``fully_delegated``, and ``operations_outside`` XNNPACK by
+        name, read back from the file.
+
+    Raises:
+        StageError: ExecuTorch cannot lower an operation.
+    """
+    lowered = half(program) if spec.precision == "fp16" else program
+    with quiet():
+        import torch
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        try:
+            with torch.no_grad():
+                edge = to_edge_transform_and_lower(lowered, partitioner=[XnnpackPartitioner()])
+                content = edge.to_executorch().buffer
+        except Exception as error:
+            raise StageError(
+                f"ExecuTorch cannot lower the network: {_first_line(error)} Replace the operation in the "
+                f"network, or leave this target out."
+            ) from error
+    files[0].write_bytes(content)
+    found = pte.read(files[0])
+    return {
+        "maker": "ExecuTorch",
+        "version": versions("executorch")["executorch"],
+        "delegate": "XNNPACK",
+        "delegate_calls": found.delegates.total(),
+        "fully_delegated": not found.kernels,
+        "operations_outside": dict(sorted(found.kernels.items())),
+    }
+
+
+def census(file: Path) -> dict[str, int]:
+    """Operations that a .pte runs, inside XNNPACK and out of it, by name.
+
+    ``convolution`` counts every convolution node. A batch norm that follows a convolution is folded
+    into it when the file is made, and XNNPACK runs any other as a depthwise convolution, so
+    ``batch_norm`` counts only what is left to ExecuTorch's own kernels.
+
+    Raises:
+        InputError: the file is not a whole ExecuTorch program.
+    """
+    found = pte.read(file)
+    operations = found.nodes + found.kernels
+    return {
+        "convolution": sum(
+            count for name, count in operations.items() if "conv" in name.lower() and name != "XNNConvert"
+        ),
+        "batch_norm": sum(count for name, count in operations.items() if "batch_norm" in name),
+        "total": operations.total(),
+        **dict(sorted(operations.items())),
+    }
+
+
+def host() -> None:
+    """The files depend on no machine: any machine's will do for all."""
+
+
+def unavailable() -> Unavailable | None:
+    """None where ExecuTorch's runtime is installed: it runs XNNPACK on any CPU that it has a wheel for."""
+    if versions("executorch")["executorch"] is not None:
+        return None
+    return Unavailable(
+        "ExecuTorch is not installed.", "Install it with the same version of torch: pip install executorch."
+    )
+
+
+def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """Load a .pte for timing or comparing. Run it in a process of its own: a damaged file can kill that.
+
+    Args:
+        file: a .pte.
+        threads: of XNNPACK's pool. The pool belongs to the process and is set before the first load.
+
+    Returns:
+        float32 (N, 3, H, W) of the file's own shape -> float32 logits (N, classes).
+
+    Raises:
+        InputError: the file is not a whole ExecuTorch program.
+        StageError: the runtime refuses it, or this process already runs on another number of threads.
+    """
+    content = pte.read_whole(file)
+    with quiet():
+        import torch
+        from executorch.runtime import Runtime, Verification
+
+        _set_threads(threads)
+        try:
+            program = Runtime.get().load_program(content, verification=Verification.InternalConsistency)
+            method = program.load_method("forward")
+        except RuntimeError as error:
+            raise StageError(
+                f"ExecuTorch {versions('executorch')['executorch']} refuses {file}: {_first_line(error)} "
+                f"Export it again with the installed version."
+            ) from error
+    expected = tuple(method.metadata.input_tensor_meta(0).sizes())
+
+    held = (program, method)  # a method whose program was dropped is a segmentation fault
+
+    def run(images: "np.ndarray") -> "np.ndarray":
+        if images.shape != expected:
+            raise InputError(f"{file} takes an input of shape {expected}, but got {images.shape}.")
+        # XNNPACK reads the bytes as NCHW whatever the strides say.
+        return held[1].execute([torch.from_numpy(images).contiguous()])[0].numpy()
+
+    return run
+
+
+open_check_session = open_session
+
+
+def _set_threads(threads: int) -> None:
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+    if not _threads_of_process:
+        _unsafe_reset_threadpool(threads)
+        _threads_of_process.append(threads)
+    if _threads_of_process != [threads]:
+        raise StageError(
+            f"this process runs ExecuTorch on {_threads_of_process[0]} threads and cannot change to "
+            f"{threads}: resetting the pool after a load is a segmentation fault. Open the session in a "
+            f"process of its own."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
+    return text.rstrip('".') + "."

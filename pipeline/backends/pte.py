@@ -1,0 +1,168 @@
+"""What is inside an ExecuTorch file: its kernels and the graphs that it hands to XNNPACK.
+
+Read from the bytes alone, without ExecuTorch's exporter (seconds of import) or its runtime (which a
+damaged file can kill). A .pte is a FlatBuffer by the schema `program.fbs`, followed by segments; a
+segment of XNNPACK's is a header ``XH00``, a FlatBuffer by the schema `schema.fbs`, and weights. Both
+schemas only ever grow at the end, so the slots that are used here stay.
+"""
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.errors import InputError, StageError
+
+_MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
+_KERNEL_CALL, _DELEGATE_CALL = 1, 2
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a .pte runs, in numbers.
+
+    Attributes:
+        kernels: calls of ExecuTorch's own kernels, outside any delegate, by operator.
+        delegates: calls of a delegate, by its name.
+        nodes: nodes of the XNNPACK graphs, by kind, e.g. ``XNNConv2d``.
+    """
+
+    kernels: Counter[str]
+    delegates: Counter[str]
+    nodes: Counter[str]
+
+
+def read_whole(file: Path) -> bytes:
+    """The bytes of a .pte that is what its header says.
+
+    Raises:
+        InputError: it is missing, empty, of another kind, or cut short.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}. Run the export again.") from None
+    if data[4:8] != _MAGIC:
+        what = "is empty" if not data else f"starts with {data[:8]!r}, not with the mark `{_MAGIC.decode()}`"
+        raise InputError(f"{file} is not an ExecuTorch program: it {what}. Run the export again.")
+    needed = len(data)
+    if data[8:12] == _EXTENDED and len(data) >= 40:
+        length, program, base, segments = struct.unpack_from("<IQQQ", data, 12)
+        needed = max(program, base + (segments if length > 24 else 0))
+    needed = max(needed, 40)
+    if len(data) < needed:
+        raise InputError(f"{file} is cut short: {len(data)} bytes of {needed}. Copy it again or run the export again.")
+    return data
+
+
+def read(file: Path) -> Contents:
+    """What a .pte runs.
+
+    Raises:
+        InputError: the file is not a whole ExecuTorch program.
+    """
+    data = read_whole(file)
+    try:
+        return _contents(data)
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
+
+
+def _contents(data: bytes) -> Contents:
+    program = _follow(data, 0)
+    base = struct.unpack_from("<Q", data, 24)[0] if data[8:12] == _EXTENDED else 0
+    segments = [base + _scalar(data, segment, 0, "<Q") for segment in _tables(data, program, 4)]
+    inline = [_bytes_at(data, blob, 0) for blob in _tables(data, program, 3)]
+    kernels, delegates, nodes = Counter(), Counter(), Counter()
+    for plan in _tables(data, program, 1):
+        operators = [_operator(data, table) for table in _tables(data, plan, 6)]
+        backends = list(_tables(data, plan, 7))
+        for chain in _tables(data, plan, 5):
+            for instruction in _tables(data, chain, 2):
+                kind, call = _scalar(data, instruction, 0, "<B"), _child(data, instruction, 1)
+                if kind == _KERNEL_CALL:
+                    kernels[operators[_scalar(data, call, 0, "<i")]] += 1
+                elif kind == _DELEGATE_CALL:
+                    backend = backends[_scalar(data, call, 0, "<i")]
+                    name = _text(data, backend, 0)
+                    delegates[name] += 1
+                    if name == "XnnpackBackend":
+                        where = _child(data, backend, 1)
+                        places = segments if _scalar(data, where, 0, "<b") else inline
+                        nodes.update(_xnnpack_nodes(data, places[_scalar(data, where, 1, "<I")]))
+    return Contents(kernels, delegates, nodes)
+
+
+def _xnnpack_nodes(data: bytes, at: int) -> Iterator[str]:
+    if data[at + 4 : at + 8] == _XNNPACK:
+        at += struct.unpack_from("<I", data, at + 10)[0]
+    kinds = _xnnpack_kinds()
+    for node in _tables(data, _follow(data, at), 1):
+        yield kinds[_scalar(data, node, 0, "<B") - 1]
+
+
+def _xnnpack_kinds() -> list[str]:
+    """Names of XNNPACK's nodes in the order of their numbers, as the installed ExecuTorch writes them."""
+    package = find_spec("executorch")
+    for folder in package.submodule_search_locations if package else ():
+        schema = Path(folder, "backends/xnnpack/serialization/schema.fbs")
+        if schema.exists():
+            union = re.search(r"union XNodeUnion \{(.*?)\}", schema.read_text(), re.DOTALL)
+            return re.findall(r"^\s*(XNN\w+)", union[1], re.MULTILINE)
+    raise StageError(
+        "the operations of a .pte cannot be counted: ExecuTorch, whose schema names them, is not installed. "
+        "Install it: pip install executorch."
+    )
+
+
+def _operator(data: bytes, table: int) -> str:
+    name, overload = _text(data, table, 0), _text(data, table, 1)
+    return f"{name}.{overload}" if overload else name
+
+
+def _follow(data: bytes, at: int) -> int:
+    return at + struct.unpack_from("<I", data, at)[0]
+
+
+def _field(data: bytes, table: int, slot: int) -> int:
+    """Position of a table's field, 0 where it is absent and so has its default."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    entry = 4 + 2 * slot
+    if entry >= struct.unpack_from("<H", data, vtable)[0]:
+        return 0
+    offset = struct.unpack_from("<H", data, vtable + entry)[0]
+    return table + offset if offset else 0
+
+
+def _scalar(data: bytes, table: int, slot: int, kind: str) -> int:
+    at = _field(data, table, slot)
+    return struct.unpack_from(kind, data, at)[0] if at else 0
+
+
+def _child(data: bytes, table: int, slot: int) -> int:
+    at = _field(data, table, slot)
+    if not at:
+        raise IndexError("a part of it is missing")
+    return _follow(data, at)
+
+
+def _tables(data: bytes, table: int, slot: int) -> Iterator[int]:
+    at = _field(data, table, slot)
+    vector = _follow(data, at) if at else 0
+    for index in range(struct.unpack_from("<I", data, vector)[0] if at else 0):
+        yield _follow(data, vector + 4 + 4 * index)
+
+
+def _bytes_at(data: bytes, table: int, slot: int) -> int:
+    return _child(data, table, slot) + 4
+
+
+def _text(data: bytes, table: int, slot: int) -> str:
+    at = _field(data, table, slot)
+    if not at:
+        return ""
+    start = _follow(data, at)
+    return data[start + 4 : start + 4 + struct.unpack_from("<I", data, start)[0]].decode()
