@@ -1,0 +1,113 @@
+"""Write the files that a target runs: the fused network, and the branched one as the baseline.
+
+A target's backend (pipeline/backends/) makes them: an ONNX file and an engine for TensorRT, an ML program
+for Core ML, a .pte for ExecuTorch. manifest.json beside them says how to feed them, what they were made
+from, by what, and the sha256 of each.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import backends, checkpoints, stage, store
+from pipeline.config import ExportSettings
+from pipeline.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path, manifest: Path) -> None:
+    """Export one network for one target.
+
+    Args:
+        settings: the target: backend, precision, forms, batch, image size and the backend's own options.
+        checkpoint: artifacts/<model>/checkpoint.safetensors, for the branched form.
+        fused: artifacts/<model>/fused.pt2.
+        verify: artifacts/<model>/verify.json; the gate must have held for this very fused.pt2.
+        manifest: where manifest.json goes; the files appear beside it.
+
+    Raises:
+        StageError: the exporter failed, or what it needs is not installed.
+    """
+    backend = backends.load(settings.backend)
+    names = backends.file_names(settings.backend, settings.forms)
+    store.cached(
+        "export",
+        settings=settings.model_dump(mode="json"),
+        inputs={"checkpoint": checkpoint, "fused": fused, "verify": verify},
+        outputs={name: manifest.with_name(name) for name in names} | {"manifest": manifest},
+        code=("pipeline.export", backend.__name__, checkpoints.builder_module(checkpoint)),
+        packages=("torch", *backend.PACKAGES),
+        host=backend.host(),
+        build=lambda places, _: _export(settings, checkpoint, fused, verify, places),
+    )
+
+
+def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Path, places: dict[str, Path]) -> None:
+    import torch
+
+    backend = backends.load(settings.backend)
+    model, header = checkpoints.load_model(checkpoint)
+    preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    size = settings.image_size or preprocessing.image_size
+    shape = (settings.batch, 3, size, size)
+    spec = ExportSpec(
+        precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
+    )
+    forms = {}
+    for form in settings.forms:
+        module = torch.export.load(fused).module() if form == "fused" else model
+        files = [places[name.format(form=form)] for name in backend.FILES]
+        facts = backend.export(_static_program(module, shape), files, spec)
+        forms[form] = {"files": {file.name: _file_facts(file) for file in files}, "facts": facts}
+        print(f"{form}: {', '.join(file.name for file in files)}", flush=True)
+    if backend.EXTRAS:
+        backend.write_extras([places[name] for name in backend.EXTRAS], spec)
+    write_json(
+        places["manifest"],
+        {
+            "target": settings.target,
+            "model": settings.model,
+            "backend": settings.backend,
+            "precision": settings.precision,
+            "forms": forms,
+            "extras": {name: _file_facts(places[name]) for name in backend.EXTRAS},
+            "input": {"name": spec.input_name, "shape": list(shape), "dtype": "float32"},
+            "output": {
+                "name": spec.output_name,
+                "shape": [shape[0], len(preprocessing.classes)],
+                "dtype": "float32",
+            },
+            "preprocessing": as_plain(preprocessing),
+            "lineage": {
+                "arch": header["arch"],
+                "weights": header["weights"],
+                "checkpoint": store.digest(checkpoint),
+                "fused": store.digest(fused),
+                "accuracy": read_json(verify)["accuracy"],
+            },
+            "versions": versions("torch", *backend.PACKAGES),
+        },
+    )
+
+
+def _static_program(module: Any, shape: tuple[int, ...]) -> "ExportedProgram":
+    import torch
+
+    return torch.export.export(module, (torch.zeros(shape),))
+
+
+def _file_facts(file: Path) -> dict[str, Any]:
+    parts = [part for part in file.rglob("*") if part.is_file()] if file.is_dir() else [file]
+    return {"sha256": store.digest(file), "size_bytes": sum(part.stat().st_size for part in parts)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of this stage."""
+    return stage.main(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
