@@ -1,0 +1,208 @@
+"""Measure what the fold gained: the fused file against the branched one, on the target's own runtime.
+
+Both are timed in turn (A B A B) in one process, on one random image, and `speedup` is the median of the
+paired ratios with a 95 % bootstrap interval. Load time, first inference and memory come from a process of
+their own for each file. bench.json also holds the accuracy that check found, and the conditions: a figure
+without them is worth nothing, and little if something else was running (`busy`).
+
+Where the target's runtime is not on this machine, `status` is `unavailable`, with the reason and what to do.
+The same network's figures on ONNX Runtime, in fp32, then stand under `reference`: they say what the fold does
+on a CPU, and nothing about the target.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import backends, checkpoints, conditions, measure, stage, store, worker
+from pipeline.config import Bench, BenchSettings
+from pipeline.errors import InputError
+from pipeline.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
+
+_SEED = 0
+_REFERENCE = "onnx"
+_ALSO_RUN_BY = {_REFERENCE: ("onnxruntime",)}
+_UNTIMED = {
+    "latency_ms": None,
+    "load_ms": None,
+    "first_inference_ms": None,
+    "throughput_per_second": None,
+    "peak_memory_bytes": None,
+}
+
+
+def run(
+    settings: BenchSettings,
+    *,
+    manifest: Path,
+    check: Path,
+    files: list[Path],
+    fused: Path,
+    checkpoint: Path,
+    output: Path,
+) -> None:
+    """Measure the exported files of one network for one target, and print the speed-up.
+
+    Args:
+        settings: the backend, and how long to measure on how many threads.
+        manifest: the manifest.json that export wrote.
+        check: the check.json that check wrote: these files are proven, and as accurate as it says.
+        files: the exported files beside the manifest.
+        fused: artifacts/<model>/fused.pt2, for the reference.
+        checkpoint: artifacts/<model>/checkpoint.safetensors, for the reference's branched form.
+        output: where bench.json goes.
+
+    Raises:
+        InputError: a file that the manifest names is missing, or has other content than it says.
+        StageError: a runtime failed, or ended its process; the bench.json of before is left in place.
+    """
+    backend = backends.load(settings.backend)
+    unavailable = backend.unavailable()
+    host = {"machine": conditions.fingerprint(), "unavailable": unavailable and asdict(unavailable)}
+    store.cached(
+        "bench",
+        settings=settings.model_dump(mode="json"),
+        inputs={"manifest": manifest, "check": check, "fused": fused, "checkpoint": checkpoint}
+        | {file.name: file for file in files},
+        outputs={"bench": output},
+        code=(
+            "pipeline.bench",
+            backend.__name__,
+            f"pipeline.backends.{_REFERENCE}",
+            checkpoints.builder_module(checkpoint),
+        ),
+        packages=("torch", *backend.PACKAGES),
+        host=json.dumps(host, sort_keys=True),
+        build=lambda places, scratch: write_json(
+            places["bench"], _bench(settings, unavailable, manifest, check, files, fused, checkpoint, scratch)
+        ),
+    )
+    print(_headline(read_json(output)), flush=True)
+
+
+def _bench(
+    settings: BenchSettings,
+    unavailable: Unavailable | None,
+    manifest: Path,
+    check: Path,
+    files: list[Path],
+    fused: Path,
+    checkpoint: Path,
+    scratch: Path,
+) -> dict[str, Any]:
+    written, checked = read_json(manifest), read_json(check)
+    opened = _opened_files(written, files, manifest)
+    shape = tuple(written["input"]["shape"])
+    reference = None
+    if unavailable is None:
+        measured, held = _measure(settings.backend, opened, shape, settings.bench)
+    else:
+        measured = {"forms": dict.fromkeys(opened, _UNTIMED), "speedup": None}
+        networks = _export_reference(written, fused, checkpoint, scratch)
+        figures, held = _measure(_REFERENCE, networks, shape, settings.bench)
+        reference = {"runtime": "ONNX Runtime", "precision": "fp32", **figures}
+    facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
+    return {
+        "status": "ok" if unavailable is None else "unavailable",
+        "reason": unavailable.reason if unavailable else None,
+        "remedy": unavailable.remedy if unavailable else None,
+        **{key: written[key] for key in ("target", "model", "backend", "precision", "input")},
+        "forms": {form: measured["forms"][form] | facts[form] for form in opened},
+        "speedup": measured["speedup"],
+        "reference": reference,
+        "accuracy": {**checked["accuracy"], "checked_by": checked["checked_by"]},
+        "conditions": held,
+        "files": {form: list(entry["files"]) for form, entry in written["forms"].items()},
+    }
+
+
+def _opened_files(written: dict[str, Any], files: list[Path], manifest: Path) -> dict[str, Path]:
+    """The file of each form that a runtime opens; all of them are what the manifest says."""
+    places = {file.name: file for file in files}
+    for entry in written["forms"].values():
+        for name, facts in entry["files"].items():
+            if name not in places:
+                raise InputError(f"{manifest} names {name}, but it was not given; pass it with --files.")
+            if store.digest(places[name]) != facts["sha256"]:
+                raise InputError(
+                    f"{places[name]} is not the file that {manifest} describes, so its figures would stand "
+                    f"under a wrong name. Delete it and run again, which exports it anew."
+                )
+    return {form: places[next(iter(entry["files"]))] for form, entry in written["forms"].items()}
+
+
+def _measure(
+    backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures of each form with the speed-up, and the conditions they were taken under."""
+    import numpy as np
+
+    image = np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
+    until = how.model_dump(exclude={"threads"})
+    before = conditions.snapshot()
+    timed = worker.time_forms(backend, files, image, how.threads, **until)
+    started = {
+        form: worker.cold_start(backend, file, image, how.threads, timed.imported) for form, file in files.items()
+    }
+    after = conditions.snapshot()
+    samples = timed.timing.samples_ms
+    forms = {}
+    for form in files:
+        latency = measure.summary(samples[form], timed.timing.warmup[form])
+        per_second = round(shape[0] * 1000 / latency["mean"], 3)
+        forms[form] = {"latency_ms": latency, **started[form], "throughput_per_second": per_second}
+    gained = measure.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None
+    packages = [*backends.load(backend).PACKAGES, *_ALSO_RUN_BY.get(backend, ())]
+    fed = {"batch": shape[0], "image": f"random normal, seed {_SEED}", **until}
+    held = conditions.describe(how.threads, packages, before, after) | fed
+    return {"forms": forms, "speedup": gained}, held
+
+
+def _export_reference(written: dict[str, Any], fused: Path, checkpoint: Path, scratch: Path) -> dict[str, Path]:
+    """The forms of the target as fp32 ONNX files of the same input shape."""
+    import torch
+
+    onnx = backends.load(_REFERENCE)
+    shape = tuple(written["input"]["shape"])
+    spec = ExportSpec("fp32", shape, Preprocessing.from_dict(written["preprocessing"]))
+    networks = {}
+    for form in written["forms"]:
+        module = torch.export.load(fused).module() if form == "fused" else checkpoints.load_model(checkpoint)[0]
+        networks[form] = scratch / f"{form}.onnx"
+        onnx.export(torch.export.export(module, (torch.zeros(shape),)), [networks[form]], spec)
+    return networks
+
+
+def _headline(document: dict[str, Any]) -> str:
+    name = f"{document['model']} on {document['target']}"
+    lines = []
+    if document["status"] == "ok":
+        lines.append(f"{name}: {_figures(document)}")
+    else:
+        lines.append(f"{name}: {document['status']}: {document['reason']}\n  to get a figure: {document['remedy']}")
+    if reference := document["reference"]:
+        lines.append(f"  reference, {reference['runtime']} {reference['precision']} here: {_figures(reference)}")
+    if document["conditions"]["warning"]:
+        lines.append(f"  warning: {document['conditions']['warning']}")
+    return "\n".join(lines)
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in figures["forms"].items()]
+    speedup = figures["speedup"]
+    if speedup is None:
+        return ", ".join(times)
+    interval = f"95 % interval {speedup['low']:.2f} to {speedup['high']:.2f}"
+    return f"{', '.join(times)}; fused is {speedup['median']:.2f} times as fast ({interval})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of this stage."""
+    return stage.main(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

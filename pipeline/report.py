@@ -1,0 +1,168 @@
+"""One page over every model and target: what was gained, what it cost, and what could not be measured here.
+
+It is Markdown with aligned columns, to read in a terminal as well as rendered.
+"""
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import stage
+from pipeline.config import NoSettings
+from pipeline.manifest import read_json
+
+_WIDTH = 110
+_NONE = "-"
+_LEFT = ("model", "target", "status", "stands in for")
+_LEGEND = (
+    "`branched` is the network as it was trained, `fused` the same network with its branches folded into "
+    "single convolutions, `file` the exported fused network that a device runs. % is top-1 accuracy on the "
+    "validation images, ms the median of one inference. `speed-up` is how many times as fast `fused` is as "
+    "`branched`, both exported alike, with its 95% interval."
+)
+_REFERENCE = (
+    "NOT the target's figures. Its runtime is not on this machine, so the same network, in {precision}, was "
+    "timed with {runtime} on this machine's CPU. They show what the fold gains on a CPU; a device can differ."
+)
+
+
+def run(settings: NoSettings, *, benches: list[Path], output: Path) -> None:
+    """Write the report.
+
+    Args:
+        settings: none.
+        benches: targets/<target>/bench.json of every target.
+        output: where report.md goes.
+    """
+    documents = [document for path in benches for document in read_json(path)["models"].values()]
+    fresh = output.with_name(f".{output.name}.{os.getpid()}")
+    fresh.write_text(_report(sorted(documents, key=lambda one: (one["model"], one["target"]))))
+    os.replace(fresh, output)
+
+
+def _report(documents: list[dict[str, Any]]) -> str:
+    parts = ["# What the fold gained", _wrapped(_LEGEND), _table([_row(document) for document in documents])]
+    parts += _notes(documents)
+    referred: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for document in documents:
+        if reference := document["reference"]:
+            referred.setdefault((reference["runtime"], reference["precision"]), []).append(document)
+    for (runtime, precision), group in referred.items():
+        parts += [
+            f"## Reference: {runtime}, {precision}",
+            _wrapped(_REFERENCE.format(runtime=runtime, precision=precision)),
+            _table([_reference_row(document) for document in group]),
+        ]
+    parts += ["## Conditions", _conditions(documents)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(document: dict[str, Any]) -> dict[str, str]:
+    accuracy, is_busy = document["accuracy"], document["status"] == "ok" and document["conditions"]["busy"]
+    return {
+        "model": document["model"],
+        "target": document["target"],
+        "status": "ok, busy" if is_busy else document["status"],
+        "file MB": f"{document['forms']['fused']['size_bytes'] / 1e6:.2f}",
+        **{f"{name} %": _percent(accuracy[name]) for name in ("branched", "fused", "file")},
+        "fused ms": _median(document, "fused"),
+        "speed-up": _speedup(document),
+    }
+
+
+def _reference_row(document: dict[str, Any]) -> dict[str, str]:
+    reference = document["reference"]
+    return {
+        "model": document["model"],
+        "stands in for": document["target"],
+        **{f"{form} ms": _median(reference, form) for form in ("branched", "fused")},
+        "speed-up": _speedup(reference),
+    }
+
+
+def _median(figures: dict[str, Any], form: str) -> str:
+    latency = figures["forms"].get(form, {}).get("latency_ms")
+    return f"{latency['p50']:.3f}" if latency else _NONE
+
+
+def _speedup(figures: dict[str, Any]) -> str:
+    gained = figures["speedup"]
+    return f"{gained['median']:.2f}x ({gained['low']:.2f}-{gained['high']:.2f})" if gained else _NONE
+
+
+def _percent(share: float | None) -> str:
+    return _NONE if share is None else f"{share * 100:.2f}"
+
+
+def _notes(documents: list[dict[str, Any]]) -> list[str]:
+    """Which targets have no figure, why, and how to get one; and by what the files were checked."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    checkers: dict[str | None, list[str]] = {}
+    for document in documents:
+        checkers.setdefault(document["accuracy"]["checked_by"], []).append(document["target"])
+        if document["status"] != "ok":
+            key = (document["status"], document["reason"], document["remedy"])
+            reasons.setdefault(key, []).append(document["target"])
+    lines = [
+        f"- {_listed(targets)}: {status}. {reason.rstrip('.')}. To get figures: {remedy.rstrip('.')}."
+        for (status, reason, remedy), targets in reasons.items()
+    ]
+    for checker, targets in checkers.items():
+        by = f"file % was taken with {checker}" if checker else "file % is unknown, nothing here runs the file"
+        lines.append(f"- {_listed(targets)}: {by}.")
+    return ["\n".join(_wrapped(line, "  ") for line in lines)]
+
+
+def _conditions(documents: list[dict[str, Any]]) -> str:
+    """A line for each set of conditions, with what was measured under it; then the warnings."""
+    seen: dict[str, dict[str, list[str]]] = {}
+    warnings: dict[str, list[str]] = {}
+    for document in documents:
+        held, target = document["conditions"], document["target"]
+        versions = ", ".join(f"{package} {version}" for package, version in held["versions"].items() if version)
+        text = (
+            f"{', '.join([held['cpu'], *held['gpus']])} ({held['device']}), threads {held['threads']} of "
+            f"{held['cores']} cores, batch {held['batch']}, {held['os']}, {versions}"
+        )
+        name = target if document["status"] == "ok" else f"reference for {target}"
+        seen.setdefault(text, {}).setdefault(name, []).append(document["model"])
+        if held["warning"]:
+            warnings.setdefault(held["warning"], []).append(f"{document['model']} on {name}")
+    lines = [
+        f"- {'; '.join(f'{_listed(models)} on {name}' for name, models in under.items())}: {text}."
+        for text, under in seen.items()
+    ]
+    lines += [f"- busy, {_listed(names)}: {warning}." for warning, names in warnings.items()]
+    return "\n".join(_wrapped(line, "  ") for line in lines)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    names = list(rows[0])
+    width = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+
+    def line(cells: dict[str, str]) -> str:
+        placed = [cells[name].ljust(width[name]) if name in _LEFT else cells[name].rjust(width[name]) for name in names]
+        return f"| {' | '.join(placed)} |"
+
+    rule = {name: ("-" * width[name] if name in _LEFT else "-" * (width[name] - 1) + ":") for name in names}
+    return "\n".join([line(dict(zip(names, names, strict=True))), line(rule), *map(line, rows)])
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of this stage."""
+    return stage.main(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""A runtime for the tests of the worker: a linear map of an image's channel means, or a process that dies.
+
+A file is a .npy of float32 (channels, classes), or a word that says how to misbehave.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import InputError
+
+BATCH = 4
+
+
+def open_session(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    os.write(1, b"a runtime that prints to the standard output\n")
+    word = file.read_bytes()
+    if word in _DEATHS:
+        os.write(2, b"last words of the runtime\n")
+        _DEATHS[word]()
+    if word == b"refuses":
+        raise InputError("this file is refused, with a reason.")
+    if word == b"threads":
+        return lambda image: np.array([[threads, int(os.environ["OMP_NUM_THREADS"])]], dtype=np.float32)
+    if word == b"lazy":
+        import colorsys
+
+        return lambda image: np.array(colorsys.rgb_to_hsv(0, 0, 0))
+    if word == b"imports":
+        if "colorsys" not in sys.modules:
+            raise RuntimeError("colorsys was not there")
+        return lambda image: image
+    if word == b"hog":
+        np.ones(100_000_000, dtype=np.uint8)
+        return lambda image: image
+    weights = np.load(file)
+    return lambda image: _run(weights, image)
+
+
+def open_check_session(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    session = open_session(file, threads)
+    return lambda image: -session(image)
+
+
+def _run(weights: np.ndarray, image: np.ndarray) -> np.ndarray:
+    if image.shape[0] != BATCH or not image.flags.c_contiguous or image.dtype != np.float32:
+        raise RuntimeError(f"fed {image.dtype} {image.shape}, but the file takes a batch of {BATCH}")
+    if np.isinf(image).any():
+        os.abort()
+    return image.mean((2, 3)) @ weights
+
+
+_DEATHS = {
+    b"abort": os.abort,
+    b"segfault": lambda: ctypes.string_at(0),
+    b"memory": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    b"exit": lambda: os._exit(3),
+}

@@ -1,0 +1,98 @@
+"""The conditions tell the truth about this machine, and whether something else was running."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import conditions
+
+ADVICE = "so latencies may be too high; bench again on a quiet machine"
+HERE = conditions.snapshot()
+
+
+def test_describe_gives_plain_json_with_what_was_asked():
+    got = json.loads(json.dumps(conditions.describe(2, ("numpy", "no-such-package"), HERE, HERE), allow_nan=False))
+    assert got["threads"] == 2
+    assert got["versions"] == {
+        "python": platform.python_version(),
+        "numpy": got["versions"]["numpy"],
+        "no-such-package": None,
+    }
+    assert got["versions"]["numpy"]
+    assert got["cores"] >= 1 and got["memory_gib"] >= 1
+    assert got["cpu"] and got["device"] and platform.machine() in got["os"]
+    assert set(got) >= {
+        "power_mode",
+        "gpus",
+        "load_average_before",
+        "load_average_after",
+        "other_load",
+        "busy",
+        "warning",
+    }
+    assert got["busy"] == (got["warning"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("machine", "load", "warning"),
+    [
+        (12.0, 0.0, None),
+        (
+            30.0,
+            0.0,
+            f"others kept 2.0 cores busy meanwhile, {ADVICE}",
+        ),
+        (None, 0.9, None),
+        (
+            None,
+            3.5,
+            f"the load average was 3.5 with 1 thread in use, {ADVICE}",
+        ),
+    ],
+)
+def test_busy_where_others_used_the_machine(machine, load, warning):
+    """In ten seconds this process and its children used ten: all else is others'."""
+    before = conditions.Snapshot(load, 0.0, None if machine is None else 0.0, 0.0)
+    after = conditions.Snapshot(0.0, 10.0, machine, 10.0)
+    got = conditions.describe(1, (), before, after)
+    assert (got["busy"], got["warning"]) == (warning is not None, warning)
+    assert (got["load_average_before"], got["load_average_after"]) == (load, 0.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the CPU time of the machine is read from Linux's /proc")
+def test_the_time_of_a_child_is_its_own_and_the_machine_counts_it_too():
+    before = conditions.snapshot()
+    subprocess.run([sys.executable, "-c", "for _ in range(8_000_000): pass"], check=True)
+    after = conditions.snapshot()
+    own, machine = after.own_seconds - before.own_seconds, after.machine_seconds - before.machine_seconds
+    assert own > 0.02
+    assert machine > own - 0.1  # the kernel counts the machine's time in ticks
+
+
+def test_fingerprint_is_the_same_in_another_process():
+    script = "from pipeline import conditions; print(conditions.fingerprint())"
+    project = Path(conditions.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=project, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == conditions.fingerprint()
+    assert len(conditions.fingerprint()) == 64
+
+
+def test_fingerprint_changes_with_a_runtimes_version():
+    assert conditions.fingerprint(("numpy",)) != conditions.fingerprint(("pytest",))
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or os.cpu_count() < 2, reason="needs two cores to leave one out"
+)
+def test_cores_are_those_that_the_process_may_use():
+    script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    script += "from pipeline.conditions import describe, snapshot; "
+    script += "print(describe(1, (), snapshot(), snapshot())['cores'])"
+    project = Path(conditions.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=project, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
