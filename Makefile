@@ -18,7 +18,6 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflows
-	$(BIN)/snakemake --lint
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,34 @@
+# From a configuration to files that run on a device, with a proof at every hop:
+#
+#   snakemake --cores 4 all                        everything that config.yaml and targets/ name
+#   snakemake targets/tensorrt/bench.json          one target
+#   snakemake artifacts/toy/fused.pt2              one artifact
+#   snakemake --cores 4 all --config 'training={epochs: 3}'
+#
+# Rules call stages: `python -m pipeline.<stage> --help`. profiles/default/config.yaml sets the cores.
+from pathlib import Path
+
+from pipeline import backends, dag, data, store
+
+
+configfile: "config.yaml"
+
+
+CONFIG = dag.configure(config)
+
+
+wildcard_constraints:
+    model="|".join(CONFIG.models),
+    target="|".join(CONFIG.targets),
+
+
+include: "workflows/models.smk"
+include: "workflows/targets.smk"
+include: "workflows/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        expand("targets/{target}/bench.json", target=CONFIG.targets),
+        "report.md",

@@ -1,0 +1,105 @@
+"""A copy of the project in a folder of its own, in which the real Snakefile runs on a small network."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+CONFIG = """
+data: {name: digits, image_size: 32}
+models: {toy: }
+training: {epochs: 3}
+targets:
+  tensorrt: {options: {compute_capabilities: ["8.6"]}, bench: &quick {min_runs: 10, max_seconds: 1, warmup_seconds: 0}}
+  coreml: {bench: *quick}
+  executorch: {bench: *quick}
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of snakemake did.
+
+    Attributes:
+        code: its exit code.
+        output: what it printed.
+        jobs: how often each stage was started; a stage of a target is `stage:target`.
+    """
+
+    code: int
+    output: str
+    jobs: Counter
+
+
+class Clone:
+    """A copy of the project, with a store."""
+
+    def __init__(self, folder: Path, store: Path):
+        self.folder, self.store = folder, store
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "REPNETS_STORE": str(self.store), "PYTHONPATH": str(self.folder)}
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "snakemake", "--printshellcmds", *(words or ("all",))]
+
+    def snakemake(self, *words: str) -> Run:
+        """Run snakemake here; returns what it did, whether or not it succeeded."""
+        done = subprocess.run(
+            self.command(*words), cwd=self.folder, env=self.environment, capture_output=True, text=True
+        )
+        output = done.stdout + done.stderr
+        jobs = Counter()
+        for line in re.findall(r"python -m pipeline\.\w+ .*", output):
+            stage = re.search(r"pipeline\.(\w+)", line)[1]
+            target = re.search(r'"target":"(\w+)"', line) or re.search(r"targets/(\w+)/", line)
+            jobs[f"{stage}:{target[1]}" if target and stage != "report" else stage] += 1
+        return Run(done.returncode, output, jobs)
+
+    def logs(self) -> dict[str, str]:
+        return {str(log.relative_to(self.folder)): log.read_text() for log in self.folder.glob("logs/**/*.log")}
+
+    def copy(self, folder: Path, store: Path | None = None) -> "Clone":
+        """This clone with all that was built, dates included; the store is copied too unless one is given."""
+        shutil.copytree(self.folder, folder / "clone", symlinks=True)
+        if store is None:
+            store = folder / "store"
+            shutil.copytree(self.store, store)
+        return Clone(folder / "clone", store)
+
+
+def fresh_clone(folder: Path, store: Path, config: str = CONFIG) -> Clone:
+    """The project's own files, nothing built."""
+    folder.mkdir(parents=True)
+    for name in ("pipeline", "repnets", "workflows", "profiles"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in PROJECT.glob("targets/*/target.yaml"):
+        (folder / "targets" / path.parent.name).mkdir(parents=True)
+        shutil.copy(path, folder / "targets" / path.parent.name)
+    shutil.copy(PROJECT / "Snakefile", folder)
+    (folder / "config.yaml").write_text(config)
+    return Clone(folder, store)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Clone:
+    """A clone in which everything was built once. Do not change it: take a copy."""
+    folder = tmp_path_factory.mktemp("built")
+    clone = fresh_clone(folder / "clone", folder / "store")
+    run = clone.snakemake("--cores", "2", "all")
+    assert run.code == 0, run.output
+    return clone
+
+
+@pytest.fixture
+def clone(built, tmp_path) -> Clone:
+    """A copy of the clone in which everything was built, and of its store."""
+    return built.copy(tmp_path)

@@ -1,0 +1,172 @@
+"""Nothing is built twice, and nothing stale is used: what starts a job, and what does not."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from pipeline import store
+
+pytestmark = pytest.mark.slow
+
+
+def assert_nothing_to_do(run):
+    assert run.code == 0, run.output
+    assert run.jobs == Counter()
+
+
+def test_nothing_to_do(clone):
+    assert_nothing_to_do(clone.snakemake("all"))
+
+
+def test_a_touched_checkpoint_starts_no_job(clone):
+    os.utime(clone.folder / "artifacts/toy/checkpoint.safetensors")
+    assert_nothing_to_do(clone.snakemake("all"))
+
+
+@pytest.mark.parametrize("module", ["pipeline/train.py", "pipeline/backends/coreml.py", "repnets/kernels.py"])
+def test_a_comment_starts_no_job(clone, module):
+    with (clone.folder / module).open("a") as file:
+        file.write("\n# a comment\n")
+    assert_nothing_to_do(clone.snakemake("all"))
+
+
+def test_a_line_of_the_core_ml_backend_rebuilds_core_ml_alone(clone):
+    with (clone.folder / "pipeline/backends/coreml.py").open("a") as file:
+        file.write("\n_NEW = 1\n")
+    run = clone.snakemake("all")
+    assert run.code == 0, run.output
+    assert set(run.jobs) == {"export:coreml", "check:coreml", "bench:coreml", "summarize:coreml", "report"}
+    assert "built" in clone.logs()["logs/toy/coreml/export.log"]
+
+
+def test_a_line_of_the_fuse_engine_does_not_train_again(clone):
+    with (clone.folder / "repnets/fusion.py").open("a") as file:
+        file.write("\n_NEW = 1\n")
+    run = clone.snakemake("--cores", "2", "all")
+    assert run.code == 0, run.output
+    assert {"reparameterize", "verify"} <= set(run.jobs)
+    assert "train" not in run.jobs
+
+
+def train_another(clone, tmp_path):
+    """A checkpoint of the same network with other weights."""
+    import torch
+
+    from pipeline import checkpoints
+
+    state, header = checkpoints.read(clone.folder / "artifacts/toy/checkpoint.safetensors")
+    name = next(name for name, tensor in state.items() if tensor.dim() == 4)
+    state[name] = state[name] + 0.001 * torch.randn(state[name].shape, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "another.safetensors"
+    checkpoints.write(path, state, header)
+    return path
+
+
+def test_a_checkpoint_replaced_by_an_older_file_is_noticed(clone, tmp_path):
+    another = train_another(clone, tmp_path)
+    os.utime(another, (1_000_000_000, 1_000_000_000))
+    shutil.copy2(another, clone.folder / "artifacts/toy/checkpoint.safetensors")
+    before = store.digest(clone.folder / "artifacts/toy/fused.pt2")
+    run = clone.snakemake("--cores", "2", "all")
+    assert run.code == 0, run.output
+    assert "train" not in run.jobs
+    rebuilt = {
+        f"{stage}:{target}" for stage in ("export", "check", "bench") for target in ("coreml", "tensorrt", "executorch")
+    }
+    assert {"reparameterize", "verify", "report"} | rebuilt <= set(run.jobs)
+    assert "reparameterize: built" in clone.logs()["logs/toy/reparameterize.log"]
+    assert store.digest(clone.folder / "artifacts/toy/fused.pt2") != before
+    assert_nothing_to_do(clone.snakemake("all"))
+
+
+def test_the_users_own_checkpoint_replaced_by_an_older_file_is_noticed(clone, tmp_path):
+    own = tmp_path / "mine.safetensors"
+    shutil.copy(clone.folder / "artifacts/toy/checkpoint.safetensors", own)
+    config = (
+        (clone.folder / "config.yaml").read_text().replace("{toy: }", f"{{mine: {{arch: toy, checkpoint: {own}}}}}")
+    )
+    (clone.folder / "config.yaml").write_text(config)
+    assert clone.snakemake("artifacts/mine/verify.json").code == 0
+    another = train_another(clone, tmp_path)
+    os.utime(another, (1_000_000_000, 1_000_000_000))
+    shutil.copy2(another, own)
+    run = clone.snakemake("artifacts/mine/verify.json")
+    assert set(run.jobs) == {"adopt", "reparameterize", "verify"}, run.output
+
+
+def remove_what_was_built(clone):
+    for path in (clone.folder / "artifacts", clone.folder / "logs", clone.folder / ".snakemake"):
+        shutil.rmtree(path)
+    for path in clone.folder.glob("targets/*/toy"):
+        shutil.rmtree(path)
+    for path in [*clone.folder.glob("targets/*/bench.json"), clone.folder / "report.md"]:
+        path.unlink()
+
+
+def test_everything_comes_out_of_the_store_when_all_else_is_gone(clone):
+    kept = {path: store.digest(path) for path in clone.folder.glob("targets/*/*/*")}
+    remove_what_was_built(clone)
+    run = clone.snakemake("--cores", "2", "all")
+    assert run.code == 0, run.output
+    logs = {name: text for name, text in clone.logs().items() if "report" not in name and "summarize" not in name}
+    assert len(logs) == 4 + 3 * 3
+    assert [name for name, text in logs.items() if "from the store" not in text] == []
+    assert {path: store.digest(path) for path in kept} == kept
+
+
+def test_a_flipped_byte_in_the_store_is_noticed_and_rebuilt(clone):
+    remove_what_was_built(clone)
+    (stored,) = clone.store.glob("objects/*/fused/fused.pt2")
+    content = bytearray(stored.read_bytes())
+    content[len(content) // 2] ^= 1
+    stored.write_bytes(content)
+    run = clone.snakemake("artifacts/toy/verify.json")
+    assert run.code == 0, run.output
+    log = clone.logs()["logs/toy/reparameterize.log"]
+    assert "thrown away, building again" in log
+    assert "reparameterize: built" in log
+
+
+def test_two_runs_at_once_share_a_store(built, tmp_path):
+    shared = tmp_path / "store"
+    clones = [built.copy(tmp_path / name, shared) for name in ("one", "two")]
+    for clone in clones:
+        remove_what_was_built(clone)
+    runs = [
+        subprocess.Popen(
+            clone.command("--cores", "1", "targets/executorch/toy/check.json"),
+            cwd=clone.folder,
+            env=clone.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for clone in clones
+    ]
+    outputs = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    built_now = [
+        sum(f"{stage}: built" in text for clone in clones for text in clone.logs().values())
+        for stage in ("train", "reparameterize", "export", "check")
+    ]
+    assert built_now == [1, 1, 1, 1]
+    one, two = (store.digest(clone.folder / "targets/executorch/toy/fused.pte") for clone in clones)
+    assert one == two
+
+
+def test_python_of_this_environment_runs_the_stages(clone):
+    """`.venv/bin/snakemake` works without an activated environment."""
+    environment = {**clone.environment, "PATH": os.defpath}
+    (clone.folder / "report.md").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "report.md"],
+        cwd=clone.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

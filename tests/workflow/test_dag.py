@@ -1,0 +1,100 @@
+"""The real DAG: what it leaves behind, and what a mistake looks like from outside."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.slow
+TARGETS = ("tensorrt", "coreml", "executorch")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_every_target_has_a_bench(built):
+    status = {target: read(built.folder / "targets" / target / "bench.json")["status"] for target in TARGETS}
+    assert status["executorch"] == "ok"
+    assert set(status.values()) <= {"ok", "unavailable"}
+
+
+def test_branched_fused_and_file_agree_on_every_validation_image(built):
+    verified = read(built.folder / "artifacts" / "toy" / "verify.json")
+    checked = read(built.folder / "targets" / "executorch" / "toy" / "check.json")
+    assert verified["agreement"] == 1.0
+    assert verified["images"] == checked["images"] >= 300
+    assert [checked["forms"][form]["agreement"] for form in ("fused", "branched")] == [1.0, 1.0]
+    assert checked["accuracy"]["file"] == verified["accuracy"]["fused"] == verified["accuracy"]["branched"]
+
+
+def test_the_fused_file_holds_no_branch(built):
+    for target in TARGETS:
+        forms = read(built.folder / "targets" / target / "toy" / "check.json")["forms"]
+        assert (forms["fused"]["census"]["convolution"], forms["fused"]["census"]["batch_norm"]) == (3, 0)
+        assert forms["branched"]["census"]["convolution"] >= 6  # XNNPACK makes one of the identity's batch norm
+
+
+def test_the_manifest_describes_the_files(built):
+    from pipeline import store
+
+    for target in TARGETS:
+        folder = built.folder / "targets" / target / "toy"
+        manifest = read(folder / "manifest.json")
+        assert manifest["lineage"]["checkpoint"] == store.digest(built.folder / "artifacts/toy/checkpoint.safetensors")
+        for form in manifest["forms"].values():
+            for name, facts in form["files"].items():
+                assert store.digest(folder / name) == facts["sha256"]
+
+
+def test_the_table_is_on_the_terminal(built, clone):
+    (clone.folder / "report.md").unlink()
+    run = clone.snakemake("--cores", "2", "all")
+    assert run.code == 0
+    assert (clone.folder / "report.md").read_text() in run.output
+
+
+def test_one_target_alone_without_cores(clone):
+    (clone.folder / "targets/tensorrt/bench.json").unlink()
+    run = clone.snakemake("targets/tensorrt/bench.json")
+    assert run.code == 0, run.output
+    assert set(run.jobs) == {"summarize:tensorrt"}
+
+
+def test_a_new_target_is_a_new_folder(clone):
+    folder = clone.folder / "targets" / "phone"
+    folder.mkdir()
+    (folder / "target.yaml").write_text("{backend: executorch, precision: fp32, baseline: none, batch: 2}")
+    run = clone.snakemake("targets/phone/bench.json")
+    assert run.code == 0, run.output
+    assert not (folder / "toy" / "branched.pte").exists()
+    bench = read(folder / "toy" / "bench.json")
+    assert "speedup" not in bench or bench["speedup"] is None
+    assert read(folder / "toy" / "manifest.json")["input"]["shape"] == [2, 3, 32, 32]
+
+
+def test_a_mistake_in_the_config_ends_with_2_and_says_where(clone):
+    (clone.folder / "config.yaml").write_text("models:\n  toi:\n")
+    run = clone.snakemake("all")
+    assert run.code == 2
+    assert "config.yaml, line 2: there is no network `toi`; did you mean `toy`?" in run.output
+    assert "Traceback" not in run.output
+
+
+def test_a_failed_gate_stops_the_build_and_says_why(clone):
+    run = clone.snakemake("all", "--config", "verify={float64_tolerance: 1.0e-30}")
+    assert run.code == 1
+    assert "of the largest logit" in run.output
+    assert not (clone.folder / "artifacts/toy/verify.json").exists()
+    assert set(run.jobs) == {"verify"}
+
+
+def test_the_users_checkpoint_instead_of_training(clone, tmp_path):
+    own = tmp_path / "mine.safetensors"
+    own.write_bytes((clone.folder / "artifacts/toy/checkpoint.safetensors").read_bytes())
+    config = (
+        (clone.folder / "config.yaml").read_text().replace("{toy: }", f"{{mine: {{arch: toy, checkpoint: {own}}}}}")
+    )
+    (clone.folder / "config.yaml").write_text(config)
+    run = clone.snakemake("artifacts/mine/verify.json")
+    assert run.code == 0, run.output
+    assert set(run.jobs) == {"adopt", "reparameterize", "verify"}

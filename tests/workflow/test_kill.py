@@ -1,0 +1,70 @@
+"""kill -9 in the middle: the next run goes on, and nothing half-written stands under a final name."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def kill_when(clone, arguments, ready):
+    """Start snakemake, wait until `ready()`, and kill it and every stage with SIGKILL."""
+    run = subprocess.Popen(
+        clone.command(*arguments),
+        cwd=clone.folder,
+        env=clone.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        while not ready():
+            assert run.poll() is None, run.stdout.read().decode()
+            time.sleep(0.02)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+
+
+def test_killed_during_training(built, clone):
+    """The run goes on from the last whole epoch, and ends with the weights of an undisturbed one."""
+    config = (clone.folder / "config.yaml").read_text().replace("epochs: 3", "epochs: 4")
+    (clone.folder / "config.yaml").write_text(config)
+    log = clone.folder / "logs/toy/train.log"
+    log.unlink()
+    checkpoint = clone.folder / "artifacts/toy/checkpoint.safetensors"
+    kill_when(clone, ["artifacts/toy/verify.json"], lambda: log.exists() and "epoch 2/4" in log.read_text())
+    assert not checkpoint.exists()
+    clone.snakemake("--unlock")
+    run = clone.snakemake("artifacts/toy/verify.json")
+    assert run.code == 0, run.output
+    assert "resum" in log.read_text()
+    assert "epoch 1/4" not in log.read_text()
+    epochs = [
+        json.loads(line)["epoch"] for line in (clone.folder / "artifacts/toy/metrics.jsonl").read_text().splitlines()
+    ]
+    assert epochs == [1, 2, 3, 4]
+
+
+def test_killed_during_an_export(clone):
+    with (clone.folder / "pipeline/backends/executorch.py").open("a") as file:
+        file.write("\n_NEW = 1\n")
+    folder = clone.folder / "targets/executorch/toy"
+
+    def exporting():
+        return any(Path(path).name == "fused.pte" for path in clone.store.glob("work/*/entry/*/*"))
+
+    kill_when(clone, ["targets/executorch/bench.json"], exporting)
+    assert not (folder / "manifest.json").exists()
+    assert not (folder / "branched.pte").exists()
+    assert [path.name for path in folder.iterdir() if re.match(r"\..*\.[0-9a-f]{8}", path.name)] == []
+    clone.snakemake("--unlock")
+    run = clone.snakemake("targets/executorch/bench.json")
+    assert run.code == 0, run.output
+    assert json.loads((folder / "bench.json").read_text())["status"] == "ok"

@@ -1,0 +1,106 @@
+# Once a model: the data are split, the network is trained (or the user's checkpoint adopted), fused, and the
+# fuse is proved.
+
+ADOPTED = {name: model.checkpoint for name, model in CONFIG.models.items() if model.checkpoint}
+TRAINED = [name for name in CONFIG.models if name not in ADOPTED]
+
+network = dag.network(CONFIG)
+
+
+rule split:
+    output:
+        "artifacts/split.json",
+    log:
+        "logs/split.log",
+    params:
+        name=CONFIG.data.name,
+        settings=dag.settings(CONFIG, "split"),
+        sources=data.listing(CONFIG.data.name, CONFIG.data.root),
+        code=store.code_digest("pipeline.split"),
+    message:
+        "reading {params.name}, and fixing what is held out for validation"
+    shell:
+        "python -m pipeline.split --settings {params.settings:q} --output {output} > {log} 2>&1"
+
+
+rule train:
+    input:
+        split="artifacts/split.json",
+    output:
+        checkpoint="artifacts/{model}/checkpoint.safetensors",
+        metrics="artifacts/{model}/metrics.jsonl",
+    log:
+        "logs/{model}/train.log",
+    wildcard_constraints:
+        model="|".join(TRAINED) or "(?!)",
+    threads: 2
+    params:
+        settings=dag.settings(CONFIG, "train"),
+        code=store.code_digest("pipeline.train"),
+        network=network,
+    message:
+        "training {wildcards.model}; an epoch a line in {log}"
+    shell:
+        "python -m pipeline.train --settings {params.settings:q} --split {input.split}"
+        " --checkpoint {output.checkpoint} --metrics {output.metrics} > {log} 2>&1"
+
+
+rule adopt:
+    input:
+        source=lambda wildcards: ADOPTED[wildcards.model],
+        split="artifacts/split.json",
+    output:
+        checkpoint="artifacts/{model}/checkpoint.safetensors",
+    log:
+        "logs/{model}/adopt.log",
+    wildcard_constraints:
+        model="|".join(ADOPTED) or "(?!)",
+    params:
+        settings=dag.settings(CONFIG, "adopt"),
+        content=lambda wildcards: store.digest(Path(ADOPTED[wildcards.model])),
+        code=store.code_digest("pipeline.adopt"),
+        network=network,
+    message:
+        "reading {input.source} as {wildcards.model}"
+    shell:
+        "python -m pipeline.adopt --settings {params.settings:q} --source {input.source:q} --split {input.split}"
+        " --checkpoint {output.checkpoint} > {log} 2>&1"
+
+
+rule reparameterize:
+    input:
+        checkpoint="artifacts/{model}/checkpoint.safetensors",
+    output:
+        fused="artifacts/{model}/fused.pt2",
+        report="artifacts/{model}/fuse.json",
+    log:
+        "logs/{model}/reparameterize.log",
+    params:
+        settings=dag.settings(CONFIG, "reparameterize"),
+        code=store.code_digest("pipeline.reparameterize"),
+        network=network,
+    message:
+        "fusing {wildcards.model}"
+    shell:
+        "python -m pipeline.reparameterize --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        " --fused {output.fused} --report {output.report} > {log} 2>&1"
+
+
+rule verify:
+    input:
+        checkpoint="artifacts/{model}/checkpoint.safetensors",
+        split="artifacts/split.json",
+        fused="artifacts/{model}/fused.pt2",
+    output:
+        "artifacts/{model}/verify.json",
+    log:
+        "logs/{model}/verify.log",
+    params:
+        settings=dag.settings(CONFIG, "verify"),
+        code=store.code_digest("pipeline.verify"),
+        network=network,
+    message:
+        "proving that fusing {wildcards.model} changed nothing"
+    shell:
+        "python -m pipeline.verify --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        " --split {input.split} --fused {input.fused} --output {output} > {log} 2>&1"
