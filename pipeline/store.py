@@ -231,7 +231,7 @@ def _publish(source: Path, place: Path) -> None:
     fresh = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     try:
         if source.is_dir():
-            shutil.copytree(source, fresh, copy_function=shutil.copyfile)
+            shutil.copytree(source, fresh, copy_function=shutil.copy)
             if place.is_dir():
                 old = place.with_name(f"{fresh.name}.old")
                 os.replace(place, old)
@@ -239,7 +239,7 @@ def _publish(source: Path, place: Path) -> None:
                 shutil.rmtree(old)
                 return
         else:
-            shutil.copyfile(source, fresh)
+            shutil.copy(source, fresh)
         os.replace(fresh, place)
     finally:
         if fresh.is_dir():

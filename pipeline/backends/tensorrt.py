@@ -3,7 +3,8 @@
 An engine runs only on the GPU architecture and the version that it was built for. So the ONNX file is
 what is shipped to a Jetson, with `build_engine.sh` that builds from it there. The engine that is built
 here is for this machine's GPU (full TensorRT), or for the RTX GPUs that the target names (TensorRT-RTX,
-which needs no GPU to build, and is never for a Jetson). Either way it proves that the file builds.
+which needs no GPU to build, and is never for a Jetson). Either way it proves that the file builds. Where
+neither is installed (a Mac, say), only the ONNX file and the script are written.
 """
 
 import ctypes
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-FILES: tuple[str, ...] = ("{form}.onnx", "{form}.engine")
+_BUILDERS = tuple(name for name in tensorrt_build.MAKERS if find_spec(name))
+
+FILES: tuple[str, ...] = ("{form}.onnx", "{form}.engine") if _BUILDERS else ("{form}.onnx",)
 EXTRAS: tuple[str, ...] = ("build_engine.sh",)
 PACKAGES: tuple[str, ...] = (
     *onnx.PACKAGES,
@@ -52,7 +55,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
 
     Args:
         program: float32, of static shape ``spec.input_shape``.
-        files: where the .onnx and the .engine go.
+        files: where the .onnx goes, and where a builder is installed the .engine.
         spec: the option ``compute_capabilities``, e.g. ``("8.6", "12.0")``, names the GPUs that
             TensorRT-RTX builds for; full TensorRT builds for this machine's GPU.
 
@@ -61,11 +64,13 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         which other maker was ``passed_over`` and why.
 
     Raises:
-        StageError: an operation has no ONNX counterpart, no builder is installed, or the build fails.
+        StageError: an operation has no ONNX counterpart, or the build fails.
     """
-    onnx_file, engine_file = files
+    onnx_file, *engine_files = files
     facts = onnx.export(program, [onnx_file], spec)
-    return {**facts, **build(onnx_file, engine_file, spec.options["compute_capabilities"])}
+    if not engine_files:
+        return {**facts, "maker": None, "reason": "no TensorRT is installed on the machine that exported this"}
+    return {**facts, **build(onnx_file, engine_files[0], spec.options["compute_capabilities"])}
 
 
 def build(onnx_file: Path, engine_file: Path, compute_capabilities: Sequence[str]) -> dict[str, Any]:

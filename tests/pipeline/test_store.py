@@ -263,3 +263,12 @@ def test_a_hit_imports_nothing_heavy(source, tmp_path):
         cwd=PROJECT,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [True, []]
+
+
+def test_a_script_can_still_be_run(source, tmp_path):
+    def write(places, _):
+        places["result"].write_text("#!/bin/sh\n")
+        places["result"].chmod(0o755)
+
+    build_copy(source, tmp_path / "run.sh", build=write)
+    assert os.access(tmp_path / "run.sh", os.X_OK)

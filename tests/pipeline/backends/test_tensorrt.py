@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,25 @@ def test_the_script_builds_and_times_every_form(exported, spec, tmp_path):
         assert f"--onnx={form}.onnx" in (tmp_path / f"{form}.engine").read_text()
         assert f"--loadEngine={form}.engine" in (tmp_path / f"{form}.times.json").read_text()
     assert not list(Path(tmp_path).glob("*.new"))
+
+
+def test_without_a_builder_the_onnx_file_alone_is_written(program_files, tmp_path):
+    script = f"""
+import json, sys
+from pathlib import Path
+import torch
+sys.modules["tensorrt"] = sys.modules["tensorrt_rtx"] = None  # as where they are not installed
+from pipeline import backends
+from pipeline.manifest import ExportSpec, Preprocessing
+backend = backends.load("tensorrt")
+spec = ExportSpec("fp16", (1, 3, 16, 16), Preprocessing(16, (0.5,) * 3, (0.5,) * 3, tuple("abcde")))
+facts = backend.export(torch.export.load({str(program_files["fused"])!r}), [Path({str(tmp_path / "fused.onnx")!r})], spec)
+print(json.dumps([backends.file_names("tensorrt", ["fused"]), facts["maker"], facts["reason"]]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        ["fused.onnx", "build_engine.sh"],
+        None,
+        "no TensorRT is installed on the machine that exported this",
+    ]
+    onnx.check(tmp_path / "fused.onnx")
