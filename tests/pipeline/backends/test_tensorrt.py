@@ -180,7 +180,8 @@ from pipeline import backends
 from pipeline.manifest import ExportSpec, Preprocessing
 backend = backends.load("tensorrt")
 spec = ExportSpec("fp16", (1, 3, 16, 16), Preprocessing(16, (0.5,) * 3, (0.5,) * 3, tuple("abcde")))
-facts = backend.export(torch.export.load({str(program_files["fused"])!r}), [Path({str(tmp_path / "fused.onnx")!r})], spec)
+program = torch.export.load({str(program_files["fused"])!r})
+facts = backend.export(program, [Path({str(tmp_path / "fused.onnx")!r})], spec)
 print(json.dumps([backends.file_names("tensorrt", ["fused"]), facts["maker"], facts["reason"]]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
