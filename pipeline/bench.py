@@ -170,7 +170,11 @@ def _export_reference(written: dict[str, Any], fused: Path, checkpoint: Path, sc
     spec = ExportSpec("fp32", shape, Preprocessing.from_dict(written["preprocessing"]))
     networks = {}
     for form in written["forms"]:
-        module = torch.export.load(fused).module() if form == "fused" else checkpoints.load_model(checkpoint)[0]
+        module = (
+            checkpoints.as_module(torch.export.load(fused))
+            if form == "fused"
+            else checkpoints.load_model(checkpoint)[0]
+        )
         networks[form] = scratch / f"{form}.onnx"
         onnx.export(torch.export.export(module, (torch.zeros(shape),)), [networks[form]], spec)
     return networks

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, stage, store, worker
+from pipeline import backends, checkpoints, stage, store, worker
 from pipeline.config import CheckSettings
 from pipeline.errors import GateError
 from pipeline.manifest import Preprocessing, read_json, write_json
@@ -106,7 +106,7 @@ def _reference(fused: Path, split: Path, written: dict[str, Any]) -> "tuple[np.n
 
     size = written["input"]["shape"][-1]
     preprocessing = Preprocessing.from_dict({**written["preprocessing"], "image_size": size})
-    program = torch.export.load(fused).module()
+    program = checkpoints.as_module(torch.export.load(fused))
     batches = list(open_split(split).batches("val", preprocessing, 256))
     if not batches:
         raise GateError("the validation split holds no image, so nothing could be compared.")

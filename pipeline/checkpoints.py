@@ -16,6 +16,7 @@ from repnets.networks import MODELS
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
 
 # one key, since the order of several in the file is not the same in every run
 _KEY = "repnets"
@@ -89,6 +90,15 @@ def load_model(path: Path) -> tuple["nn.Module", dict[str, Any]]:
     model = create_model(header["arch"], num_classes=header["num_classes"])
     load_strict(model, state, header["arch"], str(path))
     return model.eval(), header
+
+
+def as_module(program: "ExportedProgram") -> "nn.Module":
+    """The network of a fused.pt2, as a module that takes any batch and image size.
+
+    Without the exporter's guards: it captures a small network at a larger size, and then forbids, without
+    need, the sizes at which the last feature map is a single pixel.
+    """
+    return program.module(check_guards=False)
 
 
 def load_strict(model: "nn.Module", state: Mapping[str, "torch.Tensor"], arch: str, source: str) -> None:

@@ -118,7 +118,7 @@ class Bench(Strict):
     threads: int = Field(1, ge=1)
     warmup_seconds: float = Field(0.5, ge=0)
     min_runs: int = Field(50, ge=10, description="of each form")
-    max_seconds: float = Field(10.0, gt=0, description="for all the timed runs of both forms together")
+    max_seconds: float = Field(5.0, gt=0, description="for all the timed runs of both forms together")
 
 
 class Target(Strict):

@@ -58,7 +58,7 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
     )
     forms = {}
     for form in settings.forms:
-        module = torch.export.load(fused).module() if form == "fused" else model
+        module = checkpoints.as_module(torch.export.load(fused)) if form == "fused" else model
         files = [places[name.format(form=form)] for name in backend.FILES]
         facts = backend.export(_static_program(module, shape), files, spec)
         forms[form] = {"files": {file.name: _file_facts(file) for file in files}, "facts": facts}

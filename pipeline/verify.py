@@ -75,7 +75,7 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> dic
         inputs = {**_random_inputs(size), f"real {size} x {size}": real}
         float64 = _hold_float64(reference, refused, inputs, settings.float64_tolerance)
         weights = _hold_weights(program, refused.module)
-        file = program.module()
+        file = checkpoints.as_module(program)
         float32 = _hold_float32(reference, model, file, inputs, settings.float32_slack)
         predictions = _hold_predictions(
             model, file, images.batches("val", preprocessing, settings.batch_size), float32["rounding"]

@@ -9,7 +9,7 @@ from pipeline import checkpoints, store
 
 def test_the_program_computes_what_the_branched_network_computes(artifacts):
     model, _ = checkpoints.load_model(artifacts.checkpoint)
-    fused = torch.export.load(artifacts.fused).module()
+    fused = checkpoints.as_module(torch.export.load(artifacts.fused))
     for shape in ((1, 3, 32, 32), (5, 3, 47, 32)):
         images = torch.randn(shape)
         with torch.inference_mode():
