@@ -98,7 +98,7 @@ def tutorial(model, images, preprocessing, training):
         optimizer,
         training.learning_rate,
         total_steps=training.epochs * len(loader),
-        pct_start=1 / training.epochs,
+        pct_start=min(0.5, 1 / training.epochs),
     )
     loss_of = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
     rates = []
@@ -156,16 +156,15 @@ def main() -> int:
                 model = repnets.create_model(name, num_classes=len(images.classes))
                 own = training.model_copy(update={"seed": number})
                 found[loop].append(loop(model, images, preprocessing, own))
-        ratio = statistics.median(b[0] / a[0] for a, b in zip(found[tutorial], found[ours], strict=True))
+        ratios = [b[0] / a[0] for a, b in zip(found[tutorial], found[ours], strict=True)]
         print(f"\n{name} at {options.image_size} x {options.image_size}, load {os.getloadavg()[0]:.1f} after")
         print(f"{'loop':10} {'images/s':>10} {'accuracy':>9}   each round")
         for loop, results in found.items():
             rates = ", ".join(f"{rate:.0f}" for rate, _ in results)
             accuracy = statistics.median(right for _, right in results)
-            print(
-                f"{loop.__name__:10} {statistics.median(rate for rate, _ in results):10.0f} {accuracy:9.2%}   {rates}"
-            )
-        print(f"{'ours/tutorial':10} {ratio:7.2f}")
+            rate = statistics.median(rate for rate, _ in results)
+            print(f"{loop.__name__:10} {rate:10.0f} {accuracy:9.2%}   {rates}")
+        print(f"ours/tutorial: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
     return 0
 
 

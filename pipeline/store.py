@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,12 +136,14 @@ def bring_dates_up(paths: Sequence[Path]) -> None:
     """Give files that were replaced by older ones (`cp -p`, rsync) the time of the replacement.
 
     Snakemake compares contents only where an input is newer than its output, and a copy can carry a
-    date of the past. The time of the inode's last change cannot be set, so it tells.
+    date of the past. The time of the inode's last change cannot be set, so it tells; the order of those
+    times is kept, a millisecond apart.
     """
-    for path in paths:
-        status = path.stat()
-        if status.st_ctime_ns > status.st_mtime_ns + 1_000_000_000:
-            os.utime(path)
+    status = {path: path.stat() for path in paths}
+    behind = [path for path, one in status.items() if one.st_ctime_ns > one.st_mtime_ns + 1_000_000_000]
+    now = time.time_ns()
+    for place, path in enumerate(sorted(behind, key=lambda path: status[path].st_ctime_ns)):
+        os.utime(path, ns=(now, now + place * 1_000_000))
 
 
 def _key(
