@@ -6,6 +6,7 @@
 #   snakemake --cores 4 all --config 'training={epochs: 3}'
 #
 # Rules call stages: `python -m pipeline.<stage> --help`. profiles/default/config.yaml sets the cores.
+import os
 from pathlib import Path
 
 from pipeline import backends, dag, data, store

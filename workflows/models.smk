@@ -33,7 +33,10 @@ rule train:
         "logs/{model}/train.log",
     wildcard_constraints:
         model="|".join(TRAINED) or "(?!)",
-    threads: 2
+    threads: os.cpu_count() or 1
+    # alone: two networks that train on the same cores wait for each other at every layer, ten times slower
+    resources:
+        machine=100,
     params:
         settings=dag.settings(CONFIG, "train"),
         code=store.code_digest("pipeline.train"),
