@@ -75,6 +75,9 @@ class Verify(Strict):
     float32_slack: float = Field(
         2.0, ge=1, description="how many times the branched net's own float32 error fused may have"
     )
+    float32_tolerance: float = Field(
+        5e-5, gt=0, description="relative error that fused may have in any case; half precision loses 20 times that"
+    )
     batch_size: int = Field(256, ge=1)
 
 
