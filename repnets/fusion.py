@@ -1,22 +1,27 @@
 """Fold the linear regions of a captured network into single convolutions, and report."""
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from operator import attrgetter
+from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repnets import kernels
+from repnets.constants import Constants
+from repnets.costs import Cost, CostModel, Shapes
 from repnets.exporting import capture, require_eval, require_sound_numbers, require_stateless
 from repnets.graphs import (
-    ADD,
     BATCH_NORM,
     CONVOLUTIONS,
+    LAYERS,
+    aten,
+    calls,
     common_path,
     flatten_batch_norms,
     module_path,
@@ -24,10 +29,12 @@ from repnets.graphs import (
     node_shapes,
     positions,
 )
-from repnets.regions import Refusal, Region, Shapes, find_regions, refuse
+from repnets.layers import layer_of
+from repnets.operators import analyse
+from repnets.proof import region_error
+from repnets.regions import Refusal, Region, find_regions, refuse
 from repnets.report import FoldedRegion, FuseReport, Totals
 
-_CONV_MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TOLERANCE = 1e-10  # relative, float64; an exact fold is below 1e-14
 
 
@@ -37,9 +44,9 @@ class FuseResult:
 
     Attributes:
         module: The network as a graph of ATen calls, in eval mode, on the CPU, without gradients. Each folded
-            region is one convolution module, named by the path of what it replaced; every other parameter
-            keeps its name. It can be copied, pickled and captured again. Its behaviour is fixed at capture:
-            `train()` changes a flag and no result.
+            region is one module, a convolution or linear layer, named by the path of what it replaced; every
+            other parameter keeps its name. It can be copied, pickled and captured again. Its behaviour is
+            fixed at capture: `train()` changes a flag and no result.
         report: What was folded, and what was not and why.
     """
 
@@ -47,8 +54,14 @@ class FuseResult:
     report: FuseReport
 
 
-def fuse(model: nn.Module, example_input: Tensor) -> FuseResult:
-    """A new network that computes what `model` does, with each linear region folded into one convolution.
+def fuse(
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    cost: Cost | None = None,
+    border: Literal["refuse", "exact"] = "refuse",
+) -> FuseResult:
+    """A new network that computes what `model` does, with each linear region folded into one layer.
 
     Kernels are folded in float64 and rounded to the model's dtype once. Each region is checked in float64
     against the nodes it replaces, at two input sizes; one that fails stays unfused, with a warning.
@@ -56,11 +69,17 @@ def fuse(model: nn.Module, example_input: Tensor) -> FuseResult:
     Args:
         model: In eval mode, on any device; it is copied, not changed.
         example_input: (N, C, *spatial), as for `capture`. Costs are counted for one input of its size.
+        cost: Seconds, or any other measure, that a call's `repnets.costs.Work` costs; a region is folded
+            where that makes the sum of them smaller. Default: `repnets.costs.CostModel()`.
+        border: What to do where one kernel would be wrong at the border, because a layer before a zero
+            padding has a bias: "refuse" leaves the layers apart, "exact" allows a second convolution, on a
+            map of ones, that makes up for it. Default "refuse".
 
     Raises:
         RepnetsError: As for `capture`; a parameter or buffer is NaN or infinite; a running variance is
             negative; or the model's forward changes its own buffers.
     """
+    clock = [perf_counter()]
     require_eval(model)
     require_sound_numbers(model)
     program = capture(model, example_input)
@@ -68,33 +87,28 @@ def fuse(model: nn.Module, example_input: Tensor) -> FuseResult:
     captured = program.module(check_guards=False)
     graph = captured.graph
     flatten_batch_norms(graph)
-    tensors = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
-    shapes = node_shapes(graph, (1, *example_input.shape[1:]))
-    regions, refusals = find_regions(graph, tensors, shapes)
+    clock.append(perf_counter())
 
-    made: dict[str, _Fold] = {}
-    folds: dict[Region, _Fold] = {}
-    failures = []
-    for region in regions:
-        signature = _signature(region)
-        if signature not in made:
-            made[signature] = _fold(region, tensors)
-        fold = made[signature]
-        if fold.is_exact:
-            folds[region] = fold
-        else:
-            failures.append(_failure(region, fold))
+    tensors = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
+    constants = Constants(graph, tensors)
+    shapes = node_shapes(graph, (1, *example_input.shape[1:]))
+    with torch.no_grad():
+        analysis = analyse(graph, constants, border=border == "exact")
+        regions, refusals = find_regions(graph, analysis, shapes, cost or CostModel())
+        clock.append(perf_counter())
+        folds, failures = _fold_all(regions, constants, example_input)
     live = _live_nodes(graph, folds)
     names = _names(folds, [node.target for node in live if node.op == "get_attr"])
     module = _rebuild(live, folds, names, tensors, program.call_spec.out_spec)
     rows = tuple(_account(region, fold, names[fold], tensors, shapes) for region, fold in folds.items())
-    targets = {region.target for region in folds}
+    clock.append(perf_counter())
     report = FuseReport(
         input_shape=_free_sizes(graph),
-        before=_totals(graph.nodes, (), shapes, model),
-        after=_totals([node for node in live if node not in targets], rows, shapes, module),
+        before=_totals(graph.nodes, {}, shapes, model),
+        after=_totals(live, dict(zip((region.target for region in folds), rows, strict=True)), shapes, module),
         regions=rows,
         refusals=(*refusals, *failures),
+        seconds=dict(zip(("capture", "analysis", "emission"), _differences(clock), strict=True)),
     )
     return FuseResult(module, report)
 
@@ -104,60 +118,40 @@ def fuse(model: nn.Module, example_input: Tensor) -> FuseResult:
 
 @dataclass(frozen=True, eq=False)
 class _Fold:
-    """The convolution made of a region, and how far it is from the nodes it replaces."""
+    """The layer made of a region, and how far it is from the nodes it replaces."""
 
-    convolution: nn.Module
+    layer: nn.Module
     error_float64: float
     error_float32: float
 
     @property
     def is_exact(self) -> bool:
-        rounded_well = all(tensor.isfinite().all() for tensor in self.convolution.parameters())
+        rounded_well = all(tensor.isfinite().all() for tensor in self.layer.parameters())
         return self.error_float64 <= _TOLERANCE and rounded_well
 
 
-def _fold(region: Region, tensors: Mapping[str, Tensor]) -> _Fold:
-    exact = _convolution(region.operator)
-    single = copy.deepcopy(exact).float()
-    errors = []
-    generator = torch.Generator().manual_seed(0)
-    for steps in (2, 3):
-        size = [
-            (kernel - 1) * dilation + steps * stride + steps
-            for kernel, dilation, stride in zip(exact.kernel_size, exact.dilation, exact.stride, strict=True)
-        ]
-        x = torch.randn(2, region.operator.in_channels, *size, generator=generator, dtype=torch.float64)
-        wanted = _run(region, tensors, x)
-        errors.append([_difference(exact(x), wanted), _difference(single(x.float()), wanted)])
-    worst = torch.tensor(errors, dtype=torch.float64).amax(0)  # unlike max(), this lets a NaN through
-    return _Fold(exact.to(region.target.meta["val"].dtype), *worst.tolist())
+def _fold_all(
+    regions: Iterable[Region], constants: Constants, example: Tensor
+) -> tuple[dict[Region, _Fold], list[Refusal]]:
+    made: dict[str, _Fold] = {}
+    folds: dict[Region, _Fold] = {}
+    failures = []
+    for region in regions:
+        signature = _signature(region)
+        if signature not in made:
+            made[signature] = _fold(region, constants, example)
+        if made[signature].is_exact:
+            folds[region] = made[signature]
+        else:
+            failures.append(_failure(region, made[signature]))
+    return folds, failures
 
 
-def _convolution(operator: kernels.AffineConv) -> nn.Module:
-    """The float64 convolution module that computes `operator`."""
-    shape = kernels.conv_shape(operator)
-    convolution = _CONV_MODULES[len(shape.stride)](**vars(shape), bias=True, device="meta", dtype=torch.float64)
-    # there is a bias even where it is zero, so that the structure depends on the network and not its weights
-    convolution.weight = nn.Parameter(kernels.conv_weight(operator), requires_grad=False)
-    convolution.bias = nn.Parameter(operator.bias.clone(), requires_grad=False)
-    return convolution.eval()
-
-
-def _run(region: Region, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """What the region's own nodes make of `x`, with their parameters in float64."""
-    values = {region.source: x}
-
-    def value(node: fx.Node) -> Tensor:
-        return values[node] if node in values else tensors[node.target].double()
-
-    for node in region.body:
-        values[node] = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
-    return values[region.target]
-
-
-def _difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference relative to the largest wanted value."""
-    return ((got.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-300)).item()
+def _fold(region: Region, constants: Constants, example: Tensor) -> _Fold:
+    wanted = region.target.meta["val"]
+    exact = layer_of(region.operator, wanted.dim() - 2)
+    errors = region_error(region, exact, constants, example)
+    return _Fold(exact.to(wanted.dtype), *errors)
 
 
 def _signature(region: Region) -> str:
@@ -165,7 +159,7 @@ def _signature(region: Region) -> str:
     places = {node: f"%{place}" for place, node in enumerate((region.source, *region.body))}
 
     def label(node: fx.Node) -> str:
-        return places.get(node, node.target)
+        return places.get(node) or (node.target if node.op == "get_attr" else node.name)
 
     return repr([(node.target, fx.map_arg(node.args, label), fx.map_arg(node.kwargs, label)) for node in region.body])
 
@@ -180,7 +174,7 @@ def _failure(region: Region, fold: _Fold) -> Refusal:
         f"The linear region that ends at {refusal.node} ({refusal.path}) is left unfused: {refusal.reason}. "
         "Its weights or statistics are out of the usual range; look at the checkpoint.",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return refusal
 
@@ -221,7 +215,7 @@ def _rebuild(
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             copies[node].meta = {}
-    modules = {names[fold]: fold.convolution for fold in folds.values()}
+    modules = {names[fold]: fold.layer for fold in folds.values()}
     return fx.GraphModule({**tensors, **modules}, graph, class_name="FusedNetwork").eval()
 
 
@@ -240,7 +234,7 @@ def _names(folds: Mapping[Region, _Fold], remaining: list[str]) -> dict[_Fold, s
         own = shared[fold]
         others = [*remaining, *(path for other, path in shared.items() if other is not fold)]
         alone = own and not any(_is_within(path, own) for path in others)
-        largest = module_path(_largest_convolution(region)) or "conv"
+        largest = _path_of_largest(region) or "conv"
         candidates = chain(
             [own] if alone else [],
             [largest, *(f"{largest}_{number}" for number in range(2, len(owners) + 1))],
@@ -253,9 +247,12 @@ def _names(folds: Mapping[Region, _Fold], remaining: list[str]) -> dict[_Fold, s
     return names
 
 
-def _largest_convolution(region: Region) -> fx.Node:
-    convolutions = [node for node in region.removed if node.target in CONVOLUTIONS]
-    return max(convolutions, key=lambda node: node.args[1].meta["val"].numel())
+def _path_of_largest(region: Region) -> str:
+    """The module of the largest layer folded; where only its neighbours were, of the last of them."""
+    layers = [node for node in region.body if node.target in LAYERS]
+    if not layers:
+        return module_path(region.target)
+    return module_path(max(layers, key=lambda node: node.args[1].meta["val"].numel()))
 
 
 def _is_within(path: str, ancestor: str) -> bool:
@@ -275,27 +272,37 @@ def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tenso
     constants = {node.target for folded in region.removed for node in folded.all_input_nodes if node.op == "get_attr"}
     return FoldedRegion(
         name=name,
+        kind=type(fold.layer).__name__,
         output=region.target.name,
         nodes=tuple(node.name for node in region.removed),
         paths=tuple(dict.fromkeys(module_path(node) for node in region.removed)),
+        operations=len(calls(region.removed)),
         convolutions=sum(node.target in CONVOLUTIONS for node in region.removed),
         batch_norms=sum(node.target is BATCH_NORM for node in region.removed),
         **vars(shape),
         macs_before=sum(multiply_accumulates(node, shapes) for node in region.removed),
-        macs_after=shape.macs_per_position * positions(shapes[region.target]),
+        macs_after=shape.weights * positions(shapes[region.target]),
         parameters_before=sum(tensors[c].numel() for c in constants if isinstance(tensors[c], nn.Parameter)),
-        parameters_after=sum(tensor.numel() for tensor in fold.convolution.parameters()),
+        parameters_after=sum(tensor.numel() for tensor in fold.layer.parameters()),
         error_float64=fold.error_float64,
         error_float32=fold.error_float32,
     )
 
 
-def _totals(nodes: Iterable[fx.Node], rows: tuple[FoldedRegion, ...], shapes: Shapes, module: nn.Module) -> Totals:
-    nodes = list(nodes)
+def _totals(
+    nodes: Iterable[fx.Node], folded: Mapping[fx.Node, FoldedRegion], shapes: Shapes, module: nn.Module
+) -> Totals:
+    left = [node for node in nodes if node not in folded]
+    made = list(folded.values())
     return Totals(
-        convolutions=sum(node.target in CONVOLUTIONS for node in nodes) + len(rows),
-        batch_norms=sum(node.target is BATCH_NORM for node in nodes),
-        additions=sum(node.target is ADD for node in nodes),
+        operations=len(calls(left)) + len(made),
+        convolutions=sum(node.target in CONVOLUTIONS for node in left) + sum(row.kernel_size != () for row in made),
+        batch_norms=sum(node.target is BATCH_NORM for node in left),
+        additions=sum(node.target is aten.add.Tensor for node in left),
         parameters=sum(tensor.numel() for tensor in module.parameters()),
-        macs=sum(multiply_accumulates(node, shapes) for node in nodes) + sum(row.macs_after for row in rows),
+        macs=sum(multiply_accumulates(node, shapes) for node in left) + sum(row.macs_after for row in made),
     )
+
+
+def _differences(clock: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(clock)]

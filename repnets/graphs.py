@@ -1,6 +1,6 @@
 """Reading a captured graph: arguments by name, module paths, sizes at the example, and what it costs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 
 import torch
@@ -16,8 +16,10 @@ CONVOLUTIONS = {
     aten.conv3d.default,
     aten.conv3d.padding,
 }
+LAYERS = {*CONVOLUTIONS, aten.linear.default}
 BATCH_NORM = aten.batch_norm.default
-ADD = aten.add.Tensor
+ADDITIONS = {aten.add.Tensor, aten.add.Scalar}
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 
 
 def arguments(node: fx.Node) -> dict[str, object]:
@@ -64,22 +66,34 @@ def flatten_batch_norms(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def node_shapes(graph: fx.Graph, example_shape: tuple[int, ...]) -> dict[fx.Node, tuple[int, ...]]:
-    """The shape of every tensor in the graph for one input of `example_shape`."""
+def sizes_at(graph: fx.Graph, input_shape: tuple[int, ...]) -> Callable[[int | torch.SymInt], int]:
+    """A function of a size in the graph: the number it is for an input of `input_shape`."""
     inputs = next(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
     sizes = {
         size.node.expr: actual
-        for size, actual in zip(inputs.shape, example_shape, strict=True)
+        for size, actual in zip(inputs.shape, input_shape, strict=True)
         if isinstance(size, torch.SymInt)
     }
+
+    def size_of(size: int | torch.SymInt) -> int:
+        return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else size
+
+    return size_of
+
+
+def node_shapes(graph: fx.Graph, example_shape: tuple[int, ...]) -> dict[fx.Node, tuple[int, ...]]:
+    """The shape of every tensor in the graph for one input of `example_shape`."""
+    size_of = sizes_at(graph, example_shape)
     return {
-        node: tuple(
-            int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else size
-            for size in node.meta["val"].shape
-        )
+        node: tuple(size_of(size) for size in node.meta["val"].shape)
         for node in graph.nodes
         if isinstance(node.meta.get("val"), Tensor)
     }
+
+
+def calls(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The nodes that compute something: calls that make or take apart a tensor."""
+    return [node for node in nodes if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)]
 
 
 def positions(shape: tuple[int, ...]) -> int:
@@ -90,6 +104,6 @@ def positions(shape: tuple[int, ...]) -> int:
 
 def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> int:
     """MACs of a convolution or linear layer at the sizes in `shapes`; 0 for every other node."""
-    if node.target not in CONVOLUTIONS and node.target is not aten.linear.default:
+    if node.target not in LAYERS:
         return 0
     return prod(shapes[node]) * prod(shapes[node.args[1]][1:])

@@ -1,22 +1,28 @@
 """The algebra of affine convolutions: pure functions on float64 tensors.
 
-Every linear branch of a network is, relative to the tensor it starts from, one operator, per spatial axis
+Every linear branch of a network is, relative to the tensor X it starts from, one operator, per spatial axis
 
-    Y[o, p] = b[o] + sum_{i, t} K[o, i, t] * X0[i, s * p - pl + t],        t in the tap support, 0 <= t < k
+    Y[o, p] = b[o] + sum_{i, t} K[o, i, t] * X0[i, s * p - pl + t] + sum_t e[o, t] * 1_0[s * p - pl + t]
 
-where X0 is X extended by zeros. The output has floor((H + pl + pr - k) / s) + 1 positions for every input
-size H. A convolution, a batch norm in eval mode and the identity are such operators, and so is the sum of
-two of them (RepVGG, arXiv 2101.03697, section 3.3; Diverse Branch Block, arXiv 2103.13425, section 3.2).
+where X0 is X extended by zeros and 1_0 a map of ones of X's size extended by zeros. The output has
+floor((H + pl + pr - k) / s) + 1 positions for every input size H. A convolution, a batch norm in eval mode,
+an average pool and the identity are such operators with e = 0, and sums and, where the border allows it,
+products of them are such operators again (arXiv 2101.03697, section 3.3; arXiv 2103.13425, section 3.2).
+What the border allows is `padded`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import gcd, prod
 
 import torch
 from torch import Tensor
 
-Axes = tuple[int, ...]  # one number for each spatial axis
+from repnets import bands
+from repnets.bands import Axes, Band
+
+_SAME = 1e-12  # two float64 numbers that were reached by different sums count as one when this near
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,37 +30,53 @@ class AffineConv:
     """An affine, translation-equivariant map between feature maps of any size.
 
     Attributes:
-        kernel: Makes K on its tap support: float64 (out_channels, in_channels // groups, *tap counts).
-            It is a function because a network has many more operators than it has regions worth folding.
-        bias: b, float64 (out_channels,).
+        band: K, and for each axis the ascending positions t at which it may differ from zero.
+        make_bias: Makes b, float64 (out_channels,).
         in_channels: Channels of X.
-        groups: Blocks of the block-diagonal channel structure; `in_channels` for a depthwise operator.
-        taps: For each axis the ascending positions t at which K may differ from zero.
         extent: k, the size of the window the taps lie in. It is the alignment of the operator, and may be
             larger than what the taps span.
         stride: s.
         pad_lo: pl, zeros before the first position; negative crops.
         pad_hi: pr, zeros after the last position; negative crops.
+        border: e, a band on one channel of ones; None where it is zero.
+        pooled: X is first averaged over all its positions; the operator then has no spatial axes.
     """
 
-    kernel: Callable[[], Tensor]
-    bias: Tensor
+    band: Band
+    make_bias: Callable[[], Tensor]
     in_channels: int
-    groups: int
-    taps: tuple[Axes, ...]
     extent: Axes
     stride: Axes
     pad_lo: Axes
     pad_hi: Axes
+    border: Band | None = None
+    pooled: bool = False
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """b, float64 (out_channels,)."""
+        return self.make_bias()
 
     @property
     def out_channels(self) -> int:
-        return self.bias.numel()
+        return len(self.band.start)
+
+    @cached_property
+    def groups(self) -> int:
+        """Blocks of the block-diagonal channel structure, 1 without spatial axes: a linear layer has none."""
+        return bands.groups(self.band, self.in_channels) if self.stride else 1
 
     @property
     def shrinkage(self) -> Axes:
         """k - pl - pr: with the stride, all that the size of the output depends on."""
         return tuple(k - lo - hi for k, lo, hi in zip(self.extent, self.pad_lo, self.pad_hi, strict=True))
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Each output position depends on the input at the same position alone, and on nothing else."""
+        return self.border is None and all(
+            axis == (1, 1, 0, 0) for axis in zip(self.extent, self.stride, self.pad_lo, self.pad_hi, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -70,14 +92,18 @@ class ConvShape:
     groups: int
 
     @property
-    def macs_per_position(self) -> int:
-        """Multiply-accumulates for one output position, all channels."""
+    def weights(self) -> int:
+        """Elements of the weight: multiply-accumulates for one output position, all channels."""
         return self.out_channels * (self.in_channels // self.groups) * prod(self.kernel_size)
 
 
+# Single operators
+
+
 def from_conv(
-    weight: Tensor,
-    bias: Tensor | None = None,
+    weight: Callable[[], Tensor],
+    shape: Sequence[int],
+    bias: Callable[[], Tensor] | None = None,
     *,
     stride: Axes,
     pad_lo: Axes,
@@ -85,14 +111,24 @@ def from_conv(
     dilation: Axes,
     groups: int = 1,
 ) -> AffineConv:
-    """The operator of a convolution with `weight` (out, in // groups, *kernel size) and `bias` (out,)."""
-    out_channels, group_width, *sizes = weight.shape
+    """The operator of a convolution.
+
+    Args:
+        weight: Makes the float64 weight of `shape`.
+        shape: (out_channels, in_channels // groups, *kernel size).
+        bias: Makes the float64 bias (out_channels,). Default: zeros.
+        stride: A number for each axis, as the next three.
+        pad_lo: Zeros before the first position.
+        pad_hi: Zeros after the last.
+        dilation: Step of the taps.
+        groups: Blocks of the channels. Default 1.
+    """
+    out_channels, group_width, *sizes = shape
+    taps = tuple(tuple(range(0, size * step, step)) for size, step in zip(sizes, dilation, strict=True))
     return AffineConv(
-        kernel=weight.double,
-        bias=torch.zeros(out_channels, dtype=torch.float64) if bias is None else bias.double(),
+        band=bands.grouped(weight, out_channels, group_width, groups, taps),
+        make_bias=bias or (lambda: torch.zeros(out_channels, dtype=torch.float64)),
         in_channels=group_width * groups,
-        groups=groups,
-        taps=tuple(tuple(range(0, size * step, step)) for size, step in zip(sizes, dilation, strict=True)),
         extent=tuple((size - 1) * step + 1 for size, step in zip(sizes, dilation, strict=True)),
         stride=stride,
         pad_lo=pad_lo,
@@ -102,9 +138,29 @@ def from_conv(
 
 def identity(channels: int, rank: int) -> AffineConv:
     """Y = X for `rank` spatial axes: a depthwise 1x1 kernel of ones."""
-    ones = torch.ones(channels, 1, *[1] * rank, dtype=torch.float64)
-    unit, zero = (1,) * rank, (0,) * rank
-    return from_conv(ones, stride=unit, pad_lo=zero, pad_hi=zero, dilation=unit, groups=channels)
+    return subsampled(channels, (1,) * rank)
+
+
+def subsampled(channels: int, stride: Axes) -> AffineConv:
+    """Every `stride`-th position of X from the first one on."""
+    rank = len(stride)
+    shape, unit, zero = (channels, 1, *[1] * rank), (1,) * rank, (0,) * rank
+
+    def ones() -> Tensor:
+        return torch.ones(shape, dtype=torch.float64)
+
+    return from_conv(ones, shape, stride=stride, pad_lo=zero, pad_hi=zero, dilation=unit, groups=channels)
+
+
+def average_pool(channels: int, size: Axes, stride: Axes, padding: Axes, divisor: int) -> AffineConv:
+    """The sum over windows of `size`, padded by zeros, over `divisor`: a depthwise kernel of equal weights."""
+    shape = (channels, 1, *size)
+
+    def weight() -> Tensor:
+        return torch.full(shape, 1 / divisor, dtype=torch.float64)
+
+    unit = (1,) * len(size)
+    return from_conv(weight, shape, stride=stride, pad_lo=padding, pad_hi=padding, dilation=unit, groups=channels)
 
 
 def batch_norm_rows(
@@ -113,29 +169,48 @@ def batch_norm_rows(
     """Scale and shift, float64 (channels,), of a batch norm that uses its running statistics.
 
     Y = scale * X + shift with scale = weight / sqrt(var + eps) and shift = bias - scale * mean
-    (arXiv 1502.03167).
+    (arXiv 1502.03167). All arguments are float64 (channels,).
     """
-    scale = (var.double() + eps).rsqrt()
+    scale = (var + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight.double()
-    shift = -scale * mean.double()
-    return scale, shift if bias is None else shift + bias.double()
+        scale = scale * weight
+    shift = -scale * mean
+    return scale, shift if bias is None else shift + bias
+
+
+# Operators of operators
 
 
 def scale_rows(op: AffineConv, scale: Tensor, shift: Tensor | float = 0.0) -> AffineConv:
     """scale[o] * Y[o] + shift[o], for `scale` and `shift` of float64 (out_channels,)."""
+    return replace(
+        op,
+        band=bands.scaled(op.band, scale),
+        make_bias=lambda: op.bias * scale + shift,
+        border=op.border and bands.scaled(op.border, scale),
+    )
 
-    def kernel() -> Tensor:
-        weight = op.kernel()
-        return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
 
-    return replace(op, kernel=kernel, bias=op.bias * scale + shift)
+def take_rows(op: AffineConv, index: Tensor) -> AffineConv:
+    """The output channels at `index`, int64 (n,), in that order."""
+    return replace(
+        op,
+        band=bands.rows(op.band, index),
+        make_bias=lambda: op.bias[index],
+        border=op.border and bands.rows(op.border, index),
+    )
 
 
-def sum_obstacle(a: AffineConv, b: AffineConv) -> str | None:
-    """Why a + b of two operators on one source is no such operator, or None if it is one."""
-    if a.out_channels != b.out_channels:
-        return f"one branch has {a.out_channels} channels and the other {b.out_channels}"
+def pool(op: AffineConv) -> AffineConv:
+    """The mean of Y over all positions: a pointwise operator commutes with it, and no other does."""
+    band = replace(op.band, weight=lambda: op.band.weight().flatten(1), taps=())
+    return replace(op, band=band, extent=(), stride=(), pad_lo=(), pad_hi=(), pooled=True)
+
+
+def obstacle_to_meeting(a: AffineConv, b: AffineConv) -> str | None:
+    """Why the outputs of two operators on one source do not lie on one grid, or None if they do."""
+    if a.pooled != b.pooled:
+        return "one branch is a mean over all positions and the other is not"
     if a.stride != b.stride:
         return f"the branches differ in stride, {a.stride} and {b.stride}"
     if a.shrinkage != b.shrinkage:
@@ -146,52 +221,139 @@ def sum_obstacle(a: AffineConv, b: AffineConv) -> str | None:
     return None
 
 
-def add(a: AffineConv, b: AffineConv) -> AffineConv:
-    """a + b of two operators on one source, for which `sum_obstacle` is None.
-
-    The windows are aligned by the larger padding, the kernels added on the union of their taps, and the
-    groups are the finest structure that holds both: gcd(groups of a, groups of b).
-    """
-    if a is b:
-        return scale_rows(a, torch.full_like(a.bias, 2.0))
-    pad_lo = tuple(map(max, a.pad_lo, b.pad_lo))
-    pad_hi = tuple(map(max, a.pad_hi, b.pad_hi))
-    groups = gcd(a.groups, b.groups)
-    shifted = [
-        tuple(tuple(t + lo - own for t in taps) for taps, lo, own in zip(op.taps, pad_lo, op.pad_lo, strict=True))
-        for op in (a, b)
-    ]
-    taps = tuple(tuple(sorted({*ours, *theirs})) for ours, theirs in zip(*shifted, strict=True))
-
-    def kernel() -> Tensor:
-        width = a.in_channels // groups
-        total = torch.zeros(a.out_channels, width, *map(len, taps), dtype=torch.float64)
-        for op, own_taps in zip((a, b), shifted, strict=True):
-            places = [[union.index(t) for t in own] for union, own in zip(taps, own_taps, strict=True)]
-            total[_grid(places)] += _regroup(op.kernel(), op.groups, groups)
-        return total
-
-    return AffineConv(
-        kernel=kernel,
-        bias=a.bias + b.bias,
-        in_channels=a.in_channels,
-        groups=groups,
-        taps=taps,
-        extent=tuple(n + lo + hi for n, lo, hi in zip(a.shrinkage, pad_lo, pad_hi, strict=True)),
-        stride=a.stride,
-        pad_lo=pad_lo,
-        pad_hi=pad_hi,
+def add(a: AffineConv, b: AffineConv) -> AffineConv | str:
+    """a + b of two operators on one source, or why that is no such operator."""
+    if a.out_channels != b.out_channels:
+        return f"one branch has {a.out_channels} channels and the other {b.out_channels}"
+    if obstacle := obstacle_to_meeting(a, b):
+        return obstacle
+    a, b = _aligned([a, b])
+    edges = [op.border for op in (a, b) if op.border is not None]
+    return replace(
+        a,
+        band=bands.added(a.band, b.band),
+        make_bias=lambda: a.bias + b.bias,
+        border=bands.added(*edges) if len(edges) == 2 else next(iter(edges), None),
     )
 
 
+def concatenate(ops: Sequence[AffineConv]) -> AffineConv | str:
+    """The output channels of operators on one source one after the other, or why that is no such operator."""
+    for other in ops[1:]:
+        if obstacle := obstacle_to_meeting(ops[0], other):
+            return obstacle
+    if any(op.border is not None for op in ops):
+        return "one of its branches has a border of its own"
+    ops = _aligned(ops)
+    return replace(
+        ops[0],
+        band=bands.stacked([op.band for op in ops]),
+        make_bias=lambda: torch.cat([op.bias for op in ops]),
+    )
+
+
+def padded(
+    op: AffineConv, lo: Axes, hi: Axes, value: Tensor | float = 0.0, *, border: bool = False
+) -> AffineConv | str:
+    """Y followed by a padding with the constant `value` of each channel, or why that is no such operator.
+
+    Past its ends the operator goes on as it is, so it must come to that constant there by itself, for every
+    input size: no tap may reach into X from a position that is padding, and the bias must be the constant.
+    A negative number crops, which is always allowed.
+
+    Args:
+        op: Y.
+        lo: Positions before the first, for each axis.
+        hi: Positions after the last.
+        value: float64 (out_channels,), or one number for all channels.
+        border: Where the bias alone is in the way, make up for it by a border term e.
+    """
+    grown = replace(
+        op,
+        pad_lo=tuple(own + s * n for own, s, n in zip(op.pad_lo, op.stride, lo, strict=True)),
+        pad_hi=tuple(own + s * n for own, s, n in zip(op.pad_hi, op.stride, hi, strict=True)),
+    )
+    if all(n <= 0 for n in (*lo, *hi)):
+        return grown
+    for band in (op.band, op.border):
+        if band is not None and _reaches_in(op, band, lo, hi):
+            return "its input was padded once already: at the border the inner kernel would see the image, not zeros"
+    gap = op.bias - value
+    if bool((gap.abs() <= _SAME * (op.bias.abs().max() + torch.as_tensor(value).abs().max())).all()):
+        return grown
+    if not border:
+        return (
+            "its padding is not what the layers before it give where their input is zero, so at the border one "
+            'kernel would be wrong (border="exact" allows a second one that mends it)'
+        )
+    # one tap that is inside X exactly where Y's position is inside Y
+    tap = tuple(k - 1 - hi for k, hi in zip(op.extent, op.pad_hi, strict=True))
+    if not all(lo <= t < lo + s for t, lo, s in zip(tap, op.pad_lo, op.stride, strict=True)):
+        return "its padding is not what the layers before it give at the border, and their stride hides where it is"
+    shape = (op.out_channels, 1, *[1] * len(tap))
+    inside = bands.moved(bands.grouped(lambda: gap.reshape(shape), op.out_channels, 1, 1, ((0,),) * len(tap)), tap)
+    return replace(
+        grown,
+        make_bias=lambda: value + torch.zeros_like(op.bias),
+        border=inside if op.border is None else bands.added(op.border, inside),
+    )
+
+
+def compose(outer: AffineConv, inner: AffineConv, *, border: bool = False) -> AffineConv | str:
+    """`outer`, a convolution, average pool or crop, after `inner`, or why that is no such operator."""
+    inner = padded(inner, outer.pad_lo, outer.pad_hi, border=border)
+    if isinstance(inner, str):
+        return inner
+    return replace(
+        inner,
+        band=bands.composed(outer.band, inner.band, inner.stride),
+        make_bias=lambda: outer.bias + bands.total(outer.band, inner.bias),
+        extent=tuple(k + s * (n - 1) for k, s, n in zip(inner.extent, inner.stride, outer.extent, strict=True)),
+        stride=tuple(s * n for s, n in zip(inner.stride, outer.stride, strict=True)),
+        border=inner.border and bands.composed(outer.band, inner.border, inner.stride),
+    )
+
+
+def _reaches_in(op: AffineConv, band: Band, lo: Axes, hi: Axes) -> bool:
+    """Whether a tap sees X from a position that padding by `lo` and `hi` adds, at some input size."""
+    return any(
+        (n_lo > 0 and taps[-1] >= s + pl) or (n_hi > 0 and pr < k - 1 - taps[0])
+        for taps, s, k, pl, pr, n_lo, n_hi in zip(
+            band.taps, op.stride, op.extent, op.pad_lo, op.pad_hi, lo, hi, strict=True
+        )
+    )
+
+
+def _aligned(ops: Sequence[AffineConv]) -> list[AffineConv]:
+    """The same operators with one window: that of the largest padding."""
+    pad_lo = tuple(map(max, *(op.pad_lo for op in ops)))
+    pad_hi = tuple(map(max, *(op.pad_hi for op in ops)))
+    extent = tuple(n + lo + hi for n, lo, hi in zip(ops[0].shrinkage, pad_lo, pad_hi, strict=True))
+    shifts = [tuple(lo - own for lo, own in zip(pad_lo, op.pad_lo, strict=True)) for op in ops]
+    return [
+        replace(
+            op,
+            band=bands.moved(op.band, shift),
+            border=op.border and bands.moved(op.border, shift),
+            pad_lo=pad_lo,
+            pad_hi=pad_hi,
+            extent=extent,
+        )
+        for op, shift in zip(ops, shifts, strict=True)
+    ]
+
+
+# The convolution that an operator is
+
+
 def conv_shape(op: AffineConv) -> ConvShape:
-    """The smallest symmetrically padded convolution that computes `op`.
+    """The smallest symmetrically padded convolution that computes `op`, its border term aside.
 
     The window is cut to the taps, the smaller padding is made up for by zero taps, since a convolution
     has one padding for both ends (and none that crops), and the dilation is the greatest step on which all
     taps and the window's end lie.
     """
-    axes = [_fit(*axis) for axis in zip(op.taps, op.extent, op.pad_lo, op.pad_hi, strict=True)]
+    axes = _fitted(op)
     return ConvShape(
         in_channels=op.in_channels,
         out_channels=op.out_channels,
@@ -205,37 +367,36 @@ def conv_shape(op: AffineConv) -> ConvShape:
 
 def conv_weight(op: AffineConv) -> Tensor:
     """The weight, float64 (out, in // groups, *kernel size), of the convolution `conv_shape` describes."""
-    axes = [_fit(*axis) for axis in zip(op.taps, op.extent, op.pad_lo, op.pad_hi, strict=True)]
-    sizes = [len(range(0, extent, step)) for _, extent, _, step in axes]
-    weight = torch.zeros(op.out_channels, op.in_channels // op.groups, *sizes, dtype=torch.float64)
-    weight[_grid([[t // step for t in taps] for taps, _, _, step in axes])] = op.kernel()
-    return weight
+    return _on_grid(op, bands.blocks(op.band, op.in_channels, op.groups), op.band)
 
 
-def _fit(taps: Axes, extent: int, pad_lo: int, pad_hi: int) -> tuple[Axes, int, int, int]:
-    """(taps, extent, padding, dilation) of one axis, cut to its taps and padded alike at both ends."""
+def border_weight(op: AffineConv) -> Tensor | None:
+    """The weight, float64 (out, 1, *kernel size), that the same convolution has on a map of ones; or None."""
+    return None if op.border is None else _on_grid(op, bands.blocks(op.border, 1, 1), op.border)
+
+
+def _on_grid(op: AffineConv, weight: Tensor, band: Band) -> Tensor:
+    axes = _fitted(op)
+    wide = torch.zeros(*weight.shape[:2], *conv_shape(op).kernel_size, dtype=torch.float64)
+    places = [
+        [(t + shift) // step for t in taps]
+        for taps, (shift, _, _, step) in zip(band.taps, axes, strict=True)
+    ]  # fmt: skip
+    wide[bands.grid(places)] = weight
+    return wide
+
+
+def _fitted(op: AffineConv) -> list[tuple[int, int, int, int]]:
+    """(shift of the taps, extent, padding, dilation) of each axis, cut to the taps and padded alike at both ends."""
+    supports = [op.band.taps, *([op.border.taps] if op.border is not None else [])]
+    taps = [sorted(set().union(*axis)) for axis in zip(*supports, strict=True)]
+    return [_fit(*axis) for axis in zip(taps, op.extent, op.pad_lo, op.pad_hi, strict=True)]
+
+
+def _fit(taps: Sequence[int], extent: int, pad_lo: int, pad_hi: int) -> tuple[int, int, int, int]:
     tight_lo = pad_lo - taps[0]
     tight_hi = pad_hi - (extent - 1 - taps[-1])
     padding = max(tight_lo, tight_hi, 0)
-    moved = tuple(t - taps[0] + padding - tight_lo for t in taps)
-    end = moved[-1] + padding - tight_hi
-    return moved, end + 1, padding, gcd(*moved, end) or 1
-
-
-def _grid(places: list[list[int]]) -> tuple:
-    """An index that selects, on the spatial axes of a kernel, the product of the places of each axis."""
-    rank = len(places)
-    shaped = [torch.tensor(own).reshape([-1 if i == j else 1 for j in range(rank)]) for i, own in enumerate(places)]
-    return (slice(None), slice(None), *shaped)
-
-
-def _regroup(kernel: Tensor, groups: int, coarser: int) -> Tensor:
-    """A kernel of `groups` blocks written with the `coarser` number of blocks, which divides it."""
-    if groups == coarser:
-        return kernel
-    ratio = groups // coarser
-    out_channels, width, *taps = kernel.shape
-    blocks = kernel.reshape(coarser, ratio, out_channels // groups, width, *taps)
-    wide = kernel.new_zeros(coarser, ratio, out_channels // groups, ratio, width, *taps)
-    wide.diagonal(dim1=1, dim2=3).copy_(blocks.movedim(1, -1))
-    return wide.reshape(out_channels, ratio * width, *taps)
+    shift = padding - tight_lo - taps[0]
+    end = taps[-1] + shift + padding - tight_hi
+    return shift, end + 1, padding, gcd(*(t + shift for t in taps), end) or 1

@@ -1,43 +1,39 @@
-"""Which parts of a captured graph are one affine convolution, and why the other candidates are not.
+"""Which parts of a captured graph become one convolution, and why the others stay as they are.
 
-One forward pass gives every node its operators, `operators[node] = {source: operator}`: what the node
-computes relative to each tensor upstream from which it is an affine convolution. One backward pass then picks
-regions, a (source, target) pair each, by honest accounting: only nodes that nothing outside the region uses
-count as removed, and a region must remove a convolution and one more node at least, for no more
-multiply-accumulates.
+Nonlinearities cut the graph into linear pieces, and each piece is settled by itself. A plan says how every
+node of the piece that is still computed is computed: by its own call, or by one convolution of a node further
+upstream. The piece's outputs must be computed, and so must whatever the plan for them reads; the rest is
+gone. So a node that two branches share counts once, and one that is needed elsewhere too is never free.
+
+The cheapest plan is approached from the graph as it is, by the best of two kinds of change at a time: another
+way to compute one node, and doing without one node, for which all its readers find another way at once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
-from repnets import kernels
-from repnets.graphs import (
-    ADD,
-    BATCH_NORM,
-    CONVOLUTIONS,
-    arguments,
-    module_path,
-    multiply_accumulates,
-    positions,
-)
+from repnets.constants import Constants
+from repnets.costs import Cost, Shapes, work_of_node, works_of_operator
+from repnets.graphs import LAYERS, SPLITS, module_path, multiply_accumulates
 from repnets.kernels import AffineConv
+from repnets.operators import POINTWISE, RULES, Analysis
 
-Shapes = Mapping[fx.Node, tuple[int, ...]]
-Operators = dict[fx.Node, AffineConv]  # of one node, by source, sources in the order of the graph
+_LEAST_GAIN = 1e-6  # of a piece's cost; a smaller one is rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A part of the graph that is one affine convolution.
+    """A part of the graph that one convolution takes the place of.
 
     Attributes:
         source: The node whose output the region reads.
         target: The node whose output the region makes.
         operator: The target as a function of the source.
-        body: All nodes that take part, in the order of the graph, target last.
-        removed: Those of the body that nothing else uses, and that folding therefore removes.
+        body: All nodes between the two, in the order of the graph, target last.
+        removed: Those of the body that the fused graph does without, target last.
     """
 
     source: fx.Node
@@ -49,7 +45,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A batch norm, sum or convolution that stays as it is.
+    """A call of the engine's vocabulary that stays as it is.
 
     Attributes:
         node: Name of the node in the captured graph.
@@ -66,189 +62,224 @@ def refuse(node: fx.Node, reason: str) -> Refusal:
     return Refusal(node.name, module_path(node), reason)
 
 
-def find_regions(graph: fx.Graph, tensors: Mapping[str, Tensor], shapes: Shapes) -> tuple[list[Region], list[Refusal]]:
+def find_regions(graph: fx.Graph, analysis: Analysis, shapes: Shapes, cost: Cost) -> tuple[list[Region], list[Refusal]]:
     """The regions worth folding and the refused candidates, both in the order of the graph.
 
     Args:
         graph: A captured graph with its batch norms flattened.
-        tensors: Parameters, buffers and constants by the target of their get_attr nodes.
+        analysis: Its operators.
         shapes: Shape of each node's tensor at the example size, by which costs are weighed.
+        cost: Of a call's work.
     """
-    operators, obstacles = _operators(graph, tensors)
     order = {node: place for place, node in enumerate(graph.nodes)}
-    regions: list[Region] = []
-    refusals: list[Refusal] = []
-    removed: set[fx.Node] = set()
-    sources: set[fx.Node] = set()
-    for target in reversed(graph.nodes):
-        if target not in operators or target in removed:
-            continue
-        reasons = [obstacles[target]] if target in obstacles else []
-        candidates = []
-        for source in operators[target]:
-            if source is target:
-                continue
-            region = _region(source, target, operators, order, removed, sources)
-            obstacle = _not_worthwhile(region, shapes)
-            if obstacle is None:
-                candidates.append(region)
-            else:
-                reasons.append(obstacle)
-        if candidates:
-            region = max(candidates, key=lambda found: (len(found.removed), _macs_saved(found, shapes)))
-            regions.append(region)
-            removed.update(region.removed)
-            sources.add(region.source)
-        elif reasons and (target.target not in CONVOLUTIONS or target in obstacles):
-            refusals.append(refuse(target, reasons[0]))
-    return regions[::-1], refusals[::-1]
+    unread = _unread(graph, analysis.constants)
+    plan: dict[fx.Node, _Way] = {}
+    for piece in _pieces(graph, analysis, order):
+        ways = _ways(piece, analysis, shapes, cost)
+        outputs = [node for node in piece if any(user not in ways for user in _readers(node, unread))]
+        plan |= _cheapest(ways, outputs)
+    folded = {node: way.source for node, way in plan.items() if way.source is not None}
+    regions = _regions(folded, {*plan, *folded.values()}, analysis, order)
+    left = [node for node in analysis.operators if node.target in RULES and node not in folded]
+    gone = {node for region in regions for node in region.removed}
+    reasons = {node: _reason(node, analysis, shapes, order, unread) for node in left if node not in gone}
+    return regions, [refuse(node, reason) for node, reason in reasons.items() if reason is not None]
 
 
-def _operators(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> tuple[dict[fx.Node, Operators], dict[fx.Node, str]]:
-    """The operators of every feature map, and why a node of the vocabulary has none but the identity."""
-    operators: dict[fx.Node, Operators] = {}
-    obstacles: dict[fx.Node, str] = {}
+# Linear pieces
+
+
+def _pieces(graph: fx.Graph, analysis: Analysis, order: Mapping[fx.Node, int]) -> list[list[fx.Node]]:
+    """Nodes that are operators of others, joined with those they are operators of, in the order of the graph."""
+    piece_of: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "get_attr" or not isinstance(value, Tensor) or not value.is_floating_point():
+        if len(analysis.operators.get(node, ())) < 2:
             continue
-        if value.dim() < 2 or not isinstance(value.shape[1], int):  # the channels may depend on the size
-            continue
-        found = _RULES[node.target](node, operators, tensors) if node.target in _RULES else {}
-        if isinstance(found, str):
-            obstacles[node] = found
-            found = {}
-        operators[node] = {**found, node: kernels.identity(value.shape[1], value.dim() - 2)}
-    return operators, obstacles
+        piece = piece_of[node] = [node]
+        for before in _reads(node, analysis.constants):
+            other = piece_of.get(before, piece)
+            if other is not piece:
+                piece.extend(other)
+                piece_of.update(dict.fromkeys(other, piece))
+    return [sorted(piece, key=order.__getitem__) for piece in {id(one): one for one in piece_of.values()}.values()]
 
 
-def _convolution(
-    node: fx.Node, operators: Mapping[fx.Node, Operators], tensors: Mapping[str, Tensor]
-) -> Operators | str:
-    named = arguments(node)
-    constants = _constants([named["weight"], named["bias"]], tensors)
-    if constants is None:
-        return "its weight is computed in the graph, not a parameter"
-    weight, bias = constants
-    rank = weight.dim() - 2
-    source = named["input"]
-    if source.meta["val"].dim() != rank + 2:
-        return "its input has no batch dimension"
-    stride, dilation = _axes(named["stride"], rank), _axes(named["dilation"], rank)
-    if named["padding"] == "same":
-        total = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
-        pad_lo = tuple(n // 2 for n in total)
-        pad_hi = tuple(n - n // 2 for n in total)
-    else:
-        pad_lo = pad_hi = (0,) * rank if named["padding"] == "valid" else _axes(named["padding"], rank)
-    operator = kernels.from_conv(
-        weight, bias, stride=stride, pad_lo=pad_lo, pad_hi=pad_hi, dilation=dilation, groups=named["groups"]
-    )
-    return {source: operator}
+def _reads(node: fx.Node, constants: Constants) -> list[fx.Node]:
+    """The feature maps a call reads: past splits, and past constants that take their size from one."""
+    found: dict[fx.Node, None] = {}
+    pending = list(node.all_input_nodes)
+    while pending:
+        one = pending.pop()
+        if one.target in SPLITS or one in constants:
+            pending.extend(one.all_input_nodes)
+        elif isinstance(one.meta.get("val"), Tensor):
+            found[one] = None
+    return list(found)
 
 
-def _batch_norm(
-    node: fx.Node, operators: Mapping[fx.Node, Operators], tensors: Mapping[str, Tensor]
-) -> Operators | str:
-    named = arguments(node)
-    if named["training"]:
-        return "it normalises with the statistics of each batch (track_running_stats=False), which is not linear"
-    constants = _constants([named[name] for name in ("weight", "bias", "running_mean", "running_var")], tensors)
-    if constants is None:
-        return "its weights or statistics are computed in the graph, not parameters and buffers"
-    scale, shift = kernels.batch_norm_rows(*constants, eps=named["eps"])
-    upstream = operators[named["input"]]
-    return {source: kernels.scale_rows(operator, scale, shift) for source, operator in upstream.items()}
+def _readers(node: fx.Node, unread: set[fx.Node]) -> list[fx.Node]:
+    """The calls that compute with a node's values."""
+    users = [user for one in node.users for user in (one.users if one.target in SPLITS else [one])]
+    return [user for user in users if user not in unread]
 
 
-def _sum(node: fx.Node, operators: Mapping[fx.Node, Operators], tensors: Mapping[str, Tensor]) -> Operators | str:
-    named = arguments(node)
-    a, b = named["self"], named["other"]
-    if a not in operators or b not in operators:
-        return "it adds something that is not a feature map"
-    if named["alpha"] != 1:
-        return f"it adds {named['alpha']} times its second operand"
-    shared = [source for source in operators[a] if source in operators[b]]
-    if not shared:
-        starts = " and ".join(next(iter(operators[branch])).name for branch in (a, b))
-        return f"its branches start from different tensors, {starts}"
-    found: Operators = {}
-    obstacle = None
-    for source in shared:
-        obstacle = kernels.sum_obstacle(operators[a][source], operators[b][source])
-        if obstacle is None:
-            found[source] = kernels.add(operators[a][source], operators[b][source])
-    return found or obstacle
+def _unread(graph: fx.Graph, constants: Constants) -> set[fx.Node]:
+    """Nodes whose values matter to no output, though something may ask for their size."""
+    unread: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        is_number = isinstance(node.meta.get("val"), (int, torch.SymInt))
+        if is_number or node in constants or (node.users and all(user in unread for user in node.users)):
+            unread.add(node)
+    return unread
 
 
-_Rule = Callable[[fx.Node, Mapping[fx.Node, Operators], Mapping[str, Tensor]], Operators | str]
-_RULES: dict[object, _Rule] = {
-    **dict.fromkeys(CONVOLUTIONS, _convolution),
-    BATCH_NORM: _batch_norm,
-    ADD: _sum,
-}
+# Plans
 
 
-def _region(
-    source: fx.Node,
-    target: fx.Node,
-    operators: Mapping[fx.Node, Operators],
-    order: Mapping[fx.Node, int],
-    already_removed: set[fx.Node],
-    sources: set[fx.Node],
-) -> Region:
-    members = {target}
+@dataclass(frozen=True)
+class _Way:
+    """One way to compute a node: of `source` by a convolution, or by its own call where that is None."""
+
+    source: fx.Node | None
+    reads: tuple[fx.Node, ...]
+    cost: float
+
+
+def _ways(piece: Sequence[fx.Node], analysis: Analysis, shapes: Shapes, cost: Cost) -> dict[fx.Node, list[_Way]]:
+    """All ways to compute each node of a piece, its own call first.
+
+    A convolution is a way only where there was one: it is no gain to make one of a batch norm and a sum.
+    """
+    ways: dict[fx.Node, list[_Way]] = {}
+    below_a_layer: dict[fx.Node, set[fx.Node]] = {}  # sources with a layer between them and the node
+    for node in piece:
+        reads = tuple(_reads(node, analysis.constants))
+        sources = [source for source in analysis.operators[node] if source is not node]
+        held = set(sources) if node.target in LAYERS else set().union(*(below_a_layer.get(r, ()) for r in reads))
+        below_a_layer[node] = held & set(sources)
+        ways[node] = [_Way(None, reads, _own_cost(node, analysis.constants, shapes, cost))]
+        for source in sources:
+            if source in below_a_layer[node]:
+                works = works_of_operator(analysis.operators[node][source], source, node, shapes)
+                ways[node].append(_Way(source, (source,), sum(map(cost, works))))
+    return ways
+
+
+def _own_cost(node: fx.Node, constants: Constants, shapes: Shapes, cost: Cost) -> float:
+    computed = [one for one in node.all_input_nodes if one in constants and one.op == "call_function"]
+    return cost(work_of_node(node, shapes)) + sum(_own_cost(one, constants, shapes, cost) for one in computed)
+
+
+def _cheapest(ways: Mapping[fx.Node, Sequence[_Way]], outputs: Iterable[fx.Node]) -> dict[fx.Node, _Way]:
+    """The way to compute each node of a piece that is still computed."""
+    outputs = list(outputs)
+    choice = {node: options[0] for node, options in ways.items()}
+    best = _total(choice, outputs)
+    while True:
+        now = _computed(choice, outputs)
+        changes = [{node: way} for node in now for way in ways[node] if way is not choice[node]]
+        changes += [change for node in now if node not in outputs if (change := _without(node, now, choice, ways))]
+        totals = [_total({**choice, **change}, outputs) for change in changes]
+        least = min(totals, default=best)
+        if least >= best - _LEAST_GAIN * best:
+            return now
+        choice |= changes[totals.index(least)]
+        best = least
+
+
+def _computed(choice: Mapping[fx.Node, _Way], outputs: Iterable[fx.Node]) -> dict[fx.Node, _Way]:
+    """The nodes that are computed when each is computed as chosen, and how."""
+    found: dict[fx.Node, _Way] = {}
+    pending = list(outputs)
+    while pending:
+        node = pending.pop()
+        if node in choice and node not in found:
+            found[node] = choice[node]
+            pending.extend(choice[node].reads)
+    return found
+
+
+def _total(choice: Mapping[fx.Node, _Way], outputs: Iterable[fx.Node]) -> float:
+    return sum(way.cost for way in _computed(choice, outputs).values())
+
+
+def _without(
+    node: fx.Node,
+    now: Mapping[fx.Node, _Way],
+    choice: Mapping[fx.Node, _Way],
+    ways: Mapping[fx.Node, Sequence[_Way]],
+) -> dict[fx.Node, _Way] | None:
+    """Each reader's cheapest way that does not read `node`, or None if one has none."""
+    change = {}
+    for reader, way in now.items():
+        if node in way.reads:
+            others = [other for other in ways[reader] if node not in other.reads]
+            if not others:
+                return None
+            change[reader] = min(
+                others, key=lambda w: w.cost + sum(choice[r].cost for r in w.reads if r in choice and r not in now)
+            )
+    return change
+
+
+# Accounts
+
+
+def _regions(
+    folded: Mapping[fx.Node, fx.Node], computed: set[fx.Node], analysis: Analysis, order: Mapping[fx.Node, int]
+) -> list[Region]:
+    regions = []
+    claimed: set[fx.Node] = set()
+    for target in sorted(folded, key=order.__getitem__):
+        source = folded[target]
+        body = _between(source, target, order)
+        removed = tuple(one for one in body if one is target or (one not in computed and one not in claimed))
+        claimed.update(removed)
+        regions.append(Region(source, target, analysis.operators[target][source], body, removed))
+    return regions
+
+
+def _between(source: fx.Node, target: fx.Node, order: Mapping[fx.Node, int]) -> tuple[fx.Node, ...]:
+    """The calls on the ways from source to target, target last, in the order of the graph."""
+    upstream = {target}
     pending = [target]
     while pending:
         for node in pending.pop().all_input_nodes:
-            if node is not source and node not in members and source in operators.get(node, ()):
-                members.add(node)
+            if node not in upstream and order[node] > order[source]:
+                upstream.add(node)
                 pending.append(node)
-    body = tuple(sorted(members, key=order.__getitem__))
-    removed = {target}
-    for node in reversed(body):
-        # the source of a region already chosen stays in use, whatever becomes of its users
-        if node not in sources and all(user in removed or user in already_removed for user in node.users):
-            removed.add(node)
-    return Region(source, target, operators[target][source], body, tuple(n for n in body if n in removed))
+    body: dict[fx.Node, None] = {}
+    for node in sorted(upstream, key=order.__getitem__):
+        is_number = isinstance(node.meta.get("val"), (int, torch.SymInt))
+        if not is_number and any(one is source or one in body for one in node.all_input_nodes):
+            body[node] = None
+    return tuple(body)
 
 
-def _not_worthwhile(region: Region, shapes: Shapes) -> str | None:
-    """Why folding the region would gain nothing, or None if it would."""
-    convolutions = [node for node in region.body if node.target in CONVOLUTIONS]
-    if not convolutions:
-        return "there is no convolution before it to fold it into"
-    staying = [node for node in convolutions if node not in region.removed]
-    if len(staying) == len(convolutions):
-        return f"the convolution {staying[0].name} is needed elsewhere too, so it would be computed twice"
-    if len(region.removed) < 2:
-        return "it is a single convolution already"
-    if _macs_saved(region, shapes) < 0:
-        why = f", since {staying[0].name} is needed elsewhere too" if staying else ""
-        fused = _fused_macs(region, shapes)
-        return (
-            f"one convolution would cost {fused:,} multiply-accumulates and replace "
-            f"{fused + _macs_saved(region, shapes):,}{why}"
-        )
-    return None
-
-
-def _fused_macs(region: Region, shapes: Shapes) -> int:
-    return kernels.conv_shape(region.operator).macs_per_position * positions(shapes[region.target])
-
-
-def _macs_saved(region: Region, shapes: Shapes) -> int:
-    return sum(multiply_accumulates(node, shapes) for node in region.removed) - _fused_macs(region, shapes)
-
-
-def _constants(nodes: list[fx.Node | None], tensors: Mapping[str, Tensor]) -> list[Tensor | None] | None:
-    """The tensors that `nodes` stand for (None for an absent one), or None if one of them is computed."""
-    if any(node is not None and node.op != "get_attr" for node in nodes):
+def _reason(
+    node: fx.Node, analysis: Analysis, shapes: Shapes, order: Mapping[fx.Node, int], unread: set[fx.Node]
+) -> str | None:
+    """Why a node that is left was not folded; None where nobody would expect it to be."""
+    if node in analysis.obstacles:
+        return analysis.obstacles[node]
+    if node.target not in POINTWISE:
         return None
-    return [None if node is None else tensors[node.target] for node in nodes]
-
-
-def _axes(value: object, rank: int) -> tuple[int, ...]:
-    """A stride, padding or dilation as one number for each axis; ATen takes one number for all."""
-    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-    return tuple(numbers * rank if len(numbers) == 1 else numbers)
+    ways = {source: _between(source, node, order) for source in analysis.operators[node] if source is not node}
+    source = next((one for one in reversed(ways) if any(step.target in LAYERS for step in ways[one])), None)
+    if source is None:
+        after = next((analysis.obstacles[user] for user in node.users if user in analysis.obstacles), None)
+        return "there is no convolution before it to fold it into" + (
+            f"; of the one after it: {after}" if after else ""
+        )
+    replaced = {node}
+    for step in reversed(ways[source]):
+        if all(user in replaced for user in _readers(step, unread)):
+            replaced.add(step)
+    layers = [step for step in ways[source] if step.target in LAYERS]
+    staying = [step for step in layers if step not in replaced]
+    if len(staying) == len(layers):
+        return f"the convolution {staying[0].name} is needed elsewhere too, so it would be computed twice"
+    macs = sum(work.macs for work in works_of_operator(analysis.operators[node][source], source, node, shapes))
+    before = sum(multiply_accumulates(step, shapes) for step in replaced)
+    why = f", since {staying[0].name} is needed elsewhere too" if staying else ""
+    return f"one convolution would cost {macs:,} multiply-accumulates and replace {before:,}{why}"

@@ -11,13 +11,16 @@ class FoldedRegion:
     """One region of the original network and the convolution that took its place.
 
     Attributes:
-        name: Qualified name of the new convolution in the fused module.
+        name: Qualified name of the new layer in the fused module.
+        kind: Class of the new layer: Conv1d, Conv2d, Conv3d, Linear, PooledLinear, or BorderConv, which is two
+            convolutions.
         output: Name of the captured graph's node whose value the convolution now makes.
         nodes: Names of the nodes folded, in the order of the graph.
         paths: Qualified names of the modules they belong to.
+        operations: Calls folded.
         convolutions: Convolutions folded.
         batch_norms: Batch norms folded.
-        kernel_size: Of the new convolution, a number for each spatial axis, as the next three.
+        kernel_size: Of the new layer, a number for each spatial axis, as the next three; () for a linear one.
         stride: Step of its window.
         padding: Zeros at both ends.
         dilation: Step of its taps.
@@ -34,9 +37,11 @@ class FoldedRegion:
     """
 
     name: str
+    kind: str
     output: str
     nodes: tuple[str, ...]
     paths: tuple[str, ...]
+    operations: int
     convolutions: int
     batch_norms: int
     kernel_size: tuple[int, ...]
@@ -56,8 +61,18 @@ class FoldedRegion:
 
 @dataclass(frozen=True)
 class Totals:
-    """Size of a network. `macs`: convolutions and linear layers, for one input of the example's size."""
+    """Size of a network.
 
+    Attributes:
+        operations: Calls that make a tensor.
+        convolutions: Those that are convolutions.
+        batch_norms: Those that are batch norms.
+        additions: Those that add two tensors.
+        parameters: Elements of all parameters.
+        macs: Multiply-accumulates of convolutions and linear layers, for one input of the example's size.
+    """
+
+    operations: int
     convolutions: int
     batch_norms: int
     additions: int
@@ -75,7 +90,8 @@ class FuseReport:
         before: The network as given.
         after: The network as fused.
         regions: The convolutions made, in the order of the graph.
-        refusals: The batch norms, sums and convolutions left, in the order of the graph.
+        refusals: What the engine knows how to fold and left, in the order of the graph.
+        seconds: How long it took to capture the graph, to find its regions, and to fold, check and emit them.
     """
 
     input_shape: tuple[int | None, ...]
@@ -83,6 +99,7 @@ class FuseReport:
     after: Totals
     regions: tuple[FoldedRegion, ...]
     refusals: tuple[Refusal, ...]
+    seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, object]:
         """The report as dicts, lists, strings and numbers."""
@@ -99,7 +116,7 @@ class FuseReport:
         return "\n\n".join(parts)
 
 
-_TOTALS_HEAD = ("", "convolutions", "batch norms", "additions", "parameters", "MMAC")
+_TOTALS_HEAD = ("", "operations", "convolutions", "batch norms", "additions", "parameters", "MMAC")
 _REGION_HEAD = (
     *("convolution", "convs", "BNs", "kernel", "stride", "pad", "dilation", "groups", "channels"),
     *("MMAC before", "after", "float64 error", "float32 error"),
@@ -110,6 +127,7 @@ def _totals_rows(before: Totals, after: Totals) -> list[tuple[str, ...]]:
     return [
         (
             label,
+            str(totals.operations),
             str(totals.convolutions),
             str(totals.batch_norms),
             str(totals.additions),

@@ -160,8 +160,8 @@ def test_the_report_is_json_and_reads_as_a_table(fused):
     assert loaded["after"]["batch_norms"] == 0
     lines = str(fused.report).splitlines()
     before, after = lines[1:3]
-    assert before.split()[:4] == ["before", "7", "6", "3"]
-    assert after.split()[:4] == ["after", "5", "0", "0"]
+    assert before.split()[:5] == ["before", "24", "7", "6", "3"]
+    assert after.split()[:5] == ["after", "13", "5", "0", "0"]
     table = lines[4:8]
     assert [line.split()[0] for line in table] == ["convolution", "stem", "body.0.dense.conv", "last"]
     assert len({len(line) for line in table}) == 1

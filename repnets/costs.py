@@ -1,0 +1,70 @@
+"""What a call in a graph costs: by which the engine decides whether folding gains anything."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from torch import fx
+
+from repnets import kernels
+from repnets.graphs import multiply_accumulates, positions
+from repnets.kernels import AffineConv
+
+Shapes = Mapping[fx.Node, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call does, for one input of the example's size.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        bytes: Read and written, of weights and feature maps, four a number.
+    """
+
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds for a call: multiply-accumulates, bytes and the call itself, one after the other.
+
+    Any function of a `Work` to a number can stand in for it. The defaults are those of one core of a CPU;
+    only their ratios matter.
+
+    Attributes:
+        macs_per_second: Default 2e10.
+        bytes_per_second: Default 1e10.
+        seconds_per_call: Default 1e-7: small, so that no more is computed only to make fewer calls.
+    """
+
+    macs_per_second: float = 2e10
+    bytes_per_second: float = 1e10
+    seconds_per_call: float = 1e-7
+
+    def __call__(self, work: Work) -> float:
+        return work.macs / self.macs_per_second + work.bytes / self.bytes_per_second + self.seconds_per_call
+
+
+Cost = Callable[[Work], float]
+
+
+def work_of_node(node: fx.Node, shapes: Shapes) -> Work:
+    """The work of a call as it stands in the graph."""
+    numbers = prod(shapes[node]) + sum(prod(shapes[one]) for one in node.all_input_nodes if one in shapes)
+    return Work(multiply_accumulates(node, shapes), 4 * numbers)
+
+
+def works_of_operator(op: AffineConv, source: fx.Node, target: fx.Node, shapes: Shapes) -> list[Work]:
+    """The work of the calls that make `target` of `source` by the layer of `op`."""
+    shape = kernels.conv_shape(op)
+    spots, read, made = positions(shapes[target]), prod(shapes[source]), prod(shapes[target])
+    if op.pooled:
+        pooled = prod(shapes[source][:2])
+        return [Work(0, 4 * (read + pooled)), Work(shape.weights, 4 * (pooled + shape.weights + 2 * made))]
+    works = [Work(shape.weights * spots, 4 * (read + shape.weights + op.out_channels + made))]
+    if op.border is not None:
+        weights = op.out_channels * prod(shape.kernel_size)
+        works += [Work(weights * spots, 4 * (read // op.in_channels + weights + made)), Work(0, 12 * made)]
+    return works

@@ -1,0 +1,82 @@
+"""The check of one folded region: the layer that took its place against the nodes themselves."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from repnets.constants import Constants
+from repnets.graphs import sizes_at
+from repnets.kernels import AffineConv
+from repnets.regions import Region
+
+_SizeOf = Callable[[int | torch.SymInt], int]
+
+
+def region_error(region: Region, exact: nn.Module, constants: Constants, example: Tensor) -> tuple[float, float]:
+    """How far a region's layer is from its nodes, relative to the largest value, on random input of two sizes.
+
+    Args:
+        region: Which nodes; they are run in float64.
+        exact: The layer, float64.
+        constants: Of the graph.
+        example: The network's example input, whose size the sizes inside the graph follow from.
+
+    Returns:
+        The larger error of the layer in float64, and that of the layer rounded to float32.
+    """
+    single = copy.deepcopy(exact).float()
+    errors = []
+    generator = torch.Generator().manual_seed(0)
+    for shape, size_of in _trials(region, example):
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        wanted = _run(region, constants, x, size_of)
+        errors.append([_difference(exact(x), wanted), _difference(single(x.float()), wanted)])
+    return tuple(torch.tensor(errors, dtype=torch.float64).amax(0).tolist())  # amax, unlike max(), lets a NaN through
+
+
+def _trials(region: Region, example: Tensor) -> Iterator[tuple[tuple[int, ...], _SizeOf]]:
+    """Two shapes for the region's source, and what the sizes that its nodes ask for are then."""
+    channels = region.source.meta["val"].shape[1]
+    if not any(_is_number(one) for node in region.body for one in node.all_input_nodes):
+        for steps in (2, 3):
+            yield (2, channels, *_roomy(region, steps)), int
+        return
+    # the nodes follow the size of the image: the region is run at sizes that an image can give it
+    for extra in (0, 8):
+        image = (2, example.shape[1], *(size + extra for size in example.shape[2:]))
+        size_of = sizes_at(region.source.graph, image)
+        yield tuple(size_of(size) for size in region.source.meta["val"].shape), size_of
+
+
+def _roomy(region: Region, steps: int) -> list[int]:
+    """A size of the source at which some positions see the border and some do not."""
+    op: AffineConv = region.operator
+    fixed = region.source.meta["val"].shape[2:]
+    if not op.stride:
+        return [size if isinstance(size, int) else steps + place for place, size in enumerate(fixed)]
+    return [k - 1 + steps * s + steps for k, s in zip(op.extent, op.stride, strict=True)]
+
+
+def _run(region: Region, constants: Constants, x: Tensor, size_of: _SizeOf) -> Tensor:
+    """What the region's own nodes make of `x`, with their parameters in float64."""
+    values = {region.source: x}
+
+    def value(node: fx.Node) -> Tensor | int:
+        if node in values:
+            return values[node]
+        return size_of(node.meta["val"]) if _is_number(node) else constants.value(node)
+
+    for node in region.body:
+        values[node] = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
+    return values[region.target]
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def _difference(got: Tensor, wanted: Tensor) -> float:
+    """Largest absolute difference relative to the largest wanted value."""
+    return ((got.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-300)).item()
