@@ -6,6 +6,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from repnets.errors import RepnetsError
 
@@ -39,6 +40,7 @@ def capture(model: nn.Module, example_input: Tensor) -> ExportedProgram:
     try:
         with torch.no_grad():
             private(example)
+            _make_functional(private, example)
     except Exception as error:
         raise RepnetsError(
             f"The model does not run on the example input, {_describe(example)}: {error}. Give one of the "
@@ -113,12 +115,31 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
             continue
         # an upper bound means that some feature map is 1 pixel at this size and was taken for a constant
         if all(bounds.upper > 2**31 for bounds in program.range_constraints.values()):
-            return program.run_decompositions({})
+            return program.run_decompositions({}) if _writes_in_place(program) else program
     reason = str(failure).strip().partition("\n")[0]
     raise RepnetsError(
         f"torch.export cannot capture the model: {reason}. The usual cause is Python code that branches on "
         "the values of a tensor; write it with torch.where, or decide it before the forward."
     ) from failure
+
+
+def _make_functional(model: nn.Module, example: Tensor) -> None:
+    """Switch off `inplace` where that changes no result: writing calls cost a second, longer trace of the graph."""
+    layers = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+    x = torch.rand_like(example) if example.is_floating_point() else example
+    before = model(x.clone())
+    for layer in layers:
+        layer.inplace = False
+    after = model(x.clone())
+    same = all(torch.equal(one, other) for one, other in zip(tree_leaves(before), tree_leaves(after), strict=True))
+    if not same:
+        for layer in layers:
+            layer.inplace = True
+
+
+def _writes_in_place(program: ExportedProgram) -> bool:
+    schemas = [getattr(node.target, "_schema", None) for node in program.graph.nodes]
+    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def _runs(model: nn.Module, images: Tensor) -> bool:

@@ -23,6 +23,7 @@ from repnets.graphs import (
     aten,
     calls,
     common_path,
+    drop_whole_slices,
     flatten_batch_norms,
     module_path,
     multiply_accumulates,
@@ -87,6 +88,7 @@ def fuse(
     captured = program.module(check_guards=False)
     graph = captured.graph
     flatten_batch_norms(graph)
+    drop_whole_slices(graph)
     clock.append(perf_counter())
 
     tensors = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
@@ -98,6 +100,7 @@ def fuse(
         clock.append(perf_counter())
         folds, failures = _fold_all(regions, constants, example_input)
     live = _live_nodes(graph, folds)
+    folds = {region: fold for region, fold in folds.items() if region.target in live}
     names = _names(folds, [node.target for node in live if node.op == "get_attr"])
     module = _rebuild(live, folds, names, tensors, program.call_spec.out_spec)
     rows = tuple(_account(region, fold, names[fold], tensors, shapes) for region, fold in folds.items())

@@ -19,6 +19,7 @@ CONVOLUTIONS = {
 LAYERS = {*CONVOLUTIONS, aten.linear.default}
 BATCH_NORM = aten.batch_norm.default
 ADDITIONS = {aten.add.Tensor, aten.add.Scalar}
+WHOLE = 2**31  # a slice that ends past this ends where its input does
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 
 
@@ -64,6 +65,19 @@ def flatten_batch_norms(graph: fx.Graph) -> None:
             item.replace_all_uses_with(flat)
             graph.erase_node(item)
         graph.erase_node(node)
+
+
+def drop_whole_slices(graph: fx.Graph) -> None:
+    """Take out the slices, and the writes into slices, that span their whole axis, as `x[:, :, 0]` has two."""
+    for node in list(graph.nodes):
+        if node.target not in (aten.slice.Tensor, aten.slice_scatter.default):
+            continue
+        named = arguments(node)
+        whole = named["end"] is None or (isinstance(named["end"], int) and named["end"] >= WHOLE)
+        if (named["start"] or 0, named["step"]) == (0, 1) and whole:
+            node.replace_all_uses_with(named["src" if "src" in named else "self"])
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def sizes_at(graph: fx.Graph, input_shape: tuple[int, ...]) -> Callable[[int | torch.SymInt], int]:

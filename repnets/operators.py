@@ -14,14 +14,13 @@ from torch import Tensor, fx
 
 from repnets import kernels
 from repnets.constants import Constants
-from repnets.graphs import ADDITIONS, BATCH_NORM, CONVOLUTIONS, SPLITS, arguments
+from repnets.graphs import ADDITIONS, BATCH_NORM, CONVOLUTIONS, SPLITS, WHOLE, arguments
 from repnets.kernels import AffineConv
 
 aten = torch.ops.aten
 
 Operators = dict[fx.Node, AffineConv]  # of one node, by source, sources in the order of the graph
 _Change = Callable[[AffineConv], AffineConv | str]
-_END = 2**31  # slices that end past this end where their input does
 
 
 @dataclass(frozen=True)
@@ -272,8 +271,6 @@ def _same(node: fx.Node, analysis: Analysis) -> tuple[Operators, str | None]:
     before, after = node.args[0].meta["val"], node.meta["val"]
     if before.dtype != after.dtype or before.shape != after.shape or arguments(node).get("train"):
         return {}, None
-    if node.args[0] in analysis.frames:
-        analysis.frames[node] = analysis.frames[node.args[0]]
     return analysis.through(node.args[0], lambda op: op)
 
 
@@ -337,15 +334,13 @@ def _slice(node: fx.Node, analysis: Analysis) -> tuple[Operators, str | None]:
     named = arguments(node)
     source, rank = named["self"], node.meta["val"].dim() - 2
     axis = named["dim"] % (rank + 2)
-    start, end, step = named["start"] or 0, _END if named["end"] is None else named["end"], named["step"]
-    if (start, step) == (0, 1) and isinstance(end, int) and end >= _END:
-        return _same(node, analysis)
+    start, end, step = named["start"] or 0, WHOLE if named["end"] is None else named["end"], named["step"]
     if axis == 0 or not all(isinstance(n, int) for n in (start, end, step)):
         return {}, None
     if axis == 1:
         index = torch.arange(source.meta["val"].shape[1])[start:end:step]
         return analysis.through(source, lambda op: kernels.take_rows(op, index))
-    if start < 0 or 0 <= end < _END:
+    if start < 0 or 0 <= end < WHOLE:
         return {}, "it keeps a number of positions that does not follow from the size of the image"
     crop = [(0, 0)] * rank
     crop[axis - 2] = (-start, min(end, 0))
@@ -382,19 +377,15 @@ def _overwrite(node: fx.Node, analysis: Analysis) -> tuple[Operators, str | None
     """slice_scatter: a part of a map is written over; followed where that is a whole side of its frame."""
     named = arguments(node)
     base, source = named["self"], named["src"]
-    start, end = named["start"] or 0, _END if named["end"] is None else named["end"]
+    start, end = named["start"] or 0, WHOLE if named["end"] is None else named["end"]
     axis = named["dim"] % node.meta["val"].dim() - 2
-    if (start, named["step"]) == (0, 1) and isinstance(end, int) and end >= _END:
-        if source in analysis.frames:
-            analysis.frames[node] = analysis.frames[source]
-        return analysis.through(source, lambda op: op)
     frame = analysis.frames.get(base)
     if frame is None or named["step"] != 1 or source not in analysis.constants:
         return {}, "it writes over a part of the image"
     size = base.meta["val"].shape[axis + 2]
     if start == 0 and end == frame.lo[axis]:
         side = (axis, False)
-    elif _is_from_end(start, frame.hi[axis], size) and (not isinstance(end, int) or end >= _END):
+    elif _is_from_end(start, frame.hi[axis], size) and (not isinstance(end, int) or end >= WHOLE):
         side = (axis, True)
     else:
         return {}, "it writes over a part of the image that is not one side of its padding"

@@ -90,10 +90,13 @@ def find_regions(graph: fx.Graph, analysis: Analysis, shapes: Shapes, cost: Cost
 
 
 def _pieces(graph: fx.Graph, analysis: Analysis, order: Mapping[fx.Node, int]) -> list[list[fx.Node]]:
-    """Nodes that are operators of others, joined with those they are operators of, in the order of the graph."""
+    """Nodes that are operators of others, joined with those they are operators of, in the order of the graph.
+
+    A frame that is not yet written whole belongs to what is made of it.
+    """
     piece_of: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
-        if len(analysis.operators.get(node, ())) < 2:
+        if len(analysis.operators.get(node, ())) < 2 and node not in analysis.frames:
             continue
         piece = piece_of[node] = [node]
         for before in _reads(node, analysis.constants):
