@@ -61,7 +61,7 @@ class Constants:
             source = node.args[1] if node.target is aten.copy.default else node.args[0]
             return True if source in self._known else None
         tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags or not node.all_input_nodes:
+        if torch.Tag.nondeterministic_seeded in tags:
             return None
         if any(one not in self._known for one in node.all_input_nodes):
             return None

@@ -151,6 +151,8 @@ def _average_pool(node: fx.Node, analysis: Analysis) -> tuple[Operators, str | N
 
 def _after(outer: AffineConv, source: fx.Node, analysis: Analysis) -> tuple[Operators, str | None]:
     """`outer` on the feature map `source`, and on all that it is made of."""
+    if source not in analysis.operators:
+        return {}, None
 
     def change(inner: AffineConv) -> AffineConv | str:
         if not inner.pooled:
@@ -159,7 +161,7 @@ def _after(outer: AffineConv, source: fx.Node, analysis: Analysis) -> tuple[Oper
             return "it has a window of more than the one pixel that is left of the image"
         return kernels.compose(kernels.pool(outer), inner)
 
-    upstream = {one: op for one, op in analysis.operators.get(source, {}).items() if one is not source}
+    upstream = {one: op for one, op in analysis.operators[source].items() if one is not source}
     found, obstacle = _sorted((one, change(op)) for one, op in upstream.items())
     return {**found, source: outer}, obstacle
 

@@ -161,7 +161,7 @@ def _ways(piece: Sequence[fx.Node], analysis: Analysis, shapes: Shapes, cost: Co
         held = set(sources) if node.target in LAYERS else set().union(*(below_a_layer.get(r, ()) for r in reads))
         below_a_layer[node] = held & set(sources)
         ways[node] = [_Way(None, reads, _own_cost(node, analysis.constants, shapes, cost))]
-        for source in sources:
+        for source in reversed(sources):  # of two equally cheap ones the nearer is taken
             if source in below_a_layer[node]:
                 works = works_of_operator(analysis.operators[node][source], source, node, shapes)
                 ways[node].append(_Way(source, (source,), sum(map(cost, works))))
