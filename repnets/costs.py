@@ -6,7 +6,7 @@ from math import prod
 
 from torch import fx
 
-from repnets import kernels
+from repnets import convolutions
 from repnets.graphs import multiply_accumulates, positions
 from repnets.kernels import AffineConv
 
@@ -58,7 +58,7 @@ def work_of_node(node: fx.Node, shapes: Shapes) -> Work:
 
 def works_of_operator(op: AffineConv, source: fx.Node, target: fx.Node, shapes: Shapes) -> list[Work]:
     """The work of the calls that make `target` of `source` by the layer of `op`."""
-    shape = kernels.conv_shape(op)
+    shape = convolutions.conv_shape(op)
     spots, read, made = positions(shapes[target]), prod(shapes[source]), prod(shapes[target])
     if op.pooled:
         pooled = prod(shapes[source][:2])

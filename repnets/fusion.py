@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from repnets import kernels
+from repnets import convolutions
+from repnets.analysis import analyse
 from repnets.constants import Constants
 from repnets.costs import Cost, CostModel, Shapes
 from repnets.exporting import capture, require_eval, require_sound_numbers, require_stateless
@@ -31,7 +32,6 @@ from repnets.graphs import (
     positions,
 )
 from repnets.layers import layer_of
-from repnets.operators import analyse
 from repnets.proof import region_error
 from repnets.regions import Refusal, Region, find_regions, refuse
 from repnets.report import FoldedRegion, FuseReport, Totals
@@ -271,7 +271,7 @@ def _free_sizes(graph: fx.Graph) -> tuple[int | None, ...]:
 
 
 def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tensor], shapes: Shapes) -> FoldedRegion:
-    shape = kernels.conv_shape(region.operator)
+    shape = convolutions.conv_shape(region.operator)
     constants = {node.target for folded in region.removed for node in folded.all_input_nodes if node.op == "get_attr"}
     return FoldedRegion(
         name=name,

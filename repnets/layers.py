@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from repnets import kernels
+from repnets import convolutions
 from repnets.kernels import AffineConv
 
 CONV_MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -51,12 +51,12 @@ def layer_of(op: AffineConv, target_rank: int) -> nn.Module:
         op: The operator.
         target_rank: Spatial axes of its output, size 1 each where `op` is pooled.
     """
-    weight = kernels.conv_weight(op)
+    weight = convolutions.conv_weight(op)
     if not op.stride:
         linear = nn.Linear(op.in_channels, op.out_channels, device="meta", dtype=torch.float64)
         _set(linear, weight, op.bias)
         return (PooledLinear(linear, target_rank) if op.pooled else linear).eval()
-    shape = kernels.conv_shape(op)
+    shape = convolutions.conv_shape(op)
     make = CONV_MODULES[len(op.stride)]
     conv = make(**vars(shape), bias=True, device="meta", dtype=torch.float64)
     _set(conv, weight, op.bias)
@@ -64,7 +64,7 @@ def layer_of(op: AffineConv, target_rank: int) -> nn.Module:
         return conv.eval()
     settings = {**vars(shape), "in_channels": 1, "groups": 1}
     border = make(**settings, bias=False, device="meta", dtype=torch.float64)
-    border.weight = nn.Parameter(kernels.border_weight(op), requires_grad=False)
+    border.weight = nn.Parameter(convolutions.border_weight(op), requires_grad=False)
     return BorderConv(conv, border).eval()
 
 

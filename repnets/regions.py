@@ -19,7 +19,8 @@ from repnets.constants import Constants
 from repnets.costs import Cost, Shapes, work_of_node, works_of_operator
 from repnets.graphs import LAYERS, SPLITS, module_path, multiply_accumulates
 from repnets.kernels import AffineConv
-from repnets.operators import POINTWISE, RULES, Analysis
+from repnets.operators import Analysis
+from repnets.rules import CHANNELWISE, RULES
 
 _LEAST_GAIN = 1e-6  # of a piece's cost; a smaller one is rounding
 
@@ -265,7 +266,7 @@ def _reason(
     """Why a node that is left was not folded; None where nobody would expect it to be."""
     if node in analysis.obstacles:
         return analysis.obstacles[node]
-    if node.target not in POINTWISE:
+    if node.target not in CHANNELWISE:
         return None
     ways = {source: _between(source, node, order) for source in analysis.operators[node] if source is not node}
     source = next((one for one in reversed(ways) if any(step.target in LAYERS for step in ways[one])), None)

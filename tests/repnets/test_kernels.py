@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from repnets import kernels
+from repnets import convolutions, kernels
 from repnets.kernels import AffineConv
 from repnets.layers import layer_of
 
@@ -18,8 +18,8 @@ CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 def apply(op: AffineConv, x: Tensor) -> Tensor:
     """`op` by the convolution that it is emitted as."""
-    shape = kernels.conv_shape(op)
-    weight = kernels.conv_weight(op)
+    shape = convolutions.conv_shape(op)
+    weight = convolutions.conv_weight(op)
     assert weight.shape == (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel_size)
     conv = CONVS[len(shape.stride)]
     return conv(x, weight, op.bias, shape.stride, shape.padding, shape.dilation, shape.groups)
@@ -83,7 +83,7 @@ def test_a_sum_of_convolutions_is_one_convolution(relative_error, case):
 def test_the_identity_is_a_depthwise_convolution(rank):
     x = torch.randn(2, 6, *[5] * rank, dtype=torch.float64)
     op = kernels.identity(6, rank)
-    assert kernels.conv_shape(op).groups == 6
+    assert convolutions.conv_shape(op).groups == 6
     assert torch.equal(apply(op, x), x)
 
 
@@ -122,21 +122,21 @@ def conv_of(sizes, stride=(1, 1), pad_lo=(0, 0), pad_hi=(0, 0), dilation=(1, 1),
 
 def test_dilation_is_found_again():
     dilated = conv_of((3, 3), pad_lo=(4, 2), pad_hi=(4, 2), dilation=(4, 2))
-    assert kernels.conv_shape(dilated).dilation == (4, 2)
-    with_pointwise = kernels.conv_shape(kernels.add(dilated, conv_of((1, 1))))
+    assert convolutions.conv_shape(dilated).dilation == (4, 2)
+    with_pointwise = convolutions.conv_shape(kernels.add(dilated, conv_of((1, 1))))
     assert (with_pointwise.kernel_size, with_pointwise.dilation) == ((3, 3), (4, 2))
     wide = conv_of((3, 3), pad_lo=(6, 3), pad_hi=(6, 3), dilation=(6, 3))
-    mixed = kernels.conv_shape(kernels.add(dilated, wide))
+    mixed = convolutions.conv_shape(kernels.add(dilated, wide))
     assert (mixed.kernel_size, mixed.dilation, mixed.padding) == ((7, 7), (2, 1), (6, 3))
 
 
 def test_crossing_strips_make_a_square():
     strips = kernels.add(conv_of((1, 3), pad_lo=(0, 1), pad_hi=(0, 1)), conv_of((3, 1), pad_lo=(1, 0), pad_hi=(1, 0)))
-    assert kernels.conv_shape(strips).kernel_size == (3, 3)
+    assert convolutions.conv_shape(strips).kernel_size == (3, 3)
 
 
 def test_uneven_padding_becomes_zero_taps():
-    shape = kernels.conv_shape(conv_of((4, 4), pad_lo=(1, 1), pad_hi=(2, 2)))
+    shape = convolutions.conv_shape(conv_of((4, 4), pad_lo=(1, 1), pad_hi=(2, 2)))
     assert (shape.kernel_size, shape.padding) == ((5, 5), (2, 2))
 
 
@@ -148,7 +148,7 @@ def test_obstacles_to_a_sum_say_what_differs():
 
 def test_weights_count_groups_and_taps():
     op = operator(torch.randn(8, 2, 3, 1), groups=4)
-    assert kernels.conv_shape(op).weights == 8 * 2 * 3
+    assert convolutions.conv_shape(op).weights == 8 * 2 * 3
 
 
 # A convolution after a convolution, with a padding between
@@ -230,7 +230,7 @@ def test_a_bias_before_a_zero_padding_needs_a_second_convolution(relative_error)
     mended = kernels.compose(square, point, border=True)
     assert mended.border is not None
     x = torch.randn(1, 3, 6, 5, dtype=torch.float64)
-    wanted = F.conv2d(apply(point, x), kernels.conv_weight(square), padding=1)
+    wanted = F.conv2d(apply(point, x), convolutions.conv_weight(square), padding=1)
     assert relative_error(with_border(mended, x), wanted) < TIGHT
 
 

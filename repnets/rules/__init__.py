@@ -1,0 +1,9 @@
+"""How the operators of a call follow from those of its inputs: a rule a kind of call, by its ATen name."""
+
+from collections.abc import Mapping
+
+from repnets.operators import Rule
+from repnets.rules import channelwise, rearranging, windows
+
+CHANNELWISE: Mapping[object, Rule] = channelwise.RULES
+RULES: Mapping[object, Rule] = {**channelwise.RULES, **windows.RULES, **rearranging.RULES}
