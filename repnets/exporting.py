@@ -71,7 +71,16 @@ def _require_rank(model: nn.Module, example: Tensor) -> None:
 
 
 def require_sound_numbers(model: nn.Module) -> None:
+    quantized = [name for name, layer in model.named_modules() if ".quantized" in type(layer).__module__]
+    quantized += [name for name, tensor in model.named_parameters() if "torchao" in type(tensor.data).__module__]
+    if quantized:
+        raise RepnetsError(
+            f"{quantized[0]} is quantized already, and rounded integers cannot be folded exactly. Fuse the network in "
+            "floating point, and quantize what comes out."
+        )
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_complex():
+            raise RepnetsError(f"{name} holds complex numbers, which no convolution of the engine's has.")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise RepnetsError(
                 f"{name} holds NaN or infinite values, which folding would spread over whole kernels. The "

@@ -68,7 +68,8 @@ def fuse(
     against the nodes it replaces, at two input sizes; one that fails stays unfused, with a warning.
 
     Args:
-        model: In eval mode, on any device; it is copied, not changed.
+        model: In eval mode, on any device; it is copied, not changed. Of half precision too, in which the folded
+            weights are then rounded once, from float64.
         example_input: (N, C, *spatial), as for `capture`. Costs are counted for one input of its size.
         cost: Seconds, or any other measure, that a call's `repnets.costs.Work` costs; a region is folded
             where that makes the sum of them smaller. Default: `repnets.costs.CostModel()`.
@@ -77,8 +78,8 @@ def fuse(
             map of ones, that makes up for it. Default "refuse".
 
     Raises:
-        RepnetsError: As for `capture`; a parameter or buffer is NaN or infinite; a running variance is
-            negative; or the model's forward changes its own buffers.
+        RepnetsError: As for `capture`; a parameter or buffer is NaN, infinite or complex, or a layer quantized; a
+            running variance is negative; or the model's forward changes its own buffers.
     """
     clock = [perf_counter()]
     require_eval(model)

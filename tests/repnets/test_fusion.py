@@ -248,6 +248,51 @@ def test_what_a_user_can_get_wrong_is_said(model, example, message):
         repnets.fuse(model, example)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantized_network_is_refused():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    eager = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(12, 4))).eval()
+    with pytest.raises(RepnetsError, match=r"^1 is quantized already.* quantize what comes out"):
+        repnets.fuse(eager, torch.zeros(1, 3, 2, 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval()
+    quantize_(model, Int8WeightOnlyConfig())
+    with pytest.raises(RepnetsError, match=r"^1\.weight is quantized already"):
+        repnets.fuse(model, torch.zeros(1, 3, 2, 2))
+
+
+def test_complex_weights_are_refused():
+    model = nn.Conv2d(3, 4, 3, dtype=torch.complex64).eval()
+    with pytest.raises(RepnetsError, match="weight holds complex numbers"):
+        repnets.fuse(model, torch.zeros(1, 3, 8, 8, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_are_folded_in_float64_and_rounded_once(randomise, dtype):
+    model = randomise(nn.Sequential(RepVGGBlock(3, 4, stride=2))).to(dtype)
+    result = repnets.fuse(model, torch.zeros(1, 3, 8, 8, dtype=dtype))
+    exact = repnets.fuse(copy.deepcopy(model).double(), torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    for name, tensor in exact.module.state_dict().items():
+        assert torch.equal(result.module.state_dict()[name], tensor.to(dtype))
+
+
+def test_an_inplace_layer_that_matters_stays_so(randomise, relative_error):
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(inplace=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            self.relu(y)
+            return y - x  # the rectified y
+
+    model = randomise(Overwriting())
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        assert relative_error(repnets.fuse(model, x).module(x), model(x)) < 1e-6
+
+
 def test_one_layer_in_training_mode_is_named():
     model = broken()
     model[1].train()
