@@ -177,6 +177,17 @@ def test_a_unit_passes_one_half_by_and_interleaves_the_halves(randomise, name):
         assert torch.equal(y[:, 1::2], unit.block(x[:, width // 2 :]))
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_basic_block_adds_its_shortcut_before_the_relu(randomise, place):
+    block = randomise(repnets.create_model("resnet18").stage2[place])
+    x = torch.randn(2, 64 if place == 0 else 128, 6, 8)
+    with torch.no_grad():
+        y = block(x)
+        shortcut = block.shortcut(x) if place == 0 else x
+        assert y.shape == shortcut.shape == (2, 128, *((3, 4) if place == 0 else (6, 8)))
+        torch.testing.assert_close(y, (block.second(block.first(x).clamp(min=0)) + shortcut).clamp(min=0))
+
+
 def test_an_unknown_network_is_answered_with_the_nearest():
     with pytest.raises(repnets.RepnetsError, match=r"no network 'repvgg-a0'. Did you mean 'repvgg_a0'\?.*list_models"):
         repnets.create_model("repvgg-a0")
