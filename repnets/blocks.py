@@ -220,7 +220,10 @@ class DiverseBranchBlock(nn.Module):
 
 
 class ResidualPointwise(nn.Module):
-    """A 1x1 convolution whose kernel is the identity plus a residual, zero at first: (N, channels, H, W) to the same.
+    """The input plus a 1x1 convolution of it, zero at first: (N, channels, H, W) to the same.
+
+    DBB's authors add the identity to the kernel instead. That is the same function, but runtimes want a kernel
+    that is a constant.
 
     Args:
         channels: Of input and output.
@@ -231,10 +234,9 @@ class ResidualPointwise(nn.Module):
         super().__init__()
         self.groups = groups
         self.residual = nn.Parameter(torch.zeros(channels, channels // groups, 1, 1))
-        self.register_buffer("identity", nn.init.dirac_(torch.empty_like(self.residual), groups), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.identity + self.residual, groups=self.groups)
+        return x + F.conv2d(x, self.residual, groups=self.groups)
 
 
 class PaddingBatchNorm(nn.Module):
