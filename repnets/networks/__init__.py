@@ -33,13 +33,16 @@ class NetworkSpec:
     settings: Mapping[str, object]
 
 
+def _spec(name: str, family: str, min_image_size: int = 32, **settings: object) -> NetworkSpec:
+    return NetworkSpec(name, family, min_image_size, MappingProxyType(settings))
+
+
 def _repvgg(name: str, depths: tuple[int, ...], multipliers: tuple[float, ...], **extra: object) -> NetworkSpec:
-    settings = {"depths": depths, "multipliers": multipliers, **extra}
-    return NetworkSpec(f"repvgg_{name}", "repvgg", 32, MappingProxyType(settings))
+    return _spec(f"repvgg_{name}", "repvgg", depths=depths, multipliers=multipliers, **extra)
 
 
 def _mobileone(name: str, multipliers: tuple[float, ...], **extra: object) -> NetworkSpec:
-    return NetworkSpec(f"mobileone_{name}", "mobileone", 32, MappingProxyType({"multipliers": multipliers, **extra}))
+    return _spec(f"mobileone_{name}", "mobileone", multipliers=multipliers, **extra)
 
 
 # RepVGG, arXiv 2101.03697, tables 2 and 3: blocks and width multipliers of each stage
@@ -47,7 +50,7 @@ _A, _B = (2, 4, 14, 1), (4, 6, 16, 1)
 _B1, _B2, _B3 = (2, 2, 2, 4), (2.5, 2.5, 2.5, 5), (3, 3, 3, 5)
 
 _SPECS = (
-    NetworkSpec("toy", "toy", 4, MappingProxyType({})),
+    _spec("toy", "toy", min_image_size=4),
     _repvgg("a0", _A, (0.75, 0.75, 0.75, 2.5)),
     _repvgg("a1", _A, (1, 1, 1, 2.5)),
     _repvgg("a2", _A, (1.5, 1.5, 1.5, 2.75)),
@@ -61,13 +64,22 @@ _SPECS = (
     _repvgg("b3", _B, _B3),
     _repvgg("b3g2", _B, _B3, groups=2),
     _repvgg("b3g4", _B, _B3, groups=4),
-    _repvgg("d2se", (8, 14, 24, 1), _B2, use_se=True),
+    _repvgg("d2se", (8, 14, 24, 1), _B2, block="gated"),
+    # QARepVGG, arXiv 2212.01593, has RepVGG's tables
+    _spec("qarepvgg_a0", "repvgg", depths=_A, multipliers=(0.75, 0.75, 0.75, 2.5), block="quantizable"),
+    _spec("qarepvgg_b0", "repvgg", depths=_B, multipliers=(1, 1, 1, 2.5), block="quantizable"),
     # MobileOne, arXiv 2206.04040, table 3: width multipliers, and the convolution branches of a block
     _mobileone("s0", (0.75, 1, 1, 2), branches=4),
     _mobileone("s1", (1.5, 1.5, 2, 2.5)),
     _mobileone("s2", (1.5, 2, 2.5, 4)),
     _mobileone("s3", (2, 2.5, 3, 4)),
     _mobileone("s4", (3, 3.5, 3.5, 4), gated_pairs=(0, 0, 5, 1)),
+    # ShuffleNetV2, arXiv 1807.11164, table 5: channels of the stem, the stages and the last convolution
+    _spec("repshufflenet_x0_5", "repshufflenet", widths=(24, 48, 96, 192, 1024)),
+    _spec("repshufflenet_x1_0", "repshufflenet", widths=(24, 116, 232, 464, 1024)),
+    _spec("resnet18", "resnet"),
+    _spec("resnet18_acb", "resnet", convolution="asymmetric"),
+    _spec("resnet18_dbb", "resnet", convolution="diverse"),
 )
 
 MODELS: Mapping[str, NetworkSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})

@@ -1,13 +1,18 @@
-"""RepVGG (arXiv 2101.03697): a plain stack of 3x3 blocks in five stages, each of which halves the size."""
+"""RepVGG (arXiv 2101.03697): a plain stack of 3x3 blocks in five stages, each of which halves the size.
+
+QARepVGG (arXiv 2212.01593) is the same stack of other blocks.
+"""
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import nn
 
-from repnets.blocks import RepVGGBlock
+from repnets.blocks import QARepVGGBlock, RepVGGBlock
 from repnets.networks.heads import Classifier, init_weights
 
 _WIDTHS = (64, 128, 256, 512)
+_BLOCKS = {"plain": RepVGGBlock, "gated": partial(RepVGGBlock, use_se=True), "quantizable": QARepVGGBlock}
 
 
 def build(
@@ -15,7 +20,7 @@ def build(
     depths: tuple[int, int, int, int],
     multipliers: tuple[float, float, float, float],
     groups: int = 1,
-    use_se: bool = False,
+    block: str = "plain",
 ) -> nn.Sequential:
     """`stage0`, `stage1` to `stage4` and `head`.
 
@@ -24,10 +29,11 @@ def build(
         depths: Blocks of stages 1 to 4.
         multipliers: Of the widths 64, 128, 256 and 512 of stages 1 to 4.
         groups: Groups of every second layer, counted from stage0, which is dense. Default 1.
-        use_se: Squeeze-and-excitation in every block. Default False.
+        block: "plain", "gated" with squeeze-and-excitation, or "quantizable", QARepVGG's. Default "plain".
     """
+    make_block = _BLOCKS[block]
     channels = min(64, int(64 * multipliers[0]))
-    stages = OrderedDict(stage0=RepVGGBlock(3, channels, stride=2, use_se=use_se))
+    stages = OrderedDict(stage0=make_block(3, channels, stride=2))
     layer = 1
     for number, (depth, width, multiplier) in enumerate(zip(depths, _WIDTHS, multipliers, strict=True), start=1):
         blocks = []
@@ -35,7 +41,7 @@ def build(
             wide = int(width * multiplier)
             stride = 2 if place == 0 else 1
             own_groups = groups if layer % 2 == 0 else 1
-            blocks.append(RepVGGBlock(channels, wide, stride, own_groups, use_se=use_se))
+            blocks.append(make_block(channels, wide, stride, own_groups))
             channels = wide
             layer += 1
         stages[f"stage{number}"] = nn.Sequential(*blocks)

@@ -21,6 +21,9 @@ def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 ):
                     if tensor is not None:
                         tensor.uniform_(low, high, generator=generator)
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and not parameter.any():
+                parameter.normal_(0, 0.3, generator=generator)
     return model.eval()
 
 
@@ -32,7 +35,7 @@ def _relative_error(got: Tensor, wanted: Tensor) -> float:
 
 @pytest.fixture(scope="session")
 def randomise() -> Callable[[nn.Module], nn.Module]:
-    """Moves every batch norm away from its defaults, which hide errors, and sets the model to eval mode."""
+    """Moves batch norms and zero weights away from their defaults, which hide errors, and sets eval mode."""
     return _randomise
 
 
