@@ -79,7 +79,11 @@ def added(a: Band, b: Band) -> Band:
     """a + b: each row reads what either of the two reads."""
     taps = _union([a.taps, b.taps])
     start, stop = torch.minimum(a.start, b.start), torch.maximum(a.stop, b.stop)
-    made = Band(lambda: sum(_placed(one, start, made.width, taps) for one in (a, b)), start, stop, taps)
+
+    def weight() -> Tensor:
+        return _placed(a, start, made.width, taps) + _placed(b, start, made.width, taps)
+
+    made = Band(weight, start, stop, taps)
     return made
 
 

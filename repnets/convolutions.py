@@ -61,7 +61,10 @@ def border_weight(op: AffineConv) -> Tensor | None:
 
 def _on_grid(op: AffineConv, weight: Tensor, band: Band) -> Tensor:
     axes = _fitted(op)
-    wide = torch.zeros(*weight.shape[:2], *conv_shape(op).kernel_size, dtype=torch.float64)
+    sizes = conv_shape(op).kernel_size
+    if tuple(weight.shape[2:]) == sizes:
+        return weight
+    wide = torch.zeros(*weight.shape[:2], *sizes, dtype=torch.float64)
     places = [
         [(t + shift) // step for t in taps]
         for taps, (shift, _, _, step) in zip(band.taps, axes, strict=True)

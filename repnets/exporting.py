@@ -17,11 +17,12 @@ def capture(model: nn.Module, example_input: Tensor) -> ExportedProgram:
     """Export `model` as an ATen graph of free batch size and, where the model allows, free spatial sizes.
 
     Args:
-        model: In eval mode, on any device; it is copied, not changed.
+        model: In eval mode, on any device; it is not changed.
         example_input: (N, C, *spatial), of the model's floating dtype. One image will do.
 
     Returns:
-        A functional program on the CPU. Sizes that its `range_constraints` do not name are fixed.
+        A functional program on the CPU, which shares the parameters of a model that is there. Sizes that its
+        `range_constraints` do not name are fixed.
 
     Raises:
         RepnetsError: A module is in training mode, the example has another rank than the model's convolutions
@@ -30,7 +31,7 @@ def capture(model: nn.Module, example_input: Tensor) -> ExportedProgram:
     require_eval(model)
     _require_rank(model, example_input)
     try:
-        private = copy.deepcopy(model).cpu().requires_grad_(False)
+        private = copy.deepcopy(model, _shared(model)).cpu()
     except Exception as error:
         raise RepnetsError(
             f"The model cannot be copied: {error}. It is exported from a copy, so that yours is never "
@@ -47,6 +48,11 @@ def capture(model: nn.Module, example_input: Tensor) -> ExportedProgram:
             "shape and dtype that the model takes."
         ) from error
     return _export(private, example)
+
+
+def _shared(model: nn.Module) -> dict[int, nn.Parameter]:
+    """For deepcopy: parameters that share the model's memory, so that no second copy of it is held."""
+    return {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
 
 
 def require_eval(model: nn.Module) -> None:

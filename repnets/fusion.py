@@ -220,7 +220,14 @@ def _rebuild(
             copies[node] = graph.node_copy(node, copies.__getitem__)
             copies[node].meta = {}
     modules = {names[fold]: fold.layer for fold in folds.values()}
-    return fx.GraphModule({**tensors, **modules}, graph, class_name="FusedNetwork").eval()
+    own = {node.target: _copied(tensors[node.target]) for node in graph.nodes if node.op == "get_attr"}
+    return fx.GraphModule({**own, **modules}, graph, class_name="FusedNetwork").eval()
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """The captured graph shares the model's parameters, and the fused network shares none."""
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _names(folds: Mapping[Region, _Fold], remaining: list[str]) -> dict[_Fold, str]:

@@ -79,6 +79,16 @@ def test_the_model_is_left_as_it_was(narrow):
     assert equal(model, narrow, torch.randn(1, 3, 32, 32))
 
 
+def test_the_fused_network_shares_no_memory_with_the_model(narrow):
+    model = copy.deepcopy(narrow)
+    result = repnets.fuse(model, torch.zeros(1, 3, 32, 32))
+    kept = {name: tensor.clone() for name, tensor in result.module.state_dict().items()}
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(1)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in result.module.state_dict().items())
+
+
 def test_names(fused):
     # the gate remains below body.0, so its convolution cannot take that name
     assert [region.name for region in fused.report.regions] == ["stem", "body.0.dense.conv", "last"]
