@@ -18,13 +18,12 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 def find(module: str) -> ModuleSpec | None:
     """What Python would import under a name, or None. Neither it nor the packages around it are imported."""
-    name, *inner = module.split(".")
-    spec = _top(name, os.getcwd())
+    top, *inner = module.split(".")
+    spec = _top(top, os.getcwd())
     for part in inner:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        name = f"{name}.{part}"
-        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
     return spec
 
 
@@ -39,10 +38,12 @@ def file_of(module: str) -> Path | None:
     if is_ours(module):
         path = _PROJECT.joinpath(*module.split("."))
         return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.exists()), None)
-    spec = find(module)
-    if spec is None or not spec.has_location or not spec.origin or not is_users(spec.origin):
-        return None
-    return Path(spec.origin)
+    top = module.partition(".")[0]
+    for name in dict.fromkeys((top, module)):  # what is installed is not looked into
+        spec = find(name)
+        if spec is None or (spec.has_location and not is_users(spec.origin)):
+            return None
+    return Path(spec.origin) if spec.has_location else None
 
 
 def is_users(file: str) -> bool:

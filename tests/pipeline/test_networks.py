@@ -33,27 +33,6 @@ OWN = """
 """
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The folder of a run; returns a function that writes the user's own modules into it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def write(files: dict[str, str]) -> None:
-        for cached in (store.code_digest, store._read_code, sources.file_of, sources.version, sources._top):
-            cached.cache_clear()
-        for name, module in list(sys.modules.items()):
-            if str(tmp_path) in (getattr(module, "__file__", None) or ""):
-                del sys.modules[name]
-        for name, text in files.items():
-            path = tmp_path / f"{name}.py"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(textwrap.dedent(text))
-
-    yield write
-    write({})
-
-
 def digest_of(arch: str) -> str:
     return store.code_digest(*networks.code_modules(arch))
 
@@ -67,8 +46,8 @@ def test_a_network_of_repnets():
 
 
 @pytest.mark.parametrize("factory", ["build", "Net"])
-def test_a_network_of_the_users_own(project, factory):
-    project({"mynet": OWN})
+def test_a_network_of_the_users_own(own_modules, factory):
+    own_modules({"mynet": OWN})
     networks.check(f"mynet:{factory}")
     model = networks.build(f"mynet:{factory}", 5)
     assert model.training
@@ -76,14 +55,22 @@ def test_a_network_of_the_users_own(project, factory):
     assert networks.min_image_size(f"mynet:{factory}") is None
 
 
-def test_a_module_deep_in_a_package_and_one_that_is_installed(project):
-    project({"mynets/deep": OWN, "mynets/__init__": ""})
+def test_a_module_deep_in_a_package_and_one_that_is_installed(own_modules):
+    own_modules({"mynets/deep": OWN, "mynets/__init__": ""})
     assert networks.build("mynets.deep:build", 5)(torch.zeros(1, 3, 9, 9)).shape == (1, 5)
     assert networks.build("torchvision.models:squeezenet1_1", 5)(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
 
 
-def test_a_module_on_pythons_path(project, tmp_path, monkeypatch):
-    project({"elsewhere/theirs": OWN})
+def test_a_module_in_folders_that_are_no_packages(own_modules):
+    own_modules({"spaces/inner/deep": OWN})
+    assert networks.build("spaces.inner.deep:build", 5)(torch.zeros(1, 3, 9, 9)).shape == (1, 5)
+    first = digest_of("spaces.inner.deep:build")
+    own_modules({"spaces/inner/deep": OWN.replace("width=8", "width=16")})
+    assert digest_of("spaces.inner.deep:build") != first
+
+
+def test_a_module_on_pythons_path(own_modules, tmp_path, monkeypatch):
+    own_modules({"elsewhere/theirs": OWN})
     monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
     assert isinstance(networks.build("theirs:Net", 2), nn.Module)
 
@@ -104,8 +91,8 @@ def test_a_module_on_pythons_path(project, tmp_path, monkeypatch):
         ("mynet.py:build:x", "is not of the form `module.path:factory`"),
     ],
 )
-def test_a_mistake_is_found_without_running_anything(project, arch, message):
-    project({"mynet": OWN, "empty": "", "broken": "\ndef build(:\n"})
+def test_a_mistake_is_found_without_running_anything(own_modules, arch, message):
+    own_modules({"mynet": OWN, "empty": "", "broken": "\ndef build(:\n"})
     for function in (networks.check, networks.code_modules, lambda arch: networks.build(arch, 10)):
         with pytest.raises(InputError) as caught:
             function(arch)
@@ -121,8 +108,8 @@ def test_a_mistake_is_found_without_running_anything(project, arch, message):
         "def __getattr__(name):\n    import mynet\n    return getattr(mynet, name)",
     ],
 )
-def test_a_factory_need_not_be_defined_in_the_module_itself(project, text):
-    project({"mynet": OWN, "face": text})
+def test_a_factory_need_not_be_defined_in_the_module_itself(own_modules, text):
+    own_modules({"mynet": OWN, "face": text})
     assert networks.build("face:build", 3)(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
 
 
@@ -228,8 +215,8 @@ def randomise_all():
         ("def build(num_classes):\n    pass", "`mine:build` returned a NoneType, and must return the network, an nn"),
     ],
 )
-def test_a_factory_that_fails_is_told_by_its_own_line(project, text, message):
-    project({"mine": text})
+def test_a_factory_that_fails_is_told_by_its_own_line(own_modules, text, message):
+    own_modules({"mine": text})
     networks.check("mine:build")
     with pytest.raises(InputError) as caught:
         networks.build("mine:build", 10)
@@ -274,47 +261,47 @@ def test_trying_a_network_leaves_no_trace():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_the_code_of_the_users_module_counts_and_comments_do_not(project):
-    project({"mynet": OWN})
+def test_the_code_of_the_users_module_counts_and_comments_do_not(own_modules):
+    own_modules({"mynet": OWN})
     first = digest_of("mynet:build")
-    project({"mynet": OWN + "    # a comment\n"})
+    own_modules({"mynet": OWN + "    # a comment\n"})
     assert digest_of("mynet:build") == first
-    project({"mynet": OWN.replace("width=8", "width=16")})
+    own_modules({"mynet": OWN.replace("width=8", "width=16")})
     assert digest_of("mynet:build") != first
 
 
 @pytest.mark.parametrize(
     "imported", ["from .parts import WIDTH", "from mynets.parts import WIDTH", "from . import parts"]
 )
-def test_what_the_users_module_imports_counts_too(project, imported):
-    project({"mynets/net": f"{imported}\n{textwrap.dedent(OWN)}", "mynets/parts": "WIDTH = 8", "mynets/__init__": ""})
+def test_what_the_users_module_imports_counts_too(own_modules, imported):
+    own_modules({"mynets/net": f"{imported}\n{textwrap.dedent(OWN)}", "mynets/parts": "WIDTH = 8", "mynets/__init__": ""})
     first = digest_of("mynets.net:build")
-    project({"mynets/parts": "WIDTH = 9"})
+    own_modules({"mynets/parts": "WIDTH = 9"})
     second = digest_of("mynets.net:build")
-    project({"mynets/__init__": "import os"})
+    own_modules({"mynets/__init__": "import os"})
     assert len({first, second, digest_of("mynets.net:build")}) == 3
-    project({"mynets/other": "X = 1"})
-    project({"mynets/__init__": ""})
+    own_modules({"mynets/other": "X = 1"})
+    own_modules({"mynets/__init__": ""})
     assert digest_of("mynets.net:build") == second
 
 
-def test_what_is_installed_counts_by_its_version(project):
+def test_what_is_installed_counts_by_its_version(own_modules):
     """A package with a version of its own, put where packages are installed; then a later version of it."""
-    project({"site-packages/theirs": OWN, "mynet": "import theirs\nbuild = theirs.build"})
+    own_modules({"site-packages/theirs": OWN, "mynet": "import theirs\nbuild = theirs.build"})
     sys.path.append("site-packages")
 
     def install(version: str) -> None:
         folder = Path("site-packages") / "theirs-1.dist-info"
         folder.mkdir(exist_ok=True)
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: theirs\nVersion: {version}\n")
-        project({})
+        own_modules({})
 
     digests = []
     for version in ("1.0", "1.1"):
         install(version)
         digests += [digest_of("mynet:build"), digest_of("theirs:build")]
     assert len(set(digests)) == 4
-    project({"site-packages/theirs": OWN + "\n    X = 1\n"})
+    own_modules({"site-packages/theirs": OWN + "\n    X = 1\n"})
     assert [digest_of("mynet:build"), digest_of("theirs:build")] == digests[2:]
 
 
@@ -325,17 +312,17 @@ def test_timm_counts_by_its_version():
     assert sources.version("timm") == timm.__version__
 
 
-def test_a_broken_module_beside_the_users_own_has_a_digest_and_fails_when_it_is_built(project):
-    project({"mynet": f"import parts\n{textwrap.dedent(OWN)}", "parts": "def f(:"})
+def test_a_broken_module_beside_the_users_own_has_a_digest_and_fails_when_it_is_built(own_modules):
+    own_modules({"mynet": f"import parts\n{textwrap.dedent(OWN)}", "parts": "def f(:"})
     assert digest_of("mynet:build")
     with pytest.raises(InputError, match=r"`mynet:build` cannot be built: SyntaxError: .* \(parts.py, line 1"):
         networks.build("mynet:build", 10)
 
 
-def test_one_line_of_the_own_module_changes_no_other_networks_digest(project):
-    project({"mynet": OWN, "other": OWN})
+def test_one_line_of_the_own_module_changes_no_other_networks_digest(own_modules):
+    own_modules({"mynet": OWN, "other": OWN})
     before = {arch: digest_of(arch) for arch in ("mynet:build", "other:build", "toy")}
-    project({"mynet": OWN.replace("width=8", "width=16")})
+    own_modules({"mynet": OWN.replace("width=8", "width=16")})
     after = {arch: digest_of(arch) for arch in before}
     assert [arch for arch in before if before[arch] != after[arch]] == ["mynet:build"]
     assert json.dumps(after)
