@@ -119,8 +119,9 @@ def _look_at(name: str, module: _BatchNorm) -> list[Finding]:
         text = (
             f"has variances below its eps of {module.eps:g} in {_of(tiny)} channels, down to "
             f"{float(variance[tiny].min()):.1e}: they were constant in training, and whatever differs is multiplied "
-            f"by up to {float(gain[tiny].max()):.3g}. If that is not what the network sees, {_REMEDY}; if it is, "
-            "these channels are dead: keep them out of float16 and int8, or train again with a lower learning rate."
+            f"by up to {float(gain[tiny].max()):.3g}. If the network is fed otherwise than it was trained, {_REMEDY}. "
+            "If not, these channels are dead, and make kernels of a wide range: watch the accuracy in float16 and "
+            "int8; training with a lower learning rate keeps channels alive."
         )
         findings.append(Finding(name, "tiny", float(variance[tiny].min()), _sentence(name, text)))
     huge = variance > _HUGE

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -274,7 +275,9 @@ def test_the_code_of_the_users_module_counts_and_comments_do_not(own_modules):
     "imported", ["from .parts import WIDTH", "from mynets.parts import WIDTH", "from . import parts"]
 )
 def test_what_the_users_module_imports_counts_too(own_modules, imported):
-    own_modules({"mynets/net": f"{imported}\n{textwrap.dedent(OWN)}", "mynets/parts": "WIDTH = 8", "mynets/__init__": ""})
+    own_modules(
+        {"mynets/net": f"{imported}\n{textwrap.dedent(OWN)}", "mynets/parts": "WIDTH = 8", "mynets/__init__": ""}
+    )
     first = digest_of("mynets.net:build")
     own_modules({"mynets/parts": "WIDTH = 9"})
     second = digest_of("mynets.net:build")
@@ -326,3 +329,13 @@ def test_one_line_of_the_own_module_changes_no_other_networks_digest(own_modules
     after = {arch: digest_of(arch) for arch in before}
     assert [arch for arch in before if before[arch] != after[arch]] == ["mynet:build"]
     assert json.dumps(after)
+
+
+def test_the_network_of_the_documentation_is_built_and_fused(own_modules):
+    text = (PROJECT / "docs/your-own-network.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    own_modules({"mynets/small": code})
+    model = networks.build("mynets.small:build", 10)
+    networks.require_runs(model, "mynets.small:build", 10, 32)
+    report = repnets.fuse(model.eval(), torch.zeros(1, 3, 32, 32)).report
+    assert (report.before.convolutions, report.after.convolutions) == (4, 2)
