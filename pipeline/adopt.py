@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import checkpoints, data, stage, store
+from pipeline import checkpoints, data, networks, stage, store
 from pipeline.config import AdoptSettings
 from pipeline.errors import InputError
 from pipeline.manifest import Preprocessing
-
-_BATCH_SIZE = 256
 
 
 def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path) -> None:
@@ -43,30 +41,23 @@ def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path)
         settings={**settings.model_dump(), "suffix": source.suffix},
         inputs={"source": source, "split": split},
         outputs={"checkpoint": checkpoint},
-        code=("pipeline.adopt", checkpoints.network_module(settings.arch)),
+        code=("pipeline.adopt", *networks.code_modules(settings.arch)),
         packages=("torch", "torchvision", "safetensors"),
         build=lambda outputs, _: _adopt(settings, source, split, outputs["checkpoint"]),
     )
 
 
 def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path) -> None:
-    import torch
-
-    from repnets.networks import create_model
-
     images = data.open_split(split)
     state, weights, header = checkpoints.open_foreign(source)
-    preprocessing = images.preprocessing(settings.image_size, settings.interpolation)
+    preprocessing = images.preprocessing(settings.image_size, settings.interpolation, settings.mean, settings.std)
     if header is not None:
         preprocessing = _hold_header(header, settings, preprocessing, source)
-    model = create_model(settings.arch, num_classes=len(images.classes))
+    model = networks.build(settings.arch, len(images.classes))
     checkpoints.load_strict(model, state, settings.arch, str(source))
     model.eval()
-    right = 0
-    with torch.inference_mode():
-        for batch, labels in images.batches("val", preprocessing, _BATCH_SIZE):
-            right += int((model(batch).argmax(1) == labels).sum())
-    accuracy = right / images.size("val")
+    networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
+    accuracy = data.accuracy(model, images, preprocessing)
     print(
         f"adopt: {source.name} is right on {accuracy:.2%} of {images.size('val')} validation images",
         flush=True,
@@ -93,7 +84,7 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
 
 
 def _hold_header(header: dict, settings: AdoptSettings, preprocessing: Preprocessing, source: Path) -> Preprocessing:
-    """What a file of this pipeline says of itself must fit; its own mean and std are kept."""
+    """What a file of this pipeline says of itself must fit; its own mean and std are kept, unless others are set."""
     if header["arch"] != settings.arch:
         raise InputError(
             f"{source} holds a `{header['arch']}`, but the model's `arch` is `{settings.arch}`. Set `arch: "
@@ -114,8 +105,8 @@ def _hold_header(header: dict, settings: AdoptSettings, preprocessing: Preproces
             )
     return Preprocessing(
         image_size=preprocessing.image_size,
-        mean=own.mean,
-        std=own.std,
+        mean=settings.mean or own.mean,
+        std=settings.std or own.std,
         classes=own.classes,
         interpolation=preprocessing.interpolation,
     )

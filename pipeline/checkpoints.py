@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import networks
 from pipeline.errors import InputError
-from repnets.networks import MODELS
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,8 @@ def write(path: Path, state: Mapping[str, "torch.Tensor"], header: Mapping[str, 
     """
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # cloned, since a layer that the network holds under two names would share its memory
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     save_file(tensors, path, metadata={_KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
 
 
@@ -65,29 +66,19 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def builder_module(path: Path) -> str:
-    """The module that builds a checkpoint's network: its code shapes whatever is made of the checkpoint."""
-    return network_module(read_header(path)["arch"])
-
-
-def network_module(arch: str) -> str:
-    """The module of repnets that builds a network. InputError where there is no such network."""
-    if arch not in MODELS:
-        raise InputError(f"there is no network `{arch}`; known: {', '.join(MODELS)}.")
-    return f"repnets.networks.{MODELS[arch].family}"
+def code_modules(path: Path) -> tuple[str, ...]:
+    """The modules that build a checkpoint's network: their code shapes whatever is made of the checkpoint."""
+    return networks.code_modules(read_header(path)["arch"])
 
 
 def load_model(path: Path) -> tuple["nn.Module", dict[str, Any]]:
     """The network of a checkpoint, in evaluation mode, float32, on the CPU; and the header.
 
     Raises:
-        InputError: as for `read_header`; weights that do not fit the network or are not finite.
+        InputError: as for `read_header` and `networks.build`; weights that do not fit the network or are not finite.
     """
-    from repnets.networks import create_model
-
     state, header = read(path)
-    network_module(header["arch"])
-    model = create_model(header["arch"], num_classes=header["num_classes"])
+    model = networks.build(header["arch"], header["num_classes"])
     load_strict(model, state, header["arch"], str(path))
     return model.eval(), header
 

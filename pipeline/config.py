@@ -3,17 +3,17 @@
 Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
 """
 
-import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import InputError
-from repnets.networks import MODELS
+from pipeline import networks
+from pipeline.errors import InputError, nearest
 
 
 class Strict(BaseModel):
@@ -23,6 +23,8 @@ class Strict(BaseModel):
 
 
 _M = TypeVar("_M", bound=Strict)
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0, le=1)]
 
 
 class Data(Strict):
@@ -62,10 +64,21 @@ class Training(Strict):
 class Model(Strict):
     """One network of the run. Its key in `models:` names the artifacts; `arch` defaults to that key."""
 
-    arch: str
+    arch: str = Field(description="a name of repnets.list_models(), `timm:NAME`, or `module.path:factory`")
     checkpoint: str | None = Field(None, description="a .safetensors or .pth of the user's own; skips training")
     image_size: int = Field(ge=1)
+    mean: tuple[_Share, _Share, _Share] | None = Field(None, description="of R, G, B in [0, 1]; default: the data's")
+    std: tuple[_Positive, _Positive, _Positive] | None = Field(None, description="likewise")
+    recalibrate_bn: int = Field(
+        0, ge=0, strict=True, description="training images to estimate the batch norms' statistics from; 0: leave them"
+    )
     training: Training
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> "Model":
+        if 0 < self.recalibrate_bn < 32:
+            raise ValueError("recalibrate_bn is a number of training images: 32 or more, or 0 to leave the batch norms")
+        return self
 
 
 class Verify(Strict):
@@ -171,12 +184,20 @@ class AdoptSettings(Strict):
     arch: str
     image_size: int
     interpolation: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class TrainSettings(AdoptSettings):
     """Of the stage `train`."""
 
     training: Training
+
+
+class RecalibrateSettings(Strict):
+    """Of the stage `recalibrate`."""
+
+    recalibrate_bn: int
 
 
 class ExportSettings(Strict):
@@ -222,7 +243,11 @@ def settings_of(stage: str, config: Config, model: str | None = None, target: st
     }
     if model is not None:
         trained = {**dict(config.data), **dict(config.models[model])}
-        classes |= {"train": (TrainSettings, trained), "adopt": (AdoptSettings, trained)}
+        classes |= {
+            "train": (TrainSettings, trained),
+            "adopt": (AdoptSettings, trained),
+            "recalibrate": (RecalibrateSettings, trained),
+        }
     if target is not None:
         deployed = {
             **dict(config.targets[target]),
@@ -279,26 +304,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' for the nearest of the known names, else the list of them."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}."
-
-
 def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:
     path = ("models", name)
     own = entry.get("training") or {}
     _validate(Training, training, source, ("training",))
     _validate(Training, own, source, (*path, "training"))
     values = {"arch": name, "image_size": data.image_size, **entry, "training": {**training, **own}}
-    model = _validate(Model, values, source, path)
-    if model.arch not in MODELS:
-        key = (*path, "arch") if "arch" in entry else path
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
         raise InputError(
-            f"{_where(source, key)}: there is no network `{model.arch}`{nearest(model.arch, list(MODELS))}"
+            f"{_where(source, path)}: `{name}` cannot name a folder of artifacts. Give the model a name of letters, "
+            f"digits, `_`, `-` and `.`, and put the network under it: `my_model: {{arch: {name}}}`."
         )
-    smallest = MODELS[model.arch].min_image_size
-    if model.image_size < smallest:
+    model = _validate(Model, values, source, path)
+    try:
+        networks.check(model.arch)
+    except InputError as error:
+        raise InputError(f"{_where(source, (*path, 'arch') if 'arch' in entry else path)}: {error}") from None
+    smallest = networks.min_image_size(model.arch)
+    if smallest is not None and model.image_size < smallest:
         raise InputError(
             f"{_where(source, path)}: `{model.arch}` needs images of at least {smallest} x {smallest} pixels, since it "
             f"halves them to one, not {model.image_size}. Set `image_size: {smallest}` under models.{name} or data."

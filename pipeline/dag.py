@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoints, config, store
+from pipeline import config, networks, store
 from pipeline.errors import InputError
 
 
@@ -47,6 +47,16 @@ def network(read: config.Config) -> Callable[[Any], str]:
     """A function of a job's wildcards: digest of the code that builds the model's network."""
 
     def of_job(wildcards: Any) -> str:
-        return store.code_digest(checkpoints.network_module(read.models[wildcards.model].arch))
+        return store.code_digest(*networks.code_modules(read.models[wildcards.model].arch))
+
+    return of_job
+
+
+def checkpoint(read: config.Config) -> Callable[[Any], str]:
+    """A function of a job's wildcards: the checkpoint that is fused and shipped, recalibrated where that is wanted."""
+
+    def of_job(wildcards: Any) -> str:
+        name = "recalibrated" if read.models[wildcards.model].recalibrate_bn else "checkpoint"
+        return f"artifacts/{wildcards.model}/{name}.safetensors"
 
     return of_job

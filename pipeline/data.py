@@ -19,6 +19,7 @@ from pipeline.manifest import Preprocessing
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,21 @@ class Split:
         """Statistics of the data set's pixels, and whether its images may be mirrored."""
         return FACTS[self.name]
 
-    def preprocessing(self, image_size: int, interpolation: str) -> Preprocessing:
-        """How an image of this data set becomes the input of a network of that size (pixels)."""
+    def preprocessing(
+        self,
+        image_size: int,
+        interpolation: str,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Preprocessing:
+        """How an image of this data set becomes the input of a network of that size (pixels).
+
+        ``mean`` and ``std``, per channel R, G, B of pixels in [0, 1], are the data set's own by default.
+        """
         return Preprocessing(
             image_size=image_size,
-            mean=self.facts.mean,
-            std=self.facts.std,
+            mean=tuple(mean or self.facts.mean),
+            std=tuple(std or self.facts.std),
             classes=self.classes,
             interpolation=interpolation,
         )
@@ -183,6 +193,17 @@ def open_split(path: Path) -> Split:
             f"Delete it and make it anew with `python -m pipeline.split --output {path}`."
         )
     return split
+
+
+def accuracy(model: "nn.Module", split: Split, preprocessing: Preprocessing, batch_size: int = 256) -> float:
+    """Share of the validation images whose class a network in evaluation mode, on the CPU, gets right."""
+    import torch
+
+    right = 0
+    with torch.inference_mode():
+        for images, labels in split.batches("val", preprocessing, batch_size):
+            right += int((model(images).argmax(1) == labels).sum())
+    return right / split.size("val")
 
 
 def training_steps(split: Split, batch_size: int) -> int:

@@ -3,6 +3,9 @@
 Every message says what happened, why, and how to mend it, in one short paragraph.
 """
 
+import difflib
+from collections.abc import Sequence
+
 
 class InputError(Exception):
     """Something the user gave cannot be used: a config, a data set, a checkpoint, a file."""
@@ -20,3 +23,9 @@ class StageError(Exception):
     """A tool or the machine failed: an exporter, a runtime, a full disk."""
 
     exit_code = 1
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """'; did you mean X?' for the nearest of the known names, else the list of them."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}."

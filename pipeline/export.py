@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, checkpoints, stage, store
+from pipeline import backends, checkpoints, networks, stage, store
 from pipeline.config import ExportSettings
 from pipeline.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
 
@@ -29,6 +29,7 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
         manifest: where manifest.json goes; the files appear beside it.
 
     Raises:
+        InputError: the network does not run at the target's image size.
         StageError: the exporter failed, or what it needs is not installed.
     """
     backend = backends.load(settings.backend)
@@ -38,7 +39,7 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
         settings=settings.model_dump(mode="json"),
         inputs={"checkpoint": checkpoint, "fused": fused, "verify": verify},
         outputs={name: manifest.with_name(name) for name in names} | {"manifest": manifest},
-        code=("pipeline.export", backend.__name__, checkpoints.builder_module(checkpoint)),
+        code=("pipeline.export", backend.__name__, *checkpoints.code_modules(checkpoint)),
         packages=("torch", *backend.PACKAGES),
         host=backend.host(),
         build=lambda places, _: _export(settings, checkpoint, fused, verify, places),
@@ -52,6 +53,7 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
     model, header = checkpoints.load_model(checkpoint)
     preprocessing = Preprocessing.from_dict(header["preprocessing"])
     size = settings.image_size or preprocessing.image_size
+    networks.require_runs(model, header["arch"], header["num_classes"], size)
     shape = (settings.batch, 3, size, size)
     spec = ExportSpec(
         precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
@@ -84,6 +86,7 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "lineage": {
                 "arch": header["arch"],
                 "weights": header["weights"],
+                "recalibrated": header.get("recalibrated"),
                 "checkpoint": store.digest(checkpoint),
                 "fused": store.digest(fused),
                 "accuracy": read_json(verify)["accuracy"],

@@ -27,15 +27,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline import sources
 from pipeline.errors import StageError
 from pipeline.manifest import versions
-
-_PROJECT = Path(__file__).resolve().parents[1]
 
 _ROOM = 1 << 20  # bytes; with less left on the disk than this, it counts as full
 
 _TIME_STAMP = ".snakemake_timestamp"
-_PLUMBING = {"pipeline.config", "pipeline.errors", "pipeline.stage", "pipeline.store"}
+_PLUMBING = {"pipeline.config", "pipeline.errors", "pipeline.sources", "pipeline.stage", "pipeline.store"}
 
 Build = Callable[[dict[str, Path], Path], None]
 
@@ -64,20 +63,30 @@ def digest(path: Path) -> str:
 
 @cache
 def code_digest(*modules: str) -> str:
-    """Sha256 over the code of first-party modules and all that they import, as hex.
+    """Sha256 over the code of modules and all that they import, as hex.
 
     Comments, docstrings and layout do not count, nor does what only carries values from the command line
     to a stage and results to their place: the values themselves are in the key. A package's ``__init__``
     counts only where a name is taken from it; the ``__init__`` files of this project hold nothing but the public face.
+
+    A module of the user's own counts with the packages that it lies in, and with the versions of what it
+    imports that is installed, since no stage names those. An installed module counts by its version.
     """
     parts: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        source = _source_of(module)
-        if module not in parts and source is not None:
-            parts[module], imported = _read_code(source)
-            waiting.extend(name for name in imported if name not in _PLUMBING)
+        if module in parts:
+            continue
+        file = sources.file_of(module)
+        if file is None:
+            parts[module] = sources.version(module)
+            continue
+        parts[module], imported = _read_code(module, file)
+        if sources.is_ours(module):
+            waiting.extend(name for name in imported if name not in _PLUMBING and sources.file_of(name))
+        else:
+            waiting.extend([*imported, *filter(None, [module.rpartition(".")[0]])])
     return hashlib.sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
 
 
@@ -252,33 +261,32 @@ def _publish(source: Path, place: Path) -> None:
 
 
 @cache
-def _source_of(module: str) -> Path | None:
-    path = _PROJECT.joinpath(*module.split("."))
-    if not (_PROJECT / module.split(".")[0] / "__init__.py").exists():
-        return None
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.exists():
-            return candidate
-    return None
-
-
-@cache
-def _read_code(source: Path) -> tuple[str, tuple[str, ...]]:
-    """Digest of a file's code, and the modules that it imports."""
-    tree = ast.parse(source.read_text())
-    imported = tuple(_imports(tree))
+def _read_code(module: str, file: Path) -> tuple[str, tuple[str, ...]]:
+    """Digest of a module's code, and the modules that it imports."""
+    try:
+        tree = ast.parse(file.read_text())
+    except (SyntaxError, ValueError):  # compiled, or broken: then importing it says so
+        return digest(file), ()
+    imported = tuple(_imports(tree, module if file.stem == "__init__" else module.rpartition(".")[0]))
     return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imported
 
 
-def _imports(tree: ast.AST) -> list[str]:
+def _imports(tree: ast.AST, package: str) -> list[str]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [name.name for name in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            modules = [f"{node.module}.{name.name}" for name in node.names]
-            found += [module if _source_of(module) else node.module for module in modules]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            modules = [f"{base}.{name.name}" for name in node.names]
+            found += [module if sources.file_of(module) else base for module in modules]
     return found
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    """The module that names are imported from, `from . import x` resolved."""
+    above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    return ".".join([*above, *filter(None, [node.module])])
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -104,14 +104,33 @@ def has_bfloat16(device: "torch.device") -> bool:
 
 
 def distributed(model: "nn.Module", team: Team, device: "torch.device") -> "nn.Module":
-    """The network with gradients averaged over the processes, and on GPUs batch statistics too."""
+    """The network with gradients averaged over the processes, and on GPUs batch statistics too.
+
+    A batch norm of a class of its own, such as timm's with the activation inside, would lose what it adds if
+    it were exchanged for torch's, so it keeps to the statistics of each process's share.
+    """
     from torch import nn
 
     if team.world == 1:
         return model
     if device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronised(model)
     return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def synchronised(model: "nn.Module") -> "nn.Module":
+    """The network, in place, with torch's own batch norms exchanged for ones that see all processes' batches."""
+    from torch import nn
+
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if type(model) in kinds:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    plain = [(name, one) for name, one in model.named_modules(remove_duplicate=False) if type(one) in kinds]
+    made = {one: nn.SyncBatchNorm.convert_sync_batchnorm(one) for _, one in plain}
+    for name, one in plain:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, made[one])
+    return model
 
 
 def summed(team: Team, device: "torch.device", *values: float) -> list[float]:

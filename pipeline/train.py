@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import checkpoints, data, stage, store, teams
+from pipeline import checkpoints, data, networks, stage, store, teams
 from pipeline.config import Training, TrainSettings
 from pipeline.errors import InputError, StageError
 from pipeline.manifest import Preprocessing
@@ -52,7 +52,8 @@ def run(settings: TrainSettings, *, split: Path, checkpoint: Path, metrics: Path
         metrics: where metrics.jsonl goes: a line an epoch with learning rate, loss, accuracy and speed.
 
     Raises:
-        InputError: the data set changed since it was split, or the device is not there.
+        InputError: the data set changed since it was split, the device is not there, or the network cannot be
+            built or does not run at that size.
         StageError: the loss became NaN or infinite.
     """
     from_settings = settings.model_dump()
@@ -74,7 +75,7 @@ def run(settings: TrainSettings, *, split: Path, checkpoint: Path, metrics: Path
             settings=from_settings,
             inputs={"split": split},
             outputs={"checkpoint": checkpoint, "metrics": metrics},
-            code=("pipeline.train", checkpoints.network_module(settings.arch)),
+            code=("pipeline.train", *networks.code_modules(settings.arch)),
             packages=("torch", "torchvision", "pillow", "safetensors"),
             build=build,
         )
@@ -199,17 +200,16 @@ def fit(
 def _train(settings: TrainSettings, split: Path, scratch: Path, team: Team, outputs: dict[str, Path]) -> None:
     import torch
 
-    from repnets.networks import create_model
-
     training, images = settings.training, data.open_split(split)
     if training.batch_size < 2 * team.world:
         raise InputError(
             f"training.batch_size: {training.batch_size} leaves less than two images to each of "
             f"{team.world} processes, too few for a batch norm. Set it to {2 * team.world} or more."
         )
-    preprocessing = images.preprocessing(settings.image_size, settings.interpolation)
+    preprocessing = images.preprocessing(settings.image_size, settings.interpolation, settings.mean, settings.std)
     torch.manual_seed(training.seed)
-    model = create_model(settings.arch, num_classes=len(images.classes))
+    model = networks.build(settings.arch, len(images.classes))
+    networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
 
     def report(record: dict[str, Any]) -> None:
         print(

@@ -15,20 +15,35 @@ if TYPE_CHECKING:
     from repnets.errors import RepnetsError
     from repnets.exporting import capture
     from repnets.fusion import FuseResult, fuse
+    from repnets.health import Finding, bn_health, recalibrated
     from repnets.networks import create_model, list_models
     from repnets.report import FuseReport
 
 _HOMES = {
+    "Finding": "repnets.health",
     "FuseReport": "repnets.report",
     "FuseResult": "repnets.fusion",
     "RepnetsError": "repnets.errors",
+    "bn_health": "repnets.health",
     "capture": "repnets.exporting",
     "create_model": "repnets.networks",
     "fuse": "repnets.fusion",
     "list_models": "repnets.networks",
+    "recalibrated": "repnets.health",
 }
 
-__all__ = ["FuseReport", "FuseResult", "RepnetsError", "capture", "create_model", "fuse", "list_models"]
+__all__ = [
+    "Finding",
+    "FuseReport",
+    "FuseResult",
+    "RepnetsError",
+    "bn_health",
+    "capture",
+    "create_model",
+    "fuse",
+    "list_models",
+    "recalibrated",
+]
 
 
 def __getattr__(name: str) -> object:

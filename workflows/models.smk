@@ -1,10 +1,12 @@
-# Once a model: the data are split, the network is trained (or the user's checkpoint adopted), fused, and the
-# fuse is proved.
+# Once a model: the data are split, the network is trained (or the user's checkpoint adopted), its batch norms
+# recalibrated where that is wanted, it is fused, and the fuse is proved.
 
 ADOPTED = {name: model.checkpoint for name, model in CONFIG.models.items() if model.checkpoint}
 TRAINED = [name for name in CONFIG.models if name not in ADOPTED]
+RECALIBRATED = [name for name, model in CONFIG.models.items() if model.recalibrate_bn]
 
 network = dag.network(CONFIG)
+weights = dag.checkpoint(CONFIG)
 
 
 rule split:
@@ -70,9 +72,30 @@ rule adopt:
         " --checkpoint {output.checkpoint} > {log} 2>&1"
 
 
-rule reparameterize:
+rule recalibrate:
     input:
         checkpoint="artifacts/{model}/checkpoint.safetensors",
+        split="artifacts/split.json",
+    output:
+        checkpoint="artifacts/{model}/recalibrated.safetensors",
+    log:
+        "logs/{model}/recalibrate.log",
+    wildcard_constraints:
+        model="|".join(RECALIBRATED) or "(?!)",
+    params:
+        settings=dag.settings(CONFIG, "recalibrate"),
+        code=store.code_digest("pipeline.recalibrate"),
+        network=network,
+    message:
+        "estimating the batch norms' statistics of {wildcards.model} from training images"
+    shell:
+        "python -m pipeline.recalibrate --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        " --split {input.split} --output {output.checkpoint} > {log} 2>&1"
+
+
+rule reparameterize:
+    input:
+        checkpoint=weights,
     output:
         fused="artifacts/{model}/fused.pt2",
         report="artifacts/{model}/fuse.json",
@@ -91,7 +114,7 @@ rule reparameterize:
 
 rule verify:
     input:
-        checkpoint="artifacts/{model}/checkpoint.safetensors",
+        checkpoint=weights,
         split="artifacts/split.json",
         fused="artifacts/{model}/fused.pt2",
     output:

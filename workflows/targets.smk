@@ -10,7 +10,7 @@ for name, target in CONFIG.targets.items():
         name:
             f"export_{name}"
         input:
-            checkpoint="artifacts/{model}/checkpoint.safetensors",
+            checkpoint=weights,
             fused="artifacts/{model}/fused.pt2",
             verify="artifacts/{model}/verify.json",
         output:
@@ -58,7 +58,7 @@ for name, target in CONFIG.targets.items():
             manifest=f"{folder}/manifest.json",
             check=f"{folder}/check.json",
             fused="artifacts/{model}/fused.pt2",
-            checkpoint="artifacts/{model}/checkpoint.safetensors",
+            checkpoint=weights,
         output:
             f"{folder}/bench.json",
         log:

@@ -1,5 +1,7 @@
-"""A toy network with randomised statistics, as the stages leave it on disk."""
+"""A toy network with randomised statistics, as the stages leave it on disk; and modules of the user's own."""
 
+import sys
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,3 +88,26 @@ def artifacts(tmp_path_factory) -> Artifacts:
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """The folder of a run, empty; a function that writes the user's own modules into it, by path without `.py`."""
+    from pipeline import sources, store
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(files: dict[str, str]) -> None:
+        for cached in (store.code_digest, store._read_code, sources.file_of, sources.version, sources._top):
+            cached.cache_clear()
+        for name, module in list(sys.modules.items()):
+            if str(tmp_path) in (getattr(module, "__file__", None) or ""):
+                del sys.modules[name]
+        for name, text in files.items():
+            path = tmp_path / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text))
+
+    yield write
+    write({})

@@ -81,6 +81,27 @@ def test_a_file_of_our_own_keeps_what_its_header_says(artifacts, brought, tmp_pa
     assert got["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
 
 
+def test_mean_and_std_that_are_set_hold_against_the_data_sets_and_the_headers(artifacts, brought, tmp_path):
+    state, header = brought
+    torch.save(state, tmp_path / "mine.pth")
+    checkpoints.write(tmp_path / "ours.safetensors", state, header)
+    settings = SETTINGS.model_copy(update={"mean": (0.5, 0.4, 0.3)})
+    for name in ("mine.pth", "ours.safetensors"):
+        _, got = adopted(artifacts, tmp_path / name, settings)
+        assert got["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
+        assert got["preprocessing"]["std"] == header["preprocessing"]["std"]
+
+
+def test_a_size_that_the_network_does_not_run_at_is_told(artifacts, tmp_path):
+    from pipeline import networks
+
+    arch = "torchvision.models:squeezenet1_1"
+    torch.save(networks.build(arch, 10).state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(InputError, match=r"squeezenet1_1` does not run on images of 8 x 8 pixels"):
+        adopted(artifacts, tmp_path / "mine.pth", SETTINGS.model_copy(update={"arch": arch, "image_size": 8}))
+    assert not (tmp_path / "adopted").exists()
+
+
 def test_a_file_of_our_own_for_another_network_is_refused(artifacts, brought, tmp_path):
     state, header = brought
     checkpoints.write(tmp_path / "ours.safetensors", state, header)

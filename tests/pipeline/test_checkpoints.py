@@ -85,12 +85,21 @@ def test_a_network_comes_back_ready_to_use(tmp_path, state):
     assert torch.equal(model(images), reference.eval()(images))
 
 
+def test_a_layer_under_two_names_is_written_twice(tmp_path):
+    layer = torch.nn.Conv2d(3, 3, 1)
+    model = torch.nn.ModuleDict({"one": layer, "two": layer})
+    checkpoints.write(tmp_path / "checkpoint.safetensors", model.state_dict(), HEADER)
+    state, _ = checkpoints.read(tmp_path / "checkpoint.safetensors")
+    assert state.keys() == {"one.weight", "one.bias", "two.weight", "two.bias"}
+    assert torch.equal(state["one.weight"], state["two.weight"])
+
+
 def test_the_builder_is_known_without_torch(tmp_path, state):
     path = tmp_path / "checkpoint.safetensors"
     checkpoints.write(path, state, HEADER)
     script = (
         "import sys; from pathlib import Path; from pipeline import checkpoints\n"
-        "print(checkpoints.builder_module(Path(sys.argv[1])), 'torch' in sys.modules)"
+        "print(*checkpoints.code_modules(Path(sys.argv[1])), 'torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)], cwd=PROJECT, check=True, capture_output=True, text=True
@@ -116,7 +125,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
         checkpoints.read,
         checkpoints.read_foreign,
         checkpoints.load_model,
-        checkpoints.builder_module,
+        checkpoints.code_modules,
     ):
         with pytest.raises(InputError, match=message):
             reader(path)

@@ -51,10 +51,23 @@ def test_a_model_may_have_a_name_of_its_own(project):
     assert project("models: {mine: {arch: toy}}").models["mine"].arch == "toy"
 
 
+def test_a_network_of_timms_or_the_users_own(project, tmp_path):
+    (tmp_path / "mynet.py").write_text("def build(num_classes):\n    pass\n")
+    read = project("models: {one: {arch: 'timm:fastvit_t8'}, two: {arch: 'mynet:build', image_size: 3}}")
+    assert (read.models["one"].arch, read.models["two"].arch) == ("timm:fastvit_t8", "mynet:build")
+
+
+def test_mean_and_std_and_recalibration_of_one_model(project):
+    read = project("models: {toy: {mean: [0.5, 0.5, 0.5], recalibrate_bn: 512}, b: {arch: toy}}")
+    assert config.settings_of("train", read, "toy").mean == (0.5, 0.5, 0.5)
+    assert config.settings_of("adopt", read, "b").mean is None
+    assert config.settings_of("recalibrate", read, "toy").model_dump() == {"recalibrate_bn": 512}
+
+
 def test_a_stage_is_told_only_what_it_reads(project):
     read = project()
     told = config.settings_of("train", read, "mobileone_s0").model_dump()
-    assert set(told) == {"arch", "image_size", "interpolation", "training"}
+    assert set(told) == {"arch", "image_size", "interpolation", "mean", "std", "training"}
     assert "bench" not in config.settings_of("export", read, "toy", "phone").model_dump()
 
 
@@ -94,6 +107,26 @@ def test_the_command_line_reaches_into_a_target(project):
             "models: {toy: }\ntraining: {epochs: 0}",
             "config.yaml, line 2: `training.epochs`: Input should be greater than or equal to 1, got 0",
         ),
+        (
+            "models:\n  mine:\n    arch: mynet:build",
+            "config.yaml, line 3: there is no module `mynet`: it was looked for as mynet.py in",
+        ),
+        (
+            "models:\n  timm:repvgg_a0:",
+            "config.yaml, line 2: `timm:repvgg_a0` cannot name a folder of artifacts. Give the model a name of "
+            "letters, digits, `_`, `-` and `.`, and put the network under it: `my_model: {arch: timm:repvgg_a0}`.",
+        ),
+        ("models: {18: }", "`18` cannot name a folder of artifacts"),
+        (
+            "models:\n  toy: {recalibrate_bn: 3}",
+            "config.yaml, line 2: `models.toy`: recalibrate_bn is a number of training images: 32 or more, or 0 to",
+        ),
+        ("models: {toy: {recalibrate_bn: true}}", "`models.toy.recalibrate_bn`: Input should be a valid integer"),
+        (
+            "models: {toy: {mean: [123.7, 116.3, 103.5]}}",
+            "`models.toy.mean.0`: Input should be less than or",
+        ),
+        ("models: {toy: {std: [0.2, 0.2, 0]}}", "`models.toy.std.2`: Input should be greater than 0"),
         ("models: {}", "`models:` names no network"),
         (
             "models: {repvgg_a0: {image_size: 16}}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import store
+from pipeline import sources, store
 from pipeline.errors import StageError
 
 PROJECT = Path(store.__file__).resolve().parents[1]
@@ -120,7 +120,7 @@ def test_the_disk_is_full_and_the_earlier_file_survives(source, tmp_path):
     script = f"""
         import resource, sys
         from pathlib import Path
-        from pipeline import store
+        from pipeline import sources, store
         from pipeline.errors import StageError
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
@@ -160,7 +160,7 @@ def test_scratch_survives_a_kill(source, tmp_path):
     script = f"""
         import os, signal
         from pathlib import Path
-        from pipeline import store
+        from pipeline import sources, store
         def build(places, scratch):
             (scratch / "epoch").write_text("3")
             places["result"].write_text("half")
@@ -202,8 +202,9 @@ def test_digest_of_a_folder_counts_names_and_contents(tmp_path):
 
 def code_of(tmp_path, monkeypatch, **files):
     """Digest of module `pkg.stage` in a project of these files."""
-    monkeypatch.setattr(store, "_PROJECT", tmp_path)
-    forget = [store.code_digest.cache_clear, store._source_of.cache_clear, store._read_code.cache_clear]
+    monkeypatch.chdir(tmp_path)
+    cached = (store.code_digest, store._read_code, sources.file_of, sources.version, sources._top)
+    forget = [one.cache_clear for one in cached]
     for one in forget:
         one()
     (tmp_path / "pkg").mkdir(exist_ok=True)
@@ -261,7 +262,7 @@ def test_a_hit_imports_nothing_heavy(source, tmp_path):
     script = f"""
         import json, sys
         from pathlib import Path
-        from pipeline import store
+        from pipeline import sources, store
         hit = store.cached("shout", settings={{"a": 1}}, inputs={{"source": Path({str(source)!r})}},
                            outputs={{"result": Path({str(tmp_path / "b.txt")!r})}}, code=("pipeline.errors",),
                            packages=("numpy",), build=None)

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from pipeline import checkpoints, verify
-from pipeline.config import Verify
-from pipeline.errors import GateError
+from pipeline import checkpoints, export, networks, reparameterize, verify
+from pipeline.config import ExportSettings, NoSettings, Verify
+from pipeline.errors import GateError, InputError
 
 
 def run_verify(artifacts, tmp_path, settings=None, **changes):
@@ -40,6 +40,43 @@ def test_what_is_written(artifacts):
     }  # fmt: skip
     assert 0 < max(proved["float64"]["max_relative_error"].values()) < 1e-12
     assert 0 < proved["float32"]["rounding"] < 1e-3
+
+
+def test_a_network_that_takes_one_size_alone_is_compared_at_that_size(artifacts, own_modules, tmp_path, capsys):
+    own_modules(
+        {
+            "tied": """
+                from torch import nn
+                from repnets.blocks import RepVGGBlock
+
+                def build(num_classes):
+                    return nn.Sequential(RepVGGBlock(3, 8, stride=4), nn.Flatten(), nn.Linear(8 * 8 * 8, num_classes))
+            """
+        }
+    )
+    _, header = checkpoints.read(artifacts.checkpoint)
+    path, fused = tmp_path / "checkpoint.safetensors", tmp_path / "fused.pt2"
+    torch.manual_seed(0)
+    model = networks.build("tied:build", 10)
+    model(3 * torch.randn(16, 3, 32, 32))
+    checkpoints.write(path, model.state_dict(), {**header, "arch": "tied:build"})
+    reparameterize.run(NoSettings(), checkpoint=path, fused=fused, report=tmp_path / "fuse.json")
+    assert json.loads((tmp_path / "fuse.json").read_text())["after"]["convolutions"] == 1
+    run_verify(artifacts, tmp_path, checkpoint=path, fused=fused)
+    proved = json.loads((tmp_path / "verify.json").read_text())
+    assert set(proved["float64"]["max_relative_error"]) == {"random 32 x 32", "real 32 x 32"}
+    assert "verify: the network does not take 33 x 33 pixels, so it is not compared there" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"`tied:build` does not run on images of 48 x 48 pixels: RuntimeError: "):
+        export.run(
+            ExportSettings(
+                target="phone", model="tied", backend="executorch", precision="fp32", forms=("fused",),
+                batch=1, image_size=48, options={},
+            ),
+            checkpoint=path,
+            fused=fused,
+            verify=tmp_path / "verify.json",
+            manifest=tmp_path / "manifest.json",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

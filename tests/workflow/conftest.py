@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def fresh_clone(folder: Path, store: Path, config: str = CONFIG) -> Clone:
     shutil.copy(PROJECT / "Snakefile", folder)
     (folder / "config.yaml").write_text(config)
     return Clone(folder, store)
+
+
+@pytest.fixture(scope="session")
+def new_clone() -> Callable[..., Clone]:
+    """`fresh_clone`, for a test with a configuration of its own."""
+    return fresh_clone
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,91 @@
+"""Estimate the statistics of a checkpoint's batch norms anew, from training images.
+
+    python -m pipeline.recalibrate --model toy --checkpoint artifacts/toy/checkpoint.safetensors \\
+        --split artifacts/split.json --output artifacts/toy/recalibrated.safetensors
+
+Runs where `models.<name>.recalibrate_bn` says how many images to take; its checkpoint is then the one that
+is fused, proved and shipped. The images are drawn from the train part by a fixed seed, prepared as for
+inference, not augmented, and never taken from what is held out. Weights do not change. The accuracy on the
+validation images is measured and printed, before and after.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import checkpoints, data, stage, store
+from pipeline.config import RecalibrateSettings
+from pipeline.errors import InputError
+from pipeline.manifest import Preprocessing
+
+_BATCH_SIZE = 256
+
+
+def run(settings: RecalibrateSettings, *, checkpoint: Path, split: Path, output: Path) -> None:
+    """Write a checkpoint with the same weights and fresh batch norm statistics.
+
+    Args:
+        settings: how many images to take; all, where the train part has no more.
+        checkpoint: artifacts/<model>/checkpoint.safetensors.
+        split: artifacts/split.json, for the images.
+        output: where recalibrated.safetensors goes. Its header names the checkpoint that it was made from.
+
+    Raises:
+        InputError: no images are asked for, or the checkpoint cannot be read.
+        RepnetsError: the statistics came out NaN or infinite.
+    """
+    if not settings.recalibrate_bn:
+        raise InputError("recalibrate_bn is 0, so there is nothing to do. Set it under the model's name in `models:`.")
+    store.cached(
+        "recalibrate",
+        settings=settings.model_dump(),
+        inputs={"checkpoint": checkpoint, "split": split},
+        outputs={"checkpoint": output},
+        code=("pipeline.recalibrate", *checkpoints.code_modules(checkpoint)),
+        packages=("torch", "torchvision", "pillow", "safetensors"),
+        build=lambda places, _: _recalibrate(settings.recalibrate_bn, checkpoint, split, places["checkpoint"]),
+    )
+
+
+def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> None:
+    from repnets.health import recalibrated
+
+    model, header = checkpoints.load_model(checkpoint)
+    preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    images = data.open_split(split)
+    sample = _sample(images, wanted)
+    count = sample.size("train")
+    batches = -(-count // _BATCH_SIZE)
+    before = data.accuracy(model, images, preprocessing)
+    fresh = recalibrated(model, (batch for batch, _ in sample.batches("train", preprocessing, -(-count // batches))))
+    after = data.accuracy(fresh, images, preprocessing)
+    print(
+        f"recalibrate: statistics of {count} training images; right on {after:.2%} of {images.size('val')} "
+        f"validation images, before on {before:.2%}",
+        flush=True,
+    )
+    made = {
+        **header,
+        "metrics": {**header.get("metrics", {}), "val_accuracy": after},
+        "recalibrated": {"images": count, "from": store.digest(checkpoint)},
+    }
+    checkpoints.write(output, fresh.state_dict(), made)
+
+
+def _sample(images: data.Split, wanted: int) -> data.Split:
+    """The split with a random part of its train images alone, always the same ones and in the same order."""
+    import torch
+
+    numbers = images.parts["train"]
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))[:wanted].tolist()
+    return replace(images, parts={**images.parts, "train": tuple(numbers[place] for place in order)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of this stage."""
+    return stage.main(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
