@@ -17,6 +17,8 @@ ratios, with its 95 % interval. Each fuser also has a process to itself, whose m
 peak is what fusing took beyond the network it was given. Before the clock starts, both have fused one layer,
 so that no import is timed. Errors are those of float32 outputs against the original in float64, as multiples of
 the original's own float32 error.
+
+It needs timm: pip install 'repnets[timm]'.
 """
 
 import argparse
@@ -45,6 +47,9 @@ FAMILIES = {
     "repvit": ("repvit_m0_9",),
     "levit": ("levit_128s", "levit_conv_128s"),
     "efficientvit_msra": ("efficientvit_m0",),
+    "efficientvim": ("efficientvim_m1",),
+    "iformer": ("iformer_t",),
+    "lcnetv2": ("lcnetv2_small",),
     "shvit": ("shvit_s1",),
     "tiny_vit": ("tiny_vit_5m_224",),
     "nextvit": ("nextvit_small",),
