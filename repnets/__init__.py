@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repnets.exporting import capture
     from repnets.fusion import FuseResult, fuse
     from repnets.networks import create_model, list_models
+    from repnets.picture import draw
     from repnets.report import FuseReport
 
 _HOMES = {
@@ -24,11 +25,12 @@ _HOMES = {
     "RepnetsError": "repnets.errors",
     "capture": "repnets.exporting",
     "create_model": "repnets.networks",
+    "draw": "repnets.picture",
     "fuse": "repnets.fusion",
     "list_models": "repnets.networks",
 }
 
-__all__ = ["FuseReport", "FuseResult", "RepnetsError", "capture", "create_model", "fuse", "list_models"]
+__all__ = ["FuseReport", "FuseResult", "RepnetsError", "capture", "create_model", "draw", "fuse", "list_models"]
 
 
 def __getattr__(name: str) -> object:

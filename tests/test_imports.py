@@ -10,7 +10,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 STAGES = {
-    "split", "train", "adopt", "reparameterize", "verify", "export", "check", "bench", "summarize", "report",
+    "split", "train", "adopt", "reparameterize", "draw", "verify", "export", "check", "bench", "summarize", "report",
 }  # fmt: skip
 HEAVY = (
     "torch",
@@ -22,6 +22,7 @@ HEAVY = (
     "executorch",
     "sklearn",
     "PIL",
+    "pygraphviz",
 )
 SOURCES = sorted([*PROJECT.glob("pipeline/**/*.py"), *PROJECT.glob("repnets/**/*.py")])
 
