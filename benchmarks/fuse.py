@@ -56,6 +56,7 @@ FAMILIES = {
 }
 FORMS = ("original", "timm", "ours")
 FUSE_METHODS = ("fuse", "reparameterize", "switch_to_deploy")  # as timm.utils.reparameterize_model looks for them
+PHASES = ("capture", "analysis", "emission")  # of our fuse
 PACKAGES = ("torch", "timm")
 WARMUP_SECONDS = 1.0
 MEMORY_FACTOR = 12  # times its weights: three forms, one copy in float64, and what fusing takes
@@ -201,27 +202,20 @@ def fusing(name: str, size: int, threads: int, fuser: str, fusings: int) -> dict
 
     import torch
 
-    import repnets
-
     model, example = build(name, size, threads)
     fused_by(fuser, torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval(), example)
     gc.collect()
     resident = restart_peak_memory()
-    found: dict[str, Any] = {"seconds": [], "weight_bytes": weight_bytes(model)}
+    found: dict[str, Any] = {"seconds": [], "phases": [], "weight_bytes": weight_bytes(model)}
     for number in range(fusings):
         start = time.perf_counter()
-        fused, told = fused_by(fuser, model, example)
+        fused, account = fused_by(fuser, model, example)
         found["seconds"].append(time.perf_counter() - start)
         if number == 0:
             found["peak_bytes"] = peak_memory() - resident
+        if account:
+            found["phases"].append(account.seconds)
         del fused
-    if fuser == "ours":
-        found["phases"] = getattr(told, "seconds", None)
-        found["capture_seconds"] = []
-        for _ in range(fusings):
-            start = time.perf_counter()
-            repnets.capture(model, example)
-            found["capture_seconds"].append(time.perf_counter() - start)
     return found
 
 
@@ -347,8 +341,8 @@ SIZES: dict[str, Callable[[Mapping[str, int]], str]] = {
 }
 LATENCY_HEAD = ("median ms", *FORMS, "original to timm", "original to ours", "timm to ours")
 FUSING_HEAD = (
-    *("fusing", "timm s", "ours s", "of that, capture", "timm: peak memory, weights", "ours"),
-    *("timm: error, of float32's own", "ours"),
+    *("fusing", "timm s", "ours s", *PHASES, "peak memory over weights: timm", "ours"),
+    *("error over float32's own: timm", "ours"),
 )
 
 
@@ -367,7 +361,7 @@ def fusing_row(name: str, one: Mapping[str, Any]) -> list[str]:
     return [
         name,
         *(f"{statistics.median(part['seconds']):.2f}" for part in (timm, ours)),
-        f"{statistics.median(ours['capture_seconds']):.2f}",
+        *(f"{statistics.median(phases[name] for phases in ours['phases']):.2f}" for name in PHASES),
         *(f"{part['peak_bytes'] / part['weight_bytes']:.1f}" for part in (timm, ours)),
         *(f"{one['forms']['error'][fuser] / one['forms']['error']['original']:.1f}" for fuser in FORMS[1:]),
     ]

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from repnets.graphs import arguments
+from repnets.layers import BorderConv, PooledLinear
 from repnets.report import FoldedRegion
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
@@ -25,7 +26,6 @@ _SILENT = {  # give the values they take, perhaps in another shape
     "_to_copy", "_unsafe_view", "alias", "clone", "contiguous", "detach", "dropout", "expand", "feature_dropout",
     "flatten", "lift_fresh_copy", "reshape", "squeeze", "unflatten", "unsqueeze", "view",
 }  # fmt: skip
-_CONVOLUTION_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,15 @@ def _step(node: fx.Node, module: fx.GraphModule) -> Step:
 
 def _of_module(made: nn.Module) -> tuple[str, str, str]:
     """Kind, label and detail."""
-    if isinstance(made, _CONVOLUTION_MODULES):
-        return _convolution(made.weight.shape, made.stride, made.groups)
+    if isinstance(made, BorderConv):
+        kind, label, detail = _of_module(made.conv)
+        return kind, f"{label} + border", detail
+    if isinstance(made, PooledLinear):
+        kind, label, detail = _of_module(made.linear)
+        return kind, f"mean, {label}", detail
     if isinstance(made, nn.Linear):
         return "linear", "linear", f"{made.in_features} → {made.out_features}"
-    return "convolution", type(made).__name__, ""
+    return _convolution(made.weight.shape, made.stride, made.groups)
 
 
 def _of_operator(node: fx.Node, module: fx.GraphModule) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from repnets.errors import RepnetsError
 from repnets.exporting import capture
 from repnets.fusion import FuseResult, fuse
-from repnets.graphs import flatten_batch_norms, node_shapes
+from repnets.graphs import drop_whole_slices, flatten_batch_norms, node_shapes
 from repnets.outline import Block, Step, blocks, change_text, origins, read, size_text
 from repnets.report import Totals
 
@@ -92,6 +92,7 @@ def scene(model: nn.Module, example_input: Tensor, result: FuseResult) -> Scene:
     """What `draw` draws; worth keeping where several pictures are made, since it captures the model."""
     captured = capture(model, example_input).module(check_guards=False)
     flatten_batch_norms(captured.graph)
+    drop_whole_slices(captured.graph)
     original = read(captured, node_shapes(captured.graph, (1, *example_input.shape[1:])))
     shapes = {step.name: step.shape for step in original}
     fused = read(result.module)

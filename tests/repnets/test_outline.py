@@ -134,6 +134,18 @@ def test_every_step_of_a_fused_network_stands_for_original_ones(calls, randomise
     assert [len(names) for names in folded] == [3] * calls
 
 
+def test_layers_that_are_more_than_one_say_so(randomise):
+    wide = nn.Sequential(nn.Conv2d(4, 16, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3, padding=1))
+    pooled = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = randomise(nn.Sequential(wide, nn.ReLU(), pooled))
+    steps = read(repnets.fuse(model, torch.rand(1, 4, 16, 16), border="exact").module)
+    assert described(steps)[1:-1] == [
+        ("convolution", "conv 3×3 + border", "4 → 4"),
+        ("activation", "ReLU", ""),
+        ("linear", "mean, linear", "4 → 2"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "text"),
     [
