@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from repnets.fusion import FuseResult, fuse
     from repnets.health import Finding, bn_health, recalibrated
     from repnets.networks import create_model, list_models
+    from repnets.picture import draw
     from repnets.report import FuseReport
 
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "bn_health": "repnets.health",
     "capture": "repnets.exporting",
     "create_model": "repnets.networks",
+    "draw": "repnets.picture",
     "fuse": "repnets.fusion",
     "list_models": "repnets.networks",
     "recalibrated": "repnets.health",
@@ -40,6 +42,7 @@ __all__ = [
     "bn_health",
     "capture",
     "create_model",
+    "draw",
     "fuse",
     "list_models",
     "recalibrated",

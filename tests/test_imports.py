@@ -10,8 +10,8 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 STAGES = {
-    "split", "train", "adopt", "recalibrate", "reparameterize", "verify", "export", "check", "bench", "summarize",
-    "report",
+    "split", "train", "adopt", "recalibrate", "reparameterize", "draw", "verify", "export", "check", "bench",
+    "summarize", "report",
 }  # fmt: skip
 HEAVY = (
     "torch",
@@ -23,6 +23,7 @@ HEAVY = (
     "executorch",
     "sklearn",
     "PIL",
+    "pygraphviz",
 )
 SOURCES = sorted([*PROJECT.glob("pipeline/**/*.py"), *PROJECT.glob("repnets/**/*.py")])
 
