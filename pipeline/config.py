@@ -306,6 +306,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:
     path = ("models", name)
+    for key, value in ((path, entry), ((*path, "training"), isinstance(entry, Mapping) and entry.get("training"))):
+        if value and not isinstance(value, Mapping):
+            raise InputError(
+                f"{_where(source, key)}: `{'.'.join(key)}` must hold `key: value` lines, but it is {value!r}."
+            )
     own = entry.get("training") or {}
     _validate(Training, training, source, ("training",))
     _validate(Training, own, source, (*path, "training"))

@@ -57,6 +57,18 @@ def test_a_network_of_timms_or_the_users_own(project, tmp_path):
     assert (read.models["one"].arch, read.models["two"].arch) == ("timm:fastvit_t8", "mynet:build")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: {toy: none}", "`models.toy` must hold `key: value` lines, but it is 'none'"),
+        ("models: {toy: {training: 3}}", "`models.toy.training` must hold `key: value` lines, but it is 3"),
+    ],
+)
+def test_a_model_that_is_no_mapping(project, text, message):
+    with pytest.raises(InputError, match=message):
+        project(text)
+
+
 def test_mean_and_std_and_recalibration_of_one_model(project):
     read = project("models: {toy: {mean: [0.5, 0.5, 0.5], recalibrate_bn: 512}, b: {arch: toy}}")
     assert config.settings_of("train", read, "toy").mean == (0.5, 0.5, 0.5)
