@@ -1,7 +1,7 @@
 """What fusing did: region by region, refusal by refusal, and in total."""
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from repnets.regions import Refusal
 
@@ -99,11 +99,11 @@ class FuseReport:
     after: Totals
     regions: tuple[FoldedRegion, ...]
     refusals: tuple[Refusal, ...]
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(compare=False)
 
     def to_dict(self) -> dict[str, object]:
-        """The report as dicts, lists, strings and numbers."""
-        return asdict(self)
+        """The report as dicts, lists, strings and numbers; without the seconds, so the same for the same network."""
+        return {name: value for name, value in asdict(self).items() if name != "seconds"}
 
     def __str__(self) -> str:
         parts = [_table(_TOTALS_HEAD, _totals_rows(self.before, self.after))]
