@@ -72,7 +72,7 @@ def run(
             "pipeline.bench",
             backend.__name__,
             f"pipeline.backends.{_REFERENCE}",
-            checkpoints.builder_module(checkpoint),
+            *checkpoints.code_modules(checkpoint),
         ),
         packages=("torch", *backend.PACKAGES),
         host=json.dumps(host, sort_keys=True),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, checkpoints, stage, store
 from pipeline.config import ExportSettings
+from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
         manifest: where manifest.json goes; the files appear beside it.
 
     Raises:
+        InputError: the branched form is asked for, but the network came folded.
         StageError: the exporter failed, or what it needs is not installed.
     """
     backend = backends.load(settings.backend)
@@ -38,7 +40,7 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
         settings=settings.model_dump(mode="json"),
         inputs={"checkpoint": checkpoint, "fused": fused, "verify": verify},
         outputs={name: manifest.with_name(name) for name in names} | {"manifest": manifest},
-        code=("pipeline.export", backend.__name__, checkpoints.builder_module(checkpoint)),
+        code=("pipeline.export", backend.__name__, *checkpoints.code_modules(checkpoint)),
         packages=("torch", *backend.PACKAGES),
         host=backend.host(),
         build=lambda places, _: _export(settings, checkpoint, fused, verify, places),
@@ -49,7 +51,12 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
     import torch
 
     backend = backends.load(settings.backend)
-    model, header = checkpoints.load_model(checkpoint)
+    header = checkpoints.read_header(checkpoint)
+    if checkpoints.is_folded(header) and "branched" in settings.forms:
+        raise InputError(
+            f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
+            "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
+        )
     preprocessing = Preprocessing.from_dict(header["preprocessing"])
     size = settings.image_size or preprocessing.image_size
     shape = (settings.batch, 3, size, size)
@@ -58,7 +65,10 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
     )
     forms = {}
     for form in settings.forms:
-        module = checkpoints.as_module(torch.export.load(fused)) if form == "fused" else model
+        if form == "fused":
+            module = checkpoints.as_module(torch.export.load(fused))
+        else:
+            module, _ = checkpoints.load_model(checkpoint)
         files = [places[name.format(form=form)] for name in backend.FILES]
         facts = backend.export(_static_program(module, shape), files, spec)
         forms[form] = {"files": {file.name: _file_facts(file) for file in files}, "facts": facts}
@@ -84,6 +94,7 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "lineage": {
                 "arch": header["arch"],
                 "weights": header["weights"],
+                "form": header.get("form", "training"),
                 "checkpoint": store.digest(checkpoint),
                 "fused": store.digest(fused),
                 "accuracy": read_json(verify)["accuracy"],

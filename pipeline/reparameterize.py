@@ -32,7 +32,7 @@ def run(settings: NoSettings, *, checkpoint: Path, fused: Path, report: Path) ->
         settings=settings.model_dump(mode="json"),
         inputs={"checkpoint": checkpoint},
         outputs={"fused": fused, "report": report},
-        code=("pipeline.reparameterize", checkpoints.builder_module(checkpoint)),
+        code=("pipeline.reparameterize", *checkpoints.code_modules(checkpoint)),
         packages=("torch",),
         build=lambda places, _: _fuse(checkpoint, places),
     )

@@ -74,7 +74,7 @@ def run(settings: TrainSettings, *, split: Path, checkpoint: Path, metrics: Path
             settings=from_settings,
             inputs={"split": split},
             outputs={"checkpoint": checkpoint, "metrics": metrics},
-            code=("pipeline.train", checkpoints.network_module(settings.arch)),
+            code=("pipeline.train", *checkpoints.network_modules(settings.arch)),
             packages=("torch", "torchvision", "pillow", "safetensors"),
             build=build,
         )
