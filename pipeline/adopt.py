@@ -4,11 +4,13 @@
         --checkpoint artifacts/repvgg_a0/checkpoint.safetensors
 
 The file is a .safetensors, or a .pth or .pt, of which the weights alone are read: code in it never runs.
+Its keys may be ours, those of the official RepVGG and MobileOne, or timm's, in training or in deploy form.
 Every tensor of the network must be there, and no other; the number of classes must be that of the data
 set; nothing may be NaN. The accuracy on the validation images is measured and printed: if it is that of
 guessing, the order of the classes or the preprocessing is not the one that the network was trained with.
 
-What comes out is a checkpoint like that of the stage `train`.
+What comes out is a checkpoint like that of the stage `train`. One of the deploy form says so in its header: it
+holds the weights of the fused network, and no branched network comes of it.
 """
 
 import sys
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import checkpoints, data, networks, stage, store
+from pipeline import checkpoints, data, foreign, networks, stage, store
 from pipeline.config import AdoptSettings
 from pipeline.errors import InputError
 from pipeline.manifest import Preprocessing
@@ -36,24 +38,32 @@ def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path)
     """
     if not source.is_file():
         raise InputError(f"{source} does not exist. Check `checkpoint:` of the model `{settings.arch}` in config.yaml.")
+    folded = foreign.form_of(source, settings.arch) == "deploy"
     store.cached(
         "adopt",
         settings={**settings.model_dump(), "suffix": source.suffix},
         inputs={"source": source, "split": split},
         outputs={"checkpoint": checkpoint},
-        code=("pipeline.adopt", *networks.code_modules(settings.arch)),
+        code=("pipeline.adopt", *networks.code_modules(settings.arch, folded)),
         packages=("torch", "torchvision", "safetensors"),
         build=lambda outputs, _: _adopt(settings, source, split, outputs["checkpoint"]),
     )
 
 
 def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path) -> None:
+    from repnets.checkpoints import block_names
+
     images = data.open_split(split)
-    state, weights, header = checkpoints.open_foreign(source)
+    state, weights, header = foreign.read(source)
     preprocessing = images.preprocessing(settings.image_size, settings.interpolation, settings.mean, settings.std)
     if header is not None:
         preprocessing = _hold_header(header, settings, preprocessing, source)
-    model = networks.build(settings.arch, len(images.classes))
+    state, form = foreign.as_ours(state, settings.arch, str(source))
+    model = networks.build(settings.arch, len(images.classes), folded=form == "deploy")
+    if form == "deploy":
+        # the network names a convolution after what was folded into it, the layout after its block
+        in_network = {name: key for key, name in block_names(model.state_dict()).items()}
+        state = {in_network.get(name, name): tensor for name, tensor in state.items()}
     checkpoints.load_strict(model, state, settings.arch, str(source))
     model.eval()
     networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
@@ -76,6 +86,7 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
         "data_digest": images.digest,
         "epoch": header["epoch"] if header else None,
         "weights": weights,
+        "form": form,
         "seed": header.get("seed") if header else None,
         "metrics": {"val_accuracy": accuracy},
         "adopted_from": store.digest(source),

@@ -6,13 +6,14 @@ Nothing here imports torch: the Snakefile reads the configuration every time it 
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline import networks
+from pipeline import foreign, networks
 from pipeline.errors import InputError, nearest
 
 
@@ -73,6 +74,11 @@ class Model(Strict):
         0, ge=0, strict=True, description="training images to estimate the batch norms' statistics from; 0: leave them"
     )
     training: Training
+
+    @cached_property
+    def form(self) -> str:
+        """`deploy` where the user's checkpoint is of a network that was folded already, else `training`."""
+        return foreign.form_of(Path(self.checkpoint), self.arch) if self.checkpoint else "training"
 
     @model_validator(mode="after")
     def _enough_images(self) -> "Model":
@@ -150,11 +156,6 @@ class Target(Strict):
     check: Check = Check()
     bench: Bench = Bench()
 
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """The forms of the network that this target exports: fused, and branched as the baseline."""
-        return ("fused",) if self.baseline == "none" else ("fused", "branched")
-
 
 class Config(Strict):
     """A whole run: config.yaml, what the command line changed in it, and every target."""
@@ -163,6 +164,11 @@ class Config(Strict):
     models: dict[str, Model]
     verify: Verify
     targets: dict[str, Target]
+
+    def forms(self, target: str, model: str) -> tuple[str, ...]:
+        """The forms of a model that a target exports: fused, and branched as the baseline where there is one."""
+        has_baseline = self.targets[target].baseline == "branched" and self.models[model].form == "training"
+        return ("fused", "branched") if has_baseline else ("fused",)
 
 
 class NoSettings(Strict):
@@ -253,7 +259,7 @@ def settings_of(stage: str, config: Config, model: str | None = None, target: st
             **dict(config.targets[target]),
             "target": target,
             "model": model,
-            "forms": config.targets[target].forms,
+            "forms": config.forms(target, model) if model else (),
         }
         classes |= {
             "export": (ExportSettings, deployed),

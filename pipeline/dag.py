@@ -43,11 +43,21 @@ def settings(read: config.Config, stage: str, target: str | None = None) -> Call
     return of_job
 
 
+def exports(read: config.Config) -> list[tuple[str, tuple[str, ...], list[str]]]:
+    """Each target with the forms that it exports, and the models of which it exports those."""
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for target in read.targets:
+        for model in read.models:
+            groups.setdefault((target, read.forms(target, model)), []).append(model)
+    return [(*key, models) for key, models in groups.items()]
+
+
 def network(read: config.Config) -> Callable[[Any], str]:
     """A function of a job's wildcards: digest of the code that builds the model's network."""
 
     def of_job(wildcards: Any) -> str:
-        return store.code_digest(*networks.code_modules(read.models[wildcards.model].arch))
+        model = read.models[wildcards.model]
+        return store.code_digest(*networks.code_modules(model.arch, model.form == "deploy"))
 
     return of_job
 

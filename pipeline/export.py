@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, checkpoints, networks, stage, store
 from pipeline.config import ExportSettings
+from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.export import ExportedProgram
 
 
@@ -29,7 +31,8 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
         manifest: where manifest.json goes; the files appear beside it.
 
     Raises:
-        InputError: the network does not run at the target's image size.
+        InputError: the network does not run at the target's image size; or the branched form is asked for, but the
+            network came folded.
         StageError: the exporter failed, or what it needs is not installed.
     """
     backend = backends.load(settings.backend)
@@ -47,20 +50,24 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
 
 
 def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Path, places: dict[str, Path]) -> None:
-    import torch
-
     backend = backends.load(settings.backend)
-    model, header = checkpoints.load_model(checkpoint)
+    header = checkpoints.read_header(checkpoint)
+    if checkpoints.is_folded(header) and "branched" in settings.forms:
+        raise InputError(
+            f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
+            "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
+        )
     preprocessing = Preprocessing.from_dict(header["preprocessing"])
     size = settings.image_size or preprocessing.image_size
-    networks.require_runs(model, header["arch"], header["num_classes"], size)
+    modules = {form: _module(form, checkpoint, fused) for form in settings.forms}
+    for module in modules.values():
+        networks.require_runs(module, header["arch"], header["num_classes"], size)
     shape = (settings.batch, 3, size, size)
     spec = ExportSpec(
         precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
     )
     forms = {}
-    for form in settings.forms:
-        module = checkpoints.as_module(torch.export.load(fused)) if form == "fused" else model
+    for form, module in modules.items():
         files = [places[name.format(form=form)] for name in backend.FILES]
         facts = backend.export(_static_program(module, shape), files, spec)
         forms[form] = {"files": {file.name: _file_facts(file) for file in files}, "facts": facts}
@@ -86,6 +93,7 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "lineage": {
                 "arch": header["arch"],
                 "weights": header["weights"],
+                "form": header.get("form", "training"),
                 "recalibrated": header.get("recalibrated"),
                 "checkpoint": store.digest(checkpoint),
                 "fused": store.digest(fused),
@@ -94,6 +102,12 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "versions": versions("torch", *backend.PACKAGES),
         },
     )
+
+
+def _module(form: str, checkpoint: Path, fused: Path) -> "nn.Module":
+    import torch
+
+    return checkpoints.as_module(torch.export.load(fused)) if form == "fused" else checkpoints.load_model(checkpoint)[0]
 
 
 def _static_program(module: Any, shape: tuple[int, ...]) -> "ExportedProgram":

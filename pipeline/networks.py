@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TIMM = "timm:"
+_FUSED = "repnets.deploy"
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _STAR = re.compile(r"^\s*from\s.*\simport\s*\*", re.MULTILINE)
 
@@ -56,22 +57,32 @@ def min_image_size(arch: str) -> int | None:
     return MODELS[arch].min_image_size if arch in MODELS else None
 
 
-def code_modules(arch: str) -> tuple[str, ...]:
-    """The modules whose code makes the network, for `store.code_digest`. InputError as for `check`."""
+def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
+    """The modules whose code makes the network, or its fused form, for `store.code_digest`.
+
+    InputError as for `check`.
+    """
     check(arch)
+    if folded:
+        return (*code_modules(arch), _FUSED)
     if arch.startswith(_TIMM):
         return ("timm",)
     return (arch.partition(":")[0] if ":" in arch else f"repnets.networks.{MODELS[arch].family}",)
 
 
-def build(arch: str, num_classes: int) -> "nn.Module":
-    """A network in training form with random weights, in training mode, on the CPU.
+def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
+    """A network in training form with random weights, in training mode, on the CPU; or its fused form, to evaluate.
+
+    What makes fused forms is imported by name, like a family of networks: the fuse engine's code counts, through
+    `code_modules`, for the checkpoints that need it, and for no training.
 
     Raises:
         InputError: as for `check`; timm has no network of that name; the user's module cannot be imported,
             or its factory failed or gives no nn.Module.
     """
     check(arch)
+    if folded:
+        return importlib.import_module(_FUSED).fused_network(arch, num_classes=num_classes)
     if arch.startswith(_TIMM):
         return _build_timm(arch, num_classes)
     if ":" in arch:

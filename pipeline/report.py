@@ -106,7 +106,9 @@ def _notes(documents: list[dict[str, Any]]) -> list[str]:
         if document["status"] != "ok":
             key = (document["status"], document["reason"], document["remedy"])
             reasons.setdefault(key, []).append(document["target"])
-    lines = [
+    folded = [document["model"] for document in documents if document["accuracy"]["branched"] is None]
+    lines = [f"- {_listed(folded)}: came folded, so there is no branched network to compare with."] if folded else []
+    lines += [
         f"- {_listed(targets)}: {status}. {reason.rstrip('.')}. To get figures: {remedy.rstrip('.')}."
         for (status, reason, remedy), targets in reasons.items()
     ]

@@ -32,21 +32,35 @@ def main(run: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
     signature = inspect.signature(run)
     parser, paths = _parser(run, signature)
     options = parser.parse_args(argv)
-    try:
+
+    def act() -> None:
         settings = _settings(options, signature.parameters["settings"].annotation)
         run(settings, **{name: getattr(options, name) for name in paths})
+
+    return answered(act, options.debug)
+
+
+def answered(act: Callable[[], None], debug: bool) -> int:
+    """Do something, and turn what goes wrong into one paragraph on stderr and an exit code.
+
+    Args:
+        act: what to do.
+        debug: also show the traceback.
+
+    Returns:
+        0, 2 where the input or the configuration is at fault, 1 for a failed gate or stage.
+    """
+    try:
+        act()
     except (InputError, GateError, StageError, RepnetsError) as error:
-        if options.debug:
+        if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except FileNotFoundError as error:
-        if options.debug:
+        if debug:
             traceback.print_exc()
-        print(
-            f"error: {error.filename} does not exist. Build it first: snakemake {error.filename}",
-            file=sys.stderr,
-        )
+        print(f"error: {error.filename} does not exist. Build it first: snakemake {error.filename}", file=sys.stderr)
         return 2
     return 0
 

@@ -11,6 +11,9 @@ Proved here, in this order, and written to verify.json:
    logits tie within rounding, and is listed.
 5. Fusing the fused network folds nothing more.
 
+Of a network that came folded there is no branched one: the network as it came stands in its place in all of
+these, and the accuracy of `branched` is null.
+
 A gate that fails ends with exit code 1, says where, and leaves no verify.json.
 """
 
@@ -82,6 +85,8 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> dic
             model, file, images.batches("val", preprocessing, settings.batch_size), float32["rounding"]
         )
         again = fuse(refused.module, torch.zeros(2, 3, size, size, dtype=torch.float64))
+    if checkpoints.is_folded(header):
+        predictions["accuracy"]["branched"] = None
     if again.report.regions:
         raise GateError(
             f"fusing the fused network folded {again.report.regions[0].name} once more, so the first fuse was not "
@@ -91,6 +96,7 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> dic
         "status": "ok",
         "fused": store.digest(fused),
         "checkpoint": store.digest(checkpoint),
+        "form": header.get("form", "training"),
         "float64": float64,
         "weights": weights,
         "float32": float32,

@@ -1,14 +1,17 @@
 # Once a target and model: the files are exported, checked and timed. The names of the files depend on the
-# target's backend and forms, so each target has rules of its own; a folder with a target.yaml is all it takes.
+# target's backend and on the forms that it exports of a model, so each target has rules of its own, and one set more
+# for models that came folded; a folder with a target.yaml is all it takes.
 
-for name, target in CONFIG.targets.items():
+for name, forms, models in dag.exports(CONFIG):
+    target = CONFIG.targets[name]
     backend = f"pipeline.backends.{target.backend}"
     folder = f"targets/{name}/{{model}}"
-    files = [f"{folder}/{file}" for file in backends.file_names(target.backend, target.forms)]
+    files = [f"{folder}/{file}" for file in backends.file_names(target.backend, forms)]
+    rule_of = "_".join([name, *forms])
 
     rule:
         name:
-            f"export_{name}"
+            f"export_{rule_of}"
         input:
             checkpoint=weights,
             fused="artifacts/{model}/fused.pt2",
@@ -18,6 +21,8 @@ for name, target in CONFIG.targets.items():
             manifest=f"{folder}/manifest.json",
         log:
             f"logs/{{model}}/{name}/export.log",
+        wildcard_constraints:
+            model="|".join(models),
         params:
             settings=dag.settings(CONFIG, "export", name),
             code=store.code_digest("pipeline.export", backend),
@@ -30,7 +35,7 @@ for name, target in CONFIG.targets.items():
 
     rule:
         name:
-            f"check_{name}"
+            f"check_{rule_of}"
         input:
             files=files,
             manifest=f"{folder}/manifest.json",
@@ -41,6 +46,8 @@ for name, target in CONFIG.targets.items():
             f"{folder}/check.json",
         log:
             f"logs/{{model}}/{name}/check.log",
+        wildcard_constraints:
+            model="|".join(models),
         params:
             settings=dag.settings(CONFIG, "check", name),
             code=store.code_digest("pipeline.check", "pipeline.worker", backend),
@@ -52,7 +59,7 @@ for name, target in CONFIG.targets.items():
 
     rule:
         name:
-            f"bench_{name}"
+            f"bench_{rule_of}"
         input:
             files=files,
             manifest=f"{folder}/manifest.json",
@@ -63,6 +70,8 @@ for name, target in CONFIG.targets.items():
             f"{folder}/bench.json",
         log:
             f"logs/{{model}}/{name}/bench.log",
+        wildcard_constraints:
+            model="|".join(models),
         threads: target.bench.threads
         resources:
             machine=100,
