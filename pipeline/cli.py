@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from pipeline import checkpoints, foreign, stage
 from pipeline.errors import InputError
 from repnets import checkpoints as layouts
 from repnets.errors import RepnetsError
+from repnets.keys import COUNTER
 from repnets.networks import MODELS
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 _LAYOUTS = ("repnets", "official", "official-deploy", "timm", "timm-deploy")
 _SUFFIXES = (".safetensors", ".pth", ".pt")
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_STATISTICS = ("running_mean", "running_var", COUNTER)
 
 _CONVERT = """\
 Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
@@ -130,12 +132,10 @@ def _read(path: Path) -> tuple[Mapping[str, "Tensor"], str | None]:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist. Build it first: snakemake {path}")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no torch.export program, or was cut short. Build it again.")
     extra = {"lineage.json": ""}
-    try:
-        program = torch.export.load(path, extra_files=extra)
-    except Exception as error:  # whatever the reader of a damaged archive meets first
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no torch.export program, or was cut short: {reason}. Build it again.") from error
+    program = torch.export.load(path, extra_files=extra)
     return program.state_dict, json.loads(extra["lineage.json"] or "{}").get("arch")
 
 
@@ -173,6 +173,8 @@ def _write(output: Path, state: Mapping[str, "Tensor"]) -> None:
     try:
         (save_file if output.suffix == ".safetensors" else torch.save)(tensors, fresh)
         os.replace(fresh, output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror}. Name another place.") from error
     finally:
         fresh.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from repnets.errors import RepnetsError
-from repnets.keys import misnamed, misshapen
+from repnets.keys import COUNTER, misnamed, misshapen
 from repnets.networks import MODELS, create_model
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def recognise(keys: Iterable[str]) -> Layout:
     Raises:
         RepnetsError: The keys are of no layout that is known here, or of several at once.
     """
-    keys = list(keys)
+    keys = [key for key in keys if not key.endswith(COUNTER)]
     found = {
         layout: key
         for layout, mark in _MARKS.items()

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FEW = 8  # names; more than that are gathered under their paths
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 
 
 def misnamed(found: Collection[str], wanted: Collection[str]) -> str | None:
@@ -22,7 +22,7 @@ def misnamed(found: Collection[str], wanted: Collection[str]) -> str | None:
         found: Names of the tensors that are there.
         wanted: Names of the network's tensors.
     """
-    there, needed = ([name for name in names if not name.endswith(_COUNTER)] for names in (found, wanted))
+    there, needed = ([name for name in names if not name.endswith(COUNTER)] for names in (found, wanted))
     missing = [name for name in needed if name not in found]
     surplus = [name for name in there if name not in wanted]
     parts = [(missing, needed, "missing"), (surplus, there, "too many")]

@@ -37,6 +37,18 @@ class Artifacts:
         return self.folder / "toy" / "verify.json"
 
 
+def _randomised(model):
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model
+
+
 def write_checkpoint(path: Path, split: Path, seed: int = 0) -> None:
     """An untrained toy network whose batch norms are far from their defaults, as a checkpoint."""
     import torch
@@ -46,13 +58,7 @@ def write_checkpoint(path: Path, split: Path, seed: int = 0) -> None:
     from pipeline.data import open_split
 
     torch.manual_seed(seed)
-    model = repnets.create_model("toy", num_classes=10)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, std=0.3)
-            torch.nn.init.normal_(module.running_mean, std=0.3)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    model = _randomised(repnets.create_model("toy", num_classes=10))
     data = open_split(split)
     header = {
         "arch": "toy",
@@ -83,6 +89,12 @@ def artifacts(tmp_path_factory) -> Artifacts:
     finally:
         patch.undo()
     return made
+
+
+@pytest.fixture(scope="session")
+def randomise():
+    """Moves every batch norm of a model away from its defaults, which hide errors; returns the model."""
+    return _randomised
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import repnets
 from pipeline import adopt, checkpoints, data
 from pipeline.config import AdoptSettings
 from pipeline.errors import InputError
+from repnets.checkpoints import convert
 
 PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = AdoptSettings(arch="toy", image_size=32, interpolation="bilinear")
@@ -130,7 +132,7 @@ def test_a_file_of_our_own_with_other_classes_is_refused(artifacts, brought, tmp
 def test_a_file_that_does_not_fit_leaves_nothing(artifacts, brought, tmp_path):
     state, _ = brought
     torch.save({name: tensor for name, tensor in state.items() if "head" not in name}, tmp_path / "mine.pth")
-    with pytest.raises(InputError, match=r"`head.linear.bias`, `head.linear.weight` are missing"):
+    with pytest.raises(InputError, match=r"mine.pth: .*`head.linear.weight`, `head.linear.bias` are missing"):
         adopted(artifacts, tmp_path / "mine.pth")
     assert not (tmp_path / "adopted").exists()
 
@@ -189,3 +191,79 @@ def test_another_split_is_another_result(artifacts, brought, tmp_path, capsys):
         checkpoint=tmp_path / "o.safetensors",
     )
     assert checkpoints.read_header(tmp_path / "o.safetensors")["data_digest"] == other.digest
+
+
+# Layouts of others, and networks that came folded
+
+
+@pytest.mark.parametrize("naming", ["official", "timm"])
+def test_a_checkpoint_in_the_layout_of_others_is_adopted(artifacts, randomise, tmp_path, naming):
+    model = randomise(repnets.create_model("mobileone_s1", num_classes=10))
+    theirs = {f"module.{name}": tensor for name, tensor in convert(model.state_dict(), "mobileone_s1", naming).items()}
+    torch.save({"state_dict": theirs}, tmp_path / "mine.pth")
+    got, header = adopted(artifacts, tmp_path / "mine.pth", SETTINGS.model_copy(update={"arch": "mobileone_s1"}))
+    assert header["form"] == "training"
+    assert got.keys() == model.state_dict().keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def folded(artifacts) -> dict[str, torch.Tensor]:
+    """Weights of the toy network in our deploy layout."""
+    return convert(torch.export.load(artifacts.fused).state_dict, "toy")
+
+
+def test_a_network_that_came_folded_says_so_and_is_loaded_fused(artifacts, folded, tmp_path):
+    torch.save({"model": folded}, tmp_path / "mine.pth")
+    got, header = adopted(artifacts, tmp_path / "mine.pth")
+    assert header["form"] == "deploy"
+    assert len(got) == len(folded) == 8
+    model, _ = checkpoints.load_model(tmp_path / "adopted/checkpoint.safetensors")
+    images = torch.randn(3, 3, 40, 32)
+    with torch.inference_mode():
+        want = checkpoints.as_module(torch.export.load(artifacts.fused))(images)
+        assert torch.equal(model(images), want)
+
+
+def test_a_network_that_came_folded_is_adopted_again(artifacts, folded, tmp_path):
+    torch.save(folded, tmp_path / "mine.pth")
+    first, header = adopted(artifacts, tmp_path / "mine.pth")
+    checkpoints.write(tmp_path / "again.safetensors", first, header)
+    again, header = adopted(artifacts, tmp_path / "again.safetensors")
+    assert header["form"] == "deploy"
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("naming", ["official", "timm"])
+def test_deploy_weights_of_others_are_loaded_by_block(artifacts, randomise, tmp_path, naming):
+    """MobileOne-S4 has all that names differ by: one branch, many, and gates beside them."""
+    model = randomise(repnets.create_model("mobileone_s4", num_classes=10)).eval()
+    fused = repnets.fuse(model, torch.zeros(1, 3, 64, 64)).module
+    torch.save(convert(fused.state_dict(), "mobileone_s4", naming), tmp_path / "mine.pth")
+    got, header = adopted(artifacts, tmp_path / "mine.pth", SETTINGS.model_copy(update={"arch": "mobileone_s4"}))
+    assert header["form"] == "deploy"
+    assert got.keys() == fused.state_dict().keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in fused.state_dict().items())
+
+
+def test_a_wrong_number_of_classes_of_a_folded_network_gives_both_numbers(artifacts, folded, tmp_path):
+    wide = {"head.linear.weight": torch.zeros(1000, 128), "head.linear.bias": torch.zeros(1000)}
+    torch.save({**folded, **wide}, tmp_path / "mine.pth")
+    with pytest.raises(InputError, match=r"tells 1000 classes apart .*but the data set has 10"):
+        adopted(artifacts, tmp_path / "mine.pth")
+
+
+def test_deploy_weights_among_those_of_training_are_refused(artifacts, brought, folded, tmp_path):
+    state, _ = brought
+    torch.save({**state, **folded}, tmp_path / "mine.pth")
+    with pytest.raises(InputError, match=r"of 2 layouts at once: `stage1.dense.bn.bias` is of repnets training; "):
+        adopted(artifacts, tmp_path / "mine.pth")
+
+
+def test_a_sick_weight_of_a_folded_network_is_named(artifacts, folded, tmp_path):
+    sick = folded["stage2.bias"].clone()
+    sick[3] = float("nan")
+    torch.save({**folded, "stage2.bias": sick}, tmp_path / "mine.pth")
+    with pytest.raises(InputError, match=r"`stage2.bias` holds 1 values that are NaN or infinite"):
+        adopted(artifacts, tmp_path / "mine.pth")

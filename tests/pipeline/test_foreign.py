@@ -100,6 +100,7 @@ def test_a_whole_network_is_refused_and_its_code_named(tmp_path):
         (None, "does not exist"),
         (b"", "is empty, so a copy or a download of it failed"),
         (b"plain text", "is no checkpoint, or was cut short"),
+        (b"text", "is no checkpoint, or was cut short"),
         (b"PK\x03\x04 and no more", "is no checkpoint, or was cut short"),
     ],
 )
