@@ -2,10 +2,12 @@
 
 import textwrap
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
-from pipeline import config
+from pipeline import config, dag
 from pipeline.errors import InputError
 
 CONFIG = """
@@ -184,3 +186,37 @@ def test_a_key_from_the_command_line_has_no_line(project):
 def test_an_unknown_model_of_a_stage(project):
     with pytest.raises(InputError, match=r"no model `to`; did you mean `toy`"):
         config.settings_of("train", project(), "to")
+
+
+def test_a_target_without_a_baseline_exports_the_fused_form_alone(project):
+    assert project().forms("phone", "toy") == ("fused", "branched")
+    assert project(target=TARGET + "baseline: none").forms("phone", "toy") == ("fused",)
+
+
+def test_a_model_that_came_folded_has_no_branched_form(project, tmp_path):
+    save_file({"stage1.weight": np.zeros(1), "stage1.bias": np.zeros(1)}, tmp_path / "folded.safetensors")
+    save_file({"stage1.dense.bn.bias": np.zeros(1)}, tmp_path / "whole.safetensors")
+    read = project(
+        """
+        models:
+          toy:
+          mine: {arch: toy, checkpoint: folded.safetensors}
+          other: {arch: toy, checkpoint: whole.safetensors}
+          missing: {arch: toy, checkpoint: none.safetensors}
+        """
+    )
+    assert {name: model.form for name, model in read.models.items()} == {
+        "toy": "training", "mine": "deploy", "other": "training", "missing": "training",
+    }  # fmt: skip
+    assert {name: config.settings_of("export", read, name, "phone").forms for name in read.models} == {
+        "toy": ("fused", "branched"), "mine": ("fused",), "other": ("fused", "branched"),
+        "missing": ("fused", "branched"),
+    }  # fmt: skip
+    assert dag.exports(read) == [
+        ("phone", ("fused", "branched"), ["toy", "other", "missing"]), ("phone", ("fused",), ["mine"]),
+    ]  # fmt: skip
+
+
+def test_the_form_is_not_for_the_user_to_say(project):
+    with pytest.raises(InputError, match=r"unknown key `models.toy.form`"):
+        project("models: {toy: {form: deploy}}")

@@ -119,6 +119,14 @@ def test_a_target_without_a_baseline_has_no_speedup(written):
     assert [cell.strip() for cell in row.strip("|").split("|")][-2:] == ["3.290", "-"]
 
 
+def test_a_network_that_came_folded_has_no_branched_figures(written):
+    accuracy = {"branched": None, "fused": 0.98, "file": 0.97, "checked_by": "ExecuTorch"}
+    text = written(measured("mine", accuracy=accuracy, **figures(None, 3.29)), measured())
+    row = next(line for line in text.splitlines() if line.startswith("| mine"))
+    assert [cell.strip() for cell in row.strip("|").split("|")][4:] == ["-", "98.00", "97.00", "3.290", "-"]
+    assert "- mine: came folded, so there is no branched network to compare with." in text
+
+
 def test_figures_of_a_busy_machine_are_marked(written):
     text = written(measured(conditions=CONDITIONS | {"busy": True, "warning": WARNING}))
     assert "| ok, busy |" in text

@@ -98,3 +98,30 @@ def test_the_users_checkpoint_instead_of_training(clone, tmp_path):
     run = clone.snakemake("artifacts/mine/verify.json")
     assert run.code == 0, run.output
     assert set(run.jobs) == {"adopt", "reparameterize", "verify"}
+
+
+def test_a_checkpoint_that_came_folded_goes_straight_to_export(clone, tmp_path):
+    """Beside a network with branches, for every target: the files of the branched form are there for one alone."""
+    import torch
+
+    from repnets.checkpoints import convert
+
+    own = tmp_path / "deploy.pth"
+    torch.save({"model": convert(torch.export.load(clone.folder / "artifacts/toy/fused.pt2").state_dict, "toy")}, own)
+    config = (clone.folder / "config.yaml").read_text()
+    config = config.replace("{toy: }", f"{{toy: , mine: {{arch: toy, checkpoint: {own}}}}}")
+    (clone.folder / "config.yaml").write_text(config)
+    run = clone.snakemake("--cores", "2", "all")
+    assert run.code == 0, run.output
+    assert {"adopt", "reparameterize", "verify", "report"} <= set(run.jobs)
+    assert {run.jobs[f"{stage}:{target}"] for stage in ("export", "check", "bench") for target in TARGETS} == {1}
+    for target in TARGETS:
+        folder = clone.folder / "targets" / target
+        assert list((folder / "toy").glob("branched.*")) and not list((folder / "mine").glob("branched.*"))
+        assert list(read(folder / "mine" / "manifest.json")["forms"]) == ["fused"]
+        bench = read(folder / "bench.json")["models"]["mine"]
+        assert (list(bench["forms"]), bench["speedup"], bench["accuracy"]["branched"]) == (["fused"], None, None)
+    toy, mine = (read(clone.folder / f"targets/executorch/{name}/bench.json")["accuracy"] for name in ("toy", "mine"))
+    assert (mine["file"], mine["fused"]) == (toy["file"], toy["fused"])
+    assert "mine: came folded" in (clone.folder / "report.md").read_text()
+    assert clone.snakemake("all").jobs == {}
