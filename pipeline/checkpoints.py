@@ -176,12 +176,12 @@ def _refuse_other_shapes(
 ) -> None:
     linear = [name for name, tensor in wanted.items() if name.endswith("weight") and tensor.dim() == 2]
     other = [name for name, tensor in wanted.items() if name.endswith("weight") and tensor.dim() > 2]
-    last = (linear or other)[-1]
-    found, here = state[last].shape, wanted[last].shape
-    if found[0] != here[0] and found[1:] == here[1:]:
-        raise InputError(
-            f"{source} tells {found[0]} classes apart (`{last}`), but the data set has {here[0]}. Set `data` to the "
-            "data set that it was trained on, or train a new network."
-        )
+    for last in (linear or other)[-1:]:  # the classifier
+        found, here = state[last].shape, wanted[last].shape
+        if found[:1] != here[:1] and found[1:] == here[1:]:
+            raise InputError(
+                f"{source} tells {found[0]} classes apart (`{last}`), but the data set has {here[0]}. Set `data` to "
+                "the data set that it was trained on, or train a new network."
+            )
     if problem := misshapen(state, {name: tensor.shape for name, tensor in wanted.items()}, arch):
         raise InputError(f"{source}: {problem}. Set `arch` to the network that it was trained as.")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import checkpoints, foreign, stage
+from pipeline import checkpoints, foreign, networks, stage
 from pipeline.errors import InputError
 from repnets import checkpoints as layouts
 from repnets.errors import RepnetsError
@@ -157,7 +157,7 @@ def _folded(state: Mapping[str, "Tensor"], arch: str, source: Path) -> dict[str,
 
     from repnets.fusion import fuse
 
-    model = checkpoints.network(arch, num_classes=len(state["head.linear.weight"]))
+    model = networks.build(arch, num_classes=len(state["head.linear.weight"]))
     checkpoints.load_strict(model, state, arch, str(source))
     size = 2 * MODELS[arch].min_image_size
     fused = fuse(model.eval(), torch.zeros(1, 3, size, size)).module

@@ -75,6 +75,11 @@ class Model(Strict):
     )
     training: Training
 
+    @cached_property
+    def form(self) -> str:
+        """`deploy` where the user's checkpoint is of a network that was folded already, else `training`."""
+        return foreign.form_of(Path(self.checkpoint), self.arch) if self.checkpoint else "training"
+
     @model_validator(mode="after")
     def _enough_images(self) -> "Model":
         if 0 < self.recalibrate_bn < 32:

@@ -31,7 +31,7 @@ def run(settings: NoSettings, *, checkpoint: Path, structure: Path, block: Path)
         settings=settings.model_dump(mode="json"),
         inputs={"checkpoint": checkpoint},
         outputs={"structure": structure, "block": block},
-        code=("pipeline.draw", checkpoints.builder_module(checkpoint)),
+        code=("pipeline.draw", *checkpoints.code_modules(checkpoint)),
         packages=("torch", "pygraphviz"),
         build=lambda places, _: _draw(checkpoint, places),
     )

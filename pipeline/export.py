@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.export import ExportedProgram
 
 
@@ -30,7 +31,7 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
         manifest: where manifest.json goes; the files appear beside it.
 
     Raises:
-        InputError: the network does not run at the target's image size, or the branched form is asked for and the
+        InputError: the network does not run at the target's image size; or the branched form is asked for, but the
             network came folded.
         StageError: the exporter failed, or what it needs is not installed.
     """
@@ -49,8 +50,6 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
 
 
 def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Path, places: dict[str, Path]) -> None:
-    import torch
-
     backend = backends.load(settings.backend)
     header = checkpoints.read_header(checkpoint)
     if checkpoints.is_folded(header) and "branched" in settings.forms:
@@ -60,17 +59,15 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
         )
     preprocessing = Preprocessing.from_dict(header["preprocessing"])
     size = settings.image_size or preprocessing.image_size
+    modules = {form: _module(form, checkpoint, fused) for form in settings.forms}
+    for module in modules.values():
+        networks.require_runs(module, header["arch"], header["num_classes"], size)
     shape = (settings.batch, 3, size, size)
     spec = ExportSpec(
         precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
     )
     forms = {}
-    for form in settings.forms:
-        if form == "fused":
-            module = checkpoints.as_module(torch.export.load(fused))
-        else:
-            module, _ = checkpoints.load_model(checkpoint)
-        networks.require_runs(module, header["arch"], header["num_classes"], size)
+    for form, module in modules.items():
         files = [places[name.format(form=form)] for name in backend.FILES]
         facts = backend.export(_static_program(module, shape), files, spec)
         forms[form] = {"files": {file.name: _file_facts(file) for file in files}, "facts": facts}
@@ -96,6 +93,7 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "lineage": {
                 "arch": header["arch"],
                 "weights": header["weights"],
+                "form": header.get("form", "training"),
                 "recalibrated": header.get("recalibrated"),
                 "form": header.get("form", "training"),
                 "checkpoint": store.digest(checkpoint),
@@ -105,6 +103,12 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "versions": versions("torch", *backend.PACKAGES),
         },
     )
+
+
+def _module(form: str, checkpoint: Path, fused: Path) -> "nn.Module":
+    import torch
+
+    return checkpoints.as_module(torch.export.load(fused)) if form == "fused" else checkpoints.load_model(checkpoint)[0]
 
 
 def _static_program(module: Any, shape: tuple[int, ...]) -> "ExportedProgram":

@@ -15,6 +15,7 @@ from pipeline import checkpoints
 from pipeline.errors import InputError
 from repnets import checkpoints as layouts
 from repnets.errors import RepnetsError
+from repnets.keys import listed
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
 _RAW_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _PICKLES = (".pth", ".pt", ".tar", ".bin")
-_SHOWN = 4
 _LEGACY_PICKLES = 4  # a .pth that is no zip opens with a magic number, a version, facts of the system, the object
 _ROOM = 1 << 24  # bytes; an object's pickle, which holds names and no values, ends long before
 
@@ -156,10 +156,10 @@ def _tensors(loaded: Any, path: Path) -> dict[str, "torch.Tensor"]:
         raise InputError(f"{path} holds a {type(loaded).__name__} and no weights by name. Save `model.state_dict()`.")
     odd = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
     if odd or not loaded:
+        problem = f"{listed(odd, list(map(str, loaded)))} no tensors" if odd else "it is an empty dict"
         raise InputError(
-            f"{path} holds no weights by name: "
-            f"{_some(odd) + ' no tensors' if odd else 'it is an empty dict'}. Save `model.state_dict()`, "
-            "alone or under `state_dict`, `model` or `ema`."
+            f"{path} holds no weights by name: {problem}. Save `model.state_dict()`, alone or under `state_dict`, "
+            "`model` or `ema`."
         )
     return dict(loaded)
 
@@ -169,9 +169,3 @@ def _stripped(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{shown}{rest} {'is' if len(names) == 1 else 'are'}"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TIMM = "timm:"
-_FUSED_NETWORKS = "repnets.deploy"
+_FUSED = "repnets.deploy"
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _STAR = re.compile(r"^\s*from\s.*\simport\s*\*", re.MULTILINE)
 
@@ -58,8 +58,13 @@ def min_image_size(arch: str) -> int | None:
 
 
 def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
-    """The modules whose code makes a network, or its fused form, for `store.code_digest`. InputError as for `check`."""
+    """The modules whose code makes the network, or its fused form, for `store.code_digest`.
+
+    InputError as for `check`.
+    """
     check(arch)
+    if folded:
+        return (*code_modules(arch), _FUSED)
     if arch.startswith(_TIMM):
         return ("timm",)
     family = arch.partition(":")[0] if ":" in arch else f"repnets.networks.{MODELS[arch].family}"
@@ -67,7 +72,10 @@ def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
 
 
 def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
-    """A network in training form with random weights, in training mode, on the CPU.
+    """A network in training form with random weights, in training mode, on the CPU; or its fused form, to evaluate.
+
+    What makes fused forms is imported by name, like a family of networks: the fuse engine's code counts, through
+    `code_modules`, for the checkpoints that need it, and for no training.
 
     Args:
         arch: see the head of this module.
@@ -82,7 +90,7 @@ def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
     """
     check(arch)
     if folded:
-        return importlib.import_module(_FUSED_NETWORKS).fused_network(arch, num_classes=num_classes)
+        return importlib.import_module(_FUSED).fused_network(arch, num_classes=num_classes)
     if arch.startswith(_TIMM):
         return _build_timm(arch, num_classes)
     if ":" in arch:

@@ -32,11 +32,16 @@ def run(settings: RecalibrateSettings, *, checkpoint: Path, split: Path, output:
         output: where recalibrated.safetensors goes. Its header names the checkpoint that it was made from.
 
     Raises:
-        InputError: no images are asked for, or the checkpoint cannot be read.
+        InputError: no images are asked for, the checkpoint cannot be read, or its network came folded.
         RepnetsError: the statistics came out NaN or infinite.
     """
     if not settings.recalibrate_bn:
         raise InputError("recalibrate_bn is 0, so there is nothing to do. Set it under the model's name in `models:`.")
+    if checkpoints.is_folded(checkpoints.read_header(checkpoint)):
+        raise InputError(
+            f"{checkpoint} is of a network that was folded before it came here, and its batch norms with it, so there "
+            "are no statistics to estimate. Take `recalibrate_bn` away, or adopt the checkpoint of its training."
+        )
     store.cached(
         "recalibrate",
         settings=settings.model_dump(),

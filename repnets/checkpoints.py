@@ -58,6 +58,7 @@ _TIMM = {
 }
 _NAMES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "toy": {"repnets": {}},
+    "qarepvgg": {"repnets": {}},
     "repvgg": {
         "repnets": {},
         "official": {
@@ -95,7 +96,7 @@ _MAIN_WEIGHT = re.compile(rf"({_BLOCK})\.(?:dense|convs\.0)\.conv\.weight")
 
 def namings(arch: str) -> tuple[str, ...]:
     """The namings that there are of a network; none for one that has no table here, or is unknown."""
-    return tuple(_NAMES.get(MODELS[arch].family, ())) if arch in MODELS else ()
+    return tuple(_NAMES.get(arch.partition("_")[0], ())) if arch in MODELS else ()
 
 
 def recognise(keys: Iterable[str]) -> Layout:
@@ -215,7 +216,7 @@ def _names(arch: str, naming: str) -> Mapping[str, str]:
     if naming not in namings(arch):
         having = ", ".join(name for name in MODELS if naming in namings(name)) or "none"
         raise RepnetsError(f"There is no network `{arch}` with a layout `{naming}`. Networks with one: {having}.")
-    return _NAMES[MODELS[arch].family][naming]
+    return _NAMES[arch.partition("_")[0]][naming]
 
 
 def _renamed(key: str, names: Mapping[str, str]) -> str:

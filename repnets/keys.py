@@ -26,7 +26,7 @@ def misnamed(found: Collection[str], wanted: Collection[str]) -> str | None:
     missing = [name for name in needed if name not in found]
     surplus = [name for name in there if name not in wanted]
     parts = [(missing, needed, "missing"), (surplus, there, "too many")]
-    return "; ".join(f"{_listed(names, among)} {kind}" for names, among, kind in parts if names) or None
+    return "; ".join(f"{listed(names, among)} {kind}" for names, among, kind in parts if names) or None
 
 
 def misshapen(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], arch: str) -> str | None:
@@ -44,7 +44,8 @@ def misshapen(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], 
     return f"`{first}` has the shape {tuple(found[first].shape)}, but in `{arch}` it is {tuple(wanted[first])}{rest}"
 
 
-def _listed(names: Sequence[str], among: Collection[str]) -> str:
+def listed(names: Sequence[str], among: Collection[str]) -> str:
+    """The names and `is` or `are`; where they are many, `path.*` stands for all those of `among` below a path."""
     shown = list(names) if len(names) <= _FEW else _gathered(names, among)
     return f"{', '.join(f'`{name}`' for name in shown)} {'is' if len(names) == 1 else 'are'}"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import adopt, checkpoints, export, reparameterize, verify
-from pipeline.config import AdoptSettings, ExportSettings, NoSettings, Verify
+from pipeline import adopt, checkpoints, export, recalibrate, reparameterize, verify
+from pipeline.config import AdoptSettings, ExportSettings, NoSettings, RecalibrateSettings, Verify
 from pipeline.errors import InputError
 from repnets.checkpoints import convert
 
@@ -75,6 +75,12 @@ def test_a_branched_form_is_refused(folded, tmp_path):
     with pytest.raises(InputError, match=r"folded before it came here, so there is no branched form .* Export `fused`"):
         run_export(folded, tmp_path / "toy", ("fused", "branched"))
     assert not (tmp_path / "toy").exists()
+
+
+def test_there_are_no_batch_norms_to_recalibrate(artifacts, folded, tmp_path):
+    paths = {"checkpoint": folded / "checkpoint.safetensors", "split": artifacts.split}
+    with pytest.raises(InputError, match=r"and its batch norms with it.* Take `recalibrate_bn` away"):
+        recalibrate.run(RecalibrateSettings(recalibrate_bn=64), **paths, output=tmp_path / "out.safetensors")
 
 
 def test_the_engine_counts_as_the_code_of_its_network_alone(artifacts, folded):

@@ -42,7 +42,7 @@ def test_there_are_as_many_tensors_as_in_the_authors_files(arch):
 
 def test_every_repvgg_and_mobileone_has_all_layouts():
     assert {arch for arch in repnets.list_models() if namings(arch) == ("repnets", "official", "timm")} == set(TENSORS)
-    assert (namings("toy"), namings("timm:resnet18")) == (("repnets",), ())
+    assert [namings(arch) for arch in ("toy", "qarepvgg_a0", "resnet18")] == [("repnets",), ("repnets",), ()]
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,14 @@ def test_another_number_of_classes_is_the_same_network():
     assert convert(state, "repvgg_a0")["head.linear.bias"].shape == (7,)
 
 
-def test_the_weights_of_a_fused_network_are_of_the_deploy_form(randomise):
-    fused = repnets.fuse(randomise(repnets.create_model("toy", num_classes=10)), torch.zeros(1, 3, 32, 32)).module
-    got = convert(fused.state_dict(), "toy")
-    assert {name: tensor.shape for name, tensor in got.items()} == dict(shapes("toy", "deploy", 10))
-    assert torch.equal(got["stage3.weight"], fused.get_submodule("stage3").weight)
+@pytest.mark.parametrize(
+    ("arch", "layer"), [("toy", "stage3"), pytest.param("qarepvgg_a0", "stage4.0", marks=pytest.mark.slow)]
+)
+def test_the_weights_of_a_fused_network_are_of_the_deploy_form(randomise, arch, layer):
+    fused = repnets.fuse(randomise(repnets.create_model(arch, num_classes=10)), torch.zeros(1, 3, 64, 64)).module
+    got = convert(fused.state_dict(), arch)
+    assert {name: tensor.shape for name, tensor in got.items()} == dict(shapes(arch, "deploy", 10))
+    assert torch.equal(got[f"{layer}.weight"], fused.get_submodule(layer).weight)
 
 
 def test_a_fused_convolution_is_named_by_its_block():
