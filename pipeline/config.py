@@ -86,11 +86,6 @@ class Model(Strict):
             raise ValueError("recalibrate_bn is a number of training images: 32 or more, or 0 to leave the batch norms")
         return self
 
-    @cached_property
-    def form(self) -> str:
-        """`deploy` where the user's checkpoint is of a network that was folded already, else `training`."""
-        return foreign.form_of(Path(self.checkpoint), self.arch) if self.checkpoint else "training"
-
 
 class Verify(Strict):
     """Tolerances of the gate between the branched and the fused network."""

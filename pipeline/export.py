@@ -95,7 +95,6 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
                 "weights": header["weights"],
                 "form": header.get("form", "training"),
                 "recalibrated": header.get("recalibrated"),
-                "form": header.get("form", "training"),
                 "checkpoint": store.digest(checkpoint),
                 "fused": store.digest(fused),
                 "accuracy": read_json(verify)["accuracy"],

@@ -67,8 +67,7 @@ def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
         return (*code_modules(arch), _FUSED)
     if arch.startswith(_TIMM):
         return ("timm",)
-    family = arch.partition(":")[0] if ":" in arch else f"repnets.networks.{MODELS[arch].family}"
-    return (family, *([_FUSED_NETWORKS] if folded else []))
+    return (arch.partition(":")[0] if ":" in arch else f"repnets.networks.{MODELS[arch].family}",)
 
 
 def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
@@ -76,13 +75,6 @@ def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
 
     What makes fused forms is imported by name, like a family of networks: the fuse engine's code counts, through
     `code_modules`, for the checkpoints that need it, and for no training.
-
-    Args:
-        arch: see the head of this module.
-        num_classes: width of its last layer.
-        folded: make the fused form instead, in evaluation mode; of the networks of repnets alone. The fuse
-            engine is imported by name, like the families of networks: its code counts, through
-            `code_modules`, for the checkpoints that need it, and for no training.
 
     Raises:
         InputError: as for `check`; timm has no network of that name; the user's module cannot be imported,
