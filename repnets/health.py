@@ -73,7 +73,8 @@ def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
             in batches as large as in training or larger, and of about the same size.
 
     Raises:
-        RepnetsError: No batch was given, or a batch norm came out with statistics that are not finite.
+        RepnetsError: The model has no batch norm, no batch was given, or a batch norm came out with
+            statistics that are not finite.
     """
     model = copy.deepcopy(model).eval()
     norms = {
@@ -81,6 +82,11 @@ def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.running_var is not None
     }
+    if not norms:
+        raise RepnetsError(
+            "The model has no batch norm with running statistics, so there is nothing to estimate anew; it may be "
+            "fused already. Leave it as it is (in the pipeline's config, without `recalibrate_bn`)."
+        )
     momenta = {name: module.momentum for name, module in norms.items()}
     for module in norms.values():
         module.reset_running_stats()

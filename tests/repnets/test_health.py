@@ -138,6 +138,12 @@ def test_no_images_are_an_error(toy):
         repnets.recalibrated(toy, [])
 
 
+def test_a_model_without_batch_norms_is_an_error():
+    for model in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)):
+        with pytest.raises(RepnetsError, match=r"no batch norm with running statistics.*Leave it as it is"):
+            repnets.recalibrated(model, [torch.zeros(2, 3, 4, 4)])
+
+
 def test_statistics_that_are_not_finite_are_an_error(toy):
     with torch.no_grad():
         toy.stage1.dense.bn.weight.fill_(float("inf"))
