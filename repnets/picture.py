@@ -194,7 +194,9 @@ def _fused_look(steps: Sequence[Step]) -> Mapping[str, str]:
 
 
 def _summary(steps: Iterable[Step]) -> str:
-    steps = sorted(steps, key=lambda step: _ORDER.index(step.kind) if step.kind in _ORDER else len(_ORDER))
+    steps = list(steps)
+    if any(step.kind == "convolution" for step in steps):  # of branches, which have no order of their own
+        steps.sort(key=lambda step: _ORDER.index(step.kind) if step.kind in _ORDER else len(_ORDER))
     counts = Counter("add" if step.label == "+" else step.label for step in steps)
     parts = [f"{count} {label}" if count > 1 else label for label, count in counts.items()]
     return _joined(*parts[:_KINDS_NAMED], "…" if len(parts) > _KINDS_NAMED else "")

@@ -57,7 +57,7 @@ def test_the_network_has_a_box_for_each_block_and_for_each_folded_convolution(to
     ]
     assert boxes["after: stage2"] == ["conv 3×3", "64 → 128, /2", "ReLU"]
     assert boxes["after: stage3"] == ["conv 3×3", "128 → 128", "ReLU"]
-    assert boxes["after: head"] == ["head", "linear · mean"]
+    assert boxes["after: head"] == ["head", "mean · linear"]
     assert boxes["before"] == [
         "In training",
         "6 convolutions, 7 batch norms, 4 additions",

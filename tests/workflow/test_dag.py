@@ -60,6 +60,14 @@ def test_one_target_alone_without_cores(clone):
     assert set(run.jobs) == {"summarize:tensorrt"}
 
 
+def test_pictures_are_made_on_demand(clone):
+    assert not (clone.folder / "artifacts/toy/structure.svg").exists()
+    run = clone.snakemake("artifacts/toy/structure.svg")
+    assert run.code == 0, run.output
+    assert set(run.jobs) == {"draw"}
+    assert all((clone.folder / f"artifacts/toy/{name}.svg").stat().st_size for name in ("structure", "block"))
+
+
 def test_a_new_target_is_a_new_folder(clone):
     folder = clone.folder / "targets" / "phone"
     folder.mkdir()
