@@ -1,9 +1,7 @@
-# Once a model: the data are split, the network is trained (or the user's checkpoint adopted), its batch norms
-# recalibrated where that is wanted, it is fused, and the fuse is proved.
+# Once a model: trained (or the user's checkpoint adopted), its batch norms recalibrated if wanted, fused, proved.
 
 ADOPTED = {name: model.checkpoint for name, model in CONFIG.models.items() if model.checkpoint}
 TRAINED = [name for name in CONFIG.models if name not in ADOPTED]
-RECALIBRATED = [name for name, model in CONFIG.models.items() if model.recalibrate_bn]
 
 network = dag.network(CONFIG)
 weights = dag.checkpoint(CONFIG)
@@ -81,7 +79,7 @@ rule recalibrate:
     log:
         "logs/{model}/recalibrate.log",
     wildcard_constraints:
-        model="|".join(RECALIBRATED) or "(?!)",
+        model="|".join(name for name, model in CONFIG.models.items() if model.recalibrate_bn) or "(?!)",
     params:
         settings=dag.settings(CONFIG, "recalibrate"),
         code=store.code_digest("pipeline.recalibrate"),
@@ -135,7 +133,7 @@ rule verify:
 # on demand: snakemake artifacts/<model>/structure.svg
 rule draw:
     input:
-        checkpoint="artifacts/{model}/checkpoint.safetensors",
+        checkpoint=weights,
     output:
         structure="artifacts/{model}/structure.svg",
         block="artifacts/{model}/block.svg",
