@@ -71,7 +71,7 @@ class Model(Strict):
     mean: tuple[_Share, _Share, _Share] | None = Field(None, description="of R, G, B in [0, 1]; default: the data's")
     std: tuple[_Positive, _Positive, _Positive] | None = Field(None, description="likewise")
     recalibrate_bn: int = Field(
-        0, ge=0, strict=True, description="training images to estimate the batch norms' statistics from; 0: leave them"
+        0, ge=0, description="training images to estimate the batch norms' statistics from; 0: leave them"
     )
     training: Training
 
