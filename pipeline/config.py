@@ -3,27 +3,18 @@
 Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
 """
 
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from pipeline import foreign, networks
 from pipeline.errors import InputError, nearest
+from pipeline.strict import Strict, read_yaml, unknown_key, validate, where
 
-
-class Strict(BaseModel):
-    """Settings: frozen, and without room for a key that nobody reads."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-_M = TypeVar("_M", bound=Strict)
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
 
@@ -152,7 +143,7 @@ class Target(Strict):
     baseline: Literal["branched", "none"] = "branched"
     batch: int = Field(1, ge=1)
     image_size: int | None = Field(None, ge=1, description="default: the size that the model was trained at")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     check: Check = Check()
     bench: Bench = Bench()
 
@@ -285,29 +276,16 @@ def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
     known = ("data", "models", "training", "verify", "targets")
     for key in values:
         if key not in known:
-            raise _unknown(source, (key,), known)
-    data = _validate(Data, values.get("data") or {}, source, ("data",))
+            raise unknown_key(source, (key,), known)
+    data = validate(Data, values.get("data") or {}, source, ("data",))
     models = {
         name: _model(name, entry or {}, values.get("training") or {}, data, source)
         for name, entry in (values.get("models") or {}).items()
     }
     if not models:
         raise InputError(f"{source}: `models:` names no network, so there is nothing to build. Add one, e.g. `toy:`.")
-    verify = _validate(Verify, values.get("verify") or {}, source, ("verify",))
+    verify = validate(Verify, values.get("verify") or {}, source, ("verify",))
     return Config(data=data, models=models, verify=verify, targets=_targets(values.get("targets") or {}, root))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; InputError with the line where it cannot be parsed."""
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run from the project's folder, or name the file.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold `key: value` lines, but it holds a {type(values).__name__}.")
-    return values
 
 
 def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:
@@ -315,26 +293,26 @@ def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], dat
     for key, value in ((path, entry), ((*path, "training"), isinstance(entry, Mapping) and entry.get("training"))):
         if value and not isinstance(value, Mapping):
             raise InputError(
-                f"{_where(source, key)}: `{'.'.join(key)}` must hold `key: value` lines, but it is {value!r}."
+                f"{where(source, key)}: `{'.'.join(key)}` must hold `key: value` lines, but it is {value!r}."
             )
     own = entry.get("training") or {}
-    _validate(Training, training, source, ("training",))
-    _validate(Training, own, source, (*path, "training"))
+    validate(Training, training, source, ("training",))
+    validate(Training, own, source, (*path, "training"))
     values = {"arch": name, "image_size": data.image_size, **entry, "training": {**training, **own}}
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
         raise InputError(
-            f"{_where(source, path)}: `{name}` cannot name a folder of artifacts. Give the model a name of letters, "
+            f"{where(source, path)}: `{name}` cannot name a folder of artifacts. Give the model a name of letters, "
             f"digits, `_`, `-` and `.`, and put the network under it: `my_model: {{arch: {name}}}`."
         )
-    model = _validate(Model, values, source, path)
+    model = validate(Model, values, source, path)
     try:
         networks.check(model.arch)
     except InputError as error:
-        raise InputError(f"{_where(source, (*path, 'arch') if 'arch' in entry else path)}: {error}") from None
+        raise InputError(f"{where(source, (*path, 'arch') if 'arch' in entry else path)}: {error}") from None
     smallest = networks.min_image_size(model.arch)
     if smallest is not None and model.image_size < smallest:
         raise InputError(
-            f"{_where(source, path)}: `{model.arch}` needs images of at least {smallest} x {smallest} pixels, since it "
+            f"{where(source, path)}: `{model.arch}` needs images of at least {smallest} x {smallest} pixels, since it "
             f"halves them to one, not {model.image_size}. Set `image_size: {smallest}` under models.{name} or data."
         )
     return model
@@ -344,8 +322,8 @@ def _targets(overrides: Mapping[str, Any], root: Path) -> dict[str, Target]:
     files = {path.parent.name: path for path in sorted(root.glob("targets/*/target.yaml"))}
     for name, override in overrides.items():
         if name not in files:
-            where = _where(root / "config.yaml", ("targets", name))
-            raise InputError(f"{where}: there is no targets/{name}/target.yaml{nearest(name, list(files))}")
+            place = where(root / "config.yaml", ("targets", name))
+            raise InputError(f"{place}: there is no targets/{name}/target.yaml{nearest(name, list(files))}")
         if not isinstance(override or {}, Mapping):
             raise InputError(f"targets.{name} must hold keys of target.yaml, but it is {override!r}.")
     return {name: _target(name, path, overrides.get(name) or {}) for name, path in files.items()}
@@ -354,12 +332,12 @@ def _targets(overrides: Mapping[str, Any], root: Path) -> dict[str, Target]:
 def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
     values = _merge(read_yaml(path), override)
     if "backend" in values and values["backend"] not in _OPTIONS:
-        where = _where(path, ("backend",))
+        place = where(path, ("backend",))
         raise InputError(
-            f"{where}: there is no backend `{values['backend']}`{nearest(values['backend'], list(_OPTIONS))}"
+            f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(_OPTIONS))}"
         )
-    target = _validate(Target, {"name": name, **values}, path, ())
-    options = _validate(_OPTIONS[target.backend], target.options, path, ("options",))
+    target = validate(Target, {"name": name, **values}, path, ())
+    options = validate(_OPTIONS[target.backend], target.options, path, ("options",))
     return target.model_copy(update={"options": options.model_dump(mode="json")})
 
 
@@ -369,51 +347,3 @@ def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _validate(model: type[_M], values: Any, source: Path, path: tuple[str, ...]) -> _M:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-    key = (*path, *(str(part) for part in problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        owner = _model_at(model, problem["loc"][:-1])
-        raise _unknown(source, key, tuple(owner.model_fields))
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "literal_error":
-        message = f"there is no `{problem['input']}`{nearest(problem['input'], _choices(model, problem['loc']))}"
-    elif problem["type"] != "value_error" and problem["type"] != "missing":
-        message = f"{message}, got {problem['input']!r}"
-    raise InputError(f"{_where(source, key)}: `{'.'.join(key)}`: {message}")
-
-
-def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
-    for part in path:
-        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
-    return model
-
-
-def _choices(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    return list(_model_at(model, path[:-1]).model_fields[str(path[-1])].annotation.__args__)
-
-
-def _unknown(source: Path, key: tuple[str, ...], known: Sequence[str]) -> InputError:
-    return InputError(f"{_where(source, key)}: unknown key `{'.'.join(key)}`{nearest(key[-1], known)}")
-
-
-def _where(source: Path, key: tuple[str, ...]) -> str:
-    """`file, line N` of a key, or the command line where the file does not hold it."""
-    name = os.path.relpath(source)
-    try:
-        node = yaml.compose(source.read_text())
-    except (OSError, yaml.YAMLError):
-        return name
-    line = None
-    for part in key:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        found = [(at, below) for at, below in pairs if at.value == part]
-        if not found:
-            return f"{name} or --config"
-        line, node = found[0][0].start_mark.line + 1, found[0][1]
-    return f"{name}, line {line}" if line else name

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline import config
+from pipeline import config, strict
 from pipeline.errors import GateError, InputError, StageError
 from repnets.errors import RepnetsError
 
@@ -87,9 +87,9 @@ def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argp
     return parser, paths
 
 
-def _settings(options: argparse.Namespace, model: type[config.Strict]) -> config.Strict:
+def _settings(options: argparse.Namespace, model: type[strict.Strict]) -> strict.Strict:
     if options.settings is None:
-        loaded = config.load(config.read_yaml(options.config), options.config.parent)
+        loaded = config.load(strict.read_yaml(options.config), options.config.parent)
         return config.settings_of(options.stage, loaded, options.model, options.target)
     try:
         return model.model_validate_json(options.settings)
