@@ -128,23 +128,3 @@ rule verify:
     shell:
         "python -m pipeline.verify --settings {params.settings:q} --checkpoint {input.checkpoint}"
         " --split {input.split} --fused {input.fused} --output {output} > {log} 2>&1"
-
-
-# on demand: snakemake artifacts/<model>/structure.svg
-rule draw:
-    input:
-        checkpoint=weights,
-    output:
-        structure="artifacts/{model}/structure.svg",
-        block="artifacts/{model}/block.svg",
-    log:
-        "logs/{model}/draw.log",
-    params:
-        settings=dag.settings(CONFIG, "draw"),
-        code=store.code_digest("pipeline.draw"),
-        network=network,
-    message:
-        "drawing {wildcards.model} before and after fusing"
-    shell:
-        "python -m pipeline.draw --settings {params.settings:q} --checkpoint {input.checkpoint}"
-        " --structure {output.structure} --block {output.block} > {log} 2>&1"

@@ -1,4 +1,4 @@
-# What was measured: one file a target over its models, and one table over everything.
+# What people look at: what was measured, one file a target over its models and one table over everything; and pictures.
 
 
 rule summarize:
@@ -32,3 +32,23 @@ rule report:
     shell:
         "python -m pipeline.report --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
         " && cat {output}"
+
+
+# on demand: snakemake artifacts/<model>/structure.svg
+rule draw:
+    input:
+        checkpoint=weights,
+    output:
+        structure="artifacts/{model}/structure.svg",
+        block="artifacts/{model}/block.svg",
+    log:
+        "logs/{model}/draw.log",
+    params:
+        settings=dag.settings(CONFIG, "draw"),
+        code=store.code_digest("pipeline.draw"),
+        network=network,
+    message:
+        "drawing {wildcards.model} before and after fusing"
+    shell:
+        "python -m pipeline.draw --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        " --structure {output.structure} --block {output.block} > {log} 2>&1"
