@@ -80,7 +80,7 @@ def test_a_module_on_pythons_path(own_modules, tmp_path, monkeypatch):
     ("arch", "message"),
     [
         ("toi", "there is no network `toi`; did you mean `toy`?"),
-        ("resnet", "there is no network `resnet`; known: toy, repvgg_a0"),
+        ("zzz", "there is no network `zzz`; known: toy, repvgg_a0"),
         ("mynet:bild", "mynet.py has no `bild`; did you mean `build`?"),
         ("mynet:frob", "mynet.py has no `frob`; known: build, Net."),
         ("empty:build", "empty.py has no `build`, and no function at all."),
