@@ -1,15 +1,18 @@
 """One forward pass over a captured graph: which affine convolutions its feature maps are."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, fx
 
 from repnets import kernels
 from repnets.constants import Constants
-from repnets.operators import Analysis, Operators
-from repnets.rules import RULES
+from repnets.kernels import AffineConv
+from repnets.operators import Analysis, Operators, Rule
+from repnets.rules import RULES, TOKEN_RULES
 
 
 def analyse(graph: fx.Graph, constants: Constants, border: bool = False) -> Analysis:
-    """Find the operators of every feature map: a floating tensor (N, C, ...) whose C is a number.
+    """Find the operators of every feature map: a floating tensor (N, C, ...), or (..., C), whose C is a number.
 
     What no rule knows, a nonlinearity say, is a new beginning and has only itself as a source.
 
@@ -18,17 +21,25 @@ def analyse(graph: fx.Graph, constants: Constants, border: bool = False) -> Anal
         constants: Its constants.
         border: Whether an operator may have a border term. Default False.
     """
-    analysis = Analysis(constants, border)
+    tokens = Analysis(constants, axis=-1)
+    analysis = Analysis(constants, border=border, tokens=tokens)
     for node in graph.nodes:
         value = node.meta.get("val")
-        if node in constants or not isinstance(value, Tensor) or not value.is_floating_point():
+        if node in constants or not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
             continue
-        if value.dim() < 2 or not isinstance(value.shape[1], int):
-            continue
-        found: Operators = {}
-        if node.target in RULES:
-            found, obstacle = RULES[node.target](node, analysis)
-            if obstacle is not None:
-                analysis.obstacles[node] = obstacle
-        analysis.operators[node] = {**found, node: kernels.identity(value.shape[1], value.dim() - 2)}
+        if isinstance(value.shape[1], int):
+            _apply(RULES, node, analysis, kernels.identity(value.shape[1], value.dim() - 2))
+            if value.dim() == 2:
+                tokens.operators[node] = analysis.operators[node]
+        if isinstance(value.shape[-1], int) and value.dim() > 2:
+            _apply(TOKEN_RULES, node, tokens, kernels.identity(value.shape[-1], 0))
     return analysis
+
+
+def _apply(rules: Mapping[object, Rule], node: fx.Node, analysis: Analysis, itself: AffineConv) -> None:
+    found: Operators = {}
+    if node.target in rules:
+        found, obstacle = rules[node.target](node, analysis)
+        if obstacle is not None:
+            analysis.obstacles[node] = obstacle
+    analysis.operators[node] = {**found, node: itself}

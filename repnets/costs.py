@@ -7,7 +7,7 @@ from math import prod
 from torch import fx
 
 from repnets import convolutions
-from repnets.graphs import multiply_accumulates, positions
+from repnets.graphs import multiply_accumulates
 from repnets.kernels import AffineConv
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
@@ -59,7 +59,8 @@ def work_of_node(node: fx.Node, shapes: Shapes) -> Work:
 def works_of_operator(op: AffineConv, source: fx.Node, target: fx.Node, shapes: Shapes) -> list[Work]:
     """The work of the calls that make `target` of `source` by the layer of `op`."""
     shape = convolutions.conv_shape(op)
-    spots, read, made = positions(shapes[target]), prod(shapes[source]), prod(shapes[target])
+    read, made = prod(shapes[source]), prod(shapes[target])
+    spots = made // op.out_channels
     if op.pooled:
         pooled = prod(shapes[source][:2])
         return [Work(0, 4 * (read + pooled)), Work(shape.weights, 4 * (pooled + shape.weights + 2 * made))]

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, pairwise
+from math import prod
 from operator import attrgetter
 from time import perf_counter
 from typing import Literal
@@ -29,7 +30,6 @@ from repnets.graphs import (
     module_path,
     multiply_accumulates,
     node_shapes,
-    positions,
 )
 from repnets.layers import layer_of
 from repnets.proof import region_error
@@ -292,7 +292,7 @@ def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tenso
         batch_norms=sum(node.target is BATCH_NORM for node in region.removed),
         **vars(shape),
         macs_before=sum(multiply_accumulates(node, shapes) for node in region.removed),
-        macs_after=shape.weights * positions(shapes[region.target]),
+        macs_after=shape.weights * prod(shapes[region.target]) // shape.out_channels,
         parameters_before=sum(tensors[c].numel() for c in constants if isinstance(tensors[c], nn.Parameter)),
         parameters_after=sum(tensor.numel() for tensor in fold.layer.parameters()),
         error_float64=fold.error_float64,

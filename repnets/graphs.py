@@ -110,12 +110,6 @@ def calls(nodes: Iterable[fx.Node]) -> list[fx.Node]:
     return [node for node in nodes if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor)]
 
 
-def positions(shape: tuple[int, ...]) -> int:
-    """Output positions, over batch and spatial axes, of a feature map of `shape` (N, C, *spatial)."""
-    batch, _, *spatial = shape
-    return batch * prod(spatial)
-
-
 def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> int:
     """MACs of a convolution or linear layer at the sizes in `shapes`; 0 for every other node."""
     if node.target not in LAYERS:

@@ -39,7 +39,7 @@ class PooledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x.flatten(2).mean(2))
-        return y.reshape(*y.shape, *[1] * self.trailing)
+        return y.reshape(*y.shape, *[1] * self.trailing) if self.trailing else y
 
 
 def layer_of(op: AffineConv, target_rank: int) -> nn.Module:

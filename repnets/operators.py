@@ -35,17 +35,29 @@ class Analysis:
 
     Attributes:
         constants: The part of the graph that does not depend on the input.
+        axis: Where the channels are: 1, or -1 for tokens, whose channels come last and whose operators have no
+            spatial axes. Of a matrix (N, C) both are the same.
         border: Whether an operator may have a border term.
         operators: Of each feature map, its operators by source; itself is always one.
         obstacles: For a node that a rule knows, why it has no operator, or none from further upstream.
         frames: Of the nodes that pad with constants, or write some into a padding.
+        tokens: The same graph read with its channels last.
     """
 
     constants: Constants
+    axis: int = 1
     border: bool = False
     operators: dict[fx.Node, Operators] = field(default_factory=dict)
     obstacles: dict[fx.Node, str] = field(default_factory=dict)
     frames: dict[fx.Node, Frame] = field(default_factory=dict)
+    tokens: "Analysis | None" = None
+
+    def upstream(self, node: fx.Node) -> list[tuple[fx.Node, AffineConv]]:
+        """All sources of a node but itself, each with an operator, channels second first."""
+        readings = [self.operators.get(node, {})]
+        if self.tokens is not None and self.tokens.operators.get(node) is not readings[0]:
+            readings.append(self.tokens.operators.get(node, {}))
+        return [pair for reading in readings for pair in reading.items() if pair[0] is not node]
 
     def through(self, before: fx.Node, change: Callable[[AffineConv], AffineConv | str]) -> Found:
         """The operators of `before` after one more change."""

@@ -38,16 +38,17 @@ def region_error(region: Region, exact: nn.Module, constants: Constants, example
 
 def _trials(region: Region, example: Tensor) -> Iterator[tuple[tuple[int, ...], _SizeOf]]:
     """Two shapes for the region's source, and what the sizes that its nodes ask for are then."""
-    channels = region.source.meta["val"].shape[1]
-    if not any(_is_number(one) for node in region.body for one in node.all_input_nodes):
+    shape = region.source.meta["val"].shape
+    are_tokens = len(shape) > 2 and not region.operator.stride and not region.operator.pooled
+    if not are_tokens and not any(_is_number(one) for node in region.body for one in node.all_input_nodes):
         for steps in (2, 3):
-            yield (2, channels, *_roomy(region, steps)), int
+            yield (2, shape[1], *_roomy(region, steps)), int
         return
     # the nodes follow the size of the image: the region is run at sizes that an image can give it
     for extra in (0, 8):
         image = (2, example.shape[1], *(size + extra for size in example.shape[2:]))
         size_of = sizes_at(region.source.graph, image)
-        yield tuple(size_of(size) for size in region.source.meta["val"].shape), size_of
+        yield tuple(map(size_of, shape)), size_of
 
 
 def _roomy(region: Region, steps: int) -> list[int]:

@@ -79,8 +79,8 @@ def find_regions(graph: fx.Graph, analysis: Analysis, shapes: Shapes, cost: Cost
         ways = _ways(piece, analysis, shapes, cost)
         outputs = [node for node in piece if any(user not in ways for user in _readers(node, unread))]
         plan |= _cheapest(ways, outputs)
-    folded = {node: way.source for node, way in plan.items() if way.source is not None}
-    regions = _regions(folded, {*plan, *folded.values()}, analysis, order)
+    folded = {node: way for node, way in plan.items() if way.operator is not None}
+    regions = _regions(folded, {*plan, *(way.reads[0] for way in folded.values())}, order)
     left = [node for node in analysis.operators if node.target in RULES and node not in folded]
     gone = {node for region in regions for node in region.removed}
     reasons = {node: _reason(node, analysis, shapes, order, unread) for node in left if node not in gone}
@@ -97,7 +97,7 @@ def _pieces(graph: fx.Graph, analysis: Analysis, order: Mapping[fx.Node, int]) -
     """
     piece_of: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
-        if len(analysis.operators.get(node, ())) < 2 and node not in analysis.frames:
+        if not analysis.upstream(node) and node not in analysis.frames:
             continue
         piece = piece_of[node] = [node]
         for before in _reads(node, analysis.constants):
@@ -142,9 +142,9 @@ def _unread(graph: fx.Graph, constants: Constants) -> set[fx.Node]:
 
 @dataclass(frozen=True)
 class _Way:
-    """One way to compute a node: of `source` by a convolution, or by its own call where that is None."""
+    """One way to compute a node: by the layer of `operator`, or by its own call where that is None."""
 
-    source: fx.Node | None
+    operator: AffineConv | None
     reads: tuple[fx.Node, ...]
     cost: float
 
@@ -158,15 +158,23 @@ def _ways(piece: Sequence[fx.Node], analysis: Analysis, shapes: Shapes, cost: Co
     below_a_layer: dict[fx.Node, set[fx.Node]] = {}  # sources with a layer between them and the node
     for node in piece:
         reads = tuple(_reads(node, analysis.constants))
-        sources = [source for source in analysis.operators[node] if source is not node]
-        held = set(sources) if node.target in LAYERS else set().union(*(below_a_layer.get(r, ()) for r in reads))
-        below_a_layer[node] = held & set(sources)
+        upstream = analysis.upstream(node)
+        sources = {source for source, _ in upstream}
+        held = sources if node.target in LAYERS else set().union(*(below_a_layer.get(r, ()) for r in reads))
+        below_a_layer[node] = held & sources
         ways[node] = [_Way(None, reads, _own_cost(node, analysis.constants, shapes, cost))]
-        for source in reversed(sources):  # of two equally cheap ones the nearer is taken
-            if source in below_a_layer[node]:
-                works = works_of_operator(analysis.operators[node][source], source, node, shapes)
-                ways[node].append(_Way(source, (source,), sum(map(cost, works))))
+        for source, op in reversed(upstream):  # of two equally cheap ones the nearer is taken
+            if source in below_a_layer[node] and _is_layer(op, source, node):
+                works = works_of_operator(op, source, node, shapes)
+                ways[node].append(_Way(op, (source,), sum(map(cost, works))))
     return ways
+
+
+def _is_layer(op: AffineConv, source: fx.Node, target: fx.Node) -> bool:
+    """Whether one layer makes the target: a linear layer leaves tokens in the groups that they come in."""
+    if op.stride or op.pooled:
+        return True
+    return str(source.meta["val"].shape[:-1]) == str(target.meta["val"].shape[:-1])
 
 
 def _own_cost(node: fx.Node, constants: Constants, shapes: Shapes, cost: Cost) -> float:
@@ -229,17 +237,15 @@ def _without(
 # Accounts
 
 
-def _regions(
-    folded: Mapping[fx.Node, fx.Node], computed: set[fx.Node], analysis: Analysis, order: Mapping[fx.Node, int]
-) -> list[Region]:
+def _regions(folded: Mapping[fx.Node, _Way], computed: set[fx.Node], order: Mapping[fx.Node, int]) -> list[Region]:
     regions = []
     claimed: set[fx.Node] = set()
     for target in sorted(folded, key=order.__getitem__):
-        source = folded[target]
+        (source,) = folded[target].reads
         body = _between(source, target, order)
         removed = tuple(one for one in body if one is target or (one not in computed and one not in claimed))
         claimed.update(removed)
-        regions.append(Region(source, target, analysis.operators[target][source], body, removed))
+        regions.append(Region(source, target, folded[target].operator, body, removed))
     return regions
 
 
@@ -268,7 +274,8 @@ def _reason(
         return analysis.obstacles[node]
     if node.target not in CHANNELWISE:
         return None
-    ways = {source: _between(source, node, order) for source in analysis.operators[node] if source is not node}
+    upstream = dict(analysis.upstream(node))
+    ways = {source: _between(source, node, order) for source in upstream}
     source = next((one for one in reversed(ways) if any(step.target in LAYERS for step in ways[one])), None)
     if source is None:
         after = next((analysis.obstacles[user] for user in node.users if user in analysis.obstacles), None)
@@ -283,7 +290,7 @@ def _reason(
     staying = [step for step in layers if step not in replaced]
     if len(staying) == len(layers):
         return f"the convolution {staying[0].name} is needed elsewhere too, so it would be computed twice"
-    macs = sum(work.macs for work in works_of_operator(analysis.operators[node][source], source, node, shapes))
+    macs = sum(work.macs for work in works_of_operator(upstream[source], source, node, shapes))
     before = sum(multiply_accumulates(step, shapes) for step in replaced)
     why = f", since {staying[0].name} is needed elsewhere too" if staying else ""
     return f"one convolution would cost {macs:,} multiply-accumulates and replace {before:,}{why}"

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from repnets.operators import Rule
-from repnets.rules import channelwise, rearranging, windows
+from repnets.rules import channelwise, rearranging, tokens, windows
 
 CHANNELWISE: Mapping[object, Rule] = channelwise.RULES
 RULES: Mapping[object, Rule] = {**channelwise.RULES, **windows.RULES, **rearranging.RULES}
+TOKEN_RULES: Mapping[object, Rule] = tokens.RULES

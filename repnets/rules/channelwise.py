@@ -80,23 +80,23 @@ def _per_channel(constant: object, branch: object, node: fx.Node, analysis: Anal
     """A constant operand as float64 (channels,), or what it is instead."""
     if branch not in analysis.operators:
         return "something that is not a feature map"
-    channels, *sizes = branch.meta["val"].shape[1:]
+    shape = branch.meta["val"].shape
+    channels = shape[analysis.axis]
     if isinstance(constant, (int, float)):
         return torch.full((channels,), float(constant), dtype=torch.float64)
     if constant not in analysis.constants:
         return "something that is not a feature map"
-    if node.meta["val"].shape != branch.meta["val"].shape:
+    if node.meta["val"].shape != shape:
         return "a constant that is larger than the feature map"
     value = analysis.constants.value(constant).double()
-    value = value.reshape([1] * (len(sizes) + 2 - value.dim()) + list(value.shape))
-    corner = value[(slice(0, 1), slice(None), *[slice(0, 1)] * len(sizes))]
-    if not torch.equal(corner.expand_as(value), value):
+    value = value.reshape([1] * (len(shape) - value.dim()) + list(value.shape)).movedim(analysis.axis, 0)
+    line = value[(slice(None), *[slice(0, 1)] * (len(shape) - 1))]
+    if not torch.equal(line.expand_as(value), value):
         return "a constant that is not the same at every position"
-    return corner.flatten().expand(channels)
+    return line.flatten().expand(channels)
 
 
-RULES: dict[object, Rule] = {
-    BATCH_NORM: _batch_norm,
+CONSTANT_RULES: dict[object, Rule] = {
     **dict.fromkeys(ADDITIONS, _sum),
     **dict.fromkeys((aten.sub.Tensor, aten.sub.Scalar), partial(_sum, sign=-1)),
     aten.rsub.Scalar: _reversed_difference,
@@ -104,3 +104,4 @@ RULES: dict[object, Rule] = {
     **dict.fromkeys((aten.div.Tensor, aten.div.Scalar), partial(_product, inverse=True)),
     aten.neg.default: _negative,
 }
+RULES: dict[object, Rule] = {BATCH_NORM: _batch_norm, **CONSTANT_RULES}

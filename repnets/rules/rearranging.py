@@ -134,14 +134,14 @@ def _is_from_end(start: object, width: int, size: object) -> bool:
     return bool(start.meta["val"].node.expr == getattr(size, "node", size).expr - width)
 
 
-def _same(node: fx.Node, analysis: Analysis) -> Found:
+def same(node: fx.Node, analysis: Analysis) -> Found:
     before, after = node.args[0].meta["val"], node.meta["val"]
     if before.dtype != after.dtype or before.shape != after.shape or arguments(node).get("train"):
         return {}, None
     return analysis.through(node.args[0], lambda op: op)
 
 
-_COPIES = (
+COPIES = (
     aten.clone.default,
     aten.alias.default,
     aten.detach.default,
@@ -158,5 +158,5 @@ RULES: dict[object, Rule] = {
     aten.slice.Tensor: _slice,
     **dict.fromkeys((aten.pad.default, aten.constant_pad_nd.default), _constant_pad),
     aten.slice_scatter.default: _overwrite,
-    **dict.fromkeys(_COPIES, _same),
+    **dict.fromkeys(COPIES, same),
 }

@@ -41,13 +41,13 @@ def _convolution(node: fx.Node, analysis: Analysis) -> Found:
     return _after(op, source, analysis)
 
 
-def _linear(node: fx.Node, analysis: Analysis) -> Found:
+def linear(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
     weight, bias, source = named["weight"], named["bias"], named["input"]
     constants = analysis.constants
     if not constants.is_whole(weight) or (bias is not None and not constants.is_whole(bias)):
         return {}, "its weight depends on the input"
-    if source.meta["val"].dim() != 2:
+    if source.meta["val"].dim() > 2 and analysis.axis != -1:
         return {}, None  # the channels of its input come last, and not second
     op = kernels.from_conv(
         partial(constants.value, weight),
@@ -105,9 +105,20 @@ def _global_pool(node: fx.Node, analysis: Analysis) -> Found:
 
 def _flatten(node: fx.Node, analysis: Analysis) -> Found:
     before, after = node.args[0].meta["val"], node.meta["val"]
+    if after.dim() == 2 and before.shape[-1] == after.shape[1]:
+        return regrouped(node, analysis.tokens)
     if after.dim() != 2 or before.dim() < 3 or before.shape[1] != after.shape[1] or set(before.shape[2:]) != {1}:
         return {}, None
     return _pooled(node.args[0], analysis)
+
+
+def regrouped(node: fx.Node, tokens: Analysis) -> Found:
+    """Tokens put in other groups: as many channels, last as before."""
+    before, after = node.args[0].meta["val"], node.meta["val"]
+    if before.shape[-1] != after.shape[-1]:
+        return {}, None
+    found = tokens.operators.get(node.args[0], {})
+    return {source: op for source, op in found.items() if not op.stride and not op.pooled}, None
 
 
 def _pooled(source: fx.Node, analysis: Analysis) -> Found:
@@ -137,7 +148,7 @@ _FLATTENINGS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints
 
 RULES: dict[object, Rule] = {
     **dict.fromkeys(CONVOLUTIONS, _convolution),
-    aten.linear.default: _linear,
+    aten.linear.default: linear,
     **dict.fromkeys(_POOLS, _average_pool),
     **dict.fromkeys((aten.mean.dim, *_ADAPTIVE), _global_pool),
     **dict.fromkeys(_FLATTENINGS, _flatten),

@@ -159,6 +159,32 @@ def test_channelwise_layers_move_past_a_global_pool_into_the_linear_layer(fold):
     assert fold(net) == (["Linear"], [])
 
 
+# Tokens
+
+
+def test_a_linear_layer_of_tokens_takes_its_batch_norm_and_its_scale(fold):
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.n, self.b = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)
+            self.gamma = nn.Parameter(torch.rand(4) + 0.5)
+
+        def forward(self, x):
+            tokens = x.flatten(2).transpose(1, 2)  # (N, positions, 4)
+            y = self.a(tokens)
+            y = self.n(y.flatten(0, 1)).reshape_as(y)
+            return tokens + self.gamma * self.b(y.relu()) / 2
+
+    assert fold(Tokens())[0] == ["Linear", "Linear"]
+
+
+def test_two_linear_layers_of_tokens_fold_where_it_costs_less(fold):
+    net = Net(lambda m, x: m.b(m.a(x.permute(0, 2, 3, 1))), a=nn.Linear(4, 64), b=nn.Linear(64, 4))
+    assert fold(net)[0] == ["Linear"]
+    wide = Net(lambda m, x: m.b(m.a(x.permute(0, 2, 3, 1))), a=nn.Linear(4, 2), b=nn.Linear(2, 64))
+    assert fold(wide)[0] == []
+
+
 # Constants
 
 
