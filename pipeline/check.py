@@ -2,7 +2,8 @@
 
 Every validation image goes through the file itself, in a runtime that reads it on this machine. Held:
 
-1. its logits against those of fused.pt2, within the tolerance of the file's precision;
+1. its logits against those of fused.pt2, within the tolerance of the file's precision; or, where the network by
+   itself loses more in half precision, as dead channels make it, within twice what fused.pt2 loses in it;
 2. its top-1 accuracy against that of the fused network, within `max_accuracy_drop`;
 3. a census of its operations: as many convolutions as the fused network has, no batch norm left.
 
@@ -10,7 +11,8 @@ check.json says by which runtime, and says so where none could run the file here
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+_SLACK = 2  # times what fused.pt2 itself loses in half precision: runtimes round in other places than torch
 
 
 def run(
@@ -69,6 +72,7 @@ def _check(
     backend = backends.load(settings.backend)
     written, proved = read_json(manifest), read_json(verify)
     images, labels, logits = _reference(fused, split, written)
+    own_loss = partial(_loss_in_half, fused, images, logits)
     places = {file.name: file for file in files}
     forms: dict[str, Any] = {}
     accuracy: dict[str, float | None] = {**proved["accuracy"], "file": None}
@@ -83,12 +87,12 @@ def _check(
         if backend.CHECKED_BY is None:
             continue
         got = worker.predict(settings.backend, file, images, batch=written["input"]["shape"][0])
-        forms[form] |= _hold_logits(settings, file, written["precision"], got, logits)
+        forms[form] |= _hold_logits(settings, file, written["precision"], got, logits, own_loss)
         share = float((got.argmax(1) == labels).mean())
         forms[form]["accuracy"] = share
+        _hold_accuracy(settings, file, share, float((logits.argmax(1) == labels).mean()))
         if form == "fused":
             accuracy["file"] = share
-            _hold_accuracy(settings, file, share, float((logits.argmax(1) == labels).mean()))
     return {
         "status": "ok",
         "checked_by": backend.CHECKED_BY,
@@ -116,6 +120,17 @@ def _reference(fused: Path, split: Path, written: dict[str, Any]) -> "tuple[np.n
     return images.numpy(), labels.numpy(), logits.numpy()
 
 
+def _loss_in_half(fused: Path, images: "np.ndarray", logits: "np.ndarray") -> float:
+    """How far the logits of fused.pt2 itself move, of the largest, when torch computes it in half precision."""
+    import torch
+
+    program = checkpoints.as_module(torch.export.load(fused)).half()
+    with torch.inference_mode():
+        halves = [program(batch.half()).float() for batch in torch.from_numpy(images).split(64)]
+    want = torch.from_numpy(logits)
+    return float((torch.cat(halves) - want).abs().max() / want.abs().max())
+
+
 def _convolutions(fused: Path) -> int:
     import torch
 
@@ -132,7 +147,12 @@ def _hold_census(file: Path, census: dict[str, int], convolutions: int) -> None:
 
 
 def _hold_logits(
-    settings: CheckSettings, file: Path, precision: str, got: "np.ndarray", want: "np.ndarray"
+    settings: CheckSettings,
+    file: Path,
+    precision: str,
+    got: "np.ndarray",
+    want: "np.ndarray",
+    own_loss: Callable[[], float],
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -140,15 +160,27 @@ def _hold_logits(
     errors = np.abs(got - want) / np.abs(want).max()
     image, logit = np.unravel_index(np.argmax(errors), errors.shape)  # argmax stops at a NaN, as it should
     error = float(errors[image, logit])
+    held: dict[str, Any] = {"tolerance": tolerance, "max_relative_error": error}
     if not error <= tolerance:
-        here, there = got[image, logit], want[image, logit]
-        raise GateError(
-            f"{file}: logit {logit} of validation image {image} is {here:.6g} and {there:.6g} "
-            f"in fused.pt2, {error:.1e} of the largest logit; tolerance for {precision} is {tolerance:.0e}. Try "
-            f"`precision: fp32` in target.yaml; if that holds, the network overflows or loses too much in {precision}."
+        # a tolerance that the user set is held as it is
+        by_itself = own_loss() if precision == "fp16" and settings.check.tolerance is None else 0.0
+        if not error <= _SLACK * by_itself:
+            here, there = got[image, logit], want[image, logit]
+            program = f", and fused.pt2 itself moves by {by_itself:.1e} in half precision" if by_itself else ""
+            raise GateError(
+                f"{file}: logit {logit} of validation image {image} is {here:.6g} and {there:.6g} in fused.pt2, "
+                f"{error:.1e} of the largest logit; tolerance for {precision} is {tolerance:.0e}{program}. Try "
+                f"`precision: fp32` in target.yaml; if that holds, the network overflows or loses too much in "
+                f"{precision}."
+            )
+        held["loss_of_fused"] = by_itself
+        print(
+            f"warning: {file.name} is up to {error:.1e} of the largest logit from fused.pt2, which itself moves by "
+            f"{by_itself:.1e} in half precision: batch norms of huge gain, named in fuse.json, do that. Its accuracy "
+            "is held below.",
+            file=sys.stderr,
         )
-    agreement = float((got.argmax(1) == want.argmax(1)).mean())
-    return {"tolerance": tolerance, "max_relative_error": error, "agreement": agreement}
+    return held | {"agreement": float((got.argmax(1) == want.argmax(1)).mean())}
 
 
 def _hold_accuracy(settings: CheckSettings, file: Path, share: float, fused_share: float) -> None:

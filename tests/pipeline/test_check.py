@@ -55,6 +55,23 @@ def rewrite_manifest(folder, name):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def other_weights(artifacts, folder):
+    """The fused program of the same network with one kernel a hundredth larger."""
+    from pipeline import checkpoints
+
+    state, header = checkpoints.read(artifacts.checkpoint)
+    name = next(name for name, tensor in state.items() if tensor.dim() == 4)
+    state[name] = state[name] * 1.01
+    checkpoints.write(folder / "other.safetensors", state, header)
+    reparameterize.run(
+        NoSettings(),
+        checkpoint=folder / "other.safetensors",
+        fused=folder / "other.pt2",
+        report=folder / "fuse.json",
+    )
+    return folder / "other.pt2"
+
+
 def test_what_is_written(artifacts, folder):
     checked = run_check(artifacts, folder)
     assert checked["checked_by"] == "ExecuTorch"
@@ -80,25 +97,62 @@ def test_a_branched_file_under_the_fused_name_is_caught(artifacts, folder):
 
 def test_the_file_of_other_weights_is_caught(artifacts, folder, tmp_path):
     """The very same layers with other weights: only the numbers tell."""
-    from pipeline import checkpoints
-
-    state, header = checkpoints.read(artifacts.checkpoint)
-    name = next(name for name, tensor in state.items() if tensor.dim() == 4)
-    state[name] = state[name] * 1.01
-    checkpoints.write(tmp_path / "other.safetensors", state, header)
-    reparameterize.run(
-        NoSettings(),
-        checkpoint=tmp_path / "other.safetensors",
-        fused=tmp_path / "other.pt2",
-        report=tmp_path / "fuse.json",
-    )
     with pytest.raises(GateError, match=r"fused\.pte: logit \d of validation image \d+ is .* tolerance for fp32"):
-        run_check(artifacts, folder, fused=tmp_path / "other.pt2")
+        run_check(artifacts, folder, fused=other_weights(artifacts, tmp_path))
 
 
 def test_the_tolerance_is_held(artifacts, folder):
     with pytest.raises(GateError, match="tolerance for fp32 is 1e-30"):
         run_check(artifacts, folder, tolerance=1e-30)
+
+
+@pytest.fixture(scope="module")
+def half_files(artifacts, tmp_path_factory):
+    """The ONNX files of the toy network in half precision."""
+    folder = tmp_path_factory.mktemp("targets") / "jetson" / "toy"
+    patch = pytest.MonkeyPatch()
+    patch.setenv("REPNETS_STORE", str(folder / "store"))
+    export.run(
+        ExportSettings(
+            target="jetson", model="toy", backend="tensorrt", precision="fp16", forms=("fused", "branched"),
+            batch=1, image_size=None, options={"compute_capabilities": ["8.9"]},
+        ),
+        checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify,
+        manifest=folder / "manifest.json",
+    )  # fmt: skip
+    patch.undo()
+    return folder
+
+
+def check_half(artifacts, half_files, fused, **gates):
+    check.run(
+        CheckSettings(backend="tensorrt", check=Check(**gates)),
+        manifest=half_files / "manifest.json",
+        files=[half_files / name for name in backends.file_names("tensorrt", ("fused", "branched"))],
+        fused=fused,
+        verify=artifacts.verify,
+        split=artifacts.split,
+        output=half_files / "check.json",
+    )
+    return json.loads((half_files / "check.json").read_text())
+
+
+def test_what_a_network_loses_by_itself_in_half_precision_is_allowed_and_written(
+    artifacts, half_files, monkeypatch, capsys
+):
+    # as if no network may lose anything: the toy loses little, and that must be its own loss
+    monkeypatch.setitem(check._TOLERANCE, "fp16", 1e-9)
+    checked = check_half(artifacts, half_files, artifacts.fused)["forms"]["fused"]
+    assert 1e-9 < checked["max_relative_error"] <= 2 * checked["loss_of_fused"] < 0.02
+    assert "itself moves by" in capsys.readouterr().err
+    with pytest.raises(GateError, match=r"tolerance for fp16 is 1e-09\. Try"):
+        check_half(artifacts, half_files, artifacts.fused, tolerance=1e-9)
+
+
+def test_files_of_other_weights_are_caught_in_half_precision_too(artifacts, half_files, tmp_path, monkeypatch):
+    monkeypatch.setitem(check._TOLERANCE, "fp16", 1e-9)
+    with pytest.raises(GateError, match=r"and fused\.pt2 itself moves by .* in half precision\. Try"):
+        check_half(artifacts, half_files, other_weights(artifacts, tmp_path))
 
 
 def test_a_truncated_file_is_caught(artifacts, folder):
