@@ -161,7 +161,7 @@ def _refusal_lines(refusals: tuple[Refusal, ...]) -> list[str]:
 
 
 def _by(axes: tuple[int, ...]) -> str:
-    return "x".join(map(str, axes))
+    return "x".join(map(str, axes)) or "-"
 
 
 def _millions(count: int) -> str:
