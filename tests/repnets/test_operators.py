@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 from repnets import fuse
 from repnets.costs import Work
@@ -195,6 +196,15 @@ def test_constants_that_the_graph_computes_fold(fold):
         return m.n(F.conv2d(x, weight + torch.eye(4)[:, :, None, None].double(), padding=1)) * m.a.weight[0, 0, 0, 0]
 
     assert fold(Net(standardised, a=conv(), n=norm())) == (["Conv2d"], [])
+
+
+@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, FrozenBatchNorm2d])
+def test_other_batch_norms_fold(fold, kind):
+    batch_norm = kind(4)
+    for tensor in batch_norm.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    assert fold(Net(lambda m, x: m.n(m.a(x)), a=conv(), n=batch_norm)) == (["Conv2d"], [])
 
 
 def test_layer_scale_differences_and_divisions_fold(fold):
