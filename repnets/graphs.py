@@ -1,5 +1,6 @@
 """Reading a captured graph: arguments by name, module paths, sizes at the example, and what it costs."""
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 
@@ -19,6 +20,14 @@ CONVOLUTIONS = {
 LAYERS = {*CONVOLUTIONS, aten.linear.default}
 BATCH_NORM = aten.batch_norm.default
 ADDITIONS = {aten.add.Tensor, aten.add.Scalar}
+VIEWS = {
+    operator.getitem,
+    *(
+        overload
+        for packet in (aten.slice, aten.view, aten.reshape, aten.flatten, aten.squeeze, aten.unsqueeze, aten.transpose)
+        for overload in (getattr(packet, name) for name in packet.overloads())
+    ),
+}
 WHOLE = 2**31  # a slice that ends past this ends where its input does
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 

@@ -237,7 +237,7 @@ def test_splits_and_concatenations_fold(fold):
         first, second = m.n(m.a(x)).chunk(2, 1)
         return torch.cat([second * 2, first, m.b(x)], 1)
 
-    assert fold(Net(forward, a=conv(4, 8), n=norm(8), b=conv(4, 4, 1, 0))) == (["Conv2d"], [])
+    assert fold(Net(forward, a=conv(4, 8), n=norm(8), b=conv())) == (["Conv2d"], [])
 
 
 def test_a_cropped_convolution_folds(fold):
