@@ -1,6 +1,8 @@
 """The check of one folded region: the layer that took its place against the nodes themselves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import inf
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +13,7 @@ from repnets.graphs import sizes_at
 from repnets.kernels import AffineConv
 from repnets.regions import Region
 
+_MOST_STEPS = 64
 _SizeOf = Callable[[int | torch.SymInt], int]
 
 
@@ -24,31 +27,34 @@ def region_error(region: Region, exact: nn.Module, constants: Constants, example
         example: The network's example input, whose size the sizes inside the graph follow from.
 
     Returns:
-        The larger error of the layer in float64, and that of the layer rounded to float32.
+        The larger error of the layer in float64, and that of the layer rounded to float32; infinite where the
+        nodes ran at no size.
     """
     single = {name: tensor.float() for name, tensor in exact.named_parameters()}
-    errors = []
     generator = torch.Generator().manual_seed(0)
-    for shape, size_of in _trials(region, example):
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def errors_at(shape: Sequence[int], size_of: _SizeOf) -> list[float]:
+        x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
         wanted = _run(region, constants, x, size_of)
-        errors.append([_difference(exact(x), wanted), _difference(functional_call(exact, single, x.float()), wanted)])
-    return tuple(torch.tensor(errors, dtype=torch.float64).amax(0).tolist())  # amax, unlike max(), lets a NaN through
+        return [_difference(exact(x), wanted), _difference(functional_call(exact, single, x.float()), wanted)]
 
-
-def _trials(region: Region, example: Tensor) -> Iterator[tuple[tuple[int, ...], _SizeOf]]:
-    """Two shapes for the region's source, and what the sizes that its nodes ask for are then."""
     shape = region.source.meta["val"].shape
     are_tokens = len(shape) > 2 and not region.operator.stride and not region.operator.pooled
-    if not are_tokens and not any(_is_number(one) for node in region.body for one in node.all_input_nodes):
-        for steps in (2, 3):
-            yield (2, shape[1], *_roomy(region, steps)), int
-        return
-    # the nodes follow the size of the image: the region is run at sizes that an image can give it
-    for extra in (0, 8):
-        image = (2, example.shape[1], *(size + extra for size in example.shape[2:]))
-        size_of = sizes_at(region.source.graph, image)
-        yield tuple(map(size_of, shape)), size_of
+    if are_tokens or any(_is_number(one) for node in region.body for one in node.all_input_nodes):
+        # the nodes follow the size of the image: the region is run at sizes that an image can give it
+        images = [(2, example.shape[1], *(size + extra for size in example.shape[2:])) for extra in (0, 8)]
+        sizes = [sizes_at(region.source.graph, image) for image in images]
+        errors = [errors_at([*map(size_of, shape)], size_of) for size_of in sizes]
+    else:
+        errors = []
+        for steps in range(2, _MOST_STEPS):
+            with suppress(RuntimeError):  # too small for a crop or a window on the way
+                errors.append(errors_at([2, shape[1], *_roomy(region, steps)], int))
+            if len(errors) == 2:
+                break
+        else:
+            return inf, inf
+    return tuple(torch.tensor(errors, dtype=torch.float64).amax(0).tolist())  # amax, unlike max(), lets a NaN through
 
 
 def _roomy(region: Region, steps: int) -> list[int]:

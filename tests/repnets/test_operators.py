@@ -245,6 +245,11 @@ def test_a_cropped_convolution_folds(fold):
     assert fold(net) == (["Conv2d"], [])
 
 
+def test_a_region_that_crops_is_checked_at_sizes_that_leave_something(fold):
+    net = Net(lambda m, x: m.b(m.n(m.a(x))[:, :, 4:-4, 4:-4]), a=conv(kernel=1, padding=0), n=norm(), b=conv(padding=0))
+    assert fold(net, cost=lambda work: 1.0) == (["Conv2d"], [])
+
+
 def test_a_strided_slice_is_a_stride(fold):
     net = Net(lambda m, x: m.n(m.a(x))[:, :, ::2, ::2], a=conv(), n=norm())
     assert fold(net) == (["Conv2d"], [])
