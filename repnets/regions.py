@@ -23,6 +23,7 @@ from repnets.operators import Analysis
 from repnets.rules import CHANNELWISE, RULES
 
 _LEAST_GAIN = 1e-6  # of a piece's cost; a smaller one is rounding
+_EQUAL = 1e-9  # likewise, of two costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,12 +191,13 @@ def _cheapest(ways: Mapping[fx.Node, Sequence[_Way]], outputs: Iterable[fx.Node]
     while True:
         now = _computed(choice, outputs)
         changes = [{node: way} for node in now for way in ways[node] if way is not choice[node]]
-        changes += [change for node in now if node not in outputs if (change := _without(node, now, choice, ways))]
+        changes += [change for node in now if node not in outputs if (change := _without(node, choice, ways, outputs))]
         totals = [_total({**choice, **change}, outputs) for change in changes]
         least = min(totals, default=best)
         if least >= best - _LEAST_GAIN * best:
             return now
-        choice |= changes[totals.index(least)]
+        # sums of the same costs in another order differ in their last digits: the first of equal ones is taken
+        choice |= next(change for change, total in zip(changes, totals, strict=True) if total <= least + _EQUAL * best)
         best = least
 
 
@@ -216,22 +218,27 @@ def _total(choice: Mapping[fx.Node, _Way], outputs: Iterable[fx.Node]) -> float:
 
 
 def _without(
-    node: fx.Node,
-    now: Mapping[fx.Node, _Way],
-    choice: Mapping[fx.Node, _Way],
-    ways: Mapping[fx.Node, Sequence[_Way]],
+    node: fx.Node, choice: Mapping[fx.Node, _Way], ways: Mapping[fx.Node, Sequence[_Way]], outputs: Iterable[fx.Node]
 ) -> dict[fx.Node, _Way] | None:
-    """Each reader's cheapest way that does not read `node`, or None if one has none."""
-    change = {}
-    for reader, way in now.items():
-        if node in way.reads:
-            others = [other for other in ways[reader] if node not in other.reads]
-            if not others:
-                return None
-            change[reader] = min(
-                others, key=lambda w: w.cost + sum(choice[r].cost for r in w.reads if r in choice and r not in now)
-            )
-    return change
+    """Each reader's cheapest way that does not read `node`, or None if one has none.
+
+    The last reader is changed first: one before it may then be needed no more.
+    """
+    change: dict[fx.Node, _Way] = {}
+    while True:
+        now = _computed({**choice, **change}, outputs)
+        reader = next((one for one in reversed(list(ways)) if one in now and node in now[one].reads), None)
+        if reader is None:
+            return change
+        others = [way for way in ways[reader] if node not in way.reads]
+        if not others:
+            return None
+        change[reader] = min(others, key=lambda way: way.cost + _missing(way, choice, now))
+
+
+def _missing(way: _Way, choice: Mapping[fx.Node, _Way], now: Mapping[fx.Node, _Way]) -> float:
+    """The cost of what a way reads that is not computed yet."""
+    return sum(choice[read].cost for read in way.reads if read in choice and read not in now)
 
 
 # Accounts
