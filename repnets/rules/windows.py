@@ -1,11 +1,13 @@
 """Convolutions, linear layers and average pools."""
 
+from collections.abc import Mapping
 from functools import partial
 from math import prod
 
 from torch import fx
 
 from repnets import kernels
+from repnets.constants import Constants
 from repnets.graphs import CONVOLUTIONS, arguments, aten
 from repnets.kernels import AffineConv
 from repnets.operators import Analysis, Found, Rule, gather
@@ -13,11 +15,10 @@ from repnets.operators import Analysis, Found, Rule, gather
 
 def _convolution(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
-    weight, bias, source = named["weight"], named["bias"], named["input"]
-    constants = analysis.constants
-    if not constants.is_whole(weight) or (bias is not None and not constants.is_whole(bias)):
+    source, weights = named["input"], _weights(named, analysis.constants)
+    if weights is None:
         return {}, "its weight depends on the input"
-    shape = tuple(weight.meta["val"].shape)
+    shape = weights["shape"]
     rank = len(shape) - 2
     if source.meta["val"].dim() != rank + 2:
         return {}, "its input has no batch dimension"
@@ -29,9 +30,7 @@ def _convolution(node: fx.Node, analysis: Analysis) -> Found:
     else:
         pad_lo = pad_hi = (0,) * rank if named["padding"] == "valid" else _axes(named["padding"], rank)
     op = kernels.from_conv(
-        partial(constants.value, weight),
-        shape,
-        None if bias is None else partial(constants.value, bias),
+        **weights,
         stride=stride,
         pad_lo=pad_lo,
         pad_hi=pad_hi,
@@ -43,19 +42,25 @@ def _convolution(node: fx.Node, analysis: Analysis) -> Found:
 
 def linear(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
-    weight, bias, source = named["weight"], named["bias"], named["input"]
-    constants = analysis.constants
-    if not constants.is_whole(weight) or (bias is not None and not constants.is_whole(bias)):
+    source, weights = named["input"], _weights(named, analysis.constants)
+    if weights is None:
         return {}, "its weight depends on the input"
     if source.meta["val"].dim() > 2 and analysis.axis != -1:
         return {}, None  # the channels of its input come last, and not second
-    op = kernels.from_conv(
-        partial(constants.value, weight),
-        tuple(weight.meta["val"].shape),
-        None if bias is None else partial(constants.value, bias),
-        **dict.fromkeys(("stride", "pad_lo", "pad_hi", "dilation"), ()),
-    )
+    op = kernels.from_conv(**weights, **dict.fromkeys(("stride", "pad_lo", "pad_hi", "dilation"), ()))
     return _after(op, source, analysis)
+
+
+def _weights(named: Mapping[str, object], constants: Constants) -> dict[str, object] | None:
+    """What `from_conv` takes of a layer's weight and bias, or None if one of them is no constant."""
+    weight, bias = named["weight"], named["bias"]
+    if not constants.is_whole(weight) or (bias is not None and not constants.is_whole(bias)):
+        return None
+    return {
+        "weight": partial(constants.value, weight),
+        "shape": tuple(weight.meta["val"].shape),
+        "bias": None if bias is None else partial(constants.value, bias),
+    }
 
 
 def _average_pool(node: fx.Node, analysis: Analysis) -> Found:
