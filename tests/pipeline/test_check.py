@@ -10,22 +10,25 @@ from pipeline.config import Check, CheckSettings, ExportSettings, NoSettings
 from pipeline.errors import GateError
 
 
-@pytest.fixture(scope="module")
-def exported(artifacts, tmp_path_factory):
-    """The .pte files of the toy network, fused and branched, and their manifest."""
-    folder = tmp_path_factory.mktemp("targets") / "phone" / "toy"
+def export_toy(artifacts, folder, **settings):
+    """Export the toy network, fused and branched, into `folder`."""
     patch = pytest.MonkeyPatch()
     patch.setenv("REPNETS_STORE", str(folder / "store"))
     export.run(
-        ExportSettings(
-            target="phone", model="toy", backend="executorch", precision="fp32", forms=("fused", "branched"),
-            batch=1, image_size=None, options={},
-        ),
+        ExportSettings(target=folder.parent.name, model="toy", forms=("fused", "branched"), batch=1, image_size=None,
+                       **settings),
         checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify,
         manifest=folder / "manifest.json",
     )  # fmt: skip
     patch.undo()
     return folder
+
+
+@pytest.fixture(scope="module")
+def exported(artifacts, tmp_path_factory):
+    """The .pte files of the toy network, fused and branched, and their manifest."""
+    folder = tmp_path_factory.mktemp("targets") / "phone" / "toy"
+    return export_toy(artifacts, folder, backend="executorch", precision="fp32", options={})
 
 
 @pytest.fixture
@@ -110,18 +113,8 @@ def test_the_tolerance_is_held(artifacts, folder):
 def half_files(artifacts, tmp_path_factory):
     """The ONNX files of the toy network in half precision."""
     folder = tmp_path_factory.mktemp("targets") / "jetson" / "toy"
-    patch = pytest.MonkeyPatch()
-    patch.setenv("REPNETS_STORE", str(folder / "store"))
-    export.run(
-        ExportSettings(
-            target="jetson", model="toy", backend="tensorrt", precision="fp16", forms=("fused", "branched"),
-            batch=1, image_size=None, options={"compute_capabilities": ["8.9"]},
-        ),
-        checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify,
-        manifest=folder / "manifest.json",
-    )  # fmt: skip
-    patch.undo()
-    return folder
+    options = {"compute_capabilities": ["8.9"]}
+    return export_toy(artifacts, folder, backend="tensorrt", precision="fp16", options=options)
 
 
 def check_half(artifacts, half_files, fused, **gates):
