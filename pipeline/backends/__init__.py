@@ -1,4 +1,25 @@
-"""One module a runtime family: what each writes, counts and runs. `onnx` also serves as a reference."""
+"""One module or folder a runtime family: what each writes, counts and runs. `onnx` also serves as a reference.
+
+A backend has
+
+    FILES, EXTRAS               names of what it writes for each form, `{form}.pte` say, and beside them
+    PACKAGES                    distributions whose versions shape the files
+    CHECKED_BY                  the runtime that `check` runs the file by on this machine, None where there is none
+    export(program, files, spec) -> facts
+    census(file)                operations of a file by type
+    host(), unavailable()       what of this machine the files depend on; why the runtime cannot be used here
+    open_session(file, threads) -> session                  the target's own runtime: what `bench` times
+    open_check_session(file, threads) -> session            what `check` runs: the file in its own arithmetic
+
+where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes). And, where it can,
+
+    open_exact_session(file, threads) -> session            the same weights, as they are stored, in float32 arithmetic
+    outputs_by_layer(file, image) -> {name: array}          what each operation of the file gives, in the order of
+                                                            execution, by the name of the program's node it came from
+    open_clock(file, threads, image) -> () -> ms            run once, timed by the device's own clock, transfers left out
+    transfer_ms(file, image) -> {"host_to_device", "device_to_host"}
+    profile(file, threads, image, runs) -> [{"name", "kind", "ms"}]     where the time of one inference goes
+"""
 
 from collections.abc import Sequence
 from importlib import import_module

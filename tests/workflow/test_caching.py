@@ -27,7 +27,9 @@ def test_a_touched_checkpoint_starts_no_job(clone):
     assert_nothing_to_do(clone.snakemake("all"))
 
 
-@pytest.mark.parametrize("module", ["pipeline/train.py", "pipeline/backends/coreml.py", "repnets/kernels.py"])
+@pytest.mark.parametrize(
+    "module", ["pipeline/train.py", "pipeline/backends/coreml/converting.py", "repnets/kernels.py"]
+)
 def test_a_comment_starts_no_job(clone, module):
     with (clone.folder / module).open("a") as file:
         file.write("\n# a comment\n")
@@ -35,7 +37,7 @@ def test_a_comment_starts_no_job(clone, module):
 
 
 def test_a_line_of_the_core_ml_backend_rebuilds_core_ml_alone(clone):
-    with (clone.folder / "pipeline/backends/coreml.py").open("a") as file:
+    with (clone.folder / "pipeline/backends/coreml/converting.py").open("a") as file:
         file.write("\n_NEW = 1\n")
     run = clone.snakemake("all")
     assert run.code == 0, run.output

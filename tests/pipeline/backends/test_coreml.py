@@ -10,6 +10,7 @@ import torch
 
 from pipeline import store
 from pipeline.backends import coreml as backend
+from pipeline.backends.coreml import converting
 from pipeline.errors import InputError, StageError
 from pipeline.manifest import ExportSpec
 
@@ -87,7 +88,7 @@ def test_normalization_and_labels_are_in_the_package(exported):
 
 def test_normalization_inside_gives_what_normalized_input_gives(programs, spec):
     wanted = spec("fp32", normalization=True, class_labels=True)
-    whole = backend._with_ends(programs["fused"], wanted, dict(wanted.options))
+    whole = converting._with_ends(programs["fused"], wanted, dict(wanted.options))
     pixels = torch.randint(0, 256, (1, 3, 16, 16)).float()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (wanted.preprocessing.mean, wanted.preprocessing.std))
     expected = programs["fused"].module()((pixels / 255 - mean) / std).softmax(-1)

@@ -1,29 +1,22 @@
-"""Core ML: an ML program (.mlpackage) for iPhone, iPad and Mac, written on any system."""
+"""A program as an ML program: coremltools' conversion, and a package whose bytes depend on the program alone."""
 
 import gc
 import json
-import platform
 import shutil
 import traceback
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.backends.coreml import packages
 from pipeline.backends.noise import quiet
 from pipeline.errors import InputError, StageError
-from pipeline.manifest import ExportSpec, Unavailable, versions
+from pipeline.manifest import ExportSpec, versions
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-
-FILES: tuple[str, ...] = ("{form}.mlpackage",)
-EXTRAS: tuple[str, ...] = ()
-PACKAGES: tuple[str, ...] = ("torch", "coremltools")
-CHECKED_BY = "Core ML" if platform.system() == "Darwin" else None
 
 LABEL, PROBABILITIES = "label", "probabilities"
 _MODEL, _WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
@@ -101,100 +94,6 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     }
 
 
-def census(file: Path) -> dict[str, int]:
-    """Operations of a package by type, without constants; ``convolution``, ``batch_norm``, ``total``.
-
-    coremltools folds a batch norm that follows a convolution; any other stays.
-
-    Raises:
-        InputError: the file is not an ML program.
-    """
-    program = _read(file).mlProgram
-    operations = Counter(
-        operation.type
-        for function in program.functions.values()
-        for block in function.block_specializations.values()
-        for operation in _operations(block)
-        if operation.type != "const" and not operation.type.startswith("constexpr_")
-    )
-    return {
-        "convolution": operations["conv"] + operations["conv_transpose"],
-        "batch_norm": operations["batch_norm"],
-        "total": operations.total(),
-        **dict(sorted(operations.items())),
-    }
-
-
-def host() -> None:
-    """The files depend on no machine: any machine's will do for all."""
-
-
-def unavailable() -> Unavailable | None:
-    """None on a Mac; Apple ships Core ML for no other system that a pipeline runs on."""
-    if platform.system() == "Darwin":
-        return None
-    return Unavailable(
-        f"Core ML runs on Apple's systems alone, and this is {platform.system()}.",
-        "Run this target's bench on a Mac from the same checkout, or open the package in Xcode and use its "
-        "Performance tab.",
-    )
-
-
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """Load a package into Core ML, on a Mac. Written from Apple's documentation: it has not run on one yet.
-
-    Args:
-        file: an .mlpackage of this backend.
-        threads: cannot be set: Core ML chooses processors and threads by itself.
-
-    Returns:
-        float32 (N, 3, H, W) -> float32 (N, classes). Where the package takes an image, the normalized
-        input is turned back into one; where it is a classifier, the logarithm of the probabilities comes
-        out, which differs from the logits by one number a row.
-
-    Raises:
-        InputError: the file is not an ML program.
-        StageError: Core ML cannot load it, or this is not a Mac.
-    """
-    description = _read(file).description
-    if missing := unavailable():
-        raise StageError(f"{file} cannot be run: {missing.reason} {missing.remedy}")
-    with quiet():
-        import coremltools
-        import numpy as np
-
-        try:
-            model = coremltools.models.MLModel(str(file))
-        except Exception as error:
-            raise StageError(
-                f"Core ML cannot load {file}: {error}. Its system may be older than the package's."
-            ) from error
-    name, output = description.input[0].name, description.output[0].name
-    about = json.loads(description.metadata.userDefined["preprocessing"])
-    takes_image = description.input[0].type.WhichOneof("Type") == "imageType"
-
-    def run(images: "np.ndarray") -> "np.ndarray":
-        answer = model.predict({name: _as_image(images[0], about) if takes_image else images})
-        if not description.predictedFeatureName:
-            return np.asarray(answer[output], dtype=np.float32)
-        found = answer[description.predictedProbabilitiesName]
-        return np.log(np.array([[found[label] for label in about["classes"]]], dtype=np.float32))
-
-    return run
-
-
-open_check_session = open_session
-
-
-def _as_image(normalized: "np.ndarray", about: dict[str, Any]) -> Any:
-    import numpy as np
-    from PIL import Image
-
-    mean, std = (np.array(about[key], dtype=np.float32)[:, None, None] for key in ("mean", "std"))
-    pixels = np.clip(np.rint((normalized * std + mean) * 255), 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels.transpose(1, 2, 0))
-
-
 def _check_options(program: "torch.export.ExportedProgram", spec: ExportSpec, options: dict[str, Any]) -> None:
     if options["normalization"] and spec.input_shape[0] != 1:
         raise InputError(
@@ -245,7 +144,7 @@ def _make_reproducible(package: Path, spec: ExportSpec, options: dict[str, Any])
     The Manifest is written as Core ML's own library does, which rewrites it whenever a package is loaded.
     """
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
-    written = _read(package)
+    written = packages.read(package)
     about = written.description.metadata
     about.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
     about.shortDescription = f"Image classifier, {len(spec.preprocessing.classes)} classes, {spec.precision}"
@@ -275,31 +174,3 @@ def _make_reproducible(package: Path, spec: ExportSpec, options: dict[str, Any])
 
 def _identifier(path: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, path)).upper()
-
-
-def _read(package: Path) -> Any:
-    """The specification in a package, a protobuf ``Model``, without loading it into Core ML."""
-    again = "Copy the whole folder again or run the export again."
-    with quiet():
-        from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError
-    try:
-        manifest = json.loads((package / "Manifest.json").read_text())
-        root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
-        specification = Model_pb2.Model.FromString((package / "Data" / root).read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"{package} is not a Core ML package: {Path(error.filename).name}: {error.strerror}. {again}"
-        ) from None
-    except (ValueError, KeyError, TypeError, DecodeError) as error:
-        raise InputError(f"{package} is damaged: {' '.join(str(error).split())[:200]}. {again}") from None
-    if not specification.mlProgram.functions:
-        raise InputError(f"{package} holds no ML program. {again}")
-    return specification
-
-
-def _operations(block: Any) -> Iterator[Any]:
-    for operation in block.operations:
-        yield operation
-        for nested in operation.blocks:
-            yield from _operations(nested)
