@@ -313,7 +313,7 @@ def _name_batch(graph: "onnx.GraphProto") -> None:
     traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*graph.input, *graph.output, *graph.value_info):
         for size in value.type.tensor_type.shape.dim:
-            if size.dim_param:
+            if traced and size.dim_param:
                 size.dim_param = re.sub(rf"\b{traced}\b", "batch", size.dim_param)
 
 
