@@ -23,7 +23,7 @@ def joined(times: Sequence[tuple[str, float]], information: str) -> list[dict[st
 
 def _described(information: str) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(information)["Layers"]
+        entries = list(json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError):
         return []
     return [entry for entry in entries if isinstance(entry, dict) and "Name" in entry]

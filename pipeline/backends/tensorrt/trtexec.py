@@ -142,7 +142,13 @@ def profile(file: Path, image: "np.ndarray", runs: int) -> list[dict[str, Any]]:
             ],
             file,
         )  # fmt: skip
-        return layers.joined(read_profile(times.read_text()), information.read_text())
+        try:
+            return layers.joined(read_profile(times.read_text()), information.read_text())
+        except (OSError, ValueError) as error:
+            raise StageError(
+                f"trtexec ran {engine}, but left no profile of it ({error}). Run it by hand to see what it prints: "
+                f"trtexec --loadEngine={engine} --dumpProfile --separateProfileRun."
+            ) from None
 
 
 def read_times(text: str) -> list[float]:
@@ -151,7 +157,10 @@ def read_times(text: str) -> list[float]:
     Raises:
         ValueError: it is no such file, or holds no run.
     """
-    times = [float(run["computeMs"]) for run in json.loads(text)]
+    try:
+        times = [float(run["computeMs"]) for run in json.loads(text)]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no list of runs: {error!r}") from None
     if not times or not all(math.isfinite(value) and value > 0 for value in times):
         raise ValueError("no run, or one without a time")
     return times
@@ -163,7 +172,10 @@ def read_profile(text: str) -> list[tuple[str, float]]:
     Raises:
         ValueError: it is no such file, or holds no layer.
     """
-    entries = [(entry["name"], float(entry["medianMs"])) for entry in json.loads(text) if "name" in entry]
+    try:
+        entries = [(entry["name"], float(entry["medianMs"])) for entry in json.loads(text) if "name" in entry]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no list of layers: {error!r}") from None
     if not entries:
         raise ValueError("no layer")
     return entries
@@ -197,7 +209,7 @@ def _timed(engine: Path, told: Sequence[str]) -> list[float]:
         printed = _run([f"--loadEngine={engine}", *told, f"--exportTimes={times}"], engine)
         try:
             return read_times(times.read_text())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             # Its printed figures are of the same runs; of those the median is the best single one.
             summary = read_summary(printed).get("GPU Compute Time", {})
             if "median" in summary:
@@ -248,5 +260,5 @@ def _run(told: Sequence[str], file: Path | None) -> str:
     if done.returncode:
         errors = [line.partition("[E] ")[2] for line in done.stdout.splitlines() if "[E] " in line]
         said = " | ".join(errors[-3:]) or " ".join(done.stdout.split())[-300:] or "nothing"
-        raise StageError(f"trtexec ended with {done.returncode} on {file}; it said: {said}")
+        raise StageError(f"trtexec ended with {done.returncode}{f' on {file}' if file else ''}; it said: {said}")
     return done.stdout

@@ -1,10 +1,10 @@
 """Engines of TensorRT-RTX, the one TensorRT that builds without a GPU."""
 
+import sys
+
 import pytest
 
 from pipeline.backends import tensorrt as backend
-
-pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x86-64 and Windows alone")
 
 GPUS = ["8.6", "8.9", "12.0"]
 
@@ -12,6 +12,7 @@ GPUS = ["8.6", "8.9", "12.0"]
 @pytest.fixture(scope="session")
 def exported(programs, spec, tmp_path_factory):
     """Paths of (.onnx, .engine) and facts of each form, fp16."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x86-64 and Windows alone")
     folder = tmp_path_factory.mktemp("tensorrt")
     files, facts = {}, {}
     for form in ("fused", "branched"):
@@ -23,7 +24,6 @@ def exported(programs, spec, tmp_path_factory):
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """Put a program named trtexec on PATH that runs a Python text; it shows what is asked, nothing of TensorRT."""
-    import sys
 
     def make(text: str) -> None:
         folder = tmp_path / "bin"
