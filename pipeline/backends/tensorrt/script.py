@@ -26,7 +26,8 @@ _TEXT = """\
 #
 # Needs trtexec: on a Jetson it is part of JetPack (/usr/src/tensorrt/bin), elsewhere of TensorRT.
 # Gives <form>.engine and <form>.times.json, a list with one entry a run: computeMs, latencyMs and more.
-# build.timing keeps what the builder measured, so that a second build is quick and chooses the same.
+# *.timing keeps what the builder measured, so that a second build is quick and chooses the same; trtexec
+# fails on that of another version, hence the version in its name.
 # For steady figures on a Jetson, first: sudo nvpmodel -m 0 && sudo jetson_clocks
 set -eu
 cd "$(dirname "$0")"
@@ -35,11 +36,12 @@ command -v trtexec > /dev/null || {
     echo "error: trtexec is not on PATH; install JetPack's or NVIDIA's TensorRT" >&2
     exit 1
 }
+cache="build-v$(trtexec --help | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1).timing"
 
 for onnx in *.onnx; do
     form="${onnx%.onnx}"
     # The ONNX file carries the precision, so the network is strongly typed and no precision is set here.
-    trtexec --onnx="$onnx" --saveEngine="$form.engine.new" --timingCacheFile=build.timing \\
+    trtexec --onnx="$onnx" --saveEngine="$form.engine.new" --timingCacheFile="$cache" \\
         @BUILD@
     mv "$form.engine.new" "$form.engine"
     trtexec --loadEngine="$form.engine" --exportTimes="$form.times.json" \\

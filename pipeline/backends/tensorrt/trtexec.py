@@ -73,7 +73,7 @@ def build(onnx_file: Path, engine_file: Path, options: Options, timing_cache: st
         onnx_file: valid; its input's first dimension is open where ``options.dynamic_batch`` is set.
         engine_file: where the engine goes.
         options: see there.
-        timing_cache: a path; ``{version}`` in it is left out, since trtexec refuses another version's itself.
+        timing_cache: a path in which ``{version}`` stands for TensorRT's: trtexec fails on another version's.
 
     Returns:
         TensorRT's version.
@@ -82,7 +82,7 @@ def build(onnx_file: Path, engine_file: Path, options: Options, timing_cache: st
         StageError: trtexec failed; with its own last errors.
     """
     name, shape = _input_of(onnx_file)
-    cache = Path(timing_cache.replace("{version}", "trtexec"))
+    cache = Path(timing_cache.replace("{version}", version(_run(["--help"], None))))
     cache.parent.mkdir(parents=True, exist_ok=True)
     files = [f"--onnx={onnx_file}", f"--saveEngine={engine_file}", f"--timingCacheFile={cache}"]
     return version(_run([*files, *build_options(options, name, shape)], onnx_file))

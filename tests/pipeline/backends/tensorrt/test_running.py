@@ -128,6 +128,7 @@ def test_the_script_builds_and_times_every_form(exported, spec, tmp_path, stand_
     # A stand-in that writes what it is asked to shows the calls; it says nothing of TensorRT.
     stand_in(
         "import sys, pathlib\n"
+        "print('&&&& RUNNING TensorRT.trtexec [TensorRT v101303] [b9] # trtexec')\n"
         "for option in sys.argv[1:]:\n"
         "    name, _, value = option.partition('=')\n"
         "    if name in ('--saveEngine', '--exportTimes'):\n"
@@ -137,7 +138,9 @@ def test_the_script_builds_and_times_every_form(exported, spec, tmp_path, stand_
     for form in exported[0]:
         built, timed = ((tmp_path / f"{form}.{kind}").read_text().split() for kind in ("engine", "times.json"))
         assert f"--onnx={form}.onnx" in built and f"--loadEngine={form}.engine" in timed
-        assert {"--stronglyTyped", "--noTF32", "--timingCacheFile=build.timing", "--skipInference"} <= set(built)
+        assert {"--stronglyTyped", "--noTF32", "--timingCacheFile=build-v101303.timing", "--skipInference"} <= set(
+            built
+        )
         assert {"--useCudaGraph", "--useSpinWait", "--noDataTransfers"} <= set(timed)
         assert not any("hapes=" in option for option in (*built, *timed))
     assert not list(Path(tmp_path).glob("*.new"))

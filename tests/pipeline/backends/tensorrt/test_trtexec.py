@@ -206,7 +206,7 @@ def test_an_open_batch_is_given_its_shape(programs, spec, calls, image, tmp_path
     told = calls()
     found = trtexec.profile(tmp_path / "f.onnx", np.repeat(image.numpy(), 3, 0), 5)
     assert [entry["name"] for entry in found][1:] == ["conv2d + relu", "linear"]
-    _, built, profiled = told()
+    built, profiled = (call for call in told() if "help" not in call)
     assert built["minShapes"] == built["optShapes"] == built["maxShapes"] == "image:3x3x16x16"
     assert profiled["shapes"] == "image:3x3x16x16"
 
@@ -229,7 +229,7 @@ def test_a_failure_is_told_in_trtexecs_own_words(exported, calls, tmp_path):
     with pytest.raises(
         StageError, match=r"trtexec ended with 1 on .*fused\.onnx; it said: Error\[1\]: no kernel image"
     ):
-        trtexec.build(exported[0]["fused"][0], tmp_path / "x.engine", Options(), str(tmp_path / "a-{version}.timing"))
+        trtexec.build(exported[0]["fused"][0], tmp_path / "x.engine", Options(), str(tmp_path / "a.timing"))
 
 
 def test_a_build_says_the_version_and_keeps_its_measurements(exported, calls, tmp_path):
@@ -237,8 +237,8 @@ def test_a_build_says_the_version_and_keeps_its_measurements(exported, calls, tm
     cache = tmp_path / "folder" / "a-{version}.timing"
     version = trtexec.build(exported[0]["fused"][0], tmp_path / "x.engine", Options(workspace_mb=64), str(cache))
     assert version == "10.13.3.9"
-    (call,) = told()
-    assert call["timingCacheFile"] == str(tmp_path / "folder" / "a-trtexec.timing") and cache.parent.is_dir()
+    _, call = told()
+    assert call["timingCacheFile"] == str(tmp_path / "folder" / "a-10.13.3.9.timing") and cache.parent.is_dir()
     assert call["memPoolSize"] == "workspace:64M"
 
 
