@@ -11,24 +11,31 @@ from pipeline.errors import InputError
 
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of a package by type, without constants; ``convolution``, ``batch_norm``, ``total``.
+    """Operations of a package by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``total``.
 
-    coremltools folds a batch norm that follows a convolution; any other stays.
+    coremltools folds a batch norm that follows a convolution; any other stays. ``join`` counts additions of two
+    values that depend on the input: a branch that was not folded ends in one.
 
     Raises:
         InputError: the file is not an ML program.
     """
     program = read(file).mlProgram
-    operations = Counter(
-        operation.type
+    found = [
+        operation
         for function in program.functions.values()
         for block in function.block_specializations.values()
         for operation in _operations(block)
+    ]
+    inputs = [one.name for function in program.functions.values() for one in function.inputs]
+    operations = Counter(
+        operation.type
+        for operation in found
         if operation.type != "const" and not operation.type.startswith("constexpr_")
     )
     return {
         "convolution": operations["conv"] + operations["conv_transpose"],
         "batch_norm": operations["batch_norm"],
+        "join": _joins(found, inputs),
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
@@ -60,3 +67,15 @@ def _operations(block: Any) -> Iterator[Any]:
         yield operation
         for nested in operation.blocks:
             yield from _operations(nested)
+
+
+def _joins(operations: list[Any], inputs: list[str]) -> int:
+    """How many additions have two operands that depend on the input; operations are in order of execution."""
+    computed, joins = set(inputs), 0
+    for operation in operations:
+        operands = [one.name for bound in operation.inputs.values() for one in bound.arguments]
+        depending = [name for name in operands if name in computed]
+        joins += operation.type == "add" and len(depending) > 1
+        if depending:
+            computed.update(output.name for output in operation.outputs)
+    return joins
