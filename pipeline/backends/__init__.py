@@ -29,7 +29,7 @@ from types import ModuleType
 
 
 def load(name: str) -> ModuleType:
-    """The module of a backend: ``tensorrt``, ``coreml``, ``executorch`` or ``onnx``; or of a dotted name, one elsewhere."""
+    """The module of a backend: ``tensorrt``, ``coreml``, ``executorch``, ``onnx``; a dotted name is one elsewhere."""
     return import_module(name if "." in name else f"{__name__}.{name}")
 
 
