@@ -123,7 +123,7 @@ def _hold_preprocessing(manifest: Path, written: dict[str, Any], proved: dict[st
             )
 
 
-def _hold_census(file: Path, census: dict[str, int | None], reference: references.Reference) -> None:
+def _hold_census(file: Path, census: dict[str, int], reference: references.Reference) -> None:
     wanted = programs.census(reference.program.module(check_guards=False))
     if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
         raise GateError(
@@ -131,7 +131,7 @@ def _hold_census(file: Path, census: dict[str, int | None], reference: reference
             f"network has {wanted['convolution']} and none. The exporter undid the fold, or was given the branched "
             "network."
         )
-    if census["join"] is not None and census["join"] > wanted["join"]:
+    if census["join"] > wanted["join"]:
         raise GateError(
             f"{file}: adds branches at {census['join']} places, but the fused network at {wanted['join']}. A branch "
             "was left unfused, or the exporter undid the fold."
