@@ -114,17 +114,20 @@ def check(file: Path) -> "onnx.ModelProto":
 
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of an ONNX file by type, without constants; ``convolution``, ``batch_norm``, ``total``.
+    """Operations of an ONNX file by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``total``.
 
-    torch's exporter folds a batch norm that follows a convolution; any other stays.
+    torch's exporter folds a batch norm that follows a convolution; any other stays. ``join`` counts additions of
+    two values that depend on the input: a branch that was not folded ends in one.
 
     Raises:
         InputError: the file is not a valid ONNX model.
     """
-    operations = Counter(node.op_type for node in check(file).graph.node if node.op_type != "Constant")
+    graph = check(file).graph
+    operations = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
     return {
         "convolution": sum(count for name, count in operations.items() if name.startswith("Conv")),
         "batch_norm": operations["BatchNormalization"],
+        "join": _joins(graph.node, [one.name for one in graph.input]),
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
@@ -315,6 +318,17 @@ def _name_batch(graph: "onnx.GraphProto") -> None:
         for size in value.type.tensor_type.shape.dim:
             if traced and size.dim_param:
                 size.dim_param = re.sub(rf"\b{traced}\b", "batch", size.dim_param)
+
+
+def _joins(nodes: "Sequence[onnx.NodeProto]", inputs: Sequence[str]) -> int:
+    """How many nodes add values of which two or more depend on the input; the nodes are in order of execution."""
+    computed, joins = set(inputs), 0
+    for node in nodes:
+        depending = computed.intersection(node.input)
+        joins += node.op_type in ("Add", "Sum") and len(depending) > 1
+        if depending:
+            computed.update(node.output)
+    return joins
 
 
 def _strip(model: "onnx.ModelProto") -> None:

@@ -82,7 +82,9 @@ def build(onnx_file: Path, engine_file: Path, options: Options, timing_cache: st
         StageError: trtexec failed; with its own last errors.
     """
     name, shape = _input_of(onnx_file)
-    cache = Path(timing_cache.replace("{version}", version(_run(["--help"], None))))
+    if "{version}" in timing_cache:
+        timing_cache = timing_cache.replace("{version}", version(_run(["--help"], None)))
+    cache = Path(timing_cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     files = [f"--onnx={onnx_file}", f"--saveEngine={engine_file}", f"--timingCacheFile={cache}"]
     return version(_run([*files, *build_options(options, name, shape)], onnx_file))
