@@ -188,14 +188,16 @@ def test_forms_are_timed_in_turn_by_engines_of_this_version(exported, calls, ima
         assert "shapes" not in call
 
 
-def test_an_engine_of_this_version_is_taken_as_it_is(exported, calls, image, tmp_path):
+@pytest.mark.parametrize(("version", "is_taken"), [([10, 13, 3, 9], True), ([10, 3, 0, 30], False)])
+def test_an_engine_of_this_version_alone_is_taken_as_it_is(exported, calls, image, tmp_path, version, is_taken):
     told = calls()
     (tmp_path / "fused.onnx").write_bytes(exported[0]["fused"][0].read_bytes())
-    header = b"ftrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([10, 13, 3, 9])
+    header = b"ftrt" + bytes(12) + (28).to_bytes(8, "little") + bytes(version)
     (tmp_path / "fused.engine").write_bytes(header)
     trtexec.profile(tmp_path / "fused.onnx", image.numpy(), 7)
-    _, call = told()
-    assert call["loadEngine"] == str(tmp_path / "fused.engine")
+    call = told()[-1]
+    assert (call["loadEngine"] == str(tmp_path / "fused.engine")) == is_taken
+    assert any("saveEngine" in one for one in told()) != is_taken
     assert call["iterations"] == "7" and {"dumpProfile", "separateProfileRun"} <= set(call)
 
 
