@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_SUFFIX = re.compile(r"(_0)?((_(cast|to)_(fp16|fp32|u?int\d+|bool))+(_\d+)?)?$")
+_SUFFIX = re.compile(r"(_0)?(_batch_norm_1d)?((_(cast|to)_(fp16|fp32|u?int\d+|bool))+(_\d+)?)?$")
 _AGAIN = "Copy the whole folder again or run the export again."
 
 
