@@ -54,8 +54,8 @@ def predict(
     file: Path,
     images: "np.ndarray | Iterable[np.ndarray]",
     threads: int = 1,
-    checking: bool = True,
     *,
+    session: str = "check",
     batch: int = 1,
 ) -> "np.ndarray":
     """Put images through an exported file.
@@ -65,7 +65,8 @@ def predict(
         file: the exported file.
         images: float32 (M, 3, H, W), or an iterable of such pieces where they do not fit into memory at once.
         threads: for the runtime.
-        checking: use the runtime that `check` uses; False: the target's own.
+        session: how the file is opened: ``check``, the runtime that `check` uses; ``exact``, the same in float32
+            arithmetic on the stored weights; ``own``, the target's own runtime.
         batch: N of the file's input. The last batch of each piece is padded with zeros, and its surplus cut.
 
     Returns:
@@ -79,7 +80,7 @@ def predict(
 
     logits = []
     with _worker(backend, threads) as (ask, folder):
-        ask("open", form="file", file=str(file), checking=checking)
+        ask("open", form="file", file=str(file), session=session)
         for piece in _pieces(images, batch):
             np.save(folder / "images.npy", np.ascontiguousarray(piece, dtype=np.float32))
             ask("predict", form="file", batch=batch)
@@ -87,6 +88,30 @@ def predict(
     if not logits:
         raise errors.InputError(f"{file}: there is no image to predict from; the validation split is empty.")
     return np.concatenate(logits)
+
+
+def outputs_by_layer(backend: str, file: Path, image: "np.ndarray", *, exact: bool = False) -> "dict[str, np.ndarray]":
+    """What each operation of an exported file gives for one image.
+
+    Args:
+        backend: module under pipeline.backends, or the dotted name of one elsewhere, that offers this.
+        file: the exported file.
+        image: float32, of the file's input shape.
+        exact: float32 arithmetic on the stored weights, instead of the file's own.
+
+    Returns:
+        float32 arrays in the order of execution, by the name of the program's node that each came from.
+
+    Raises:
+        StageError: the runtime failed, or ended the process.
+        InputError: the file cannot be used.
+    """
+    import numpy as np
+
+    with _worker(backend, 1) as (ask, folder):
+        np.save(folder / "images.npy", np.ascontiguousarray(image, dtype=np.float32))
+        names = ask("layers", file=str(file), exact=exact)["names"]
+        return {name: np.load(folder / f"layer{index}.npy") for index, name in enumerate(names)}
 
 
 def time_forms(
@@ -119,7 +144,7 @@ def time_forms(
         np.save(folder / "images.npy", np.ascontiguousarray(image, dtype=np.float32))
         imported: list[str] = []
         for form, file in files.items():
-            imported += ask("open", form=form, file=str(file), checking=False)["imported"]
+            imported += ask("open", form=form, file=str(file), session="own")["imported"]
         warmup = ask("time", warmup_seconds=warmup_seconds, min_runs=min_runs, max_seconds=max_seconds)["warmup"]
         samples = {form: np.load(folder / f"{form}.npy") for form in files}
     return Timed(measure.Timing(samples, warmup), tuple(imported))
@@ -246,11 +271,14 @@ class _State:
         return import_module(self.backend if "." in self.backend else f"pipeline.backends.{self.backend}")
 
 
-def _open(state: _State, *, form: str, file: str, checking: bool) -> dict[str, Any]:
+_OPENERS = {"own": "open_session", "check": "open_check_session", "exact": "open_exact_session"}
+
+
+def _open(state: _State, *, form: str, file: str, session: str) -> dict[str, Any]:
     backend = state.module()
     known = set(sys.modules)
     state.say(doing="opening", file=file)
-    opener = backend.open_check_session if checking else backend.open_session
+    opener = getattr(backend, _OPENERS[session])
     state.sessions[form] = (file, opener(Path(file), state.threads))
     return {"imported": [name for name in sys.modules if name not in known]}
 
@@ -269,6 +297,16 @@ def _predict(state: _State, *, form: str, batch: int) -> dict[str, Any]:
         logits.append(np.array(session(fed)[: len(real)]))
     np.save(state.folder / "logits.npy", np.concatenate(logits))
     return {}
+
+
+def _layers(state: _State, *, file: str, exact: bool) -> dict[str, Any]:
+    import numpy as np
+
+    state.say(doing="reading layer by layer", file=file)
+    outputs = state.module().outputs_by_layer(Path(file), np.load(state.folder / "images.npy"), exact=exact)
+    for index, output in enumerate(outputs.values()):
+        np.save(state.folder / f"layer{index}.npy", output)
+    return {"names": list(outputs)}
 
 
 def _time(state: _State, **how_long: Any) -> dict[str, Any]:
@@ -342,6 +380,7 @@ def _memory_bytes() -> dict[str, int] | None:
 _ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "open": _open,
     "predict": _predict,
+    "layers": _layers,
     "time": _time,
     "cold_start": _cold_start,
 }

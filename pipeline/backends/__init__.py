@@ -14,9 +14,11 @@ A backend has
 where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes). And, where it can,
 
     open_exact_session(file, threads) -> session            the same weights, as they are stored, in float32 arithmetic
-    outputs_by_layer(file, image) -> {name: array}          what each operation of the file gives, in the order of
+    outputs_by_layer(file, image, exact) -> {name: array}   what each operation of the file gives, in the order of
                                                             execution, by the name of the program's node it came from
     open_clock(file, threads, image) -> () -> ms            run once, timed by the device itself, transfers left out
+    time_files(files, image, *, warmup_seconds, min_runs, max_seconds) -> {form: rounds of ms} or None
+                                                            where the runtime takes the time in a way of its own
     transfer_ms(file, image) -> {"host_to_device", "device_to_host"}
     profile(file, threads, image, runs) -> [{"name", "kind", "ms"}]     where the time of one inference goes
 """

@@ -49,26 +49,38 @@ def expected(fed: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("count", [1, 4, 11])
 def test_predicts_each_image_whatever_the_batch_leaves_over(file, count):
     fed = images(count)
-    got = worker.predict(AFFINE, file, fed, checking=False, batch=BATCH)
+    got = worker.predict(AFFINE, file, fed, session="own", batch=BATCH)
     np.testing.assert_allclose(got, expected(fed), rtol=1e-5, atol=1e-6)
 
 
 def test_predicts_from_pieces_one_after_the_other(file, monkeypatch):
     monkeypatch.setattr(worker, "_CHUNK_BYTES", 3 * 6 * 6 * 4 * BATCH)  # one batch a piece
     parts = [images(9), images(0), images(2)]
-    got = worker.predict(AFFINE, file, iter(parts), checking=False, batch=BATCH)
+    got = worker.predict(AFFINE, file, iter(parts), session="own", batch=BATCH)
     np.testing.assert_allclose(got, expected(np.concatenate(parts)), rtol=1e-5, atol=1e-6)
 
 
 def test_a_strided_float64_array_is_fed_as_the_runtimes_need_it(file):
     fed = images(8).astype(np.float64).transpose(0, 1, 3, 2)[::2]
-    got = worker.predict(AFFINE, file, fed, checking=False, batch=BATCH)
+    got = worker.predict(AFFINE, file, fed, session="own", batch=BATCH)
     np.testing.assert_allclose(got, expected(fed), rtol=1e-5, atol=1e-6)
 
 
 def test_checking_uses_the_runtime_that_check_uses(file):
-    got = worker.predict(AFFINE, file, images(4), checking=True, batch=BATCH)
+    got = worker.predict(AFFINE, file, images(4), session="check", batch=BATCH)
     np.testing.assert_allclose(got, -expected(images(4)), rtol=1e-5, atol=1e-6)
+
+
+def test_exact_is_another_session_of_the_same_file(file):
+    got = worker.predict(AFFINE, file, images(4), session="exact", batch=BATCH)
+    np.testing.assert_allclose(got, 2 * expected(images(4)), rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_of_layers_come_by_name_in_their_order(file):
+    got = worker.outputs_by_layer(AFFINE, file, images(4))
+    assert list(got) == ["mean", "product"]
+    np.testing.assert_allclose(got["mean"], images(4).mean((2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got["product"], expected(images(4)), rtol=1e-5, atol=1e-6)
 
 
 def test_no_image_is_an_error(file):
@@ -77,7 +89,7 @@ def test_no_image_is_an_error(file):
 
 
 def test_threads_are_set_before_the_runtime_starts(misbehaving):
-    got = worker.predict(AFFINE, misbehaving("threads"), images(1), threads=3, checking=False)
+    got = worker.predict(AFFINE, misbehaving("threads"), images(1), threads=3, session="own")
     assert got.tolist() == [[3, 3]]
 
 
