@@ -29,8 +29,8 @@ from types import ModuleType
 
 
 def load(name: str) -> ModuleType:
-    """The module of a backend: ``tensorrt``, ``coreml``, ``executorch``, or ``onnx``."""
-    return import_module(f"{__name__}.{name}")
+    """The module of a backend: ``tensorrt``, ``coreml``, ``executorch``, ``onnx``; a dotted name is one elsewhere."""
+    return import_module(name if "." in name else f"{__name__}.{name}")
 
 
 def file_names(name: str, forms: Sequence[str]) -> list[str]:
