@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.coreml import packages, phone, running
+from pipeline.backends.coreml.evaluator import node_name
 from pipeline.backends.coreml.running import kind_of, unit_of
 from pipeline.backends.noise import quiet
 from pipeline.errors import StageError
@@ -26,10 +27,10 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
         runs: on an iPhone, how often it is run.
 
     Returns:
-        An entry an operation, in the order of execution, constants left out: ``name``, of its first output;
-        ``kind``, of the operation in the package; ``unit``: CPU, GPU or NeuralEngine, or None where Core ML
-        does not say; ``cost``, an estimated part of the whole in 0..1, or None; and ``ms``, which is None: Core
-        ML times no operation by itself.
+        An entry an operation, in the order of execution, constants left out: ``name``, of the node that it came
+        from, as `evaluator.layers` names it; ``kind``, of the operation in the package; ``unit``: CPU, GPU or
+        NeuralEngine, or None where Core ML does not say; ``cost``, an estimated part of the whole in 0..1, or
+        None; and ``ms``, which is None: Core ML times no operation by itself.
 
     Raises:
         InputError: the file is not an ML program.
@@ -39,13 +40,14 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     running.require(file)
     if noted["device"] == "iphone":
         return phone.profile(file, image, runs)
-    path = running.load(file).get_compiled_model_path()  # the folder goes with the model, so the plan comes at once
+    model = running.load(file)  # it is held until the plan is there: its compiled form goes with it
     with quiet():
         import coremltools
         from coremltools.models.compute_plan import MLComputePlan
 
         try:
-            plan = MLComputePlan.load_from_path(path, compute_units=coremltools.ComputeUnit[noted["compute_units"]])
+            path, units = model.get_compiled_model_path(), coremltools.ComputeUnit[noted["compute_units"]]
+            plan = MLComputePlan.load_from_path(path, compute_units=units)
         except Exception as error:
             raise StageError(
                 f"Core ML gives no plan for {file}: {error}. It takes macOS 14.4 or newer; bench works without."
@@ -60,7 +62,7 @@ def entries(plan: Any) -> Iterator[dict[str, Any]]:
             usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
             cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
             yield {
-                "name": operation.outputs[0].name if operation.outputs else operation.operator_name,
+                "name": node_name(operation.outputs[0].name) if operation.outputs else operation.operator_name,
                 "kind": kind_of(operation.operator_name),
                 "ms": None,
                 "unit": unit_of(usage),

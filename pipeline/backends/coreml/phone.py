@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.backends.coreml import packages, running
+from pipeline.backends.coreml.evaluator import node_name
 from pipeline.backends.coreml.running import kind_of, unit_of
 from pipeline.backends.noise import quiet
 from pipeline.errors import InputError, StageError
@@ -86,7 +87,7 @@ def profile(file: Path, image: "np.ndarray", runs: int) -> list[dict[str, Any]]:
     whole = sum(share for share in shares if share is not None)
     return [
         {
-            "name": one.spec.outputs[0].name if one.spec.outputs else one.spec.type,
+            "name": node_name(one.spec.outputs[0].name) if one.spec.outputs else one.spec.type,
             "kind": kind_of(one.spec.type),
             "ms": None,
             "unit": unit_of(one.compute_device_usage),
