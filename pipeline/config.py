@@ -98,11 +98,28 @@ class TensorRTOptions(Strict):
 
 
 class CoreMLOptions(Strict):
-    """Core ML: the oldest system to run on, and what goes into the package besides the network."""
+    """Core ML: the oldest system to run on, what goes into the package besides the network, and where bench runs it."""
 
     minimum_deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS16"
     class_labels: bool = Field(False, description="a classifier: softmax, class label and probabilities come out")
     normalization: bool = Field(False, description="takes an image of 0..255; mean and std are in the package")
+    compute_units: Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"] = Field(
+        "ALL", description="that Core ML may use where the package is run; NE is the Neural Engine"
+    )
+    device: Literal["mac", "iphone"] = Field("mac", description="that bench times: this Mac, or the iPhone connected")
+    development_team: str | None = Field(None, description="of an Apple Developer account; signs the iPhone's runner")
+
+    @model_validator(mode="after")
+    def _iphone_can_be_reached(self) -> "CoreMLOptions":
+        if self.device == "iphone" and not self.development_team:
+            raise ValueError(
+                "device: iphone needs development_team, the ten characters that Xcode signs an app for the phone with"
+            )
+        if self.device == "iphone" and self.normalization:
+            raise ValueError(
+                "device: iphone needs normalization: false; coremltools sends an iPhone arrays of numbers, no images"
+            )
+        return self
 
 
 class ExecuTorchOptions(Strict):
