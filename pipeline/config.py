@@ -91,10 +91,33 @@ class Verify(Strict):
     batch_size: int = Field(256, ge=1)
 
 
-class TensorRTOptions(Strict):
-    """TensorRT: which GPUs TensorRT-RTX builds for where full TensorRT is not installed."""
+class DynamicBatch(Strict):
+    """The batches that an engine takes, and the one that it is tuned for."""
 
-    compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
+    min: int = Field(1, ge=1)
+    opt: int = Field(ge=1)
+    max: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "DynamicBatch":
+        if not self.min <= self.opt <= self.max or self.min == self.max:
+            raise ValueError(
+                f"dynamic_batch needs min <= opt <= max and min < max, not {self.min}, {self.opt}, {self.max}"
+            )
+        return self
+
+
+class TensorRTOptions(Strict):
+    """TensorRT: how engines are built; docs/tensorrt.md says what each is for."""
+
+    compute_capabilities: tuple[str, ...] = Field(
+        ("8.6", "8.9", "12.0"), description="GPUs that TensorRT-RTX builds for where full TensorRT is not installed"
+    )
+    dynamic_batch: DynamicBatch | None = Field(None, description="min, opt, max; default: `batch` alone")
+    timing_cache: str | None = Field(None, description="a file; default: one in the store's folder")
+    builder_optimization_level: int | None = Field(None, ge=0, le=5, description="default: TensorRT's own, 3")
+    workspace_mb: int | None = Field(None, ge=1, description="memory that one layer may take, MiB; default: all")
+    tf32: bool = Field(False, description="fp32 layers may compute with ten bits of fraction")
 
 
 class CoreMLOptions(Strict):
