@@ -1,4 +1,4 @@
-"""One module or folder a runtime family: what each writes, counts and runs. `onnx` also serves as a reference.
+"""One module or folder a runtime family: what each writes, counts and runs. `onnx` and `pytorch` serve as references.
 
 A backend has
 
@@ -25,12 +25,28 @@ where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes)
 
 from collections.abc import Sequence
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+
+from pipeline.errors import InputError, nearest
+
+SUFFIXES = MappingProxyType(
+    {".pte": "executorch", ".onnx": "onnx", ".engine": "tensorrt", ".mlpackage": "coreml", ".pt2": "pytorch"}
+)
+"""The backend that reads a file, by the file's suffix."""
 
 
 def load(name: str) -> ModuleType:
-    """The module of a backend: ``tensorrt``, ``coreml``, ``executorch``, or ``onnx``."""
+    """The module of a backend: ``tensorrt``, ``coreml``, ``executorch``, ``onnx`` or ``pytorch``."""
     return import_module(f"{__name__}.{name}")
+
+
+def by_suffix(file: Path) -> str:
+    """Name of the backend that reads an exported file. InputError where there is none, with those that are known."""
+    if file.suffix not in SUFFIXES:
+        what = f"the suffix `{file.suffix}`" if file.suffix else "no suffix"
+        raise InputError(f"{file} has {what}, so it is unclear what runs it{nearest(file.suffix, tuple(SUFFIXES))}")
+    return SUFFIXES[file.suffix]
 
 
 def file_names(name: str, forms: Sequence[str]) -> list[str]:
