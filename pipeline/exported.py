@@ -212,7 +212,7 @@ def _of_folder(folder: Path, preprocessing: Preprocessing) -> Images:
             prepared = [pixels.prepare(read(path)[None], preprocessing) for path in paths[start : start + _PIECE]]
             yield torch.cat(prepared).numpy()
 
-    return Images(f"{len(paths)} images of {folder}", pieces)
+    return Images(f"{len(paths)} image{'s' * (len(paths) > 1)} of {folder}", pieces)
 
 
 def _of_split(place: Path, files: Sequence[Exported], size: int) -> Images:
