@@ -15,23 +15,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, checkpoints, conditions, measure, stage, store, worker
+from pipeline import backends, checkpoints, conditions, intervals, measure, stage, store, worker
 from pipeline.config import Bench, BenchSettings
 from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _SEED = 0
 _REFERENCE = "onnx"
 _ALSO_RUN_BY = {_REFERENCE: ("onnxruntime",)}
-_UNTIMED = {
-    "latency_ms": None,
-    "load_ms": None,
-    "first_inference_ms": None,
-    "throughput_per_second": None,
-    "peak_memory_bytes": None,
-}
+_UNTIMED = dict.fromkeys(
+    (
+        "latency_ms",
+        "warmup",
+        "load_ms",
+        "first_inference_ms",
+        "peak_memory_bytes",
+        "throughput_per_second",
+        "transfer_ms",
+    )
+)
 
 
 def run(
@@ -98,11 +105,11 @@ def _bench(
     shape = tuple(written["input"]["shape"])
     reference = None
     if unavailable is None:
-        measured, held = _measure(settings.backend, opened, shape, settings.bench)
+        measured = _measure(settings.backend, opened, shape, settings.bench)
     else:
-        measured = {"forms": dict.fromkeys(opened, _UNTIMED), "speedup": None}
+        measured = {"forms": dict.fromkeys(opened, _UNTIMED), "speedup": None, "runs": []}
         networks = _export_reference(written, fused, checkpoint, scratch)
-        figures, held = _measure(_REFERENCE, networks, shape, settings.bench)
+        figures = _measure(_REFERENCE, networks, shape, settings.bench)
         reference = {"runtime": "ONNX Runtime", "precision": "fp32", **figures}
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
     return {
@@ -112,9 +119,10 @@ def _bench(
         **{key: written[key] for key in ("target", "model", "backend", "precision", "input")},
         "forms": {form: measured["forms"][form] | facts[form] for form in opened},
         "speedup": measured["speedup"],
+        "runs": measured["runs"],
         "reference": reference,
         "accuracy": {**checked["accuracy"], "checked_by": checked["checked_by"]},
-        "conditions": held,
+        "conditions": (reference or measured)["runs"][0]["conditions"],
         "files": {form: list(entry["files"]) for form, entry in written["forms"].items()},
     }
 
@@ -134,31 +142,57 @@ def _opened_files(written: dict[str, Any], files: list[Path], manifest: Path) ->
     return {form: places[next(iter(entry["files"]))] for form, entry in written["forms"].items()}
 
 
-def _measure(
-    backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The figures of each form with the speed-up, and the conditions they were taken under."""
-    import numpy as np
+def _measure(backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
+    """The figures of each form with the speed-up, for each number of threads; those of the first also at the top."""
+    runs = [_measure_on(threads, backend, files, shape, how) for threads in how.threads]
+    return {"forms": runs[0]["forms"], "speedup": runs[0]["speedup"], "runs": runs}
 
-    image = np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
-    until = how.model_dump(exclude={"threads"})
+
+def _measure_on(
+    threads: int, backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench
+) -> dict[str, Any]:
+    jobs = {form: worker.Job(backend, file) for form, file in files.items()}
+    until = measure.Until(**how.model_dump(exclude={"threads"}))
     before = conditions.snapshot()
-    timed = worker.time_forms(backend, files, image, how.threads, **until)
-    started = {
-        form: worker.cold_start(backend, file, image, how.threads, timed.imported) for form, file in files.items()
-    }
+    timed = worker.time_in_turn(jobs, _image(shape), threads, until=until)
     after = conditions.snapshot()
     samples = timed.timing.samples_ms
     forms = {}
     for form in files:
-        latency = measure.summary(samples[form], timed.timing.warmup[form])
-        per_second = round(shape[0] * 1000 / latency["mean"], 3)
-        forms[form] = {"latency_ms": latency, **started[form], "throughput_per_second": per_second}
-    gained = measure.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None
+        latency = intervals.summary(samples[form])
+        forms[form] = {
+            "latency_ms": latency,
+            "warmup": _warmup(timed.timing.warmup[form]),
+            **timed.started[form],
+            "throughput_per_second": round(shape[0] * 1000 / latency["mean"], 3),
+            "transfer_ms": worker.transfer_ms(jobs[form], _image(shape)),
+        }
     packages = [*backends.load(backend).PACKAGES, *_ALSO_RUN_BY.get(backend, ())]
-    fed = {"batch": shape[0], "image": f"random normal, seed {_SEED}", **until}
-    held = conditions.describe(how.threads, packages, before, after) | fed
-    return {"forms": forms, "speedup": gained}, held
+    fed = {"batch": shape[0], "image": f"random normal, seed {_SEED}", **asdict(until)}
+    return {
+        "threads": threads,
+        "forms": forms,
+        "speedup": intervals.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None,
+        "stopped_by": timed.timing.stopped_by,
+        "conditions": conditions.describe(threads, packages, before, after) | fed,
+    }
+
+
+def _image(shape: tuple[int, ...]) -> "np.ndarray":
+    import numpy as np
+
+    return np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
+
+
+def _warmup(launches: Sequence[measure.WarmUp]) -> dict[str, Any] | None:
+    """Over all launches; None where the runtime took the time in a way of its own, and does not tell."""
+    if not launches:
+        return None
+    return {
+        "runs": sum(one.runs for one in launches),
+        "seconds": round(sum(one.seconds for one in launches), 3),
+        "steady": all(one.steady for one in launches),
+    }
 
 
 def _export_reference(written: dict[str, Any], fused: Path, checkpoint: Path, scratch: Path) -> dict[str, Path]:

@@ -72,7 +72,7 @@ for name, forms, models in dag.exports(CONFIG):
             f"logs/{{model}}/{name}/bench.log",
         wildcard_constraints:
             model="|".join(models),
-        threads: target.bench.threads
+        threads: max(target.bench.threads)
         resources:
             machine=100,
         params:

@@ -16,11 +16,14 @@ where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes)
     open_exact_session(file, threads) -> session            the same weights, as they are stored, in float32 arithmetic
     outputs_by_layer(file, image, exact) -> {name: array}   what each operation of the file gives, in the order of
                                                             execution, by the name of the program's node it came from
-    open_clock(file, threads, image) -> () -> ms            run once, timed by the device itself, transfers left out
-    time_files(files, image, *, warmup_seconds, min_runs, max_seconds) -> {form: rounds of ms} or None
-                                                            where the runtime takes the time in a way of its own
-    transfer_ms(file, image) -> {"host_to_device", "device_to_host"}
-    profile(file, threads, image, runs) -> [{"name", "kind", "ms"}]     where the time of one inference goes
+    open_clock(file, threads, image) -> () -> ms            `bench` times with this where it is there: run once, timed
+                                                            by the device itself, transfers left out
+    time_files(files, image, *, warmup_seconds, min_runs, max_seconds) -> {form: rounds of ms}
+                                                            where the runtime takes the time in a way of its own, in
+                                                            turn, as many rounds of each form; or None: as usual
+    transfer_ms(file, image) -> {"host_to_device", "device_to_host"}    of one input and one output, ms
+    profile(file, threads, image, runs) -> [{"name", "kind", "ms"}]     where the time of one inference goes: the
+                                                            operations in the order of execution, medians of the runs
 """
 
 from collections.abc import Sequence
