@@ -1,22 +1,27 @@
 """Gate: the exported file computes what the program it came from computes, and is as accurate.
 
-Every validation image goes through the file itself, in a runtime that reads it on this machine. Held:
+The file itself runs, in a runtime that reads it on this machine. Held, in this order:
 
-1. its logits against those of fused.pt2, within the tolerance of the file's precision; or, where the network by
-   itself loses more in half precision, as dead channels make it, within twice what fused.pt2 loses in it;
-2. its top-1 accuracy against that of the fused network, within `max_accuracy_drop`;
-3. a census of its operations: as many convolutions as the fused network has, no batch norm left.
+1. each file is the one that the manifest describes, and the manifest's preprocessing is the network's;
+2. a census of its operations: as many convolutions as the fused network has, no batch norm and no branch left;
+3. the converter is exact: in float32, with the weights rounded as the file stores them, the file gives what the program
+   gives, to 1e-5 of the largest logit, or within twice what float32 itself costs the network;
+4. its precision: in its own arithmetic its logits are those of fused.pt2 in float32, on the whole validation set,
+   within the tolerance of the precision; or, where the network by itself loses more in half precision, as dead channels
+   make it, within twice what fused.pt2 loses in it;
+5. its top-1 accuracy against that of the fused network, within `max_accuracy_drop`.
 
-check.json says by which runtime, and says so where none could run the file here.
+Where 3 or 4 fails, the message names the first layer whose output departs. check.json says by which runtime all this
+was found, and what could not be.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, checkpoints, stage, store, worker
+from pipeline import backends, bisection, comparison, programs, references, stage, store, worker
 from pipeline.config import CheckSettings
 from pipeline.errors import GateError
 from pipeline.manifest import Preprocessing, read_json, write_json
@@ -24,8 +29,8 @@ from pipeline.manifest import Preprocessing, read_json, write_json
 if TYPE_CHECKING:
     import numpy as np
 
-_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
-_SLACK = 2  # times what fused.pt2 itself loses in half precision: runtimes round in other places than torch
+_SLACK = 2  # times what rounding costs the network by itself: runtimes round in other places than torch
+_SHOWN_FIELDS = ("mean", "std", "color_order", "interpolation", "classes")
 
 
 def run(
@@ -45,13 +50,13 @@ def run(
         manifest: the manifest.json that export wrote.
         files: the exported files beside it.
         fused: artifacts/<model>/fused.pt2.
-        verify: artifacts/<model>/verify.json, for the accuracies of branched and fused.
+        verify: artifacts/<model>/verify.json, for the preprocessing, and the accuracies of branched and fused.
         split: artifacts/split.json; its validation images are the input.
         output: where check.json goes.
 
     Raises:
-        GateError: a file departs from its program, lost accuracy, or is not fused; names the file,
-            the image, the figures and the tolerance.
+        GateError: a file departs from its program, lost accuracy, or is not fused; names the file, the image, the
+            figures, the tolerance and the layer.
     """
     backend = backends.load(settings.backend)
     store.cached(
@@ -71,124 +76,173 @@ def _check(
 ) -> dict[str, Any]:
     backend = backends.load(settings.backend)
     written, proved = read_json(manifest), read_json(verify)
-    images, labels, logits = _reference(fused, split, written)
-    own_loss = partial(_loss_in_half, fused, images, logits)
+    _hold_preprocessing(manifest, written["preprocessing"], proved["preprocessing"])
+    preprocessing = Preprocessing.from_dict(proved["preprocessing"])
+    reference = references.Reference(fused, split, references.spec_of(written, preprocessing))
     places = {file.name: file for file in files}
     forms: dict[str, Any] = {}
     accuracy: dict[str, float | None] = {**proved["accuracy"], "file": None}
     for form, entry in written["forms"].items():
-        for name, facts in entry["files"].items():
-            if store.digest(places[name]) != facts["sha256"]:
-                raise GateError(f"{places[name]} is not the file that its manifest describes; export it again.")
+        _hold_content(entry["files"], places)
+        if inspect := getattr(backend, "inspect", None):
+            inspect([places[name] for name in entry["files"]], entry["facts"], reference.spec)
         file = places[next(iter(entry["files"]))]
-        forms[form] = {"census": backend.census(file), "max_relative_error": None, "agreement": None}
+        forms[form] = {"census": backend.census(file)}
         if form == "fused":
-            _hold_census(file, forms[form]["census"], _convolutions(fused))
+            _hold_census(file, forms[form]["census"], reference)
         if backend.CHECKED_BY is None:
             continue
-        got = worker.predict(settings.backend, file, images, batch=written["input"]["shape"][0])
-        forms[form] |= _hold_logits(settings, file, written["precision"], got, logits, own_loss)
-        share = float((got.argmax(1) == labels).mean())
-        forms[form]["accuracy"] = share
-        _hold_accuracy(settings, file, share, float((logits.argmax(1) == labels).mean()))
+        checked = _Checked(settings, file, form, reference)
+        forms[form] |= checked.hold(proved["float32"])
         if form == "fused":
-            accuracy["file"] = share
+            accuracy["file"] = forms[form]["accuracy"]
     return {
         "status": "ok",
         "checked_by": backend.CHECKED_BY,
         "not_checked": None if backend.CHECKED_BY else backend.unavailable().reason,
-        "images": len(images),
+        "images": len(reference.labels),
         "accuracy": accuracy,
         "forms": forms,
     }
 
 
-def _reference(fused: Path, split: Path, written: dict[str, Any]) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-    import torch
-
-    from pipeline.data import open_split
-
-    size = written["input"]["shape"][-1]
-    preprocessing = Preprocessing.from_dict({**written["preprocessing"], "image_size": size})
-    program = checkpoints.as_module(torch.export.load(fused))
-    batches = list(open_split(split).batches("val", preprocessing, 256))
-    if not batches:
-        raise GateError("the validation split holds no image, so nothing could be compared.")
-    with torch.inference_mode():
-        logits = torch.cat([program(images) for images, _ in batches])
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return images.numpy(), labels.numpy(), logits.numpy()
+def _hold_content(entries: dict[str, Any], places: dict[str, Path]) -> None:
+    for name, facts in entries.items():
+        if store.digest(places[name]) != facts["sha256"]:
+            raise GateError(f"{places[name]} is not the file that its manifest describes; export it again.")
 
 
-def _loss_in_half(fused: Path, images: "np.ndarray", logits: "np.ndarray") -> float:
-    """How far the logits of fused.pt2 itself move, of the largest, when torch computes it in half precision."""
-    import torch
-
-    program = checkpoints.as_module(torch.export.load(fused)).half()
-    with torch.inference_mode():
-        halves = [program(batch.half()).float() for batch in torch.from_numpy(images).split(64)]
-    want = torch.from_numpy(logits)
-    return float((torch.cat(halves) - want).abs().max() / want.abs().max())
-
-
-def _convolutions(fused: Path) -> int:
-    import torch
-
-    nodes = torch.export.load(fused).graph.nodes
-    return sum(node.op == "call_function" and str(node.target).startswith("aten.conv") for node in nodes)
+def _hold_preprocessing(manifest: Path, written: dict[str, Any], proved: dict[str, Any]) -> None:
+    """The manifest tells the app how to feed the network: as it was fed when it was trained and verified."""
+    for field in _SHOWN_FIELDS:
+        if written[field] != proved[field]:
+            raise GateError(
+                f"{manifest}: `{field}` of the preprocessing is {_short(written[field])}, but the network was trained "
+                f"and verified with {_short(proved[field])}. An app that feeds it so gets wrong answers; export again."
+            )
 
 
-def _hold_census(file: Path, census: dict[str, int], convolutions: int) -> None:
-    if census["batch_norm"] or census["convolution"] != convolutions:
+def _hold_census(file: Path, census: dict[str, int | None], reference: references.Reference) -> None:
+    wanted = programs.census(reference.program.module(check_guards=False))
+    if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
         raise GateError(
             f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms, but the fused "
-            f"network has {convolutions} and none. The exporter undid the fold, or was given the branched network."
+            f"network has {wanted['convolution']} and none. The exporter undid the fold, or was given the branched "
+            "network."
+        )
+    if census["join"] is not None and census["join"] > wanted["join"]:
+        raise GateError(
+            f"{file}: adds branches at {census['join']} places, but the fused network at {wanted['join']}. A branch "
+            "was left unfused, or the exporter undid the fold."
         )
 
 
-def _hold_logits(
-    settings: CheckSettings,
-    file: Path,
-    precision: str,
-    got: "np.ndarray",
-    want: "np.ndarray",
-    own_loss: Callable[[], float],
-) -> dict[str, Any]:
-    import numpy as np
+@dataclass(frozen=True)
+class _Checked:
+    """A file under check; `hold` runs it and raises where a gate fails."""
 
-    tolerance = settings.check.tolerance or _TOLERANCE[precision]
-    errors = np.abs(got - want) / np.abs(want).max()
-    image, logit = np.unravel_index(np.argmax(errors), errors.shape)  # argmax stops at a NaN, as it should
-    error = float(errors[image, logit])
-    held: dict[str, Any] = {"tolerance": tolerance, "max_relative_error": error}
-    if not error <= tolerance:
+    settings: CheckSettings
+    file: Path
+    form: str
+    reference: references.Reference
+
+    def hold(self, float32: dict[str, Any]) -> dict[str, Any]:
+        batch = self.reference.spec.input_shape[0]
+        want = self.reference.logits
+        logits = worker.predict(self.settings.backend, self.file, self.reference.images(), batch=batch)
+        converter = self._hold_converter(logits, float32)
+        found = comparison.compare(logits, want)
+        precision = self._hold_precision(found)
+        accuracy = float((logits.argmax(1) == self.reference.labels).mean())
+        self._hold_accuracy(accuracy)
+        return {"converter": converter, "precision": precision, "agreement": found.agreement, "accuracy": accuracy}
+
+    def _hold_converter(self, logits: "np.ndarray", float32: dict[str, Any]) -> dict[str, Any]:
+        """The file in float32 on its stored weights, against the program with equally rounded ones in float64."""
+        is_float32 = self.reference.spec.precision == "fp32"
+        offers = hasattr(backends.load(self.settings.backend), "open_exact_session")
+        if not is_float32 and self.form != "fused":
+            return {"not_checked": "an exporter folds batch norms before it rounds weights, so these are not known"}
+        if not is_float32 and not offers:
+            return {"not_checked": "this runtime has no float32 arithmetic for a float16 file"}
+        images, want, own_error = self.reference.exact
+        if is_float32:
+            got = logits[: len(images)]
+        else:
+            batch = self.reference.spec.input_shape[0]
+            got = worker.predict(self.settings.backend, self.file, images, session="exact", batch=batch)
+        if self.form == "branched":
+            own_error = max(own_error, *(row["branched"] for row in float32["relative_error"].values()))
+        found = comparison.compare(got, want)
+        tolerance = max(comparison.EXACT, _SLACK * own_error)
+        if not found.relative_error <= tolerance:
+            raise GateError(
+                f"{self.file}: {found} fused.pt2 with equally rounded weights, both in float32: off by "
+                f"{found.relative_error:.1e} of the largest logit, tolerance {tolerance:.0e}. The file does not hold "
+                f"the network that it was made from: {self._where(found.image, exact=True, tolerance=tolerance)}. "
+                "Export it again; if it fails again, the exporter is at fault for that layer."
+            )
+        return {"tolerance": tolerance, "max_relative_error": found.relative_error, "images": len(images)}
+
+    def _hold_precision(self, found: comparison.Comparison) -> dict[str, Any]:
+        """The file in its own arithmetic, against fused.pt2 in float32."""
+        precision, error = self.reference.spec.precision, found.relative_error
+        tolerance = self.settings.check.tolerance or comparison.TOLERANCE[precision]
+        held: dict[str, Any] = {"tolerance": tolerance, "max_relative_error": error}
+        if error <= tolerance:
+            return held
         # a tolerance that the user set is held as it is
-        by_itself = own_loss() if precision == "fp16" and settings.check.tolerance is None else 0.0
+        allowance = precision == "fp16" and self.settings.check.tolerance is None
+        by_itself = self.reference.loss_in_half if allowance else 0.0
         if not error <= _SLACK * by_itself:
-            here, there = got[image, logit], want[image, logit]
             program = f", and fused.pt2 itself moves by {by_itself:.1e} in half precision" if by_itself else ""
             raise GateError(
-                f"{file}: logit {logit} of validation image {image} is {here:.6g} and {there:.6g} in fused.pt2, "
-                f"{error:.1e} of the largest logit; tolerance for {precision} is {tolerance:.0e}{program}. Try "
-                f"`precision: fp32` in target.yaml; if that holds, the network overflows or loses too much in "
+                f"{self.file}: {found} fused.pt2, off by {error:.1e} of the largest logit; tolerance for {precision} "
+                f"is {tolerance:.0e}{program}. {_sentence(self._where(found.image, exact=False, tolerance=tolerance))} "
+                f"Try `precision: fp32` in target.yaml; if that holds, the network overflows or loses too much in "
                 f"{precision}."
             )
-        held["loss_of_fused"] = by_itself
         print(
-            f"warning: {file.name} is up to {error:.1e} of the largest logit from fused.pt2, which itself moves by "
-            f"{by_itself:.1e} in half precision: batch norms of huge gain, named in fuse.json, do that. Its accuracy "
-            "is held below.",
+            f"warning: {self.file.name} is up to {error:.1e} of the largest logit from fused.pt2, which itself moves "
+            f"by {by_itself:.1e} in half precision: batch norms of huge gain, named in fuse.json, do that. Its "
+            "accuracy is held below.",
             file=sys.stderr,
         )
-    return held | {"agreement": float((got.argmax(1) == want.argmax(1)).mean())}
+        return held | {"loss_of_fused": by_itself}
+
+    def _hold_accuracy(self, share: float) -> None:
+        fused, allowed = self.reference.accuracy, self.settings.check.max_accuracy_drop
+        if fused - share > allowed:
+            raise GateError(
+                f"{self.file}: top-1 is {share:.2%} on the validation set, that of the fused network {fused:.2%}; "
+                f"allowed is a drop of {allowed:.2%} (check.max_accuracy_drop). Try a higher precision."
+            )
+
+    def _where(self, index: int, *, exact: bool, tolerance: float) -> str:
+        """In words: the first layer at which the file departs from its program, for the image that showed it."""
+        if self.form != "fused":
+            return "its layers are not those of fused.pt2, so none can be named"
+        backend, image = self.settings.backend, self.reference.image(index)
+        if not hasattr(backends.load(backend), "outputs_by_layer"):
+            program = self.reference.program
+            return bisection.locate(backend, self.file, program, self.reference.spec, image, tolerance)
+        want = self.reference.outputs_by_layer(image, exact)
+        got = worker.outputs_by_layer(backend, self.file, image, exact=exact)
+        departure = comparison.first_departure(got, want, tolerance)
+        if departure is None:
+            return f"taken one by one, no layer departs by more than {tolerance:.0e}"
+        module = self.reference.program.module(check_guards=False)
+        before = departure.before and programs.title(module, departure.before)
+        return str(replace(departure, layer=programs.title(module, departure.layer), before=before))
 
 
-def _hold_accuracy(settings: CheckSettings, file: Path, share: float, fused_share: float) -> None:
-    if fused_share - share > settings.check.max_accuracy_drop:
-        raise GateError(
-            f"{file}: top-1 is {share:.2%} on the validation set, that of the fused network {fused_share:.2%}; allowed "
-            f"is a drop of {settings.check.max_accuracy_drop:.2%} (check.max_accuracy_drop). Try a higher precision."
-        )
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

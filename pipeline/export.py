@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, checkpoints, networks, stage, store
+from pipeline import backends, checkpoints, networks, programs, stage, store
 from pipeline.config import ExportSettings
 from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.export import ExportedProgram
 
 
 def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path, manifest: Path) -> None:
@@ -69,7 +68,7 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
     forms = {}
     for form, module in modules.items():
         files = [places[name.format(form=form)] for name in backend.FILES]
-        facts = backend.export(_static_program(module, shape), files, spec)
+        facts = backend.export(programs.static(module, shape), files, spec)
         forms[form] = {"files": {file.name: _file_facts(file) for file in files}, "facts": facts}
         print(f"{form}: {', '.join(file.name for file in files)}", flush=True)
     if backend.EXTRAS:
@@ -108,12 +107,6 @@ def _module(form: str, checkpoint: Path, fused: Path) -> "nn.Module":
     import torch
 
     return checkpoints.as_module(torch.export.load(fused)) if form == "fused" else checkpoints.load_model(checkpoint)[0]
-
-
-def _static_program(module: Any, shape: tuple[int, ...]) -> "ExportedProgram":
-    import torch
-
-    return torch.export.export(module, (torch.zeros(shape),))
 
 
 def _file_facts(file: Path) -> dict[str, Any]:

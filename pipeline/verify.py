@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import checkpoints, stage, store
 from pipeline.config import Verify
 from pipeline.errors import GateError
-from pipeline.manifest import Preprocessing, write_json
+from pipeline.manifest import Preprocessing, as_plain, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,6 +97,7 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> dic
         "fused": store.digest(fused),
         "checkpoint": store.digest(checkpoint),
         "form": header.get("form", "training"),
+        "preprocessing": as_plain(preprocessing),
         "float64": float64,
         "weights": weights,
         "float32": float32,

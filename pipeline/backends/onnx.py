@@ -1,5 +1,12 @@
-"""ONNX: the file that TensorRT builds from, and ONNX Runtime, which runs it on any CPU as a reference."""
+"""ONNX: the file that TensorRT builds from, and ONNX Runtime, which runs it on any CPU as a reference.
 
+ONNX Runtime has no float16 arithmetic on most CPUs: it computes a float16 file in float32, and leaves out
+the rounding between operations, so that an overflow at 65,504 does not show. Hence three sessions:
+`open_session` is the file as ONNX Runtime runs it, for timing; `open_check_session` rounds what each
+operation gives to float16, as the file says; `open_exact_session` rounds nothing.
+"""
+
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +40,9 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         spec: ``fp16`` gives float16 tensors between a cast of the float32 input and one of the output,
             so that the file itself carries the precision.
 
+    Each node of the file bears the name of the program's node that it came from, so that a runtime's own
+    profile can be read; where several came from one, the last does, and the others add their operation to it.
+
     Returns:
         ``opset``.
 
@@ -58,6 +68,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
                 f"the network cannot be written as ONNX: {_cause(error)} Replace the operation in the "
                 f"network, or leave this target out."
             ) from error
+    _name_nodes(model, exported.exported_program)
     _strip(model)
     files[0].write_bytes(model.SerializeToString(deterministic=True))
     check(files[0])
@@ -89,17 +100,20 @@ def check(file: Path) -> "onnx.ModelProto":
 
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of an ONNX file by type, without constants; ``convolution``, ``batch_norm``, ``total``.
+    """Operations of an ONNX file by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``total``.
 
-    torch's exporter folds a batch norm that follows a convolution; any other stays.
+    torch's exporter folds a batch norm that follows a convolution; any other stays. ``join`` counts additions of
+    two values that depend on the input: a branch that was not folded ends in one.
 
     Raises:
         InputError: the file is not a valid ONNX model.
     """
-    operations = Counter(node.op_type for node in check(file).graph.node if node.op_type != "Constant")
+    graph = check(file).graph
+    operations = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
     return {
         "convolution": sum(count for name, count in operations.items() if name.startswith("Conv")),
         "batch_norm": operations["BatchNormalization"],
+        "join": _joins(graph.node, [one.name for one in graph.input]),
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
@@ -117,7 +131,7 @@ def unavailable() -> Unavailable | None:
 
 
 def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """Load an ONNX file into ONNX Runtime on the CPU.
+    """Load an ONNX file into ONNX Runtime on the CPU, as ONNX Runtime runs it.
 
     Args:
         file: an .onnx with one input and one output.
@@ -131,29 +145,167 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
         StageError: ONNX Runtime refuses it.
     """
     check(file)
+    return _session(file, file, threads)
+
+
+def open_check_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """Like `open_session`, in the file's own arithmetic: each float16 value is rounded to float16.
+
+    An operation still adds up in float32 and is rounded once, at its end; what is too large for float16
+    becomes infinite. Kernels of a GPU differ from that in the order and the width of their sums.
+    """
+    return _session(file, _in_float32(check(file), rounded=True), threads)
+
+
+def open_exact_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """Like `open_session`, in float32 throughout, on the weights as they are stored.
+
+    Every float16 tensor, constant and cast of the file is made float32, so the input is not rounded either.
+    """
+    return _session(file, _in_float32(check(file), rounded=False), threads)
+
+
+def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) -> "dict[str, np.ndarray]":
+    """What each operation of an ONNX file gives, in the order of execution; nothing is fused or left out.
+
+    Args:
+        file: an .onnx of this backend.
+        image: float32 (N, 3, H, W) of the file's own shape.
+        exact: in the arithmetic of `open_exact_session`; default: in that of `open_check_session`.
+
+    Returns:
+        By the name of the program's node that the operation came from (the last, where several did; where
+        an operation has several outputs, ``name/0`` and so on): float32, of the operation's shape. What is
+        no float, a shape say, is left out.
+
+    Raises:
+        InputError: the file is not a valid ONNX model, or the image has another shape.
+        StageError: ONNX Runtime refuses it.
+    """
+    import onnx
+
+    model = check(file)
+    values = {}
+    for node in (node for node in model.graph.node if node.op_type != "Constant"):
+        for place, value in enumerate(node.output):
+            values[value] = node.name if len(node.output) == 1 else f"{node.name}/{place}"
+    values.pop("", None)  # an output that is not asked for
+    model = _in_float32(model, rounded=not exact)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value) for value in values)
+    session = _start(file, model, threads=1, optimized=False)
+    one = _fits(file, session, image)
+    found = zip(values.values(), session.run(None, {one: image}), strict=True)
+    return {name: value for name, value in found if value.dtype.kind == "f"}
+
+
+def _session(file: Path, content: "Path | onnx.ModelProto", threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+    session = _start(file, content, threads)
+
+    def run(images: "np.ndarray") -> "np.ndarray":
+        return session.run(None, {_fits(file, session, images): images})[0]
+
+    return run
+
+
+def _start(file: Path, content: "Path | onnx.ModelProto", threads: int, optimized: bool = True) -> Any:
+    """An InferenceSession of the file, or of what was made of it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    read = content if isinstance(content, Path) else content.SerializeToString()
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(read, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise StageError(
             f"ONNX Runtime {onnxruntime.__version__} refuses {file}: {' '.join(str(error).split())[:300]}. "
             f"Export it again, or install a newer onnxruntime."
         ) from error
+
+
+def _fits(file: Path, session: Any, images: "np.ndarray") -> str:
+    """Name of the one input, if these images fit it; a dimension that the file leaves open has a name there."""
     one = session.get_inputs()[0]
-
-    def run(images: "np.ndarray") -> "np.ndarray":
-        if list(images.shape) != one.shape:
-            raise InputError(f"{file} takes an input of shape {tuple(one.shape)}, but got {images.shape}.")
-        return session.run(None, {one.name: images})[0]
-
-    return run
+    if len(images.shape) != len(one.shape) or any(
+        isinstance(size, int) and size != given for size, given in zip(one.shape, images.shape, strict=True)
+    ):
+        raise InputError(f"{file} takes an input of shape {tuple(one.shape)}, but got {images.shape}.")
+    return one.name
 
 
-open_check_session = open_session
+def _in_float32(model: "onnx.ModelProto", rounded: bool) -> "onnx.ModelProto":
+    """The model with float32 in place of float16 everywhere; `rounded`: each value is still rounded to float16."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    types = onnx.shape_inference.infer_shapes(model).graph.value_info
+    halves = {value.name for value in types if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    graph = wide.graph
+    for tensor in graph.initializer:
+        _widen(tensor)
+    for end in (*graph.input, *graph.output):
+        if end.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            end.type.tensor_type.elem_type = TensorProto.FLOAT
+    del graph.node[:], graph.value_info[:]
+    for node in model.graph.node:
+        graph.node.append(node)
+        node = graph.node[-1]
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.FLOAT
+            if attribute.HasField("t"):
+                _widen(attribute.t)
+        for place, name in enumerate(node.output):
+            if rounded and name in halves and node.op_type != "Constant":
+                node.output[place] = f"{name}/whole"
+                down = helper.make_node("Cast", [f"{name}/whole"], [f"{name}/half"], to=TensorProto.FLOAT16)
+                up = helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT)
+                graph.node.extend([down, up])
+    return wide
+
+
+def _widen(tensor: "onnx.TensorProto") -> None:
+    from onnx import TensorProto, numpy_helper
+
+    if tensor.data_type == TensorProto.FLOAT16:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
+
+
+def _name_nodes(model: "onnx.ModelProto", decomposed: "torch.export.ExportedProgram") -> None:
+    """Name each node of the file by the program's node that it came from; see `export`.
+
+    The exporter notes on each which node it came from of the program as it decomposed it, and that one
+    notes its own origin.
+    """
+    origins = {
+        node.name: node.meta["from_node"][-1].name if node.meta.get("from_node") else node.name
+        for node in decomposed.graph.nodes
+    }
+    last: dict[str, onnx.NodeProto] = {}
+    for node in model.graph.node:
+        notes = {note.key: note.value for note in node.metadata_props}
+        if made_from := re.match(r"%(\w+) :", notes.get("pkg.torch.onnx.fx_node", "")):
+            name = origins[made_from[1]]
+            if name in last:
+                last[name].name = f"{name}/{last[name].output[0]}"
+            last[name], node.name = node, name
+
+
+def _joins(nodes: "Sequence[onnx.NodeProto]", inputs: Sequence[str]) -> int:
+    """How many nodes add values of which two or more depend on the input; the nodes are in order of execution."""
+    computed, joins = set(inputs), 0
+    for node in nodes:
+        depending = computed.intersection(node.input)
+        joins += node.op_type in ("Add", "Sum") and len(depending) > 1
+        if depending:
+            computed.update(node.output)
+    return joins
 
 
 def _strip(model: "onnx.ModelProto") -> None:

@@ -18,6 +18,7 @@ from pipeline.errors import InputError, StageError
 
 _MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
 _KERNEL_CALL, _DELEGATE_CALL, _TENSOR = 1, 2, 5
+_QUANTIZED_TENSOR = 2
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Contents:
         kernels: calls of ExecuTorch's own kernels, outside any delegate, by operator.
         delegates: calls of a delegate, by its name.
         nodes: nodes of the XNNPACK graphs, by kind, e.g. ``XNNConv2d``.
+        joins: how many of those nodes add two computed values.
     """
 
     kernels: Counter[str]
     delegates: Counter[str]
     nodes: Counter[str]
+    joins: int
 
 
 def read_whole(file: Path) -> bytes:
@@ -97,7 +100,7 @@ def _contents(data: bytes) -> Contents:
     base = struct.unpack_from("<Q", data, 24)[0] if data[8:12] == _EXTENDED else 0
     segments = [base + _scalar(data, segment, 0, "<Q") for segment in _tables(data, program, 4)]
     inline = [_bytes_at(data, blob, 0) for blob in _tables(data, program, 3)]
-    kernels, delegates, nodes = Counter(), Counter(), Counter()
+    kernels, delegates, nodes, joins = Counter(), Counter(), Counter(), 0
     for plan in _tables(data, program, 1):
         operators = [_operator(data, table) for table in _tables(data, plan, 6)]
         backends = list(_tables(data, plan, 7))
@@ -113,16 +116,37 @@ def _contents(data: bytes) -> Contents:
                     if name == "XnnpackBackend":
                         where = _child(data, backend, 1)
                         places = segments if _scalar(data, where, 0, "<b") else inline
-                        nodes.update(_xnnpack_nodes(data, places[_scalar(data, where, 1, "<I")]))
-    return Contents(kernels, delegates, nodes)
+                        graph = _xnnpack_graph(data, places[_scalar(data, where, 1, "<I")])
+                        found = list(_xnnpack_nodes(data, graph))
+                        nodes.update(kind for kind, _ in found)
+                        joins += _joins(data, graph, [node for kind, node in found if kind == "XNNAdd"])
+    return Contents(kernels, delegates, nodes, joins)
 
 
-def _xnnpack_nodes(data: bytes, at: int) -> Iterator[str]:
+def _xnnpack_graph(data: bytes, at: int) -> int:
     if data[at + 4 : at + 8] == _XNNPACK:
         at += struct.unpack_from("<I", data, at + 10)[0]
+    return _follow(data, at)
+
+
+def _xnnpack_nodes(data: bytes, graph: int) -> Iterator[tuple[str, int]]:
+    """Each node's kind, and its table."""
     kinds = _xnnpack_kinds()
-    for node in _tables(data, _follow(data, at), 1):
-        yield kinds[_scalar(data, node, 0, "<B") - 1]
+    for node in _tables(data, graph, 1):
+        yield kinds[_scalar(data, node, 0, "<B") - 1], _child(data, node, 1)
+
+
+def _joins(data: bytes, graph: int, additions: list[int]) -> int:
+    """How many additions have no constant among their two inputs."""
+    constants = set()
+    for value in _tables(data, graph, 2):
+        tensor = _child(data, value, 1)
+        if _scalar(data, value, 0, "<B") == _QUANTIZED_TENSOR:
+            tensor = _child(data, tensor, 0)
+        if _scalar(data, tensor, 3, "<I"):  # its place among the constants; 0 is none of them
+            constants.add(_scalar(data, tensor, 6, "<I"))
+    inputs = [{_scalar(data, node, slot, "<I") for slot in (0, 1)} for node in additions]
+    return sum(not pair & constants for pair in inputs)
 
 
 def _xnnpack_kinds() -> list[str]:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pipeline import backends, check, export, reparameterize, store
+from pipeline import backends, check, comparison, export, reparameterize, store
 from pipeline.config import Check, CheckSettings, ExportSettings, NoSettings
 from pipeline.errors import GateError
 
@@ -79,8 +79,11 @@ def test_what_is_written(artifacts, folder):
     checked = run_check(artifacts, folder)
     assert checked["checked_by"] == "ExecuTorch"
     assert checked["images"] == 359
-    assert checked["forms"]["fused"]["agreement"] == 1.0
-    assert 0 < checked["forms"]["fused"]["max_relative_error"] < 1e-5
+    for form in ("fused", "branched"):
+        assert checked["forms"][form]["agreement"] == 1.0
+        assert 0 < checked["forms"][form]["converter"]["max_relative_error"] < 1e-5
+        assert 0 < checked["forms"][form]["precision"]["max_relative_error"] < 1e-5
+    assert checked["forms"]["fused"]["converter"]["images"] == 64
     assert checked["forms"]["fused"]["census"]["convolution"] == 3
     assert checked["accuracy"]["file"] == checked["accuracy"]["fused"]
 
@@ -100,7 +103,7 @@ def test_a_branched_file_under_the_fused_name_is_caught(artifacts, folder):
 
 def test_the_file_of_other_weights_is_caught(artifacts, folder, tmp_path):
     """The very same layers with other weights: only the numbers tell."""
-    with pytest.raises(GateError, match=r"fused\.pte: logit \d of validation image \d+ is .* tolerance for fp32"):
+    with pytest.raises(GateError, match=r"fused\.pte: logit \d of image \d+ is .* that differs is in stage1\.weight"):
         run_check(artifacts, folder, fused=other_weights(artifacts, tmp_path))
 
 
@@ -134,8 +137,8 @@ def test_what_a_network_loses_by_itself_in_half_precision_is_allowed_and_written
     artifacts, half_files, monkeypatch, capsys
 ):
     # as if no network may lose anything: the toy loses little, and that must be its own loss
-    monkeypatch.setitem(check._TOLERANCE, "fp16", 1e-9)
-    checked = check_half(artifacts, half_files, artifacts.fused)["forms"]["fused"]
+    monkeypatch.setitem(comparison.TOLERANCE, "fp16", 1e-9)
+    checked = check_half(artifacts, half_files, artifacts.fused)["forms"]["fused"]["precision"]
     assert 1e-9 < checked["max_relative_error"] <= 2 * checked["loss_of_fused"] < 0.02
     assert "itself moves by" in capsys.readouterr().err
     with pytest.raises(GateError, match=r"tolerance for fp16 is 1e-09\. Try"):
@@ -143,7 +146,7 @@ def test_what_a_network_loses_by_itself_in_half_precision_is_allowed_and_written
 
 
 def test_files_of_other_weights_are_caught_in_half_precision_too(artifacts, half_files, tmp_path, monkeypatch):
-    monkeypatch.setitem(check._TOLERANCE, "fp16", 1e-9)
+    monkeypatch.setitem(comparison.TOLERANCE, "fp16", 1e-9)
     with pytest.raises(GateError, match=r"and fused\.pt2 itself moves by .* in half precision\. Try"):
         check_half(artifacts, half_files, other_weights(artifacts, tmp_path))
 

@@ -1,19 +1,47 @@
-"""Core ML: an ML program (.mlpackage) for iPhone, iPad and Mac, written on any system."""
+"""Core ML: an ML program (.mlpackage) for iPhone, iPad and Mac, written on any system.
+
+Where Core ML itself is not, `evaluator` runs the package.
+"""
 
 import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pipeline.backends.coreml import sessions
 from pipeline.backends.coreml.converting import export
 from pipeline.backends.coreml.packages import census
 from pipeline.backends.coreml.running import open_session, unavailable
+from pipeline.backends.coreml.sessions import outputs_by_layer
 
-__all__ = ["census", "export", "open_check_session", "open_session", "unavailable"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "census",
+    "export",
+    "open_check_session",
+    "open_exact_session",
+    "open_session",
+    "outputs_by_layer",
+    "unavailable",
+]
 
 FILES: tuple[str, ...] = ("{form}.mlpackage",)
 EXTRAS: tuple[str, ...] = ()
 PACKAGES: tuple[str, ...] = ("torch", "coremltools")
-CHECKED_BY = "Core ML" if platform.system() == "Darwin" else None
+_IS_MAC = platform.system() == "Darwin"
+CHECKED_BY = "Core ML" if _IS_MAC else "evaluator of ML programs"
 
-open_check_session = open_session
+
+def open_check_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """The file in its own arithmetic: by Core ML on a Mac, else by the evaluator. See `running.open_session`."""
+    return open_session(file, threads) if _IS_MAC else sessions.open_session(file, threads, exact=False)
+
+
+def open_exact_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """The weights as they are stored, in float32 arithmetic, by the evaluator. See `running.open_session`."""
+    return sessions.open_session(file, threads, exact=True)
 
 
 def host() -> None:

@@ -3,32 +3,63 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+from pipeline.backends.coreml import weights
 from pipeline.backends.noise import quiet
 from pipeline.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+_AGAIN = "Copy the whole folder again or run the export again."
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package whose Manifest and specification have been read.
+
+    Attributes:
+        folder: the .mlpackage.
+        specification: a protobuf ``Model``.
+        root: where it lies, under ``Data``.
+        entries: what else the Manifest names, files and folders under ``Data``.
+    """
+
+    folder: Path
+    specification: Any
+    root: PurePosixPath
+    entries: frozenset[PurePosixPath]
+
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of a package by type, without constants; ``convolution``, ``batch_norm``, ``total``.
+    """Operations of a package by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``total``.
 
-    coremltools folds a batch norm that follows a convolution; any other stays.
+    coremltools folds a batch norm that follows a convolution; any other stays. ``join`` counts additions of two
+    values that depend on the input: a branch that was not folded ends in one.
 
     Raises:
         InputError: the file is not an ML program.
     """
     program = read(file).mlProgram
-    operations = Counter(
-        operation.type
+    found = [
+        operation
         for function in program.functions.values()
         for block in function.block_specializations.values()
         for operation in _operations(block)
+    ]
+    inputs = [one.name for function in program.functions.values() for one in function.inputs]
+    operations = Counter(
+        operation.type
+        for operation in found
         if operation.type != "const" and not operation.type.startswith("constexpr_")
     )
     return {
         "convolution": operations["conv"] + operations["conv_transpose"],
         "batch_norm": operations["batch_norm"],
+        "join": _joins(found, inputs),
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
@@ -36,23 +67,67 @@ def census(file: Path) -> dict[str, int]:
 
 def read(package: Path) -> Any:
     """The specification in a package, a protobuf ``Model``, without loading it into Core ML."""
-    again = "Copy the whole folder again or run the export again."
+    return open_package(package).specification
+
+
+def open_package(package: Path) -> Package:
+    """Read the Manifest of a package and its specification.
+
+    Raises:
+        InputError: one of them is missing or damaged, or there is no ML program.
+    """
     with quiet():
         from coremltools.proto import Model_pb2
         from google.protobuf.message import DecodeError
     try:
         manifest = json.loads((package / "Manifest.json").read_text())
-        root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+        paths = {key: PurePosixPath(item["path"]) for key, item in manifest["itemInfoEntries"].items()}
+        root = paths[manifest["rootModelIdentifier"]]
         specification = Model_pb2.Model.FromString((package / "Data" / root).read_bytes())
     except OSError as error:
         raise InputError(
-            f"{package} is not a Core ML package: {Path(error.filename).name}: {error.strerror}. {again}"
+            f"{package} is not a Core ML package: {Path(error.filename).name}: {error.strerror}. {_AGAIN}"
         ) from None
-    except (ValueError, KeyError, TypeError, DecodeError) as error:
-        raise InputError(f"{package} is damaged: {' '.join(str(error).split())[:200]}. {again}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, DecodeError) as error:
+        raise InputError(f"{package} is damaged: {' '.join(str(error).split())[:200]}. {_AGAIN}") from None
     if not specification.mlProgram.functions:
-        raise InputError(f"{package} holds no ML program. {again}")
-    return specification
+        raise InputError(f"{package} holds no ML program. {_AGAIN}")
+    return Package(package, specification, root, frozenset(paths.values()) - {root})
+
+
+def main_block(file: Path, specification: Any) -> tuple[Any, Any]:
+    """The operations that a prediction runs, and the function's inputs.
+
+    Raises:
+        InputError: the program has no such function, or no block for the version that it asks for.
+    """
+    functions = specification.mlProgram.functions
+    name = specification.description.defaultFunctionName or "main"
+    if name not in functions:
+        raise InputError(f"{file} is damaged: it has no function `{name}`. {_AGAIN}")
+    function = functions[name]
+    if function.opset not in function.block_specializations:
+        raise InputError(f"{file} is damaged: its function `{name}` has no block for {function.opset}. {_AGAIN}")
+    block = function.block_specializations[function.opset]
+    if not block.operations or not block.outputs:
+        raise InputError(f"{file} is damaged: its function `{name}` computes nothing. {_AGAIN}")
+    return block, function.inputs
+
+
+def read_weights(package: Package, blob: Any, kind: weights.Kind, count: int) -> "np.ndarray":
+    """The numbers that a ``BlobFileValue`` of the specification points at, flat.
+
+    Raises:
+        InputError: the Manifest does not name the file, or it does not hold what is expected.
+    """
+    path = PurePosixPath(blob.fileName.replace("@model_path", str(package.root.parent), 1))
+    named = any(path == entry or entry in path.parents for entry in package.entries)
+    if not named or ".." in path.parts:
+        raise InputError(
+            f"{package.folder} is damaged: its weights are said to be in {blob.fileName}, which Manifest.json does "
+            f"not name. {_AGAIN}"
+        )
+    return weights.read(package.folder / "Data" / path, blob.offset, kind, count)
 
 
 def _operations(block: Any) -> Iterator[Any]:
@@ -60,3 +135,15 @@ def _operations(block: Any) -> Iterator[Any]:
         yield operation
         for nested in operation.blocks:
             yield from _operations(nested)
+
+
+def _joins(operations: list[Any], inputs: list[str]) -> int:
+    """How many additions have two operands that depend on the input; operations are in order of execution."""
+    computed, joins = set(inputs), 0
+    for operation in operations:
+        operands = [one.name for bound in operation.inputs.values() for one in bound.arguments]
+        depending = [name for name in operands if name in computed]
+        joins += operation.type == "add" and len(depending) > 1
+        if depending:
+            computed.update(output.name for output in operation.outputs)
+    return joins

@@ -1,3 +1,4 @@
+import copy
 import json
 import re
 import subprocess
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import store
 from pipeline.backends import onnx as backend
@@ -111,3 +113,101 @@ def test_importing_the_backends_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
     heavy = {"torch", "numpy", "onnx", "onnxruntime", "coremltools", "executorch", "tensorrt_rtx", "PIL"}
     assert not heavy & set(json.loads(done.stdout))
+
+
+def test_every_layer_is_named_after_the_node_of_the_program_it_came_from(exported, programs, image):
+    for precision in TOLERANCE:
+        layers = backend.outputs_by_layer(exported[precision, "fused"], image.numpy(), exact=True)
+        want = _values(programs["fused"], image)
+        assert [name for name in layers if name in want] == [name for name in want if name in layers]
+        assert {name for name in want if name.startswith(("conv2d", "relu", "linear"))} <= set(layers)
+        for name in set(layers) & set(want):
+            assert np.abs(layers[name] - want[name]).max() < TOLERANCE[precision] * 2 * np.abs(want[name]).max(), name
+
+
+def test_a_batch_norm_that_the_exporter_folds_gives_its_name_to_the_convolution(exported, programs, image):
+    layers = backend.outputs_by_layer(exported["fp32", "branched"], image.numpy())
+    want = _values(programs["branched"], image)
+    shared = [name for name in want if name in layers]
+    assert [f"batch_norm_{index}" if index else "batch_norm" for index in range(7)] == [
+        name for name in shared if name.startswith("batch_norm")
+    ]
+    assert {"add", "add_1", "add_2", "add_3", "relu_2", "linear"} <= set(shared)
+    for name in shared:
+        assert np.abs(layers[name] - want[name]).max() < 1e-5 * np.abs(want[name]).max(), name
+
+
+def test_several_operations_of_one_node_are_told_apart(tmp_path, spec):
+    class Several(torch.nn.Module):
+        def forward(self, x):
+            left, right = torch.nn.functional.gelu(x, approximate="tanh").chunk(2, dim=2)
+            return (left * right).flatten(1)
+
+    x = torch.randn(1, 3, 16, 16)
+    program = torch.export.export(Several().eval(), (x,))
+    backend.export(program, [tmp_path / "x.onnx"], spec())
+    layers = backend.outputs_by_layer(tmp_path / "x.onnx", x.numpy())
+    want = _values(program, x)
+    np.testing.assert_allclose(layers["gelu"], want["gelu"], atol=1e-6)
+    np.testing.assert_allclose(layers["mul"], want["mul"], atol=1e-6)
+    assert len([name for name in layers if name.startswith("gelu")]) > 1
+    names = [node.name for node in backend.check(tmp_path / "x.onnx").graph.node]
+    assert len(set(names)) == len(names)
+
+
+def test_exact_is_float32_on_the_weights_as_stored(exported, programs, image):
+    rounded = copy.deepcopy(programs["fused"].module()).half().float()
+    image = image.half().float()
+    want = rounded(image).detach().numpy()
+    error = {
+        name: np.abs(opened(exported["fp16", "fused"], 1)(image.numpy()) - want).max() / np.abs(want).max()
+        for name, opened in (("exact", backend.open_exact_session), ("own", backend.open_check_session))
+    }
+    assert error["exact"] < 1e-5 < error["own"]
+    layers = backend.outputs_by_layer(exported["fp16", "fused"], image.numpy(), exact=True)
+    assert np.abs(layers["linear"] - want).max() < 1e-5 * np.abs(want).max()
+
+
+def test_the_check_rounds_what_each_operation_gives(exported, image):
+    layers = backend.outputs_by_layer(exported["fp16", "fused"], image.numpy())
+    for name, value in layers.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, value.astype(np.float16).astype(np.float32), err_msg=name)
+    logits = backend.open_check_session(exported["fp16", "fused"], 1)(image.numpy())
+    np.testing.assert_allclose(logits, layers["linear"], atol=1e-3 * np.abs(logits).max())
+
+
+def test_an_overflow_of_float16_shows_in_the_check_alone(programs, spec, image, tmp_path):
+    model = copy.deepcopy(programs["fused"].module())
+    with torch.no_grad():
+        for name, scale in (("0.weight", 2e5), ("0.bias", 2e5), ("2.weight", 1e-5)):
+            model.get_parameter(name).mul_(scale)
+    backend.export(torch.export.export(model, (image,)), [tmp_path / "x.onnx"], spec("fp16"))
+    for opened, holds in ((backend.open_exact_session, True), (backend.open_check_session, False)):
+        assert np.isfinite(opened(tmp_path / "x.onnx", 1)(image.numpy())).all() == holds
+    layers = backend.outputs_by_layer(tmp_path / "x.onnx", image.numpy())
+    assert next(name for name, value in layers.items() if not np.isfinite(value).all()) == "conv2d"
+
+
+def test_the_layers_of_a_bad_file_or_image_are_refused(exported, image, tmp_path):
+    (tmp_path / "bad.onnx").write_text("text")
+    with pytest.raises(InputError, match=r"bad\.onnx does not hold a valid ONNX model"):
+        backend.outputs_by_layer(tmp_path / "bad.onnx", image.numpy())
+    with pytest.raises(InputError, match=re.escape("takes an input of shape (1, 3, 16, 16), but got (1, 3, 8, 8)")):
+        backend.outputs_by_layer(exported["fp32", "fused"], image.numpy()[..., :8, :8])
+
+
+def _values(program, image):
+    """What each node of a program gives, by its name."""
+    found = {}
+
+    class Noting(torch.fx.Interpreter):
+        def run_node(self, node):
+            found[node.name] = super().run_node(node)
+            return found[node.name]
+
+    with torch.inference_mode():
+        Noting(program.module(check_guards=False)).run(image)
+    return {
+        name: value.detach().numpy() for name, value in found.items() if isinstance(value, torch.Tensor) and name != "x"
+    }

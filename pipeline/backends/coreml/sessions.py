@@ -1,0 +1,94 @@
+"""Sessions of the evaluator: normalized images in, logits out, as the target's own runtime takes and gives them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.backends.coreml import evaluator
+from pipeline.backends.coreml.evaluator import Program
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def open_session(file: Path, threads: int, exact: bool) -> Callable[["np.ndarray"], "np.ndarray"]:
+    """A session of the backends' contract, see `running.open_session`.
+
+    An image that the package takes as such has whole numbers in the program's own arithmetic; where it is
+    exact, nothing is rounded.
+
+    Args:
+        file: an .mlpackage with one input.
+        threads: for torch.
+        exact: see `evaluator.load`.
+
+    Raises:
+        InputError: the package is damaged, or has more than one input or output.
+        StageError: an operation that the evaluator does not know.
+    """
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(threads)
+    program = evaluator.load(file, exact)
+    feed = _feeder(program)
+    description = program.description
+    if not description.predictedFeatureName and len(program.outputs) != 1:
+        raise InputError(
+            f"{file} has {len(program.outputs)} outputs ({', '.join(program.outputs)}); a classifier has one. "
+            f"Export it with one output."
+        )
+
+    def classify(images: "np.ndarray") -> "np.ndarray":
+        answer = evaluator.run(program, feed(images))
+        if not description.predictedFeatureName:
+            return answer[program.outputs[0]].astype(np.float32)
+        found = answer[description.predictedProbabilitiesName]
+        classes = _preprocessing(program)["classes"]
+        return torch.tensor([[found[label] for label in classes]]).log().numpy()
+
+    return classify
+
+
+def outputs_by_layer(file: Path, image: "np.ndarray", exact: bool = False) -> dict[str, "np.ndarray"]:
+    """Load a package and run `evaluator.layers` on a normalized image, float32 (N, 3, H, W)."""
+    program = evaluator.load(file, exact)
+    return evaluator.layers(program, _feeder(program)(image))
+
+
+def _feeder(program: Program) -> Callable[["np.ndarray"], dict[str, "np.ndarray"]]:
+    """From normalized images to the program's one input."""
+    import numpy as np
+
+    if len(program.inputs) != 1:
+        raise InputError(
+            f"{program.file} has {len(program.inputs)} inputs ({', '.join(program.inputs)}); a classifier of images "
+            f"has one. Export it with one input."
+        )
+    ((name, _),) = program.inputs.items()
+    kinds = {one.name: one.type for one in program.description.input}
+    image = kinds[name].imageType if kinds[name].WhichOneof("Type") == "imageType" else None
+    if image is None:
+        return lambda images: {name: images}
+    about = _preprocessing(program)
+    mean, std = (np.array(about[key], dtype=np.float32)[:, None, None] for key in ("mean", "std"))
+    is_reversed = image.ColorSpace.Name(image.colorSpace) == "BGR"
+
+    def feed(images: "np.ndarray") -> dict[str, "np.ndarray"]:
+        pixels = (images * std + mean) * 255
+        pixels = pixels if program.exact else np.clip(np.rint(pixels), 0, 255)
+        return {name: pixels[:, ::-1] if is_reversed else pixels}
+
+    return feed
+
+
+def _preprocessing(program: Program) -> dict[str, Any]:
+    about = program.description.metadata.userDefined["preprocessing"]
+    if not about:
+        raise InputError(
+            f"{program.file} takes an image or gives labels, but does not say how: its metadata has no "
+            f"`preprocessing`. Export it with this project."
+        )
+    return json.loads(about)

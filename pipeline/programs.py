@@ -1,0 +1,126 @@
+"""Programs of torch.export as check and export need them: of one input shape, with rounded weights, cut short."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+
+def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
+    """A network as a program of one input shape, which is what the exporters are given.
+
+    Args:
+        module: float32, in evaluation mode.
+        shape: (N, 3, H, W).
+    """
+    import torch
+
+    return torch.export.export(module, (torch.zeros(shape),))
+
+
+def with_rounded_weights(module: "GraphModule", precision: str) -> "GraphModule":
+    """A copy of a network whose weights are as a file of this precision stores them, and which computes in float32.
+
+    Args:
+        module: float32.
+        precision: ``fp32``, which changes nothing, or ``fp16``.
+    """
+    import copy
+
+    import torch
+
+    rounded = copy.deepcopy(module)
+    if precision == "fp16":
+        with torch.no_grad():
+            for tensor in [*rounded.parameters(), *rounded.buffers()]:
+                if tensor.is_floating_point():
+                    tensor.copy_(tensor.half().float())
+    return rounded
+
+
+def outputs_by_layer(module: "GraphModule", image: "np.ndarray") -> "dict[str, np.ndarray]":
+    """What each node of a program gives for one image: float32 arrays by the node's name, in order of execution."""
+    import torch
+    from torch.fx import Interpreter
+
+    found: dict[str, np.ndarray] = {}
+    interpreter = Interpreter(module)
+    run_node = interpreter.run_node
+
+    def keep(node: "Node") -> Any:
+        value = run_node(node)
+        if node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
+            found[node.name] = value.float().numpy().copy()
+        return value
+
+    interpreter.run_node = keep
+    with torch.inference_mode():
+        interpreter.run(torch.from_numpy(image))
+    return found
+
+
+def layers(module: "GraphModule") -> "list[Node]":
+    """The nodes of a program that compute a floating-point tensor from its input, in order of execution."""
+    import torch
+
+    return [
+        node
+        for node in module.graph.nodes
+        if node.op == "call_function"
+        and isinstance(value := node.meta.get("val"), torch.Tensor)
+        and value.is_floating_point()
+    ]
+
+
+def weights_of(node: "Node") -> list[str]:
+    """Names of the parameters and buffers that a node reads: ``stage1.weight``."""
+    return [str(one.target) for one in node.all_input_nodes if one.op == "get_attr"]
+
+
+def title(module: "GraphModule", layer: str) -> str:
+    """A node's name as a reader knows the layer: ``conv2d_1 (stage2)``, by the weights that it reads."""
+    node = next((node for node in module.graph.nodes if node.name == layer), None)
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in weights_of(node)) if node else {}
+    return f"{layer} ({', '.join(owners)})" if any(owners) else layer
+
+
+def census(module: "GraphModule") -> dict[str, int]:
+    """``convolution``: how many a program has; ``join``: additions of two values that depend on the input."""
+    additions = ("aten.add.Tensor", "aten.add_.Tensor")
+    computed = {node for node in module.graph.nodes if node.op == "placeholder"}
+    joins = convolutions = 0
+    for node in module.graph.nodes:
+        depending = computed.intersection(node.all_input_nodes)
+        convolutions += node.op == "call_function" and str(node.target).startswith("aten.conv")
+        joins += str(node.target) in additions and sum(one in depending for one in node.args[:2]) > 1
+        if depending:
+            computed.add(node)
+    return {"convolution": convolutions, "join": joins}
+
+
+def cut_after(module: "GraphModule", layer: "Node") -> "GraphModule":
+    """The program up to a node, whose output it then gives. The module is left as it is."""
+    import copy
+
+    from torch.fx import GraphModule
+
+    graph = copy.deepcopy(module.graph)
+    last = next(node for node in graph.nodes if node.name == layer.name)
+    output = graph.output_node()
+    output.args = (last,)
+    for node in reversed(list(graph.nodes)):
+        if node is not output and node is not last and not node.users and node.op != "placeholder":
+            graph.erase_node(node)
+    cut = GraphModule(module, graph)
+    cut.eval()
+    return cut
+
+
+def constants(module: "GraphModule") -> "Iterator[tuple[str, Tensor]]":
+    """Parameters and buffers by name."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -1,0 +1,150 @@
+"""What an exported file is held against: the validation set, and what the fused program gives for it."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import checkpoints, programs
+from pipeline.errors import GateError
+from pipeline.manifest import ExportSpec, Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch.export import ExportedProgram
+
+_BATCH = 64
+_EXACT_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The fused program at a file's input size, and the images that go through both.
+
+    Attributes:
+        fused: artifacts/<model>/fused.pt2.
+        split: artifacts/split.json; its validation part is the images.
+        spec: precision, input shape and preprocessing of the file.
+    """
+
+    fused: Path
+    split: Path
+    spec: ExportSpec
+
+    def images(self) -> "Iterator[np.ndarray]":
+        """All validation images in order, preprocessed, as float32 pieces (m, 3, H, W); they need not fit in memory."""
+        for images, _ in self._batches():
+            yield images.numpy()
+
+    def image(self, index: int) -> "np.ndarray":
+        """One validation image, as often as the file's batch has room: float32 of the file's input shape."""
+        import numpy as np
+
+        begin = 0
+        for images, _ in self._batches():
+            if index < begin + len(images):
+                return np.repeat(images[index - begin :][:1].numpy(), self.spec.input_shape[0], axis=0)
+            begin += len(images)
+        raise IndexError(f"the validation split has {begin} images, and none of index {index}")
+
+    @cached_property
+    def program(self) -> "ExportedProgram":
+        """The fused network at the file's input shape: what its exporter was given."""
+        return programs.static(self._module, self.spec.input_shape)
+
+    @cached_property
+    def logits(self) -> "np.ndarray":
+        """float32 (images, classes): what fused.pt2 gives for the whole validation set."""
+        return self._answers[0]
+
+    @property
+    def labels(self) -> "np.ndarray":
+        """int64 (images,): the classes of the validation images."""
+        return self._answers[1]
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 of fused.pt2 on the validation set."""
+        return float((self.logits.argmax(1) == self.labels).mean())
+
+    @cached_property
+    def exact(self) -> "tuple[np.ndarray, np.ndarray, float]":
+        """Some images; the logits that fused.pt2 gives for them in float64, with its weights rounded as the file stores
+        them; and how far float32 is from that by itself, of the largest logit."""
+        import numpy as np
+        import torch
+
+        images = self._first_images()
+        module = programs.with_rounded_weights(self._module, self.spec.precision)
+        with torch.inference_mode():
+            single = _in_batches(module, images)
+            double = _in_batches(copy.deepcopy(module).double(), images.double())
+        return images.numpy(), double.numpy(), float((single - double).abs().max() / np.abs(double.numpy()).max())
+
+    def outputs_by_layer(self, image: "np.ndarray", exact: bool) -> "dict[str, np.ndarray]":
+        """What each layer should give for an image, by its name: in float32, with rounded weights where `exact`."""
+        module = self.program.module(check_guards=False)
+        if exact:
+            module = programs.with_rounded_weights(module, self.spec.precision)
+        return programs.outputs_by_layer(module, image)
+
+    @cached_property
+    def loss_in_half(self) -> float:
+        """How far the logits of fused.pt2 move, of the largest, when torch computes it in half precision."""
+        import torch
+
+        module = copy.deepcopy(self._module).half()
+        with torch.inference_mode():
+            halves = [_in_batches(module, images.half()).float() for images, _ in self._batches()]
+        want = torch.from_numpy(self.logits)
+        return float((torch.cat(halves) - want).abs().max() / want.abs().max())
+
+    @cached_property
+    def _module(self) -> Any:
+        import torch
+
+        return checkpoints.as_module(torch.export.load(self.fused))
+
+    @cached_property
+    def _answers(self) -> "tuple[np.ndarray, np.ndarray]":
+        import torch
+
+        logits, labels = [], []
+        with torch.inference_mode():
+            for images, classes in self._batches():
+                logits.append(_in_batches(self._module, images))
+                labels.append(classes)
+        if not labels:
+            raise GateError("the validation split holds no image, so nothing could be compared.")
+        return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+
+    def _first_images(self) -> "torch.Tensor":
+        import torch
+
+        taken: list[torch.Tensor] = []
+        for images, _ in self._batches():
+            taken.append(images)
+            if sum(map(len, taken)) >= _EXACT_IMAGES:
+                break
+        return torch.cat(taken)[:_EXACT_IMAGES]
+
+    def _batches(self) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+        from pipeline.data import open_split
+
+        yield from open_split(self.split).batches("val", self.spec.preprocessing, _BATCH)
+
+
+def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec:
+    """What export was asked for, by its manifest, with the network's own preprocessing."""
+    size = written["input"]["shape"][-1]
+    fed = Preprocessing.from_dict({**vars(preprocessing), "image_size": size})
+    return ExportSpec(written["precision"], tuple(written["input"]["shape"]), fed)
+
+
+def _in_batches(module: "Callable[[torch.Tensor], torch.Tensor]", images: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return torch.cat([module(part) for part in images.split(_BATCH)])
