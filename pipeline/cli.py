@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import stage
+from pipeline.commands.bench import bench
 from pipeline.commands.check import check
 from pipeline.commands.convert import LAYOUTS, SUFFIXES, convert
 from pipeline.commands.models import models
+from pipeline.measure import Until
 
 _CONVERT = """\
 Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
@@ -59,6 +61,21 @@ examples:
   repnets check mine.onnx --against fused.pt2 --images photos --tolerance 1e-3
 """
 
+_BENCH = f"""\
+Time exported files on this machine, each on its own runtime and in processes of its own, in turn (A B A B), and print
+a table. The first file is what the others' speed-up is over: the median of the paired ratios, with a 95 % interval.
+
+{_FILES.format(coreml="by Core ML, on a Mac")}
+A file whose runtime is not on this machine is listed as unavailable, with what to do, and nothing is timed in its
+place. Memory is what the process grew by. If others keep the machine busy meanwhile, a warning says so.
+
+Exit code 0: something was timed. 1: nothing could be, or a runtime failed. 2: a file cannot be used.
+
+examples:
+  repnets bench targets/executorch/toy/branched.pte targets/executorch/toy/fused.pte
+  repnets bench artifacts/toy/fused.pt2 targets/tensorrt/toy/fused.onnx targets/executorch/toy/fused.pte --threads 1,2
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; 2 where what was given is at fault; 1 where a gate or tool failed."""
@@ -77,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(_command(commands, models, "list the networks that `arch:` in config.yaml can name"))
     _add_convert(_command(commands, convert, "write a checkpoint for another tool, or read one of it", _CONVERT))
     _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
+    _add_bench(_command(commands, bench, "time exported files against each other", _BENCH))
     return parser
 
 
@@ -118,9 +136,40 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", type=Path, dest="document", metavar="FILE", help="write the figures as well")
 
 
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "paths", type=Path, nargs="+", metavar="FILE", help="exported files; the first is the baseline"
+    )
+    command.add_argument(
+        "--threads", type=_numbers, default=(1,), metavar="N[,M]", help="for each runtime, one or several; default: 1"
+    )
+    _add_image_size(command)
+    command.add_argument(
+        "--min-runs", type=_number, metavar="N", help=f"of each file, at least; default: {Until.min_runs}"
+    )
+    command.add_argument(
+        "--max-seconds", type=float, metavar="S", help=f"of all timed runs together; default: {Until.max_seconds:g}"
+    )
+    command.add_argument("--json", type=Path, dest="document", metavar="FILE", help="write the figures as well")
+
+
+def _number(text: str) -> int:
+    """A whole number from 1 on, as argparse reads it."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(_number, text.split(",")))
+
+
 def _add_image_size(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="where the files take any; default: a size they were made at"
+        "--image-size",
+        type=_number,
+        metavar="PIXELS",
+        help="where the files take any; default: a size they were made at",
     )
 
 

@@ -45,6 +45,11 @@ class Exported:
         """``fp32`` or ``fp16`` as the manifest says; ``fp32`` without one."""
         return self.manifest["precision"] if self.manifest else "fp32"
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file, or of all that is in the package."""
+        return sum(part.stat().st_size for part in [self.path, *self.path.rglob("*")] if part.is_file())
+
 
 @dataclass(frozen=True)
 class Images:

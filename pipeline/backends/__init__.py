@@ -38,6 +38,17 @@ SUFFIXES = MappingProxyType(
 )
 """The backend that reads a file, by the file's suffix."""
 
+RUNTIMES = MappingProxyType(
+    {
+        "executorch": "ExecuTorch",
+        "onnx": "ONNX Runtime",
+        "tensorrt": "TensorRT",
+        "coreml": "Core ML",
+        "pytorch": "PyTorch",
+    }
+)
+"""What `open_session` of each backend opens a file with, in words."""
+
 
 def load(name: str) -> ModuleType:
     """The module of a backend: ``tensorrt``, ``coreml``, ``executorch``, ``onnx`` or ``pytorch``."""

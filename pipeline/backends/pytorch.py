@@ -51,7 +51,9 @@ def read(file: Path) -> "tuple[torch.export.ExportedProgram, dict[str, Any]]":
 
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of a program by type; ``convolution``, ``batch_norm``, ``total``.
+    """Operations of a program by type; ``convolution``, ``batch_norm``, ``join``, ``total``.
+
+    ``join`` counts additions of two values that depend on the input.
 
     Raises:
         InputError: as for `read`.
@@ -69,6 +71,7 @@ def census(file: Path) -> dict[str, int]:
     return {
         "convolution": sum(count for name, count in operations.items() if name.startswith("aten.conv")),
         "batch_norm": sum(count for name, count in operations.items() if "batch_norm" in name),
+        "join": _joins(program.graph),
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
@@ -141,6 +144,16 @@ def input_shape(program: "torch.export.ExportedProgram") -> tuple[int | None, ..
 def output_shape(program: "torch.export.ExportedProgram") -> tuple[int | None, ...]:
     """Shape of a program's one output, None where the program gives any size."""
     return _shape(program, program.graph_signature.user_outputs[0])
+
+
+def _joins(graph: "torch.fx.Graph") -> int:
+    computed, joins = set(graph.find_nodes(op="placeholder")[-1:]), 0  # the image; before it come the weights
+    for node in graph.nodes:
+        depending = computed.intersection(node.all_input_nodes)
+        joins += str(node.target).startswith(("aten.add.", "aten.add_.")) and len(depending) > 1
+        if depending:
+            computed.add(node)
+    return joins
 
 
 def _session(file: Path, threads: int, exact: bool) -> "Callable[[np.ndarray], np.ndarray]":

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, comparison, exported, worker
+from pipeline import backends, bisection, comparison, exported, programs, worker
 from pipeline.commands.tables import aligned
 from pipeline.errors import GateError, InputError, StageError
 from pipeline.exported import Exported
-from pipeline.manifest import write_json
+from pipeline.manifest import ExportSpec, Preprocessing, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-_COUNTED = ("convolution", "batch_norm", "total")
+_COUNTED = ("convolution", "batch_norm", "join", "total")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class _Side:
     file: Exported
     session: str
     runtime: str
-    census: dict[str, int]
+    census: dict[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def check(
     got, want = (_logits(side, fed, shape[0]) for side in sides)
     logits = comparison.compare(got, want)
     passed = logits.relative_error <= allowed
-    departure = None if passed else _departure(sides, fed.one(logits.image), shape[0], exact, allowed)
+    departure = None if passed else _departure(sides, fed.one(logits.image), shape, exact, allowed)
     found = _Finding(sides, fed, logits, allowed, why, departure)
     print(_shown(found))
     if document:
@@ -123,26 +123,48 @@ def _logits(side: _Side, fed: exported.Images, batch: int) -> "np.ndarray":
 
 
 def _departure(
-    sides: tuple[_Side, _Side], image: "np.ndarray", batch: int, exact: bool, tolerance: float
+    sides: tuple[_Side, _Side], image: "np.ndarray", shape: tuple[int, ...], exact: bool, tolerance: float
 ) -> comparison.Departure | str:
-    """The first layer that differs; or in words why that is not known."""
+    """The first layer that differs; or in words what else is known of where."""
     import numpy as np
 
-    for side in sides:
-        if not hasattr(backends.load(side.file.backend), "outputs_by_layer") or side.session == "own":
-            return f"{side.runtime} does not tell what each layer of {side.file.path.name} gives"
-    repeated = np.repeat(image[None], batch, axis=0)
+    fed = np.ascontiguousarray(np.broadcast_to(image, shape))
+    silent = [side for side in sides if not _tells_layers(side)]
     try:
-        got, want = (
-            worker.outputs_by_layer(side.file.backend, side.file.path, repeated, exact=exact) for side in sides
-        )
+        if not silent:
+            return _first_of_both(sides, fed, exact, tolerance)
+        file, against = (side.file for side in sides)
+        if silent == [sides[0]] and against.backend == "pytorch" and hasattr(backends.load(file.backend), "export"):
+            return _located(file, against, fed, tolerance)
     except (StageError, InputError) as error:
-        return f"it is not known which layer departs, since {error}"
-    found = comparison.first_departure(got, want, tolerance)
-    if found is None:
-        common = sum(name in got for name in want)
-        return f"none of the {common} layers that both name departs by itself" if common else "they name no layer alike"
-    return found
+        return f"it is not known which layer departs: {str(error).rstrip('.')}"
+    return f"{silent[0].runtime} does not tell what each layer of {silent[0].file.path.name} gives"
+
+
+def _tells_layers(side: _Side) -> bool:
+    return side.session != "own" and hasattr(backends.load(side.file.backend), "outputs_by_layer")
+
+
+def _first_of_both(
+    sides: tuple[_Side, _Side], image: "np.ndarray", exact: bool, tolerance: float
+) -> comparison.Departure | str:
+    got, want = (worker.outputs_by_layer(side.file.backend, side.file.path, image, exact=exact) for side in sides)
+    common = sum(name in got for name in want)
+    nowhere = (
+        f"none of the {common} layers that both name departs by itself" if common else "no layer bears one name in both"
+    )
+    return comparison.first_departure(got, want, tolerance) or nowhere
+
+
+def _located(file: Exported, against: Exported, image: "np.ndarray", tolerance: float) -> str:
+    """Where a file departs from a program that it may have been exported from; the exporter tells."""
+    from pipeline.backends import pytorch
+
+    program, _ = pytorch.read(against.path)
+    static = programs.static(program.module(check_guards=False), image.shape)
+    unused = Preprocessing(image.shape[-1], (0.0,) * 3, (1.0,) * 3, ())  # outside of the file, where layers are silent
+    spec = ExportSpec(file.precision, image.shape, unused)
+    return bisection.locate(file.backend, file.path, static, spec, image, tolerance)
 
 
 def _shown(found: _Finding) -> str:
@@ -151,7 +173,7 @@ def _shown(found: _Finding) -> str:
         ("", *(str(side.file.path) for side in sides)),
         ("run by", *(side.runtime for side in sides)),
         ("precision", *(side.file.precision for side in sides)),
-        *((name.replace("_", " "), *(str(side.census.get(name, "-")) for side in sides)) for name in _COUNTED),
+        *((name.replace("_", " "), *(_count(side.census.get(name)) for side in sides)) for name in _COUNTED),
     ]
     error = f"{logits.relative_error:.2e} of the largest logit, {abs(logits.got - logits.want):.2e} absolute"
     facts = [
@@ -187,6 +209,10 @@ def _document(found: _Finding) -> dict[str, Any]:
         "tolerance": found.tolerance,
         "departure": None if found.departure is None else str(found.departure),
     }
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else str(number)
 
 
 def _number(value: float) -> float | None:
