@@ -28,7 +28,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ class Runtime:
     suffix: str
 
     def unavailable(self) -> Unavailable | None:
-        return import_module(self.module if "." in self.module else f"pipeline.backends.{self.module}").unavailable()
+        return backends.load(self.module).unavailable()
 
 
 RUNTIMES = (
@@ -269,8 +268,8 @@ def heading(network: str, found: Mapping[str, Any]) -> str:
     branched, fused = (f"{found['operations'][form] / 1e9:.2f}" for form in FORMS)
     return (
         f"**{network}**: {branched} GFLOP branched, {fused} fused; a product of float32 matrices of {PRODUCT_SIDE} x "
-        f"{PRODUCT_SIDE} reaches {found['peak_gflops']:.1f} GFLOP/s. {latency['n']} runs of each in {latency['launches']} "
-        "launches."
+        f"{PRODUCT_SIDE} reaches {found['peak_gflops']:.1f} GFLOP/s. {latency['n']} runs of each in "
+        f"{latency['launches']} launches."
     )
 
 

@@ -15,6 +15,7 @@ Where 3 or 4 fails, the message names the first layer whose output departs. chec
 was found, and what could not be.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +123,7 @@ def _hold_preprocessing(manifest: Path, written: dict[str, Any], proved: dict[st
             )
 
 
-def _hold_census(file: Path, census: dict[str, int | None], reference: references.Reference) -> None:
+def _hold_census(file: Path, census: dict[str, int], reference: references.Reference) -> None:
     wanted = programs.census(reference.program.module(check_guards=False))
     if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
         raise GateError(
@@ -130,7 +131,7 @@ def _hold_census(file: Path, census: dict[str, int | None], reference: reference
             f"network has {wanted['convolution']} and none. The exporter undid the fold, or was given the branched "
             "network."
         )
-    if census["join"] is not None and census["join"] > wanted["join"]:
+    if census["join"] > wanted["join"]:
         raise GateError(
             f"{file}: adds branches at {census['join']} places, but the fused network at {wanted['join']}. A branch "
             "was left unfused, or the exporter undid the fold."
@@ -195,7 +196,8 @@ class _Checked:
         allowance = precision == "fp16" and self.settings.check.tolerance is None
         by_itself = self.reference.loss_in_half if allowance else 0.0
         if not error <= _SLACK * by_itself:
-            program = f", and fused.pt2 itself moves by {by_itself:.1e} in half precision" if by_itself else ""
+            moves = f"moves by {by_itself:.1e}" if math.isfinite(by_itself) else "overflows"
+            program = f", and fused.pt2 itself {moves} in half precision" if by_itself else ""
             raise GateError(
                 f"{self.file}: {found} fused.pt2, off by {error:.1e} of the largest logit; tolerance for {precision} "
                 f"is {tolerance:.0e}{program}. {_sentence(self._where(found.image, exact=False, tolerance=tolerance))} "

@@ -51,8 +51,8 @@ RUNTIMES = MappingProxyType(
 
 
 def load(name: str) -> ModuleType:
-    """The module of a backend: ``tensorrt``, ``coreml``, ``executorch``, ``onnx`` or ``pytorch``."""
-    return import_module(f"{__name__}.{name}")
+    """The module of a backend: a name in `SUFFIXES`, or the dotted name of a module elsewhere."""
+    return import_module(name if "." in name else f"{__name__}.{name}")
 
 
 def by_suffix(file: Path) -> str:

@@ -65,14 +65,13 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     }
 
 
-def census(file: Path) -> dict[str, int | None]:
+def census(file: Path) -> dict[str, int]:
     """Operations that a .pte runs, inside XNNPACK and out of it, by name.
 
     ``convolution`` counts every convolution node. A batch norm that follows a convolution is folded
     into it when the file is made, and XNNPACK runs any other as a depthwise convolution, so
     ``batch_norm`` counts only what is left to ExecuTorch's own kernels. ``join`` counts XNNPACK's additions of
-    two computed values: a branch that was not folded ends in one. It is None where kernels run outside XNNPACK,
-    since constants then come to XNNPACK as computed values do.
+    two values that it computed: a branch that was not folded ends in one.
 
     Raises:
         InputError: the file is not a whole ExecuTorch program.
@@ -84,7 +83,7 @@ def census(file: Path) -> dict[str, int | None]:
             count for name, count in operations.items() if "conv" in name.lower() and name != "XNNConvert"
         ),
         "batch_norm": sum(count for name, count in operations.items() if "batch_norm" in name),
-        "join": found.joins if not found.kernels else None,
+        "join": found.joins,
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }

@@ -19,6 +19,7 @@ from pipeline.errors import InputError, StageError
 _MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
 _KERNEL_CALL, _DELEGATE_CALL, _TENSOR = 1, 2, 5
 _QUANTIZED_TENSOR = 2
+_EXTERNAL_INPUT = 1
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Contents:
         kernels: calls of ExecuTorch's own kernels, outside any delegate, by operator.
         delegates: calls of a delegate, by its name.
         nodes: nodes of the XNNPACK graphs, by kind, e.g. ``XNNConv2d``.
-        joins: how many of those nodes add two computed values.
+        joins: how many of those nodes add two values that XNNPACK computed.
     """
 
     kernels: Counter[str]
@@ -137,16 +138,17 @@ def _xnnpack_nodes(data: bytes, graph: int) -> Iterator[tuple[str, int]]:
 
 
 def _joins(data: bytes, graph: int, additions: list[int]) -> int:
-    """How many additions have no constant among their two inputs."""
-    constants = set()
+    """How many additions have two inputs that the graph itself computed: neither a constant nor from outside."""
+    given = set()
     for value in _tables(data, graph, 2):
         tensor = _child(data, value, 1)
         if _scalar(data, value, 0, "<B") == _QUANTIZED_TENSOR:
             tensor = _child(data, tensor, 0)
-        if _scalar(data, tensor, 3, "<I"):  # its place among the constants; 0 is none of them
-            constants.add(_scalar(data, tensor, 6, "<I"))
+        place_among_constants, flags = (_scalar(data, tensor, slot, "<I") for slot in (3, 5))
+        if place_among_constants or flags & _EXTERNAL_INPUT:
+            given.add(_scalar(data, tensor, 6, "<I"))
     inputs = [{_scalar(data, node, slot, "<I") for slot in (0, 1)} for node in additions]
-    return sum(not pair & constants for pair in inputs)
+    return sum(not pair & given for pair in inputs)
 
 
 def _xnnpack_kinds() -> list[str]:
