@@ -68,7 +68,7 @@ def percentile(launches: "Samples", q: float) -> dict[str, float | None]:
         q: which, 0 to 100.
 
     Returns:
-        ``value``, ``low`` and ``high``, ms; the last two None where they cannot be told.
+        ``value``, ``low`` and ``high``, ms; the last two within what was seen, or None where they cannot be told.
 
     Raises:
         ValueError: there is no sample, or one is not a finite number.
@@ -78,9 +78,13 @@ def percentile(launches: "Samples", q: float) -> dict[str, float | None]:
     samples = _all(launches)
     value = float(np.percentile(samples, q))
     low, high = _interval([float(np.percentile(part, q)) for part in _parts(launches)], value)
-    if samples.size * (100 - q) / 100 < _MIN_BEYOND:
-        low = high = None
-    return {"value": _rounded(value), "low": _rounded(low), "high": _rounded(high)}
+    if low is None or samples.size * (100 - q) / 100 < _MIN_BEYOND:
+        return {"value": _rounded(value), "low": None, "high": None}
+    return {
+        "value": _rounded(value),
+        "low": _rounded(max(low, samples.min())),
+        "high": _rounded(min(high, samples.max())),
+    }
 
 
 def speedup(before: "Samples", after: "Samples") -> dict[str, Any]:

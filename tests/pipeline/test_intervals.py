@@ -63,11 +63,20 @@ def test_summary_of_nothing_or_of_no_number_is_an_error(samples):
 
 def test_interval_by_hand():
     """Student's t over the logarithms of 1, 2 and 4: mean log 2, deviation log 2, t of two degrees of freedom."""
-    got = intervals.percentile(launches(1, 2, 4), 50)
+    got = intervals.speedup(launches(1, 2, 4), launches(1, 1, 1))
     half = 4.303 * math.log(2) / math.sqrt(3)
-    assert got["value"] == 2.0
+    assert got["median"] == 2.0
     assert got["low"] == pytest.approx(2 * math.exp(-half), abs=1e-6)
     assert got["high"] == pytest.approx(2 * math.exp(half), abs=1e-6)
+
+
+def test_a_percentiles_interval_stays_within_what_was_seen():
+    assert intervals.percentile(launches(1, 2, 4), 50) == {"value": 2.0, "low": 1.0, "high": 4.0}
+    half = 2.776 * 0.01 / math.sqrt(5)
+    steps = [-1, -1, 0, 1, 1]  # hundredths, of deviation one
+    got = intervals.percentile([np.tile([0.5, math.exp(step / 100), 9], (10, 1)) for step in steps], 50)
+    bounds = [pytest.approx(math.exp(side * half), abs=1e-6) for side in (-1, 1)]
+    assert [got["low"], got["high"]] == bounds
 
 
 def test_a_percentile_is_only_bounded_where_enough_runs_were_slower():
