@@ -178,13 +178,18 @@ def _measure_on(
             "transfer_ms": worker.transfer_ms(jobs[form], _image(shape)),
         }
     packages = [*backends.load(backend).PACKAGES, *_ALSO_RUN_BY.get(backend, ())]
+    falling = [
+        f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
+        for form, entry in forms.items()
+        if entry["warmup"] and not entry["warmup"]["steady"]
+    ]
     fed = {"batch": shape[0], "image": f"random normal, seed {_SEED}", **asdict(until)}
     return {
         "threads": threads,
         "forms": forms,
         "speedup": intervals.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None,
         "stopped_by": timed.timing.stopped_by,
-        "conditions": conditions.describe(threads, packages, before, after) | fed,
+        "conditions": conditions.describe(threads, packages, before, after, falling) | fed,
     }
 
 

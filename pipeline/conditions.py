@@ -64,13 +64,16 @@ def snapshot() -> Snapshot:
     )
 
 
-def describe(threads: int, packages: Sequence[str], before: Snapshot, after: Snapshot) -> dict[str, Any]:
+def describe(
+    threads: int, packages: Sequence[str], before: Snapshot, after: Snapshot, warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write down the conditions of a measurement.
 
     Args:
         threads: cores that the measurement used.
         packages: distributions whose versions matter.
         before, after: the machine around it.
+        warnings: of the measurement itself, to stand beside those of the machine.
 
     Returns:
         JSON types. `other_load` is how many cores others kept busy meanwhile: a load average also remembers
@@ -97,7 +100,7 @@ def describe(threads: int, packages: Sequence[str], before: Snapshot, after: Sna
         "cpu_mhz_before": before.cpu_mhz,
         "cpu_mhz_after": after.cpu_mhz,
         "busy": busy is not None,
-        "warning": "; ".join(filter(None, (busy, crowded))) or None,
+        "warning": "; ".join(filter(None, (busy, crowded, *warnings))) or None,
     }
 
 

@@ -66,6 +66,12 @@ def test_busy_where_others_used_the_machine(machine, load, warning):
     assert (got["load_average_before"], got["load_average_after"]) == (load, 0.0)
 
 
+def test_warnings_of_the_measurement_stand_beside_those_of_the_machine():
+    quiet = [conditions.Snapshot(0.0, at, at, at) for at in (0.0, 10.0)]
+    got = conditions.describe(1, (), *quiet, warnings=["it never got steady", "nor quick"])
+    assert (got["busy"], got["warning"]) == (False, "it never got steady; nor quick")
+
+
 def test_more_threads_than_cores_are_warned_of_and_are_not_others_load():
     quiet = [conditions.Snapshot(0.0, at, at, at) for at in (0.0, 10.0)]
     cores = conditions.describe(1, (), *quiet)["cores"]
