@@ -1,9 +1,11 @@
 """Measure what the fold gained: the fused file against the branched one, on the target's own runtime.
 
-Both are timed in turn (A B A B) in one process, on one random image, and `speedup` is the median of the
-paired ratios with a 95 % bootstrap interval. Load time, first inference and memory come from a process of
-their own for each file. bench.json also holds the accuracy that check found, and the conditions: a figure
-without them is worth nothing, and little if something else was running (`busy`).
+Both are timed in turn (A B A B) on one random image, each in a process of its own that is started afresh a few times,
+and `speedup` is the median of the paired ratios with a 95 % interval over these launches. Every number of threads in
+the target's settings is measured by itself; the first is the headline. bench.json also holds load time, first
+inference, memory, the accuracy that check found, and the conditions: a figure without them is worth nothing, and
+little if something else was running (`busy`). profile.json tells where the time of the fused file goes, where the
+runtime can. docs/benchmarks.md says what each key means.
 
 Where the target's runtime is not on this machine, `status` is `unavailable`, with the reason and what to do.
 The same network's figures on ONNX Runtime, in fp32, then stand under `reference`: they say what the fold does
@@ -17,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, checkpoints, conditions, intervals, measure, stage, store, worker
+from pipeline import backends, checkpoints, conditions, intervals, layers, measure, stage, store, worker
 from pipeline.config import Bench, BenchSettings
 from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _SEED = 0
 _REFERENCE = "onnx"
+_PROFILE_SECONDS = 2
+_PROFILE_RUNS = (20, 200)
 _ALSO_RUN_BY = {_REFERENCE: ("onnxruntime",)}
 _UNTIMED = dict.fromkeys(
     (
@@ -50,31 +54,41 @@ def run(
     fused: Path,
     checkpoint: Path,
     output: Path,
+    profile: Path,
 ) -> None:
     """Measure the exported files of one network for one target, and print the speed-up.
 
     Args:
-        settings: the backend, and how long to measure on how many threads.
+        settings: the backend, how long to measure, and on how many threads.
         manifest: the manifest.json that export wrote.
         check: the check.json that check wrote: these files are proven, and as accurate as it says.
         files: the exported files beside the manifest.
         fused: artifacts/<model>/fused.pt2, for the reference.
         checkpoint: artifacts/<model>/checkpoint.safetensors, for the reference's branched form.
         output: where bench.json goes.
+        profile: where profile.json goes.
 
     Raises:
         InputError: a file that the manifest names is missing, or has other content than it says.
-        StageError: a runtime failed, or ended its process; the bench.json of before is left in place.
+        StageError: a runtime failed, or ended its process; what stood there before is left in place.
     """
     backend = backends.load(settings.backend)
     unavailable = backend.unavailable()
     host = {"machine": conditions.fingerprint(), "unavailable": unavailable and asdict(unavailable)}
+
+    def build(places: dict[str, Path], scratch: Path) -> None:
+        written, checked = read_json(manifest), read_json(check)
+        opened = _opened_files(written, files, manifest)
+        document = _bench(settings, unavailable, written, checked, opened, fused, checkpoint, scratch)
+        write_json(places["bench"], document)
+        write_json(places["profile"], _profile(settings.backend, document, opened["fused"], fused))
+
     store.cached(
         "bench",
         settings=settings.model_dump(mode="json"),
         inputs={"manifest": manifest, "check": check, "fused": fused, "checkpoint": checkpoint}
         | {file.name: file for file in files},
-        outputs={"bench": output},
+        outputs={"bench": output, "profile": profile},
         code=(
             "pipeline.bench",
             backend.__name__,
@@ -83,25 +97,21 @@ def run(
         ),
         packages=("torch", *backend.PACKAGES),
         host=json.dumps(host, sort_keys=True),
-        build=lambda places, scratch: write_json(
-            places["bench"], _bench(settings, unavailable, manifest, check, files, fused, checkpoint, scratch)
-        ),
+        build=build,
     )
-    print(_headline(read_json(output)), flush=True)
+    print("\n".join([_headline(read_json(output)), *_dearest(read_json(profile))]), flush=True)
 
 
 def _bench(
     settings: BenchSettings,
     unavailable: Unavailable | None,
-    manifest: Path,
-    check: Path,
-    files: list[Path],
+    written: dict[str, Any],
+    checked: dict[str, Any],
+    opened: dict[str, Path],
     fused: Path,
     checkpoint: Path,
     scratch: Path,
 ) -> dict[str, Any]:
-    written, checked = read_json(manifest), read_json(check)
-    opened = _opened_files(written, files, manifest)
     shape = tuple(written["input"]["shape"])
     reference = None
     if unavailable is None:
@@ -168,13 +178,18 @@ def _measure_on(
             "transfer_ms": worker.transfer_ms(jobs[form], _image(shape)),
         }
     packages = [*backends.load(backend).PACKAGES, *_ALSO_RUN_BY.get(backend, ())]
+    falling = [
+        f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
+        for form, entry in forms.items()
+        if entry["warmup"] and not entry["warmup"]["steady"]
+    ]
     fed = {"batch": shape[0], "image": f"random normal, seed {_SEED}", **asdict(until)}
     return {
         "threads": threads,
         "forms": forms,
         "speedup": intervals.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None,
         "stopped_by": timed.timing.stopped_by,
-        "conditions": conditions.describe(threads, packages, before, after) | fed,
+        "conditions": conditions.describe(threads, packages, before, after, falling) | fed,
     }
 
 
@@ -193,6 +208,24 @@ def _warmup(launches: Sequence[measure.WarmUp]) -> dict[str, Any] | None:
         "seconds": round(sum(one.seconds for one in launches), 3),
         "steady": all(one.steady for one in launches),
     }
+
+
+def _profile(backend: str, document: dict[str, Any], file: Path, fused: Path) -> dict[str, Any]:
+    """Where the time of the fused file goes, on as many threads as the headline's."""
+    about = {key: document[key] for key in ("target", "model", "backend", "precision")} | {"form": "fused"}
+    if document["status"] != "ok":
+        return {"status": document["status"], "reason": document["reason"], **about}
+    run = document["runs"][0]
+    inference_ms = run["forms"]["fused"]["latency_ms"]["p50"]
+    fewest, most = _PROFILE_RUNS
+    runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
+    shape = tuple(document["input"]["shape"])
+    operations = worker.profile(worker.Job(backend, file), _image(shape), run["threads"], runs)
+    if operations is None:
+        reason = f"the {backend} backend does not tell where the time of an inference goes"
+        return {"status": "unavailable", "reason": reason, **about}
+    told = layers.document(operations, fused, inference_ms)
+    return {"status": "ok", "reason": None, **about, "threads": run["threads"], "runs": runs, **told}
 
 
 def _export_reference(written: dict[str, Any], fused: Path, checkpoint: Path, scratch: Path) -> dict[str, Path]:
@@ -218,23 +251,43 @@ def _headline(document: dict[str, Any]) -> str:
     name = f"{document['model']} on {document['target']}"
     lines = []
     if document["status"] == "ok":
-        lines.append(f"{name}: {_figures(document)}")
+        lines += _figures(name, document)
     else:
         lines.append(f"{name}: {document['status']}: {document['reason']}\n  to get a figure: {document['remedy']}")
     if reference := document["reference"]:
-        lines.append(f"  reference, {reference['runtime']} {reference['precision']} here: {_figures(reference)}")
-    if document["conditions"]["warning"]:
-        lines.append(f"  warning: {document['conditions']['warning']}")
+        lines += _figures(f"  reference, {reference['runtime']} {reference['precision']} here", reference)
+    warnings = {run["conditions"]["warning"] for run in (reference or document)["runs"]}
+    lines += [f"  warning: {warning}" for warning in sorted(filter(None, warnings))]
     return "\n".join(lines)
 
 
-def _figures(figures: dict[str, Any]) -> str:
-    times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in figures["forms"].items()]
-    speedup = figures["speedup"]
+def _figures(name: str, figures: dict[str, Any]) -> list[str]:
+    """A line for each number of threads."""
+    lines = []
+    for run in figures["runs"]:
+        at = f", {run['threads']} threads" if len(figures["runs"]) > 1 else ""
+        times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in run["forms"].items()]
+        lines.append(f"{name}{at}: {', '.join(times)}{_gained(run['speedup'])}")
+    return lines
+
+
+def _gained(speedup: dict[str, Any] | None) -> str:
     if speedup is None:
-        return ", ".join(times)
-    interval = f"95 % interval {speedup['low']:.2f} to {speedup['high']:.2f}"
-    return f"{', '.join(times)}; fused is {speedup['median']:.2f} times as fast ({interval})"
+        return ""
+    interval = ""
+    if speedup["low"] is not None:
+        interval = f" (95 % interval {speedup['low']:.2f} to {speedup['high']:.2f})"
+    return f"; fused is {speedup['median']:.2f} times as fast{interval}"
+
+
+def _dearest(profile: dict[str, Any]) -> list[str]:
+    if profile["status"] != "ok":
+        return []
+    head = f"  of {profile['inference_ms']:.3f} ms, all operations take {profile['sum_ms']:.3f} ms, the dearest:"
+    return [head] + [
+        f"  {one['ms']:9.3f} ms {one['share']:6.1%}  {one['layer'] or '-'}  ({one['name']})"
+        for one in layers.dearest(profile)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

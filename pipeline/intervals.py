@@ -11,7 +11,7 @@ Samples are, for each launch, float64 (rounds, runs) in ms: a row is a block of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def percentile(launches: "Samples", q: float) -> dict[str, float | None]:
         q: which, 0 to 100.
 
     Returns:
-        ``value``, ``low`` and ``high``, ms; the last two None where they cannot be told.
+        ``value``, ``low`` and ``high``, ms; the last two within what was seen, or None where they cannot be told.
 
     Raises:
         ValueError: there is no sample, or one is not a finite number.
@@ -77,10 +77,14 @@ def percentile(launches: "Samples", q: float) -> dict[str, float | None]:
 
     samples = _all(launches)
     value = float(np.percentile(samples, q))
-    low, high = _interval([float(np.percentile(part, q)) for part in _parts(launches)], value)
-    if samples.size * (100 - q) / 100 < _MIN_BEYOND:
-        low = high = None
-    return {"value": _rounded(value), "low": _rounded(low), "high": _rounded(high)}
+    low, high = _interval(launches, lambda part: float(np.percentile(part, q)), value)
+    if low is None or samples.size * (100 - q) / 100 < _MIN_BEYOND:
+        return {"value": _rounded(value), "low": None, "high": None}
+    return {
+        "value": _rounded(value),
+        "low": _rounded(max(low, samples.min())),
+        "high": _rounded(min(high, samples.max())),
+    }
 
 
 def speedup(before: "Samples", after: "Samples") -> dict[str, Any]:
@@ -105,15 +109,14 @@ def speedup(before: "Samples", after: "Samples") -> dict[str, Any]:
         raise ValueError(f"paired blocks have equal shapes (rounds, runs) in each launch, got {shapes}")
     ratios = [np.median(one, axis=1) / np.median(other, axis=1) for one, other in zip(before, after, strict=True)]
     value = float(np.median(np.concatenate(ratios)))
-    parts = _parts(ratios)
-    low, high = _interval([float(np.median(part)) for part in parts], value)
-    over = f"{len(parts)} launches" if len(ratios) > 1 else f"{len(parts)} consecutive parts of one launch"
+    low, high = _interval(ratios, lambda part: float(np.median(part)), value)
+    over = f"{len(ratios)} launches" if len(ratios) > 1 else f"{len(_parts(ratios[0]))} consecutive parts of one launch"
     return {
         "median": _rounded(value),
         "low": _rounded(low),
         "high": _rounded(high),
         "n": sum(map(len, ratios)),
-        "by_launch": [_rounded(float(np.median(part))) for part in ratios],
+        "by_launch": [_rounded(float(np.median(launch))) for launch in ratios],
         "method": "median of the paired ratios of block medians, blocks of "
         f"{shapes[0][0][1]} runs taken in turn; 95 % interval by Student's t over the medians of {over}",
     }
@@ -126,25 +129,38 @@ def relative_width(figure: Mapping[str, Any]) -> float:
     return (figure["high"] - figure["low"]) / figure.get("value", figure.get("median"))
 
 
-def _interval(values: Sequence[float], figure: float) -> tuple[float | None, float | None]:
-    """Of the geometric mean of independent values, widened where need be to hold the figure of all together."""
+def _interval(
+    launches: "Samples", statistic: "Callable[[np.ndarray], float]", figure: float
+) -> tuple[float | None, float | None]:
+    """Student's t over the logarithms of what each launch gives; over the parts of the launch, if it is the only one.
+
+    Few launches can agree by luck. So their deviation counts for no less than what the parts of each launch let
+    expect; and the interval is widened, where need be, to hold the figure of all runs together.
+    """
+    within = [[statistic(part) for part in _parts(launch)] for launch in launches]
+    values = [statistic(launch) for launch in launches] if len(launches) > 1 else within[0]
     if len(values) < 2 or min(values) <= 0:
         return None, None
-    logs = [math.log(value) for value in values]
-    mean = math.fsum(logs) / len(logs)
-    deviation = math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / (len(logs) - 1))
-    half = _T[min(len(logs) - 1, len(_T)) - 1] * deviation / math.sqrt(len(logs))
+    deviation, count = _deviation(values), len(values)
+    if len(launches) > 1:
+        squares = [_deviation(parts) ** 2 / len(parts) for parts in within if len(parts) > 1 and min(parts) > 0]
+        deviation = max(deviation, math.sqrt(math.fsum(squares) / max(1, len(squares))))
+    mean = math.fsum(map(math.log, values)) / count
+    half = _T[min(count - 1, len(_T)) - 1] * deviation / math.sqrt(count)
     return min(figure, math.exp(mean - half)), max(figure, math.exp(mean + half))
 
 
-def _parts(launches: "Samples") -> "Sequence[np.ndarray]":
-    """The launches; or what stands for them, consecutive parts of the only one."""
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation of the logarithms."""
+    logs = [math.log(value) for value in values]
+    mean = math.fsum(logs) / len(logs)
+    return math.sqrt(math.fsum((log - mean) ** 2 for log in logs) / (len(logs) - 1))
+
+
+def _parts(launch: "np.ndarray") -> "list[np.ndarray]":
     import numpy as np
 
-    if len(launches) > 1:
-        return launches
-    (only,) = launches
-    return np.array_split(only, min(_PARTS, len(only)))
+    return np.array_split(launch, min(_PARTS, len(launch)))
 
 
 def _all(launches: "Samples") -> "np.ndarray":

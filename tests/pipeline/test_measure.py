@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from pipeline import measure
+from pipeline import intervals, measure
 from pipeline.measure import BLOCK, Until
 
 
@@ -135,6 +135,23 @@ def test_of_three_forms_the_widest_interval_counts(third, launches):
 def test_of_one_form_the_interval_of_its_median_counts(form, launches):
     timing = Machine(a=form).time(min_launches=3, max_launches=5, target_width=0.02, max_seconds=60)
     assert len(timing.samples_ms["a"]) == launches
+
+
+def test_intervals_cover_the_truth_with_the_early_stop_included():
+    """Launches by half a percent and blocks by one: narrow enough after three launches in some cases."""
+    random, covered, launches = np.random.default_rng(0), 0, Counter()
+    for _ in range(150):
+        luck = random.normal(0, 0.005, 5)
+        machine = Machine(
+            a=lambda launch, block: 2 * random.lognormal(luck[launch], 0.01),  # noqa: B023
+            b=lambda launch, block: random.lognormal(0, 0.01),
+        )
+        timing = machine.time(min_runs=50, max_seconds=1, min_launches=3, max_launches=5, target_width=0.02)
+        got = intervals.speedup(timing.samples_ms["a"], timing.samples_ms["b"])
+        covered += got["low"] <= 2 <= got["high"]
+        launches[len(got["by_launch"])] += 1
+    assert covered >= 0.93 * 150
+    assert launches[3] > 15 and launches[5] > 15
 
 
 def test_functions_of_this_process_are_timed_by_the_wall_clock():
