@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline import foreign, networks
 from pipeline.errors import InputError, nearest
@@ -17,6 +17,12 @@ from pipeline.strict import Strict, read_yaml, unknown_key, validate, where
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
+
+
+def _each_once(threads: tuple[int, ...]) -> tuple[int, ...]:
+    if not threads or len(set(threads)) < len(threads):
+        raise ValueError(f"give one number of threads, or several different ones, not {list(threads)}")
+    return threads
 
 
 class Data(Strict):
@@ -166,12 +172,19 @@ class Check(Strict):
 
 
 class Bench(Strict):
-    """How long a benchmark runs, and on how many threads."""
+    """How long a benchmark runs, and on how many threads. Each number of threads is measured for itself."""
 
-    threads: int = Field(1, ge=1)
-    warmup_seconds: float = Field(0.5, ge=0)
+    threads: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        BeforeValidator(lambda given: (given,) if isinstance(given, int) else given),
+        AfterValidator(_each_once),
+    ] = Field((1,), description="one number or several; the first is the headline")
+    warmup_seconds: float = Field(0.2, ge=0, description="of each form in each launch; on until it is steady")
     min_runs: int = Field(50, ge=10, description="of each form")
-    max_seconds: float = Field(5.0, gt=0, description="for all the timed runs of both forms together")
+    max_seconds: float = Field(3.0, gt=0, description="for all the timed runs of both forms together")
+    target_width: float = Field(
+        0.02, ge=0, description="of the speed-up's interval, as a share of it; narrow enough to stop early"
+    )
 
 
 class Target(Strict):

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.errors import InputError, StageError
 
 _MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
-_KERNEL_CALL, _DELEGATE_CALL = 1, 2
+_KERNEL_CALL, _DELEGATE_CALL, _TENSOR = 1, 2, 5
 _QUANTIZED_TENSOR = 2
 _EXTERNAL_INPUT = 1
 
@@ -73,6 +73,27 @@ def read(file: Path) -> Contents:
         return _contents(data)
     except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
+
+
+def shapes(file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of the first input and of the first output of a .pte, as they are planned.
+
+    Raises:
+        InputError: the file is not a whole ExecuTorch program, or its input or output is no tensor.
+    """
+    data = read_whole(file)
+    try:
+        plan = next(_tables(data, _follow(data, 0), 1))
+        values = list(_tables(data, plan, 2))
+        return tuple(_sizes(data, values[_numbers(data, plan, slot)[0]]) for slot in (3, 4))
+    except (struct.error, IndexError, OverflowError, StopIteration) as error:
+        raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
+
+
+def _sizes(data: bytes, value: int) -> tuple[int, ...]:
+    if _scalar(data, value, 0, "<B") != _TENSOR:
+        raise IndexError("its input or output is no tensor")
+    return _numbers(data, _child(data, value, 1), 2)
 
 
 def _contents(data: bytes) -> Contents:
@@ -180,6 +201,12 @@ def _tables(data: bytes, table: int, slot: int) -> Iterator[int]:
     vector = _follow(data, at) if at else 0
     for index in range(struct.unpack_from("<I", data, vector)[0] if at else 0):
         yield _follow(data, vector + 4 + 4 * index)
+
+
+def _numbers(data: bytes, table: int, slot: int) -> tuple[int, ...]:
+    vector = _child(data, table, slot)
+    count = struct.unpack_from("<I", data, vector)[0]
+    return struct.unpack_from(f"<{count}i", data, vector + 4)
 
 
 def _bytes_at(data: bytes, table: int, slot: int) -> int:
