@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline import foreign, networks
+from pipeline import foreign, networks, options
 from pipeline.errors import InputError, nearest
 from pipeline.strict import Strict, read_yaml, unknown_key, validate, where
 
@@ -95,71 +95,6 @@ class Verify(Strict):
         5e-5, gt=0, description="relative error that fused may have in any case; half precision loses 20 times that"
     )
     batch_size: int = Field(256, ge=1)
-
-
-class DynamicBatch(Strict):
-    """The batches that an engine takes, and the one that it is tuned for."""
-
-    min: int = Field(1, ge=1)
-    opt: int = Field(ge=1)
-    max: int = Field(ge=2)
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "DynamicBatch":
-        if not self.min <= self.opt <= self.max or self.min == self.max:
-            raise ValueError(
-                f"dynamic_batch needs min <= opt <= max and min < max, not {self.min}, {self.opt}, {self.max}"
-            )
-        return self
-
-
-class TensorRTOptions(Strict):
-    """TensorRT: how engines are built; docs/tensorrt.md says what each is for."""
-
-    compute_capabilities: tuple[str, ...] = Field(
-        ("8.6", "8.9", "12.0"), description="GPUs that TensorRT-RTX builds for where full TensorRT is not installed"
-    )
-    dynamic_batch: DynamicBatch | None = Field(None, description="min, opt, max; default: `batch` alone")
-    timing_cache: str | None = Field(None, description="a file; default: one in the store's folder")
-    builder_optimization_level: int | None = Field(None, ge=0, le=5, description="default: TensorRT's own, 3")
-    workspace_mb: int | None = Field(None, ge=1, description="memory that one layer may take, MiB; default: all")
-    tf32: bool = Field(False, description="fp32 layers may compute with ten bits of fraction")
-
-
-class CoreMLOptions(Strict):
-    """Core ML: the oldest system to run on, what goes into the package besides the network, and where bench runs it."""
-
-    minimum_deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS16"
-    class_labels: bool = Field(False, description="a classifier: softmax, class label and probabilities come out")
-    normalization: bool = Field(False, description="takes an image of 0..255; mean and std are in the package")
-    compute_units: Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"] = Field(
-        "ALL", description="that Core ML may use where the package is run; NE is the Neural Engine"
-    )
-    device: Literal["mac", "iphone"] = Field("mac", description="that bench times: this Mac, or the iPhone connected")
-    development_team: str | None = Field(None, description="of an Apple Developer account; signs the iPhone's runner")
-
-    @model_validator(mode="after")
-    def _iphone_can_be_reached(self) -> "CoreMLOptions":
-        if self.device == "iphone" and not self.development_team:
-            raise ValueError(
-                "device: iphone needs development_team, the ten characters that Xcode signs an app for the phone with"
-            )
-        if self.device == "iphone" and self.normalization:
-            raise ValueError(
-                "device: iphone needs normalization: false; coremltools sends an iPhone arrays of numbers, no images"
-            )
-        return self
-
-
-class ExecuTorchOptions(Strict):
-    """ExecuTorch: nothing to choose yet."""
-
-
-_OPTIONS: dict[str, type[Strict]] = {
-    "tensorrt": TensorRTOptions,
-    "coreml": CoreMLOptions,
-    "executorch": ExecuTorchOptions,
-}
 
 
 class Check(Strict):
@@ -384,14 +319,14 @@ def _targets(overrides: Mapping[str, Any], root: Path) -> dict[str, Target]:
 
 def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
     values = _merge(read_yaml(path), override)
-    if "backend" in values and values["backend"] not in _OPTIONS:
+    if "backend" in values and values["backend"] not in options.BY_BACKEND:
         place = where(path, ("backend",))
         raise InputError(
-            f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(_OPTIONS))}"
+            f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(options.BY_BACKEND))}"
         )
     target = validate(Target, {"name": name, **values}, path, ())
-    options = validate(_OPTIONS[target.backend], target.options, path, ("options",))
-    return target.model_copy(update={"options": options.model_dump(mode="json")})
+    chosen = validate(options.BY_BACKEND[target.backend], target.options, path, ("options",))
+    return target.model_copy(update={"options": chosen.model_dump(mode="json")})
 
 
 def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
