@@ -79,7 +79,8 @@ def _check(
     written, proved = read_json(manifest), read_json(verify)
     _hold_preprocessing(manifest, written["preprocessing"], proved["preprocessing"])
     preprocessing = Preprocessing.from_dict(proved["preprocessing"])
-    reference = references.Reference(fused, split, references.spec_of(written, preprocessing))
+    spec = references.spec_of(written, preprocessing)
+    reference = references.Reference(fused, split, spec, whole_pixels=written["input"]["dtype"] == "uint8")
     places = {file.name: file for file in files}
     forms: dict[str, Any] = {}
     accuracy: dict[str, float | None] = {**proved["accuracy"], "file": None}
@@ -167,9 +168,8 @@ class _Checked:
         if not is_float32 and not offers:
             return {"not_checked": "this runtime has no float32 arithmetic for a float16 file"}
         images, want, own_error = self.reference.exact
-        if is_float32:
-            got = logits[: len(images)]
-        else:
+        got = logits[: len(images)]
+        if offers:
             batch = self.reference.spec.input_shape[0]
             got = worker.predict(self.settings.backend, self.file, images, session="exact", batch=batch)
         if self.form == "branched":

@@ -28,11 +28,13 @@ class Reference:
         fused: artifacts/<model>/fused.pt2.
         split: artifacts/split.json; its validation part is the images.
         spec: precision, input shape and preprocessing of the file.
+        whole_pixels: whether the file takes an image of 8-bit pixels, so that both sides are given such.
     """
 
     fused: Path
     split: Path
     spec: ExportSpec
+    whole_pixels: bool = False
 
     def images(self) -> "Iterator[np.ndarray]":
         """All validation images in order, preprocessed, as float32 pieces (m, 3, H, W); they need not fit in memory."""
@@ -134,7 +136,8 @@ class Reference:
     def _batches(self) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
         from pipeline.data import open_split
 
-        yield from open_split(self.split).batches("val", self.spec.preprocessing, _BATCH)
+        for images, labels in open_split(self.split).batches("val", self.spec.preprocessing, _BATCH):
+            yield (_as_pixels(images, self.spec.preprocessing) if self.whole_pixels else images), labels
 
 
 def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec:
@@ -142,6 +145,15 @@ def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec
     size = written["input"]["shape"][-1]
     fed = Preprocessing.from_dict({**vars(preprocessing), "image_size": size})
     return ExportSpec(written["precision"], tuple(written["input"]["shape"]), fed)
+
+
+def _as_pixels(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
+    """Normalized images whose pixels are whole numbers of 0..255."""
+    import torch
+
+    mean, std = (torch.tensor(one).view(1, -1, 1, 1) for one in (preprocessing.mean, preprocessing.std))
+    pixels = ((images * std + mean) * 255).round().clamp(0, 255)
+    return (pixels / 255 - mean) / std
 
 
 def _in_batches(module: "Callable[[torch.Tensor], torch.Tensor]", images: "torch.Tensor") -> "torch.Tensor":
