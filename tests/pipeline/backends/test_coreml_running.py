@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.backends.coreml import compute_plan, converting, packages, phone, running, sessions
 from pipeline.backends.noise import quiet
-from pipeline.config import CoreMLOptions
 from pipeline.errors import InputError, StageError
+from pipeline.options import CoreMLOptions
 
 off_a_mac = pytest.mark.skipif(platform.system() == "Darwin", reason="says what a machine without Core ML is told")
 TEAM = {"device": "iphone", "development_team": "A1B2C3D4E5"}
