@@ -44,11 +44,11 @@ def bench(
     if twice := next((path for path in paths if list(paths).count(path) > 1), None):
         raise InputError(f"{twice} is named twice, and a file is not faster than itself. Name it once.")
     files = [exported.open_file(path) for path in paths]
-    shape = exported.common_shape(files, image_size)
     missing = {file.path: found for file in files if (found := backends.load(file.backend).unavailable())}
     if len(missing) == len(files):
         why = next(iter(missing.values()))
         raise StageError(f"none of these files can be timed on this machine. {why.reason} {why.remedy}")
+    shape = exported.common_shape(files, image_size)
     given = {"min_runs": min_runs, "max_seconds": max_seconds}
     until = replace(measure.Until(), **{name: value for name, value in given.items() if value is not None})
     runs = []
