@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline import foreign, networks
+from pipeline import foreign, networks, options
 from pipeline.errors import InputError, nearest
 from pipeline.strict import Strict, read_yaml, unknown_key, validate, where
 
@@ -95,31 +95,6 @@ class Verify(Strict):
         5e-5, gt=0, description="relative error that fused may have in any case; half precision loses 20 times that"
     )
     batch_size: int = Field(256, ge=1)
-
-
-class TensorRTOptions(Strict):
-    """TensorRT: which GPUs TensorRT-RTX builds for where full TensorRT is not installed."""
-
-    compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
-
-
-class CoreMLOptions(Strict):
-    """Core ML: the oldest system to run on, and what goes into the package besides the network."""
-
-    minimum_deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS16"
-    class_labels: bool = Field(False, description="a classifier: softmax, class label and probabilities come out")
-    normalization: bool = Field(False, description="takes an image of 0..255; mean and std are in the package")
-
-
-class ExecuTorchOptions(Strict):
-    """ExecuTorch: nothing to choose yet."""
-
-
-_OPTIONS: dict[str, type[Strict]] = {
-    "tensorrt": TensorRTOptions,
-    "coreml": CoreMLOptions,
-    "executorch": ExecuTorchOptions,
-}
 
 
 class Check(Strict):
@@ -344,14 +319,14 @@ def _targets(overrides: Mapping[str, Any], root: Path) -> dict[str, Target]:
 
 def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
     values = _merge(read_yaml(path), override)
-    if "backend" in values and values["backend"] not in _OPTIONS:
+    if "backend" in values and values["backend"] not in options.BY_BACKEND:
         place = where(path, ("backend",))
         raise InputError(
-            f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(_OPTIONS))}"
+            f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(options.BY_BACKEND))}"
         )
     target = validate(Target, {"name": name, **values}, path, ())
-    options = validate(_OPTIONS[target.backend], target.options, path, ("options",))
-    return target.model_copy(update={"options": options.model_dump(mode="json")})
+    chosen = validate(options.BY_BACKEND[target.backend], target.options, path, ("options",))
+    return target.model_copy(update={"options": chosen.model_dump(mode="json")})
 
 
 def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ A backend has
 
 where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes). And, where it can,
 
+    inspect(files, facts, spec)                             raises where what the files say of themselves is not what
+                                                            the manifest does
     open_exact_session(file, threads) -> session            the same weights, as they are stored, in float32 arithmetic
     outputs_by_layer(file, image, exact) -> {name: array}   what each operation of the file gives, in the order of
                                                             execution, by the name of the program's node it came from

@@ -40,6 +40,13 @@ def text(data: bytes, table: int, slot: int) -> str:
     return data[start + 4 : start + 4 + struct.unpack_from("<I", data, start)[0]].decode()
 
 
+def numbers(data: bytes, table: int, slot: int) -> tuple[int, ...]:
+    """A list of int32."""
+    vector = child(data, table, slot)
+    count = struct.unpack_from("<I", data, vector)[0] if vector else 0
+    return struct.unpack_from(f"<{count}i", data, vector + 4) if count else ()
+
+
 def _follow(data: bytes, at: int) -> int:
     return at + struct.unpack_from("<I", data, at)[0]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.half import half
 from pipeline.backends.noise import quiet
+from pipeline.backends.open_batch import with_open_batch
 from pipeline.errors import InputError, StageError
 from pipeline.manifest import ExportSpec, Unavailable, versions
 
@@ -38,7 +39,8 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         program: float32, of static shape ``spec.input_shape``.
         files: where the one .onnx goes; its weights are inside.
         spec: ``fp16`` gives float16 tensors between a cast of the float32 input and one of the output,
-            so that the file itself carries the precision.
+            so that the file itself carries the precision. The option ``dynamic_batch``, a mapping with
+            ``min`` and ``max``, leaves the first dimension of input and output open.
 
     Each node of the file bears the name of the program's node that it came from, so that a runtime's own
     profile can be read; where several came from one, the last does, and the others add their operation to it.
@@ -47,14 +49,25 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         ``opset``.
 
     Raises:
-        StageError: an operation has no ONNX counterpart, or the file is not valid.
+        InputError: the target's batch is not within ``dynamic_batch``.
+        StageError: an operation has no ONNX counterpart, or needs the batch that it was traced with.
     """
+    batches = spec.options.get("dynamic_batch")
+    if batches and not batches["min"] <= spec.input_shape[0] <= batches["max"]:
+        raise InputError(
+            f"`batch` is {spec.input_shape[0]}, which is not within `dynamic_batch`, {batches['min']} to "
+            f"{batches['max']}. Check and bench run at `batch`: set it to one of these."
+        )
     with quiet():
         import torch
 
+        if spec.precision == "fp16":
+            program = half(program)
         try:
+            if batches:
+                program = with_open_batch(program, batches["min"], batches["max"])
             exported = torch.onnx.export(
-                half(program) if spec.precision == "fp16" else program,
+                program,
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
@@ -69,6 +82,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
                 f"network, or leave this target out."
             ) from error
     _name_nodes(model, exported.exported_program)
+    _name_batch(model.graph)
     _strip(model)
     files[0].write_bytes(model.SerializeToString(deterministic=True))
     check(files[0])
@@ -295,6 +309,15 @@ def _name_nodes(model: "onnx.ModelProto", decomposed: "torch.export.ExportedProg
             if name in last:
                 last[name].name = f"{name}/{last[name].output[0]}"
             last[name], node.name = node, name
+
+
+def _name_batch(graph: "onnx.GraphProto") -> None:
+    """Call an open first dimension ``batch``; the exporter takes a name that its tracer made up."""
+    traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if traced and size.dim_param:
+                size.dim_param = re.sub(rf"\b{traced}\b", "batch", size.dim_param)
 
 
 def _joins(nodes: "Sequence[onnx.NodeProto]", inputs: Sequence[str]) -> int:

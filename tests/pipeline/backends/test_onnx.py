@@ -197,6 +197,31 @@ def test_the_layers_of_a_bad_file_or_image_are_refused(exported, image, tmp_path
         backend.outputs_by_layer(exported["fp32", "fused"], image.numpy()[..., :8, :8])
 
 
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_an_open_batch_takes_any_within_its_bounds(programs, spec, tmp_path, precision):
+    file = tmp_path / "open.onnx"
+    backend.export(programs["branched"], [file], spec(precision, dynamic_batch={"min": 1, "opt": 2, "max": 5}))
+    ends = backend.check(file).graph.input[0], backend.check(file).graph.output[0]
+    sizes = [[size.dim_param or size.dim_value for size in end.type.tensor_type.shape.dim] for end in ends]
+    assert sizes == [["batch", 3, 16, 16], ["batch", 5]]
+    run, checked = backend.open_session(file, 1), backend.open_check_session(file, 1)
+    alone = programs["branched"].module()
+    for count in (1, 2, 5):
+        images = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
+        want = torch.cat([alone(one[None]) for one in images]).detach().numpy()
+        for session in (run, checked):
+            assert np.abs(session(images.numpy()) - want).max() / np.abs(want).max() < TOLERANCE[precision]
+    with pytest.raises(
+        InputError, match=re.escape("takes an input of shape ('batch', 3, 16, 16), but got (1, 3, 8, 8)")
+    ):
+        run(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_a_batch_outside_of_an_open_ones_bounds_is_refused(programs, spec, tmp_path):
+    with pytest.raises(InputError, match="`batch` is 1, which is not within `dynamic_batch`, 2 to 4"):
+        backend.export(programs["fused"], [tmp_path / "x"], spec(dynamic_batch={"min": 2, "opt": 2, "max": 4}))
+
+
 def _values(program, image):
     """What each node of a program gives, by its name."""
     found = {}

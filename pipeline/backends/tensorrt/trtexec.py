@@ -1,0 +1,266 @@
+"""trtexec, NVIDIA's own program, as the second way to TensorRT: a Jetson has it with JetPack, and needs no more.
+
+Written for TensorRT 10.3 to 11.4 from its options and its code that writes the files read here; it has not
+run here, for want of a GPU. Versions differ in their defaults (CUDA graphs, spinning, transfers), so all
+options are given.
+"""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.backends import onnx
+from pipeline.backends.tensorrt import layers
+from pipeline.backends.tensorrt.engines import engine_maker
+from pipeline.backends.tensorrt.options import Options
+from pipeline.errors import InputError, StageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STEADY = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
+"""One launch for the whole network, no sleep between runs, and the network alone on the clock."""
+
+_PLACES = ("/usr/src/tensorrt/bin",)  # JetPack's, which is not on PATH
+_ROUNDS = 10
+_SUMMARY = re.compile(r"(?:\[[^\]]*\] \[\w\] )?(Latency|Enqueue Time|H2D Latency|GPU Compute Time|D2H Latency): (.*)")
+_FIGURE = re.compile(r"(\w+(?:\([\d.]+%\))?) = ([\d.e+-]+|inf) ms")
+_VERDICT = re.compile(r"&&&& (\w+) TensorRT\.trtexec \[TensorRT v(\d+)\](?: \[b(\d+)\])?")
+
+
+def find() -> Path | None:
+    """Where trtexec is: on PATH, or where JetPack puts it; None where it is not."""
+    found = shutil.which("trtexec") or shutil.which("trtexec", path=":".join(_PLACES))
+    return Path(found) if found else None
+
+
+def fingerprint() -> str | None:
+    """What changes when another TensorRT is installed, without a run of it: size and date of the program."""
+    found = find()
+    return f"trtexec of {found.stat().st_size} bytes, {found.stat().st_mtime_ns}" if found else None
+
+
+def build_options(options: Options, input_name: str, input_shape: Sequence[int]) -> list[str]:
+    """What trtexec is told when it builds, files left out. ``--stronglyTyped`` does nothing from version 11 on."""
+    told = ["--stronglyTyped", "--profilingVerbosity=detailed", "--skipInference"]
+    if not options.tf32:
+        told.append("--noTF32")
+    if options.builder_optimization_level is not None:
+        told.append(f"--builderOptimizationLevel={options.builder_optimization_level}")
+    if options.workspace_mb is not None:
+        told.append(f"--memPoolSize=workspace:{options.workspace_mb}M")
+    for bound, batch in zip(("min", "opt", "max"), options.batches() or (), strict=False):
+        told += shape_option(input_name, (batch, *input_shape[1:]), f"{bound}Shapes")
+    return told
+
+
+def shape_option(input_name: str, shape: Sequence[int], option: str = "shapes") -> list[str]:
+    """The option that gives an input of open batch its shape."""
+    return [f"--{option}={input_name}:{'x'.join(str(size) for size in shape)}"]
+
+
+def build(onnx_file: Path, engine_file: Path, options: Options, timing_cache: str) -> str:
+    """Build an engine for this machine's GPU.
+
+    Args:
+        onnx_file: valid; its input's first dimension is open where ``options.dynamic_batch`` is set.
+        engine_file: where the engine goes.
+        options: see there.
+        timing_cache: a path in which ``{version}`` stands for TensorRT's: trtexec fails on another version's.
+
+    Returns:
+        TensorRT's version.
+
+    Raises:
+        StageError: trtexec failed; with its own last errors.
+    """
+    name, shape = _input_of(onnx_file)
+    if "{version}" in timing_cache:
+        timing_cache = timing_cache.replace("{version}", version(_run(["--help"], None)))
+    cache = Path(timing_cache)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    files = [f"--onnx={onnx_file}", f"--saveEngine={engine_file}", f"--timingCacheFile={cache}"]
+    return version(_run([*files, *build_options(options, name, shape)], onnx_file))
+
+
+def time_files(
+    files: Mapping[str, Path], image: "np.ndarray", *, warmup_seconds: float, min_runs: int, max_seconds: float
+) -> dict[str, list[list[float]]]:
+    """Time the forms of a network in turn: rounds of one trtexec call a form, short ones.
+
+    Args:
+        files: the .onnx of each form, or its .engine; an engine that is not of this TensorRT is built anew
+            from the .onnx beside it, for the batch of the image.
+        image: float32 (N, 3, H, W); its shape alone counts, since trtexec makes its own data.
+        warmup_seconds: of each call. min_runs: of each form, all rounds together. max_seconds: for all the
+            timed runs of all forms together; trtexec's own start and load come on top.
+
+    Returns:
+        By form, one list a round: what the GPU took for each inference, ms, transfers left out. Rounds hold
+        as many runs as fit into their time, so their lengths differ.
+
+    Raises:
+        InputError: a file is not an engine, or not valid ONNX.
+        StageError: trtexec failed.
+    """
+    seconds = max_seconds / (_ROUNDS * len(files))
+    told = [
+        *STEADY,
+        f"--warmUp={math.ceil(warmup_seconds * 1000)}",
+        f"--duration={seconds:.3f}",
+        f"--iterations={math.ceil(min_runs / _ROUNDS)}",
+    ]
+    rounds: dict[str, list[list[float]]] = {form: [] for form in files}
+    with _engines(files, image.shape) as engines:
+        for _ in range(_ROUNDS):
+            for form, (engine, shape) in engines.items():
+                rounds[form].append(_timed(engine, [*told, *shape]))
+    return rounds
+
+
+def profile(file: Path, image: "np.ndarray", runs: int) -> list[dict[str, Any]]:
+    """Where the time of one inference goes: ``name``, ``kind`` and ``ms`` (the median of the runs) of each layer.
+
+    The sum is above the time of a whole inference: timing each layer keeps them from overlapping.
+
+    Raises:
+        InputError, StageError: as `time_files`.
+    """
+    with _engines({"file": file}, image.shape) as engines, tempfile.TemporaryDirectory() as folder:
+        engine, shape = engines["file"]
+        times, information = Path(folder, "profile.json"), Path(folder, "layers.json")
+        _run(
+            [
+                f"--loadEngine={engine}", "--dumpProfile", "--separateProfileRun", "--profilingVerbosity=detailed",
+                f"--exportProfile={times}", f"--exportLayerInfo={information}", "--useSpinWait", "--noDataTransfers",
+                "--warmUp=200", "--duration=0", f"--iterations={runs}", *shape,
+            ],
+            file,
+        )  # fmt: skip
+        try:
+            return layers.joined(read_profile(times.read_text()), information.read_text())
+        except (OSError, ValueError) as error:
+            raise StageError(
+                f"trtexec ran {engine}, but left no profile of it ({error}). Run it by hand to see what it prints: "
+                f"trtexec --loadEngine={engine} --dumpProfile --separateProfileRun."
+            ) from None
+
+
+def read_times(text: str) -> list[float]:
+    """What ``--exportTimes`` wrote: the GPU's ms for each inference, warm-up left out.
+
+    Raises:
+        ValueError: it is no such file, or holds no run.
+    """
+    try:
+        times = [float(run["computeMs"]) for run in json.loads(text)]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no list of runs: {error!r}") from None
+    if not times or not all(math.isfinite(value) and value > 0 for value in times):
+        raise ValueError("no run, or one without a time")
+    return times
+
+
+def read_profile(text: str) -> list[tuple[str, float]]:
+    """What ``--exportProfile`` wrote: name and median ms of each layer, in the order of execution.
+
+    Raises:
+        ValueError: it is no such file, or holds no layer.
+    """
+    try:
+        entries = [(entry["name"], float(entry["medianMs"])) for entry in json.loads(text) if "name" in entry]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no list of layers: {error!r}") from None
+    if not entries:
+        raise ValueError("no layer")
+    return entries
+
+
+def read_summary(printed: str) -> dict[str, dict[str, float]]:
+    """What trtexec prints of its figures, ms: ``{"GPU Compute Time": {"min", ..., "percentile(99%)"}, ...}``."""
+    found = (_SUMMARY.match(line) for line in printed.splitlines())
+    return {line[1]: {name: float(value) for name, value in _FIGURE.findall(line[2])} for line in found if line}
+
+
+def version(printed: str) -> str:
+    """TensorRT's version, e.g. ``10.3.0`` or ``10.13.0.35``, of the line that trtexec begins and ends with.
+
+    Raises:
+        StageError: there is no such line.
+    """
+    verdicts = _VERDICT.findall(printed)
+    if not verdicts:
+        raise StageError(f"trtexec did not say its version; it said last: {' '.join(printed.split())[-200:]}")
+    _, digits, built = verdicts[-1]
+    number = int(digits)
+    return ".".join(
+        str(part) for part in (number // 10000, number // 100 % 100, number % 100, *([built] if built else []))
+    )
+
+
+def _timed(engine: Path, told: Sequence[str]) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        times = Path(folder, "times.json")
+        printed = _run([f"--loadEngine={engine}", *told, f"--exportTimes={times}"], engine)
+        try:
+            return read_times(times.read_text())
+        except (OSError, ValueError):
+            # Its printed figures are of the same runs; of those the median is the best single one.
+            summary = read_summary(printed).get("GPU Compute Time", {})
+            if "median" in summary:
+                return [summary["median"]]
+            raise StageError(
+                f"trtexec ran {engine}, but gave no times. Run build_engine.sh by hand to see what it prints."
+            ) from None
+
+
+@contextmanager
+def _engines(files: Mapping[str, Path], shape: Sequence[int]) -> Iterator[dict[str, tuple[Path, list[str]]]]:
+    """By form, an engine that this machine's trtexec loads, and the option that gives it its shape."""
+    mine = version(_run(["--help"], None))
+    with tempfile.TemporaryDirectory() as folder:
+        engines = {}
+        for form, file in files.items():
+            name, own = _input_of(file.with_suffix(".onnx"))
+            engine = file.with_suffix(".engine")
+            is_open = own[0] is None
+            if not _is_mine(engine, mine):
+                engine = Path(folder, f"{form}.engine")
+                batch = dict.fromkeys(("min", "opt", "max"), shape[0]) if is_open else None
+                build(file.with_suffix(".onnx"), engine, Options(dynamic_batch=batch), f"{folder}/build.timing")
+            engines[form] = engine, shape_option(name, shape) if is_open else []
+        yield engines
+
+
+def _is_mine(engine: Path, mine: str) -> bool:
+    try:
+        maker, made_with = engine_maker(engine)
+    except InputError:
+        return False
+    return maker == "TensorRT" and made_with.split(".")[:3] == mine.split(".")[:3]
+
+
+def _input_of(onnx_file: Path) -> tuple[str, list[int | None]]:
+    """Name and shape of the one input of an ONNX file; None for a dimension that it leaves open."""
+    one = onnx.check(onnx_file).graph.input[0]
+    return one.name, [None if size.dim_param else size.dim_value for size in one.type.tensor_type.shape.dim]
+
+
+def _run(told: Sequence[str], file: Path | None) -> str:
+    """Run trtexec; gives what it printed."""
+    program = find()
+    if program is None:
+        raise StageError("trtexec is not on this machine: install JetPack's or NVIDIA's TensorRT.")
+    done = subprocess.run([str(program), *told], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        errors = [line.partition("[E] ")[2] for line in done.stdout.splitlines() if "[E] " in line]
+        said = " | ".join(errors[-3:]) or " ".join(done.stdout.split())[-300:] or "nothing"
+        raise StageError(f"trtexec ended with {done.returncode}{f' on {file}' if file else ''}; it said: {said}")
+    return done.stdout
