@@ -73,12 +73,17 @@ def _timed(
     after = conditions.snapshot()
     used = [file.backend for file in files if file.path not in missing]
     packages = [package for name in used for package in (*backends.load(name).PACKAGES, *_ALSO_RUN_BY.get(name, ()))]
+    falling = [
+        f"{name} was still getting faster after its warm-up; bench again when the machine is quiet"
+        for name, launches in timed.timing.warmup.items()
+        if not all(one.steady for one in launches)
+    ]
     fed = {"image": f"random normal, seed {exported.SEED}", **asdict(until)}
     return {
         "threads": threads,
         "files": [_row(file, missing.get(file.path), timed, str(files[0].path)) for file in files],
         "stopped_by": timed.timing.stopped_by,
-        "conditions": conditions.describe(threads, list(dict.fromkeys(packages)), before, after) | fed,
+        "conditions": conditions.describe(threads, list(dict.fromkeys(packages)), before, after, falling) | fed,
     }
 
 

@@ -170,4 +170,6 @@ def test_a_pte_whose_weights_are_damaged_is_caught(exported_files, tmp_path, cap
     assert run(tmp_path / "fused.pte", "--against", exported_files.fused_pt2) == 1
     said = capsys.readouterr()
     assert "verdict        fail" in said.out
-    assert re.search(r"its weights are not those of fused\.pt2: the first that differs is in \S+, at byte \d+", said.err)
+    assert re.search(
+        r"its weights are not those of fused\.pt2: the first that differs is in \S+, at byte \d+", said.err
+    )
