@@ -265,7 +265,8 @@ def _figures(name: str, figures: dict[str, Any]) -> list[str]:
     """A line for each number of threads."""
     lines = []
     for run in figures["runs"]:
-        at = f", {run['threads']} threads" if len(figures["runs"]) > 1 else ""
+        threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+        at = f", {threads}" if len(figures["runs"]) > 1 else ""
         times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in run["forms"].items()]
         lines.append(f"{name}{at}: {', '.join(times)}{_gained(run['speedup'])}")
     return lines

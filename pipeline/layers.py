@@ -1,8 +1,8 @@
 """Where the time of one inference goes: what a runtime tells of its operations, under the names of the network.
 
 A runtime numbers its operations by itself. An exported file holds the layers with weights in the order of the
-program that it was made from, so the k-th of them is the program's k-th; that is only believed where their number,
-order and kinds agree throughout.
+program that it was made from, so the k-th of them is the program's k-th; that is only believed where their number
+agrees, and each can be what its kind says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,9 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
     """
     layers = program_layers(program)
     weighted = [place for place, one in enumerate(operations) if one["kind"] in WEIGHTED]
-    is_same = [operations[place]["kind"] for place in weighted] == [layer["kind"] for layer in layers]
+    is_same = len(weighted) == len(layers) and all(
+        _can_be(operations[place]["kind"], layer) for place, layer in zip(weighted, layers, strict=True)
+    )
     found = dict(zip(weighted, layers, strict=True)) if is_same else {}
     sum_ms = sum(one["ms"] for one in operations)
     return {
@@ -72,6 +74,13 @@ def program_layers(program: Path) -> list[dict[str, Any]]:
 def dearest(profile: Mapping[str, Any], count: int = 10) -> list[Mapping[str, Any]]:
     """The operations of a profile.json that take the longest, the longest first."""
     return sorted(profile["operations"], key=lambda one: -one["ms"])[:count]
+
+
+def _can_be(kind: str, layer: Mapping[str, Any]) -> bool:
+    """A runtime can take a convolution of single pixels for the product that it is, or a depthwise one for any."""
+    if kind == "linear":
+        return layer["kind"] == "linear" or (layer["kind"] == "convolution" and set(layer["weight"][2:]) == {1})
+    return layer["kind"] == kind or (kind == "convolution" and layer["kind"] == "depthwise")
 
 
 def _kind(name: str, node: Any, shape: Sequence[int]) -> str:

@@ -62,13 +62,26 @@ def test_operations_with_weights_are_the_layers_in_their_order(program):
         ("convolution", "depthwise", "convolution"),
         ("convolution", "depthwise", "convolution", "convolution", "linear"),
         ("depthwise", "convolution", "convolution", "linear"),
+        ("linear", "depthwise", "convolution", "linear"),
+        ("convolution", "linear", "convolution", "linear"),
+        ("convolution", "depthwise", "convolution", "convolution"),
     ],
-    ids=["one too few", "one too many", "in another order"],
+    ids=["one too few", "one too many", "in another order", "3x3 as linear", "depthwise as linear", "no convolution"],
 )
 def test_where_they_do_not_agree_throughout_none_is_named(program, kinds):
     got = layers.document(operations(*kinds), program, inference_ms=1.0)
     assert not got["named"]
     assert {one["layer"] for one in got["operations"]} == {None}
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("convolution", "convolution", "convolution", "linear"), ("convolution", "depthwise", "linear", "linear")],
+    ids=["depthwise by the general routine", "single pixels as a product"],
+)
+def test_a_runtime_may_choose_another_routine_for_the_same(program, kinds):
+    got = layers.document(operations(*kinds), program, inference_ms=1.0)
+    assert [one["layer"] for one in got["operations"]] == ["stem.0", "deep", "wide", "head"]
 
 
 def test_the_dearest_come_first_and_no_more_than_asked():
