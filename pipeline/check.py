@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, bisection, comparison, programs, references, stage, store, worker
+from pipeline.backends import pytorch
 from pipeline.config import CheckSettings
 from pipeline.errors import GateError
 from pipeline.manifest import Preprocessing, read_json, write_json
@@ -125,7 +126,7 @@ def _hold_preprocessing(manifest: Path, written: dict[str, Any], proved: dict[st
 
 
 def _hold_census(file: Path, census: dict[str, int], reference: references.Reference) -> None:
-    wanted = programs.census(reference.program.module(check_guards=False))
+    wanted = pytorch.count(reference.program)
     if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
         raise GateError(
             f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms, but the fused "

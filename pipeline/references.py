@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints, programs
+from pipeline.backends import pytorch
 from pipeline.errors import GateError
 from pipeline.manifest import ExportSpec, Preprocessing
 
@@ -91,7 +92,7 @@ class Reference:
         module = self.program.module(check_guards=False)
         if exact:
             module = programs.with_rounded_weights(module, self.spec.precision)
-        return programs.outputs_by_layer(module, image)
+        return pytorch.outputs_of(module, image)
 
     @cached_property
     def loss_in_half(self) -> float:
