@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import conditions, measure
+from pipeline import conditions, intervals, measure
 
 # small members of every family of timm in which a block has a fuse method; and a network without one
 FAMILIES = {
@@ -235,16 +235,15 @@ def compare(name: str, size: int, threads: int, rounds: int) -> dict[str, Any]:
         del exact
         errors = {form: (module(example) - wanted).abs().max().item() for form, module in forms.items()}
         found["error"] = {form: error / wanted.abs().max().item() for form, error in errors.items()}
+        runs = {form: lambda module=module: module(example) for form, module in forms.items()}
         timing = measure.time_in_turn(
-            {form: lambda module=module: module(example) for form, module in forms.items()},
-            warmup_seconds=WARMUP_SECONDS,
-            min_runs=rounds * measure.BLOCK,
-            max_seconds=0,
+            measure.in_this_process(runs),
+            measure.Until(WARMUP_SECONDS, rounds * measure.BLOCK, max_seconds=0, min_launches=1, max_launches=1),
         )
     samples = timing.samples_ms
-    found["latency_ms"] = {form: measure.summary(samples[form], timing.warmup[form]) for form in forms}
+    found["latency_ms"] = {form: intervals.summary(samples[form]) for form in forms}
     pairs = (("original", "timm"), ("original", "ours"), ("timm", "ours"))
-    found["speedup"] = {f"{a} to {b}": measure.speedup(samples[a], samples[b]) for a, b in pairs}
+    found["speedup"] = {f"{a} to {b}": intervals.speedup(samples[a], samples[b]) for a, b in pairs}
     return found
 
 

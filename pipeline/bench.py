@@ -1,9 +1,11 @@
 """Measure what the fold gained: the fused file against the branched one, on the target's own runtime.
 
-Both are timed in turn (A B A B) in one process, on one random image, and `speedup` is the median of the
-paired ratios with a 95 % bootstrap interval. Load time, first inference and memory come from a process of
-their own for each file. bench.json also holds the accuracy that check found, and the conditions: a figure
-without them is worth nothing, and little if something else was running (`busy`).
+Both are timed in turn (A B A B) on one random image, each in a process of its own that is started afresh a few times,
+and `speedup` is the median of the paired ratios with a 95 % interval over these launches. Every number of threads in
+the target's settings is measured by itself; the first is the headline. bench.json also holds load time, first
+inference, memory, the accuracy that check found, and the conditions: a figure without them is worth nothing, and
+little if something else was running (`busy`). profile.json tells where the time of the fused file goes, where the
+runtime can. docs/benchmarks.md says what each key means.
 
 Where the target's runtime is not on this machine, `status` is `unavailable`, with the reason and what to do.
 The same network's figures on ONNX Runtime, in fp32, then stand under `reference`: they say what the fold does
@@ -15,23 +17,32 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, checkpoints, conditions, measure, stage, store, worker
+from pipeline import backends, checkpoints, conditions, intervals, layers, measure, stage, store, worker
 from pipeline.config import Bench, BenchSettings
 from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _SEED = 0
 _REFERENCE = "onnx"
+_PROFILE_SECONDS = 2
+_PROFILE_RUNS = (20, 200)
 _ALSO_RUN_BY = {_REFERENCE: ("onnxruntime",)}
-_UNTIMED = {
-    "latency_ms": None,
-    "load_ms": None,
-    "first_inference_ms": None,
-    "throughput_per_second": None,
-    "peak_memory_bytes": None,
-}
+_UNTIMED = dict.fromkeys(
+    (
+        "latency_ms",
+        "warmup",
+        "load_ms",
+        "first_inference_ms",
+        "peak_memory_bytes",
+        "throughput_per_second",
+        "transfer_ms",
+    )
+)
 
 
 def run(
@@ -43,31 +54,41 @@ def run(
     fused: Path,
     checkpoint: Path,
     output: Path,
+    profile: Path,
 ) -> None:
     """Measure the exported files of one network for one target, and print the speed-up.
 
     Args:
-        settings: the backend, and how long to measure on how many threads.
+        settings: the backend, how long to measure, and on how many threads.
         manifest: the manifest.json that export wrote.
         check: the check.json that check wrote: these files are proven, and as accurate as it says.
         files: the exported files beside the manifest.
         fused: artifacts/<model>/fused.pt2, for the reference.
         checkpoint: artifacts/<model>/checkpoint.safetensors, for the reference's branched form.
         output: where bench.json goes.
+        profile: where profile.json goes.
 
     Raises:
         InputError: a file that the manifest names is missing, or has other content than it says.
-        StageError: a runtime failed, or ended its process; the bench.json of before is left in place.
+        StageError: a runtime failed, or ended its process; what stood there before is left in place.
     """
     backend = backends.load(settings.backend)
     unavailable = backend.unavailable()
     host = {"machine": conditions.fingerprint(), "unavailable": unavailable and asdict(unavailable)}
+
+    def build(places: dict[str, Path], scratch: Path) -> None:
+        written, checked = read_json(manifest), read_json(check)
+        opened = _opened_files(written, files, manifest)
+        document = _bench(settings, unavailable, written, checked, opened, fused, checkpoint, scratch)
+        write_json(places["bench"], document)
+        write_json(places["profile"], _profile(settings.backend, document, opened["fused"], fused))
+
     store.cached(
         "bench",
         settings=settings.model_dump(mode="json"),
         inputs={"manifest": manifest, "check": check, "fused": fused, "checkpoint": checkpoint}
         | {file.name: file for file in files},
-        outputs={"bench": output},
+        outputs={"bench": output, "profile": profile},
         code=(
             "pipeline.bench",
             backend.__name__,
@@ -76,33 +97,29 @@ def run(
         ),
         packages=("torch", *backend.PACKAGES),
         host=json.dumps(host, sort_keys=True),
-        build=lambda places, scratch: write_json(
-            places["bench"], _bench(settings, unavailable, manifest, check, files, fused, checkpoint, scratch)
-        ),
+        build=build,
     )
-    print(_headline(read_json(output)), flush=True)
+    print("\n".join([_headline(read_json(output)), *_dearest(read_json(profile))]), flush=True)
 
 
 def _bench(
     settings: BenchSettings,
     unavailable: Unavailable | None,
-    manifest: Path,
-    check: Path,
-    files: list[Path],
+    written: dict[str, Any],
+    checked: dict[str, Any],
+    opened: dict[str, Path],
     fused: Path,
     checkpoint: Path,
     scratch: Path,
 ) -> dict[str, Any]:
-    written, checked = read_json(manifest), read_json(check)
-    opened = _opened_files(written, files, manifest)
     shape = tuple(written["input"]["shape"])
     reference = None
     if unavailable is None:
-        measured, held = _measure(settings.backend, opened, shape, settings.bench)
+        measured = _measure(settings.backend, opened, shape, settings.bench)
     else:
-        measured = {"forms": dict.fromkeys(opened, _UNTIMED), "speedup": None}
+        measured = {"forms": dict.fromkeys(opened, _UNTIMED), "speedup": None, "runs": []}
         networks = _export_reference(written, fused, checkpoint, scratch)
-        figures, held = _measure(_REFERENCE, networks, shape, settings.bench)
+        figures = _measure(_REFERENCE, networks, shape, settings.bench)
         reference = {"runtime": "ONNX Runtime", "precision": "fp32", **figures}
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
     return {
@@ -112,9 +129,10 @@ def _bench(
         **{key: written[key] for key in ("target", "model", "backend", "precision", "input")},
         "forms": {form: measured["forms"][form] | facts[form] for form in opened},
         "speedup": measured["speedup"],
+        "runs": measured["runs"],
         "reference": reference,
         "accuracy": {**checked["accuracy"], "checked_by": checked["checked_by"]},
-        "conditions": held,
+        "conditions": (reference or measured)["runs"][0]["conditions"],
         "files": {form: list(entry["files"]) for form, entry in written["forms"].items()},
     }
 
@@ -134,31 +152,80 @@ def _opened_files(written: dict[str, Any], files: list[Path], manifest: Path) ->
     return {form: places[next(iter(entry["files"]))] for form, entry in written["forms"].items()}
 
 
-def _measure(
-    backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The figures of each form with the speed-up, and the conditions they were taken under."""
-    import numpy as np
+def _measure(backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
+    """The figures of each form with the speed-up, for each number of threads; those of the first also at the top."""
+    runs = [_measure_on(threads, backend, files, shape, how) for threads in how.threads]
+    return {"forms": runs[0]["forms"], "speedup": runs[0]["speedup"], "runs": runs}
 
-    image = np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
-    until = how.model_dump(exclude={"threads"})
+
+def _measure_on(
+    threads: int, backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench
+) -> dict[str, Any]:
+    jobs = {form: worker.Job(backend, file) for form, file in files.items()}
+    until = measure.Until(**how.model_dump(exclude={"threads"}))
     before = conditions.snapshot()
-    timed = worker.time_forms(backend, files, image, how.threads, **until)
-    started = {
-        form: worker.cold_start(backend, file, image, how.threads, timed.imported) for form, file in files.items()
-    }
+    timed = worker.time_in_turn(jobs, _image(shape), threads, until=until)
     after = conditions.snapshot()
     samples = timed.timing.samples_ms
     forms = {}
     for form in files:
-        latency = measure.summary(samples[form], timed.timing.warmup[form])
-        per_second = round(shape[0] * 1000 / latency["mean"], 3)
-        forms[form] = {"latency_ms": latency, **started[form], "throughput_per_second": per_second}
-    gained = measure.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None
+        latency = intervals.summary(samples[form])
+        forms[form] = {
+            "latency_ms": latency,
+            "warmup": _warmup(timed.timing.warmup[form]),
+            **timed.started[form],
+            "throughput_per_second": round(shape[0] * 1000 / latency["mean"], 3),
+            "transfer_ms": worker.transfer_ms(jobs[form], _image(shape)),
+        }
     packages = [*backends.load(backend).PACKAGES, *_ALSO_RUN_BY.get(backend, ())]
-    fed = {"batch": shape[0], "image": f"random normal, seed {_SEED}", **until}
-    held = conditions.describe(how.threads, packages, before, after) | fed
-    return {"forms": forms, "speedup": gained}, held
+    falling = [
+        f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
+        for form, entry in forms.items()
+        if entry["warmup"] and not entry["warmup"]["steady"]
+    ]
+    fed = {"batch": shape[0], "image": f"random normal, seed {_SEED}", **asdict(until)}
+    return {
+        "threads": threads,
+        "forms": forms,
+        "speedup": intervals.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None,
+        "stopped_by": timed.timing.stopped_by,
+        "conditions": conditions.describe(threads, packages, before, after, falling) | fed,
+    }
+
+
+def _image(shape: tuple[int, ...]) -> "np.ndarray":
+    import numpy as np
+
+    return np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
+
+
+def _warmup(launches: Sequence[measure.WarmUp]) -> dict[str, Any] | None:
+    """Over all launches; None where the runtime took the time in a way of its own, and does not tell."""
+    if not launches:
+        return None
+    return {
+        "runs": sum(one.runs for one in launches),
+        "seconds": round(sum(one.seconds for one in launches), 3),
+        "steady": all(one.steady for one in launches),
+    }
+
+
+def _profile(backend: str, document: dict[str, Any], file: Path, fused: Path) -> dict[str, Any]:
+    """Where the time of the fused file goes, on as many threads as the headline's."""
+    about = {key: document[key] for key in ("target", "model", "backend", "precision")} | {"form": "fused"}
+    if document["status"] != "ok":
+        return {"status": document["status"], "reason": document["reason"], **about}
+    run = document["runs"][0]
+    inference_ms = run["forms"]["fused"]["latency_ms"]["p50"]
+    fewest, most = _PROFILE_RUNS
+    runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
+    shape = tuple(document["input"]["shape"])
+    operations = worker.profile(worker.Job(backend, file), _image(shape), run["threads"], runs)
+    if operations is None:
+        reason = f"the {backend} backend does not tell where the time of an inference goes"
+        return {"status": "unavailable", "reason": reason, **about}
+    told = layers.document(operations, fused, inference_ms)
+    return {"status": "ok", "reason": None, **about, "threads": run["threads"], "runs": runs, **told}
 
 
 def _export_reference(written: dict[str, Any], fused: Path, checkpoint: Path, scratch: Path) -> dict[str, Path]:
@@ -184,23 +251,44 @@ def _headline(document: dict[str, Any]) -> str:
     name = f"{document['model']} on {document['target']}"
     lines = []
     if document["status"] == "ok":
-        lines.append(f"{name}: {_figures(document)}")
+        lines += _figures(name, document)
     else:
         lines.append(f"{name}: {document['status']}: {document['reason']}\n  to get a figure: {document['remedy']}")
     if reference := document["reference"]:
-        lines.append(f"  reference, {reference['runtime']} {reference['precision']} here: {_figures(reference)}")
-    if document["conditions"]["warning"]:
-        lines.append(f"  warning: {document['conditions']['warning']}")
+        lines += _figures(f"  reference, {reference['runtime']} {reference['precision']} here", reference)
+    warnings = {run["conditions"]["warning"] for run in (reference or document)["runs"]}
+    lines += [f"  warning: {warning}" for warning in sorted(filter(None, warnings))]
     return "\n".join(lines)
 
 
-def _figures(figures: dict[str, Any]) -> str:
-    times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in figures["forms"].items()]
-    speedup = figures["speedup"]
+def _figures(name: str, figures: dict[str, Any]) -> list[str]:
+    """A line for each number of threads."""
+    lines = []
+    for run in figures["runs"]:
+        threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+        at = f", {threads}" if len(figures["runs"]) > 1 else ""
+        times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in run["forms"].items()]
+        lines.append(f"{name}{at}: {', '.join(times)}{_gained(run['speedup'])}")
+    return lines
+
+
+def _gained(speedup: dict[str, Any] | None) -> str:
     if speedup is None:
-        return ", ".join(times)
-    interval = f"95 % interval {speedup['low']:.2f} to {speedup['high']:.2f}"
-    return f"{', '.join(times)}; fused is {speedup['median']:.2f} times as fast ({interval})"
+        return ""
+    interval = ""
+    if speedup["low"] is not None:
+        interval = f" (95 % interval {speedup['low']:.2f} to {speedup['high']:.2f})"
+    return f"; fused is {speedup['median']:.2f} times as fast{interval}"
+
+
+def _dearest(profile: dict[str, Any]) -> list[str]:
+    if profile["status"] != "ok":
+        return []
+    head = f"  of {profile['inference_ms']:.3f} ms, all operations take {profile['sum_ms']:.3f} ms, the dearest:"
+    return [head] + [
+        f"  {one['ms']:9.3f} ms {one['share']:6.1%}  {one['layer'] or '-'}  ({one['name']})"
+        for one in layers.dearest(profile)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

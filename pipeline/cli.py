@@ -1,27 +1,16 @@
-"""The command `repnets`: which networks there are, and checkpoints for other tools."""
+"""The command `repnets`: networks, checkpoints for other tools, and exported files held against each other."""
 
 import argparse
-import json
-import os
 import sys
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline import checkpoints, foreign, networks, stage
-from pipeline.errors import InputError
-from repnets import checkpoints as layouts
-from repnets.errors import RepnetsError
-from repnets.keys import COUNTER
-from repnets.networks import MODELS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_LAYOUTS = ("repnets", "official", "official-deploy", "timm", "timm-deploy")
-_SUFFIXES = (".safetensors", ".pth", ".pt")
-_STATISTICS = ("running_mean", "running_var", COUNTER)
+from pipeline import stage
+from pipeline.commands.bench import bench
+from pipeline.commands.check import check
+from pipeline.commands.convert import LAYOUTS, SUFFIXES, convert
+from pipeline.commands.models import models
+from pipeline.measure import Until
 
 _CONVERT = """\
 Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
@@ -46,137 +35,142 @@ examples:
   repnets convert RepVGG-A0-train.pth a0.safetensors --layout repnets
 """
 
+_FILES = """\
+Files are known by their suffix:
+  .pte          by ExecuTorch
+  .onnx         by ONNX Runtime
+  .engine       by TensorRT, on the GPU that it was built for
+  .mlpackage    {coreml}
+  .pt2          by PyTorch, eagerly: artifacts/<model>/fused.pt2, or any torch.export program
+"""
+
+_CHECK = f"""\
+Put the same images through two exported files on this machine, and hold the largest difference of their logits to
+a tolerance. FILE is the one in question, --against the one that is right.
+
+{_FILES.format(coreml="by an evaluator of saved ML programs, on any system")}
+Without --images or --split they are fed random normal images. Real ones are prepared as the manifest.json beside
+one of the files says. The tolerance is that of the lower precision, which the manifest.json names too. Where the
+files differ by more, and both can tell, the first layer that departs is named.
+
+Exit code 0: they agree. 1: they do not, or a runtime is not here or failed. 2: a file cannot be used.
+
+examples:
+  repnets check targets/executorch/toy/fused.pte --against artifacts/toy/fused.pt2
+  repnets check targets/tensorrt/toy/fused.onnx --against targets/executorch/toy/fused.pte --split artifacts/split.json
+  repnets check mine.onnx --against fused.pt2 --images photos --tolerance 1e-3
+"""
+
+_BENCH = f"""\
+Time exported files on this machine, each on its own runtime and in processes of its own, in turn (A B A B), and print
+a table. The first file is what the others' speed-up is over: the median of the paired ratios, with a 95 % interval.
+
+{_FILES.format(coreml="by Core ML, on a Mac")}
+A file whose runtime is not on this machine is listed as unavailable, with what to do, and nothing is timed in its
+place. Memory is what the process grew by. If others keep the machine busy meanwhile, a warning says so.
+
+Exit code 0: something was timed. 1: nothing could be, or a runtime failed. 2: a file cannot be used.
+
+examples:
+  repnets bench targets/executorch/toy/branched.pte targets/executorch/toy/fused.pte
+  repnets bench artifacts/toy/fused.pt2 targets/tensorrt/toy/fused.onnx targets/executorch/toy/fused.pte --threads 1,2
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0, or 2 where what was given is at fault."""
-    options = _parser().parse_args(argv)
-    return stage.answered(lambda: options.act(options), options.debug)
+    """The command line. Returns the exit code: 0; 2 where what was given is at fault; 1 where a gate or tool failed."""
+    options = vars(_parser().parse_args(argv))
+    act, debug = options.pop("act"), options.pop("debug")
+    return stage.answered(lambda: act(**options), debug)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="repnets",
-        description="Networks and checkpoints. What is built and measured is asked of snakemake; see README.md.",
+        description="Networks, checkpoints and exported files. What is built and measured for a target is asked of "
+        "snakemake; see README.md.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    models = _command(commands, "models", "list the networks that `arch:` in config.yaml can name", _models)
-    models.add_argument("--parameters", action="store_true", help="count them, which takes some seconds")
-    convert = _command(commands, "convert", "write a checkpoint for another tool, or read one of it", _convert)
-    convert.description = _CONVERT
-    convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the file to read")
-    convert.add_argument("output", type=Path, metavar="OUTPUT", help=f"the file to write: {', '.join(_SUFFIXES)}")
-    convert.add_argument("--layout", choices=_LAYOUTS, required=True, help="the names to write")
-    convert.add_argument("--arch", metavar="NAME", help="the network; default: what the file says, or what fits it")
+    _add_models(_command(commands, models, "list the networks that `arch:` in config.yaml can name"))
+    _add_convert(_command(commands, convert, "write a checkpoint for another tool, or read one of it", _CONVERT))
+    _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
+    _add_bench(_command(commands, bench, "time exported files against each other", _BENCH))
     return parser
 
 
-def _command(commands: argparse._SubParsersAction, name: str, text: str, act: object) -> argparse.ArgumentParser:
+def _command(
+    commands: argparse._SubParsersAction, act: Callable[..., None], text: str, description: str | None = None
+) -> argparse.ArgumentParser:
+    """A command whose options are the parameters of the function that does its work."""
     command = commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        act.__name__,
+        help=text,
+        description=description or text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(act=act)
     return command
 
 
-def _models(options: argparse.Namespace) -> None:
-    rows = [("network", "smallest image", "layouts")]
-    for name, spec in MODELS.items():
-        size = spec.min_image_size
-        rows.append((name, f"{size} x {size}", ", ".join(layouts.namings(name)) or "repnets"))
-    if options.parameters:
-        counts = [("parameters", "folded"), *(_parameters(name) for name in MODELS)]
-        rows = [(*row[:2], *count, row[2]) for row, count in zip(rows, counts, strict=True)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--parameters", action="store_true", help="count them, which takes some seconds")
 
 
-def _parameters(arch: str) -> tuple[str, str]:
-    forms = ("training", "deploy") if layouts.namings(arch) else ("training",)
-    counts = [
-        sum(shape.numel() for name, shape in layouts.shapes(arch, form).items() if not name.endswith(_STATISTICS))
-        for form in forms
-    ]
-    return f"{counts[0]:,}", f"{counts[1]:,}" if len(counts) > 1 else "-"
+def _add_convert(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=Path, metavar="CHECKPOINT", help="the file to read")
+    command.add_argument("output", type=Path, metavar="OUTPUT", help=f"the file to write: {', '.join(SUFFIXES)}")
+    command.add_argument("--layout", choices=LAYOUTS, required=True, help="the names to write")
+    command.add_argument("--arch", metavar="NAME", help="the network; default: what the file says, or what fits it")
 
 
-def _convert(options: argparse.Namespace) -> None:
-    source, output = options.checkpoint, options.output
-    if output.suffix not in _SUFFIXES:
-        raise InputError(f"{output} is none of {', '.join(_SUFFIXES)}, so it is unclear how to write it. Rename it.")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {output.parent} to write {output.name} into. Make it first.")
-    state, arch = _read(source)
-    arch = options.arch or arch or _identified(state, source)
-    state, form = foreign.as_ours(state, arch, str(source))
-    naming, _, suffix = options.layout.partition("-")
-    wanted = form if naming == "repnets" else suffix or "training"
-    if (form, wanted) == ("deploy", "training"):
-        raise InputError(
-            f"{source} was folded already, and one convolution does not tell which branches it was made of. Choose "
-            f"`--layout {naming}-deploy`, or give the checkpoint of the training."
-        )
-    if (form, wanted) == ("training", "deploy"):
-        state = _folded(state, arch, source)
-    _write(output, layouts.convert(state, arch, naming))
-    print(f"{output}: {arch}, {naming} layout, {wanted} form")
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", type=Path, metavar="FILE", help="the exported file in question")
+    command.add_argument("--against", type=Path, required=True, metavar="FILE", help="the one that is right")
+    fed = command.add_mutually_exclusive_group()
+    fed.add_argument("--images", type=Path, metavar="FOLDER", help="feed the images of a folder")
+    fed.add_argument("--split", type=Path, metavar="FILE", help="feed the validation images of a split.json")
+    _add_image_size(command)
+    command.add_argument("--tolerance", type=float, metavar="T", help="largest difference, of the largest logit")
+    command.add_argument("--exact", action="store_true", help="both in float32 on the weights as they are stored")
+    command.add_argument("--json", type=Path, dest="document", metavar="FILE", help="write the figures as well")
 
 
-def _read(path: Path) -> tuple[Mapping[str, "Tensor"], str | None]:
-    """Tensors by name, and the network where the file says which it is."""
-    if path.suffix != ".pt2":
-        state, _, header = foreign.read(path)
-        return state, header and header["arch"]
-    import torch
-
-    if not path.is_file():
-        raise InputError(f"{path} does not exist. Build it first: snakemake {path}")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is no torch.export program, or was cut short. Build it again.")
-    extra = {"lineage.json": ""}
-    program = torch.export.load(path, extra_files=extra)
-    return program.state_dict, json.loads(extra["lineage.json"] or "{}").get("arch")
-
-
-def _identified(state: Mapping[str, "Tensor"], source: Path) -> str:
-    try:
-        arch = layouts.identify(state)
-        if arch is None:
-            raise RepnetsError(
-                f"these are {layouts.recognise(state)} weights, but of no network that repnets has. Name the nearest "
-                "with `--arch`, and be told what differs."
-            )
-    except RepnetsError as error:
-        raise InputError(f"{source}: {error}") from None
-    return arch
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "paths", type=Path, nargs="+", metavar="FILE", help="exported files; the first is the baseline"
+    )
+    command.add_argument(
+        "--threads", type=_numbers, default=(1,), metavar="N[,M]", help="for each runtime, one or several; default: 1"
+    )
+    _add_image_size(command)
+    command.add_argument(
+        "--min-runs", type=_number, metavar="N", help=f"of each file, at least; default: {Until.min_runs}"
+    )
+    command.add_argument(
+        "--max-seconds", type=float, metavar="S", help=f"of all timed runs together; default: {Until.max_seconds:g}"
+    )
+    command.add_argument("--json", type=Path, dest="document", metavar="FILE", help="write the figures as well")
 
 
-def _folded(state: Mapping[str, "Tensor"], arch: str, source: Path) -> dict[str, "Tensor"]:
-    import torch
-
-    from repnets.fusion import fuse
-
-    model = networks.build(arch, num_classes=len(state["head.linear.weight"]))
-    checkpoints.load_strict(model, state, arch, str(source))
-    size = 2 * MODELS[arch].min_image_size
-    fused = fuse(model.eval(), torch.zeros(1, 3, size, size)).module
-    return layouts.convert(fused.state_dict(), arch)
+def _number(text: str) -> int:
+    """A whole number from 1 on, as argparse reads it."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
-def _write(output: Path, state: Mapping[str, "Tensor"]) -> None:
-    import torch
-    from safetensors.torch import save_file
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(_number, text.split(",")))
 
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        (save_file if output.suffix == ".safetensors" else torch.save)(tensors, fresh)
-        os.replace(fresh, output)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}. Name another place.") from error
-    finally:
-        fresh.unlink(missing_ok=True)
+
+def _add_image_size(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--image-size",
+        type=_number,
+        metavar="PIXELS",
+        help="where the files take any; default: a size they were made at",
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -38,13 +40,16 @@ class Snapshot:
         load_average: runnable tasks over the minute before, None where the system does not say.
         at: seconds, monotonic.
         machine_seconds: CPU time that anybody has used since the start of the machine, None off Linux.
-        own_seconds: CPU time that this process and its ended children have used.
+        own_seconds: CPU time that this process and its ended children have used. What still runs does not count, so
+            a measurement ends its processes first.
+        cpu_mhz: frequency of the cores at this moment, their median; None where the system does not say.
     """
 
     load_average: float | None
     at: float
     machine_seconds: float | None
     own_seconds: float
+    cpu_mhz: float | None = None
 
 
 def snapshot() -> Snapshot:
@@ -55,32 +60,36 @@ def snapshot() -> Snapshot:
         at=time.monotonic(),
         machine_seconds=_machine_seconds(),
         own_seconds=sum(used.ru_utime + used.ru_stime for used in own),
+        cpu_mhz=_cpu_mhz(),
     )
 
 
-def describe(threads: int, packages: Sequence[str], before: Snapshot, after: Snapshot) -> dict[str, Any]:
+def describe(
+    threads: int, packages: Sequence[str], before: Snapshot, after: Snapshot, warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write down the conditions of a measurement.
 
     Args:
         threads: cores that the measurement used.
         packages: distributions whose versions matter.
         before, after: the machine around it.
+        warnings: of the measurement itself, to stand beside those of the machine.
 
     Returns:
         JSON types. `other_load` is how many cores others kept busy meanwhile: a load average also remembers
         what ended a minute before. `busy` is true, and `warning` says so in words, where that was more than
-        half a core, or, off Linux, where the load average was above the threads used.
+        half a core, or, off Linux, where the load average was above the threads used. `warning` also tells where
+        there were more threads than cores.
     """
-    other = _other_load(before, after)
-    loads = [one.load_average for one in (before, after) if one.load_average is not None]
-    warning = None
-    if other is not None and other > _TOLERATED_LOAD:
-        warning = f"others kept {other:.1f} cores busy meanwhile"
-    elif other is None and max(loads, default=0) > threads:
-        warning = f"the load average was {max(loads)} with {threads} thread{'s' * (threads > 1)} in use"
-    if warning:
-        warning += ", so latencies may be too high; bench again on a quiet machine"
-    return _machine() | {
+    machine, other = _machine(), _other_load(before, after)
+    busy = _busy(threads, other, before, after)
+    crowded = None
+    if threads > machine["cores"]:
+        crowded = (
+            f"{threads} threads shared {machine['cores']} core{'s' * (machine['cores'] > 1)}, so they waited for each "
+            "other; set `threads` to no more than there are"
+        )
+    return machine | {
         "power_mode": _power_mode(),
         "os": _operating_system(),
         "threads": threads,
@@ -88,9 +97,23 @@ def describe(threads: int, packages: Sequence[str], before: Snapshot, after: Sna
         "load_average_before": before.load_average,
         "load_average_after": after.load_average,
         "other_load": other,
-        "busy": warning is not None,
-        "warning": warning,
+        "cpu_mhz_before": before.cpu_mhz,
+        "cpu_mhz_after": after.cpu_mhz,
+        "busy": busy is not None,
+        "warning": "; ".join(filter(None, (busy, crowded, *warnings))) or None,
     }
+
+
+def _busy(threads: int, other: float | None, before: Snapshot, after: Snapshot) -> str | None:
+    """The warning that others used the machine, if they did."""
+    loads = [one.load_average for one in (before, after) if one.load_average is not None]
+    if other is not None and other > _TOLERATED_LOAD:
+        used = f"others kept {other:.1f} cores busy meanwhile"
+    elif other is None and max(loads, default=0) > threads:
+        used = f"the load average was {max(loads)} with {threads} thread{'s' * (threads > 1)} in use"
+    else:
+        return None
+    return f"{used}, so latencies may be too high; bench again on a quiet machine"
 
 
 def _other_load(before: Snapshot, after: Snapshot) -> float | None:
@@ -105,6 +128,15 @@ def _load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except OSError:
         return None
+
+
+def _cpu_mhz() -> float | None:
+    """Median over the cores: what the governor set, else what the processor's description says, which can be fixed."""
+    set_khz = [_text(path) for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    mhz = [int(khz) / 1000 for khz in set_khz if khz.isdigit()]
+    if not mhz:
+        mhz = [float(found) for found in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", _text("/proc/cpuinfo"), re.MULTILINE)]
+    return round(statistics.median(mhz)) if mhz else None
 
 
 def _machine_seconds() -> float | None:

@@ -9,14 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline import foreign, networks
+from pipeline import foreign, networks, options
 from pipeline.errors import InputError, nearest
 from pipeline.strict import Strict, read_yaml, unknown_key, validate, where
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
+
+
+def _each_once(threads: tuple[int, ...]) -> tuple[int, ...]:
+    if not threads or len(set(threads)) < len(threads):
+        raise ValueError(f"give one number of threads, or several different ones, not {list(threads)}")
+    return threads
 
 
 class Data(Strict):
@@ -91,54 +97,6 @@ class Verify(Strict):
     batch_size: int = Field(256, ge=1)
 
 
-class DynamicBatch(Strict):
-    """The batches that an engine takes, and the one that it is tuned for."""
-
-    min: int = Field(1, ge=1)
-    opt: int = Field(ge=1)
-    max: int = Field(ge=2)
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "DynamicBatch":
-        if not self.min <= self.opt <= self.max or self.min == self.max:
-            raise ValueError(
-                f"dynamic_batch needs min <= opt <= max and min < max, not {self.min}, {self.opt}, {self.max}"
-            )
-        return self
-
-
-class TensorRTOptions(Strict):
-    """TensorRT: how engines are built; docs/tensorrt.md says what each is for."""
-
-    compute_capabilities: tuple[str, ...] = Field(
-        ("8.6", "8.9", "12.0"), description="GPUs that TensorRT-RTX builds for where full TensorRT is not installed"
-    )
-    dynamic_batch: DynamicBatch | None = Field(None, description="min, opt, max; default: `batch` alone")
-    timing_cache: str | None = Field(None, description="a file; default: one in the store's folder")
-    builder_optimization_level: int | None = Field(None, ge=0, le=5, description="default: TensorRT's own, 3")
-    workspace_mb: int | None = Field(None, ge=1, description="memory that one layer may take, MiB; default: all")
-    tf32: bool = Field(False, description="fp32 layers may compute with ten bits of fraction")
-
-
-class CoreMLOptions(Strict):
-    """Core ML: the oldest system to run on, and what goes into the package besides the network."""
-
-    minimum_deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS16"
-    class_labels: bool = Field(False, description="a classifier: softmax, class label and probabilities come out")
-    normalization: bool = Field(False, description="takes an image of 0..255; mean and std are in the package")
-
-
-class ExecuTorchOptions(Strict):
-    """ExecuTorch: nothing to choose yet."""
-
-
-_OPTIONS: dict[str, type[Strict]] = {
-    "tensorrt": TensorRTOptions,
-    "coreml": CoreMLOptions,
-    "executorch": ExecuTorchOptions,
-}
-
-
 class Check(Strict):
     """Gates on the exported file."""
 
@@ -149,12 +107,19 @@ class Check(Strict):
 
 
 class Bench(Strict):
-    """How long a benchmark runs, and on how many threads."""
+    """How long a benchmark runs, and on how many threads. Each number of threads is measured for itself."""
 
-    threads: int = Field(1, ge=1)
-    warmup_seconds: float = Field(0.5, ge=0)
+    threads: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        BeforeValidator(lambda given: (given,) if isinstance(given, int) else given),
+        AfterValidator(_each_once),
+    ] = Field((1,), description="one number or several; the first is the headline")
+    warmup_seconds: float = Field(0.2, ge=0, description="of each form in each launch; on until it is steady")
     min_runs: int = Field(50, ge=10, description="of each form")
-    max_seconds: float = Field(5.0, gt=0, description="for all the timed runs of both forms together")
+    max_seconds: float = Field(3.0, gt=0, description="for all the timed runs of both forms together")
+    target_width: float = Field(
+        0.02, ge=0, description="of the speed-up's interval, as a share of it; narrow enough to stop early"
+    )
 
 
 class Target(Strict):
@@ -354,14 +319,14 @@ def _targets(overrides: Mapping[str, Any], root: Path) -> dict[str, Target]:
 
 def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
     values = _merge(read_yaml(path), override)
-    if "backend" in values and values["backend"] not in _OPTIONS:
+    if "backend" in values and values["backend"] not in options.BY_BACKEND:
         place = where(path, ("backend",))
         raise InputError(
-            f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(_OPTIONS))}"
+            f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(options.BY_BACKEND))}"
         )
     target = validate(Target, {"name": name, **values}, path, ())
-    options = validate(_OPTIONS[target.backend], target.options, path, ("options",))
-    return target.model_copy(update={"options": options.model_dump(mode="json")})
+    chosen = validate(options.BY_BACKEND[target.backend], target.options, path, ("options",))
+    return target.model_copy(update={"options": chosen.model_dump(mode="json")})
 
 
 def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from, by what, and the sha256 of each.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,9 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
         )
-    preprocessing = Preprocessing.from_dict(header["preprocessing"])
-    size = settings.image_size or preprocessing.image_size
+    trained = Preprocessing.from_dict(header["preprocessing"])
+    size = settings.image_size or trained.image_size
+    preprocessing = replace(trained, image_size=size)
     modules = {form: _module(form, checkpoint, fused) for form in settings.forms}
     for module in modules.values():
         networks.require_runs(module, header["arch"], header["num_classes"], size)
@@ -82,7 +84,11 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "precision": settings.precision,
             "forms": forms,
             "extras": {name: _file_facts(places[name]) for name in backend.EXTRAS},
-            "input": {"name": spec.input_name, "shape": list(shape), "dtype": "float32"},
+            "input": {
+                "name": spec.input_name,
+                "shape": list(shape),
+                "dtype": "uint8" if settings.options.get("normalization") else "float32",
+            },
             "output": {
                 "name": spec.output_name,
                 "shape": [shape[0], len(preprocessing.classes)],

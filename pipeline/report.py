@@ -10,18 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import stage
+from pipeline import layers, stage
 from pipeline.config import NoSettings
 from pipeline.manifest import read_json
 
 _WIDTH = 110
 _NONE = "-"
-_LEFT = ("model", "target", "status", "stands in for")
+_LEFT = ("model", "target", "status", "stands in for", "layer", "operation")
 _LEGEND = (
     "`branched` is the network as it was trained, `fused` the same network with its branches folded into "
     "single convolutions, `file` the exported fused network that a device runs. % is top-1 accuracy on the "
     "validation images, ms the median of one inference. `speed-up` is how many times as fast `fused` is as "
     "`branched`, both exported alike, with its 95% interval."
+)
+_DEAREST = 10
+_PROFILE = (
+    "The operations of `fused` that take the longest, at most {count} of each model and target, and their share of "
+    "the time of all operations. A runtime that is made to tell takes longer, and what lies between operations is in "
+    "none of them: so their sum is not the time of an inference."
 )
 _REFERENCE = (
     "NOT the target's figures. Its runtime is not on this machine, so the same network, in {precision}, was "
@@ -29,22 +35,28 @@ _REFERENCE = (
 )
 
 
-def run(settings: NoSettings, *, benches: list[Path], output: Path) -> None:
+def run(settings: NoSettings, *, benches: list[Path], profiles: list[Path], output: Path) -> None:
     """Write the report.
 
     Args:
         settings: none.
         benches: targets/<target>/bench.json of every target.
+        profiles: targets/<target>/<model>/profile.json of every target and model.
         output: where report.md goes.
     """
     documents = [document for path in benches for document in read_json(path)["models"].values()]
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    fresh.write_text(_report(sorted(documents, key=lambda one: (one["model"], one["target"]))))
+    fresh.write_text(_report(*(sorted(read, key=_model_and_target) for read in (documents, map(read_json, profiles)))))
     os.replace(fresh, output)
 
 
-def _report(documents: list[dict[str, Any]]) -> str:
-    parts = ["# What the fold gained", _wrapped(_LEGEND), _table([_row(document) for document in documents])]
+def _model_and_target(document: dict[str, Any]) -> tuple[str, str]:
+    return document["model"], document["target"]
+
+
+def _report(documents: list[dict[str, Any]], profiles: list[dict[str, Any]]) -> str:
+    rows = [row for document in documents for row in _rows(document)]
+    parts = ["# What the fold gained", _wrapped(_LEGEND), _table(_without_single_threads(rows))]
     parts += _notes(documents)
     referred: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for document in documents:
@@ -54,43 +66,77 @@ def _report(documents: list[dict[str, Any]]) -> str:
         parts += [
             f"## Reference: {runtime}, {precision}",
             _wrapped(_REFERENCE.format(runtime=runtime, precision=precision)),
-            _table([_reference_row(document) for document in group]),
+            _table(_without_single_threads([row for document in group for row in _reference_rows(document)])),
         ]
+    if dear := [row for profile in profiles if profile["status"] == "ok" for row in _dearest(profile)]:
+        parts += ["## Where the time goes", _wrapped(_PROFILE.format(count=_DEAREST)), _table(dear)]
     parts += ["## Conditions", _conditions(documents)]
     return "\n\n".join(parts) + "\n"
 
 
-def _row(document: dict[str, Any]) -> dict[str, str]:
-    accuracy, is_busy = document["accuracy"], document["status"] == "ok" and document["conditions"]["busy"]
-    return {
-        "model": document["model"],
-        "target": document["target"],
-        "status": "ok, busy" if is_busy else document["status"],
-        "file MB": f"{document['forms']['fused']['size_bytes'] / 1e6:.2f}",
-        **{f"{name} %": _percent(accuracy[name]) for name in ("branched", "fused", "file")},
-        "fused ms": _median(document, "fused"),
-        "speed-up": _speedup(document),
-    }
+def _rows(document: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each number of threads; one where nothing was measured."""
+    accuracy = document["accuracy"]
+    return [
+        {
+            "model": document["model"],
+            "target": document["target"],
+            "status": "ok, busy" if run and run["conditions"]["busy"] else document["status"],
+            "threads": str(run["threads"]) if run else _NONE,
+            "file MB": f"{document['forms']['fused']['size_bytes'] / 1e6:.2f}",
+            **{f"{name} %": _percent(accuracy[name]) for name in ("branched", "fused", "file")},
+            "fused ms": _median(run, "fused"),
+            "speed-up": _speedup(run),
+        }
+        for run in document["runs"] or [None]
+    ]
 
 
-def _reference_row(document: dict[str, Any]) -> dict[str, str]:
-    reference = document["reference"]
-    return {
-        "model": document["model"],
-        "stands in for": document["target"],
-        **{f"{form} ms": _median(reference, form) for form in ("branched", "fused")},
-        "speed-up": _speedup(reference),
-    }
+def _reference_rows(document: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "model": document["model"],
+            "stands in for": document["target"],
+            "threads": str(run["threads"]),
+            **{f"{form} ms": _median(run, form) for form in ("branched", "fused")},
+            "speed-up": _speedup(run),
+        }
+        for run in document["reference"]["runs"]
+    ]
 
 
-def _median(figures: dict[str, Any], form: str) -> str:
-    latency = figures["forms"].get(form, {}).get("latency_ms")
-    return f"{latency['p50']:.3f}" if latency else _NONE
+def _without_single_threads(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The column `threads` stands only where it tells rows apart."""
+    if {row["threads"] for row in rows} <= {"1", _NONE}:
+        return [{name: cell for name, cell in row.items() if name != "threads"} for row in rows]
+    return rows
 
 
-def _speedup(figures: dict[str, Any]) -> str:
-    gained = figures["speedup"]
-    return f"{gained['median']:.2f}x ({gained['low']:.2f}-{gained['high']:.2f})" if gained else _NONE
+def _dearest(profile: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "model": profile["model"],
+            "target": profile["target"],
+            "layer": one["layer"] or _NONE,
+            "operation": one["name"],
+            "ms": f"{one['ms']:.3f}",
+            "share %": _percent(one["share"]),
+        }
+        for one in layers.dearest(profile, _DEAREST)
+    ]
+
+
+def _median(run: dict[str, Any] | None, form: str) -> str:
+    entry = run and run["forms"].get(form)
+    return f"{entry['latency_ms']['p50']:.3f}" if entry else _NONE
+
+
+def _speedup(run: dict[str, Any] | None) -> str:
+    gained = run and run["speedup"]
+    if not gained:
+        return _NONE
+    interval = f" ({gained['low']:.2f}-{gained['high']:.2f})" if gained["low"] is not None else ""
+    return f"{gained['median']:.2f}x{interval}"
 
 
 def _percent(share: float | None) -> str:
@@ -123,21 +169,23 @@ def _conditions(documents: list[dict[str, Any]]) -> str:
     seen: dict[str, dict[str, list[str]]] = {}
     warnings: dict[str, list[str]] = {}
     for document in documents:
-        held, target = document["conditions"], document["target"]
-        versions = ", ".join(f"{package} {version}" for package, version in held["versions"].items() if version)
-        text = (
-            f"{', '.join([held['cpu'], *held['gpus']])} ({held['device']}), threads {held['threads']} of "
-            f"{held['cores']} cores, batch {held['batch']}, {held['os']}, {versions}"
-        )
-        name = target if document["status"] == "ok" else f"reference for {target}"
-        seen.setdefault(text, {}).setdefault(name, []).append(document["model"])
-        if held["warning"]:
-            warnings.setdefault(held["warning"], []).append(f"{document['model']} on {name}")
+        target, is_ok = document["target"], document["status"] == "ok"
+        name = target if is_ok else f"reference for {target}"
+        for run in (document if is_ok else document["reference"])["runs"]:
+            held = run["conditions"]
+            versions = ", ".join(f"{package} {version}" for package, version in held["versions"].items() if version)
+            text = (
+                f"{', '.join([held['cpu'], *held['gpus']])} ({held['device']}), threads {held['threads']} of "
+                f"{held['cores']} cores, batch {held['batch']}, {held['os']}, {versions}"
+            )
+            seen.setdefault(text, {}).setdefault(name, []).append(document["model"])
+            if held["warning"]:
+                warnings.setdefault(held["warning"], []).append(f"{document['model']} on {name}")
     lines = [
         f"- {'; '.join(f'{_listed(models)} on {name}' for name, models in under.items())}: {text}."
         for text, under in seen.items()
     ]
-    lines += [f"- busy, {_listed(names)}: {warning}." for warning, names in warnings.items()]
+    lines += [f"- warning, {_listed(names)}: {warning}." for warning, names in warnings.items()]
     return "\n".join(_wrapped(line, "  ") for line in lines)
 
 

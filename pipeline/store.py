@@ -34,7 +34,7 @@ from pipeline.manifest import versions
 _ROOM = 1 << 20  # bytes; with less left on the disk than this, it counts as full
 
 _TIME_STAMP = ".snakemake_timestamp"
-_PLUMBING = {f"pipeline.{name}" for name in ("config", "errors", "sources", "stage", "store", "strict")}
+_PLUMBING = {f"pipeline.{name}" for name in ("config", "errors", "options", "sources", "stage", "store", "strict")}
 
 Build = Callable[[dict[str, Path], Path], None]
 

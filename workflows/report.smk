@@ -19,7 +19,8 @@ rule summarize:
 
 rule report:
     input:
-        expand("targets/{target}/bench.json", target=CONFIG.targets),
+        benches=expand("targets/{target}/bench.json", target=CONFIG.targets),
+        profiles=expand("targets/{target}/{model}/profile.json", target=CONFIG.targets, model=CONFIG.models),
     output:
         "report.md",
     log:
@@ -30,7 +31,8 @@ rule report:
     message:
         "what was built, and what was gained"
     shell:
-        "python -m pipeline.report --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
+        "python -m pipeline.report --settings {params.settings:q} --benches {input.benches} --profiles {input.profiles}"
+        " --output {output} > {log} 2>&1"
         " && cat {output}"
 
 

@@ -67,12 +67,13 @@ for name, forms, models in dag.exports(CONFIG):
             fused="artifacts/{model}/fused.pt2",
             checkpoint=weights,
         output:
-            f"{folder}/bench.json",
+            bench=f"{folder}/bench.json",
+            profile=f"{folder}/profile.json",
         log:
             f"logs/{{model}}/{name}/bench.log",
         wildcard_constraints:
             model="|".join(models),
-        threads: target.bench.threads
+        threads: max(target.bench.threads)
         resources:
             machine=100,
         params:
@@ -84,4 +85,4 @@ for name, forms, models in dag.exports(CONFIG):
         shell:
             "python -m pipeline.bench --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
             " --files {input.files} --fused {input.fused} --checkpoint {input.checkpoint}"
-            " --output {output} > {log} 2>&1"
+            " --output {output.bench} --profile {output.profile} > {log} 2>&1"

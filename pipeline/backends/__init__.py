@@ -1,4 +1,4 @@
-"""One module or folder a runtime family: what each writes, counts and runs. `onnx` also serves as a reference.
+"""One module or folder a runtime family: what each writes, counts and runs. `onnx` and `pytorch` serve as references.
 
 A backend has
 
@@ -13,24 +13,56 @@ A backend has
 
 where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes). And, where it can,
 
+    inspect(files, facts, spec)                             raises where what the files say of themselves is not what
+                                                            the manifest does
     open_exact_session(file, threads) -> session            the same weights, as they are stored, in float32 arithmetic
     outputs_by_layer(file, image, exact) -> {name: array}   what each operation of the file gives, in the order of
                                                             execution, by the name of the program's node it came from
-    open_clock(file, threads, image) -> () -> ms            run once, timed by the device itself, transfers left out
-    time_files(files, image, *, warmup_seconds, min_runs, max_seconds) -> {form: rounds of ms} or None
-                                                            where the runtime takes the time in a way of its own
-    transfer_ms(file, image) -> {"host_to_device", "device_to_host"}
-    profile(file, threads, image, runs) -> [{"name", "kind", "ms"}]     where the time of one inference goes
+    open_clock(file, threads, image) -> () -> ms            `bench` times with this where it is there: run once, timed
+                                                            by the device itself, transfers left out
+    time_files(files, image, *, warmup_seconds, min_runs, max_seconds) -> {form: rounds of ms}
+                                                            where the runtime takes the time in a way of its own, in
+                                                            turn, as many rounds of each form; or None: as usual
+    transfer_ms(file, image) -> {"host_to_device", "device_to_host"}    of one input and one output, ms
+    profile(file, threads, image, runs) -> [{"name", "kind", "ms"}]     where the time of one inference goes: the
+                                                            operations in the order of execution, medians of the runs
 """
 
 from collections.abc import Sequence
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+
+from pipeline.errors import InputError, nearest
+
+SUFFIXES = MappingProxyType(
+    {".pte": "executorch", ".onnx": "onnx", ".engine": "tensorrt", ".mlpackage": "coreml", ".pt2": "pytorch"}
+)
+"""The backend that reads a file, by the file's suffix."""
+
+RUNTIMES = MappingProxyType(
+    {
+        "executorch": "ExecuTorch",
+        "onnx": "ONNX Runtime",
+        "tensorrt": "TensorRT",
+        "coreml": "Core ML",
+        "pytorch": "PyTorch",
+    }
+)
+"""What `open_session` of each backend opens a file with, in words."""
 
 
 def load(name: str) -> ModuleType:
-    """The module of a backend: ``tensorrt``, ``coreml``, ``executorch``, ``onnx``; a dotted name is one elsewhere."""
+    """The module of a backend: a name in `SUFFIXES`, or the dotted name of a module elsewhere."""
     return import_module(name if "." in name else f"{__name__}.{name}")
+
+
+def by_suffix(file: Path) -> str:
+    """Name of the backend that reads an exported file. InputError where there is none, with those that are known."""
+    if file.suffix not in SUFFIXES:
+        what = f"the suffix `{file.suffix}`" if file.suffix else "no suffix"
+        raise InputError(f"{file} has {what}, so it is unclear what runs it{nearest(file.suffix, tuple(SUFFIXES))}")
+    return SUFFIXES[file.suffix]
 
 
 def file_names(name: str, forms: Sequence[str]) -> list[str]:

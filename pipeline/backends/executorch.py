@@ -1,17 +1,17 @@
 """ExecuTorch with XNNPACK: a .pte for the CPU of Android phones, iPhones and ARM boards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends import pte
+from pipeline.backends import executorch_runtime, pte
 from pipeline.backends.half import half
 from pipeline.backends.noise import quiet
-from pipeline.errors import InputError, StageError
+from pipeline.backends.pairs import fold_pairs
+from pipeline.errors import StageError
 from pipeline.manifest import ExportSpec, Unavailable, versions
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 FILES: tuple[str, ...] = ("{form}.pte",)
@@ -19,7 +19,8 @@ EXTRAS: tuple[str, ...] = ()
 PACKAGES: tuple[str, ...] = ("torch", "executorch")
 CHECKED_BY = "ExecuTorch"
 
-_threads_of_process: list[int] = []
+open_session = open_check_session = executorch_runtime.open_session
+profile = executorch_runtime.profile
 
 
 def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec: ExportSpec) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     Raises:
         StageError: ExecuTorch cannot lower an operation.
     """
-    lowered = half(program) if spec.precision == "fp16" else program
+    lowered = fold_pairs(half(program) if spec.precision == "fp16" else program)
     with quiet():
         import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -100,64 +101,6 @@ def unavailable() -> Unavailable | None:
     return Unavailable(
         "ExecuTorch is not installed.", "Install it with the same version of torch: pip install executorch."
     )
-
-
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """Load a .pte for timing or comparing. Run it in a process of its own: a damaged file can kill that.
-
-    Args:
-        file: a .pte.
-        threads: of XNNPACK's pool. The pool belongs to the process and is set before the first load.
-
-    Returns:
-        float32 (N, 3, H, W) of the file's own shape -> float32 logits (N, classes).
-
-    Raises:
-        InputError: the file is not a whole ExecuTorch program.
-        StageError: the runtime refuses it, or this process already runs on another number of threads.
-    """
-    content = pte.read_whole(file)
-    with quiet():
-        import torch
-        from executorch.runtime import Runtime, Verification
-
-        _set_threads(threads)
-        try:
-            program = Runtime.get().load_program(content, verification=Verification.InternalConsistency)
-            method = program.load_method("forward")
-        except RuntimeError as error:
-            raise StageError(
-                f"ExecuTorch {versions('executorch')['executorch']} refuses {file}: {_first_line(error)} "
-                f"Export it again with the installed version."
-            ) from error
-    expected = tuple(method.metadata.input_tensor_meta(0).sizes())
-
-    held = (program, method)  # a method whose program was dropped is a segmentation fault
-
-    def run(images: "np.ndarray") -> "np.ndarray":
-        if images.shape != expected:
-            raise InputError(f"{file} takes an input of shape {expected}, but got {images.shape}.")
-        # XNNPACK reads the bytes as NCHW whatever the strides say.
-        return held[1].execute([torch.from_numpy(images).contiguous()])[0].numpy()
-
-    return run
-
-
-open_check_session = open_session
-
-
-def _set_threads(threads: int) -> None:
-    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-
-    if not _threads_of_process:
-        _unsafe_reset_threadpool(threads)
-        _threads_of_process.append(threads)
-    if _threads_of_process != [threads]:
-        raise StageError(
-            f"this process runs ExecuTorch on {_threads_of_process[0]} threads and cannot change to "
-            f"{threads}: resetting the pool after a load is a segmentation fault. Open the session in a "
-            f"process of its own."
-        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from pipeline.backends import flatbuffer
 from pipeline.errors import InputError, StageError
 
 _MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
-_KERNEL_CALL, _DELEGATE_CALL = 1, 2
+_KERNEL_CALL, _DELEGATE_CALL, _TENSOR = 1, 2, 5
 _QUANTIZED_TENSOR = 2
 _EXTERNAL_INPUT = 1
 
@@ -75,28 +76,49 @@ def read(file: Path) -> Contents:
         raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
 
 
+def shapes(file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of the first input and of the first output of a .pte, as they are planned.
+
+    Raises:
+        InputError: the file is not a whole ExecuTorch program, or its input or output is no tensor.
+    """
+    data = read_whole(file)
+    try:
+        plan = next(flatbuffer.tables(data, flatbuffer.root(data), 1))
+        values = list(flatbuffer.tables(data, plan, 2))
+        return tuple(_sizes(data, values[flatbuffer.numbers(data, plan, slot)[0]]) for slot in (3, 4))
+    except (struct.error, IndexError, OverflowError, StopIteration) as error:
+        raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
+
+
+def _sizes(data: bytes, value: int) -> tuple[int, ...]:
+    if flatbuffer.scalar(data, value, 0, "<B") != _TENSOR:
+        raise IndexError("its input or output is no tensor")
+    return flatbuffer.numbers(data, _child(data, value, 1), 2)
+
+
 def _contents(data: bytes) -> Contents:
-    program = _follow(data, 0)
+    program = flatbuffer.root(data)
     base = struct.unpack_from("<Q", data, 24)[0] if data[8:12] == _EXTENDED else 0
-    segments = [base + _scalar(data, segment, 0, "<Q") for segment in _tables(data, program, 4)]
-    inline = [_bytes_at(data, blob, 0) for blob in _tables(data, program, 3)]
+    segments = [base + flatbuffer.scalar(data, segment, 0, "<Q") for segment in flatbuffer.tables(data, program, 4)]
+    inline = [_child(data, blob, 0) + 4 for blob in flatbuffer.tables(data, program, 3)]
     kernels, delegates, nodes, joins = Counter(), Counter(), Counter(), 0
-    for plan in _tables(data, program, 1):
-        operators = [_operator(data, table) for table in _tables(data, plan, 6)]
-        backends = list(_tables(data, plan, 7))
-        for chain in _tables(data, plan, 5):
-            for instruction in _tables(data, chain, 2):
-                kind, call = _scalar(data, instruction, 0, "<B"), _child(data, instruction, 1)
+    for plan in flatbuffer.tables(data, program, 1):
+        operators = [_operator(data, table) for table in flatbuffer.tables(data, plan, 6)]
+        backends = list(flatbuffer.tables(data, plan, 7))
+        for chain in flatbuffer.tables(data, plan, 5):
+            for instruction in flatbuffer.tables(data, chain, 2):
+                kind, call = flatbuffer.scalar(data, instruction, 0, "<B"), _child(data, instruction, 1)
                 if kind == _KERNEL_CALL:
-                    kernels[operators[_scalar(data, call, 0, "<i")]] += 1
+                    kernels[operators[flatbuffer.scalar(data, call, 0, "<i")]] += 1
                 elif kind == _DELEGATE_CALL:
-                    backend = backends[_scalar(data, call, 0, "<i")]
-                    name = _text(data, backend, 0)
+                    backend = backends[flatbuffer.scalar(data, call, 0, "<i")]
+                    name = flatbuffer.text(data, backend, 0)
                     delegates[name] += 1
                     if name == "XnnpackBackend":
                         where = _child(data, backend, 1)
-                        places = segments if _scalar(data, where, 0, "<b") else inline
-                        graph = _xnnpack_graph(data, places[_scalar(data, where, 1, "<I")])
+                        places = segments if flatbuffer.scalar(data, where, 0, "<b") else inline
+                        graph = _xnnpack_graph(data, places[flatbuffer.scalar(data, where, 1, "<I")])
                         found = list(_xnnpack_nodes(data, graph))
                         nodes.update(kind for kind, _ in found)
                         joins += _joins(data, graph, [node for kind, node in found if kind == "XNNAdd"])
@@ -106,27 +128,27 @@ def _contents(data: bytes) -> Contents:
 def _xnnpack_graph(data: bytes, at: int) -> int:
     if data[at + 4 : at + 8] == _XNNPACK:
         at += struct.unpack_from("<I", data, at + 10)[0]
-    return _follow(data, at)
+    return flatbuffer.root(data, at)
 
 
 def _xnnpack_nodes(data: bytes, graph: int) -> Iterator[tuple[str, int]]:
     """Each node's kind, and its table."""
     kinds = _xnnpack_kinds()
-    for node in _tables(data, graph, 1):
-        yield kinds[_scalar(data, node, 0, "<B") - 1], _child(data, node, 1)
+    for node in flatbuffer.tables(data, graph, 1):
+        yield kinds[flatbuffer.scalar(data, node, 0, "<B") - 1], _child(data, node, 1)
 
 
 def _joins(data: bytes, graph: int, additions: list[int]) -> int:
     """How many additions have two inputs that the graph itself computed: neither a constant nor from outside."""
     given = set()
-    for value in _tables(data, graph, 2):
+    for value in flatbuffer.tables(data, graph, 2):
         tensor = _child(data, value, 1)
-        if _scalar(data, value, 0, "<B") == _QUANTIZED_TENSOR:
+        if flatbuffer.scalar(data, value, 0, "<B") == _QUANTIZED_TENSOR:
             tensor = _child(data, tensor, 0)
-        place_among_constants, flags = (_scalar(data, tensor, slot, "<I") for slot in (3, 5))
+        place_among_constants, flags = (flatbuffer.scalar(data, tensor, slot, "<I") for slot in (3, 5))
         if place_among_constants or flags & _EXTERNAL_INPUT:
-            given.add(_scalar(data, tensor, 6, "<I"))
-    inputs = [{_scalar(data, node, slot, "<I") for slot in (0, 1)} for node in additions]
+            given.add(flatbuffer.scalar(data, tensor, 6, "<I"))
+    inputs = [{flatbuffer.scalar(data, node, slot, "<I") for slot in (0, 1)} for node in additions]
     return sum(not pair & given for pair in inputs)
 
 
@@ -145,50 +167,12 @@ def _xnnpack_kinds() -> list[str]:
 
 
 def _operator(data: bytes, table: int) -> str:
-    name, overload = _text(data, table, 0), _text(data, table, 1)
+    name, overload = flatbuffer.text(data, table, 0), flatbuffer.text(data, table, 1)
     return f"{name}.{overload}" if overload else name
 
 
-def _follow(data: bytes, at: int) -> int:
-    return at + struct.unpack_from("<I", data, at)[0]
-
-
-def _field(data: bytes, table: int, slot: int) -> int:
-    """Position of a table's field, 0 where it is absent and so has its default."""
-    vtable = table - struct.unpack_from("<i", data, table)[0]
-    entry = 4 + 2 * slot
-    if entry >= struct.unpack_from("<H", data, vtable)[0]:
-        return 0
-    offset = struct.unpack_from("<H", data, vtable + entry)[0]
-    return table + offset if offset else 0
-
-
-def _scalar(data: bytes, table: int, slot: int, kind: str) -> int:
-    at = _field(data, table, slot)
-    return struct.unpack_from(kind, data, at)[0] if at else 0
-
-
 def _child(data: bytes, table: int, slot: int) -> int:
-    at = _field(data, table, slot)
-    if not at:
+    at = flatbuffer.child(data, table, slot)
+    if at is None:
         raise IndexError("a part of it is missing")
-    return _follow(data, at)
-
-
-def _tables(data: bytes, table: int, slot: int) -> Iterator[int]:
-    at = _field(data, table, slot)
-    vector = _follow(data, at) if at else 0
-    for index in range(struct.unpack_from("<I", data, vector)[0] if at else 0):
-        yield _follow(data, vector + 4 + 4 * index)
-
-
-def _bytes_at(data: bytes, table: int, slot: int) -> int:
-    return _child(data, table, slot) + 4
-
-
-def _text(data: bytes, table: int, slot: int) -> str:
-    at = _field(data, table, slot)
-    if not at:
-        return ""
-    start = _follow(data, at)
-    return data[start + 4 : start + 4 + struct.unpack_from("<I", data, start)[0]].decode()
+    return at

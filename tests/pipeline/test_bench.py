@@ -1,7 +1,9 @@
 """The stage that measures, on the real runtimes and a toy network; nothing hangs on how fast they are."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -10,11 +12,11 @@ from pipeline import bench, store
 from pipeline.config import Bench, BenchSettings, ExportSettings
 from pipeline.errors import InputError, StageError
 
-QUICK = Bench(threads=1, warmup_seconds=0, min_runs=10, max_seconds=0.01)
+QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
 ACCURACY = {"branched": 0.91, "fused": 0.92, "file": 0.93}
 FORM_KEYS = {
-    "latency_ms", "load_ms", "first_inference_ms", "throughput_per_second", "peak_memory_bytes",
-    "size_bytes", "sha256",
+    "latency_ms", "warmup", "load_ms", "first_inference_ms", "peak_memory_bytes", "throughput_per_second",
+    "transfer_ms", "size_bytes", "sha256",
 }  # fmt: skip
 
 
@@ -58,11 +60,12 @@ def arguments(folder, artifacts):
         "fused": artifacts.fused,
         "checkpoint": artifacts.checkpoint,
         "output": folder / "bench.json",
+        "profile": folder / "profile.json",
     }
 
 
-def run_bench(folder, artifacts, backend="onnx"):
-    bench.run(BenchSettings(backend=backend, bench=QUICK), **arguments(folder, artifacts))
+def run_bench(folder, artifacts, backend="onnx", how=QUICK):
+    bench.run(BenchSettings(backend=backend, bench=how), **arguments(folder, artifacts))
     return json.loads((folder / "bench.json").read_text())
 
 
@@ -82,7 +85,8 @@ def test_both_forms_are_measured_on_the_targets_own_runtime(exported, artifacts,
         file = folder / f"{form}.onnx"
         latency = entry["latency_ms"]
         assert set(entry) == FORM_KEYS
-        assert list(latency) == ["n", "warmup", "min", "mean", "std", "p50", "p90", "p99"]
+        assert entry["warmup"]["runs"] >= 4 * 5 * 3 and entry["warmup"]["steady"] in (True, False)
+        assert entry["transfer_ms"] is None  # there is no device to copy to
         assert latency["n"] >= 10 and 0 < latency["min"] <= latency["p50"] <= latency["p90"] <= latency["p99"]
         assert entry["throughput_per_second"] == pytest.approx(1000 / latency["mean"], rel=1e-3)
         assert entry["load_ms"] > 0 and entry["first_inference_ms"] > 0
@@ -94,18 +98,73 @@ def test_both_forms_are_measured_on_the_targets_own_runtime(exported, artifacts,
     held = got["conditions"]
     assert (held["threads"], held["batch"], held["min_runs"]) == (1, 1, 10)
     assert held["versions"]["onnxruntime"]
+    assert (held["min_launches"], held["max_launches"]) == (3, 5)
+    (one,) = got["runs"]
+    assert one["threads"] == 1 and one["stopped_by"] in ("width", "limit")
+    assert (one["speedup"], one["conditions"]) == (got["speedup"], held)
+    for form, entry in one["forms"].items():
+        assert got["forms"][form] == entry | {key: got["forms"][form][key] for key in ("size_bytes", "sha256")}
     assert "toy on phone: fused " in capsys.readouterr().out
 
 
+def test_each_number_of_threads_is_measured_and_the_first_is_the_headline(exported, artifacts, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    got = run_bench(folder, artifacts, how=QUICK.model_copy(update={"threads": (2, 1)}))
+    assert [one["threads"] for one in got["runs"]] == [2, 1]
+    assert [one["conditions"]["threads"] for one in got["runs"]] == [2, 1]
+    assert (got["speedup"], got["conditions"]) == (got["runs"][0]["speedup"], got["runs"][0]["conditions"])
+    told = capsys.readouterr().out
+    assert "toy on phone, 2 threads: fused " in told and "toy on phone, 1 thread: fused " in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what others use is read from Linux's /proc")
+def test_a_busy_machine_is_told_of(exported, artifacts, tmp_path, capsys):
+    """A loop on every core beside the benchmark."""
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        got = run_bench(folder, artifacts)
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert got["conditions"]["busy"] and got["conditions"]["other_load"] > 0.5
+    assert "cores busy meanwhile, so latencies may be too high" in got["conditions"]["warning"]
+    assert f"warning: {got['conditions']['warning']}" in capsys.readouterr().out
+
+
+def test_a_backend_that_does_not_tell_where_time_goes_is_said_to(exported, artifacts, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    run_bench(folder, artifacts)
+    got = json.loads((folder / "profile.json").read_text())
+    assert (got["status"], got["model"], got["target"], got["form"]) == ("unavailable", "toy", "phone", "fused")
+    assert "onnx backend does not tell where the time" in got["reason"]
+    assert "operations" not in got
+
+
 @pytest.mark.slow
-def test_executorch_is_measured_by_executorch(artifacts, tmp_path):
-    got = run_bench(export_to(tmp_path / "toy", artifacts, "executorch"), artifacts, "executorch")
+def test_executorch_is_measured_by_executorch(artifacts, tmp_path, capsys):
+    folder = export_to(tmp_path / "toy", artifacts, "executorch")
+    got = run_bench(folder, artifacts, "executorch")
     assert (got["status"], got["reference"]) == ("ok", None)
     assert all(entry["latency_ms"]["n"] >= 10 for entry in got["forms"].values())
     assert got["files"] == {"fused": ["fused.pte"], "branched": ["branched.pte"]}
     assert got["conditions"]["versions"]["executorch"]
     if sys.platform == "linux":  # a network of some kilobytes, not the half gigabyte of the runtime's Python side
         assert 0 < got["forms"]["fused"]["peak_memory_bytes"] < 100_000_000
+    profile = json.loads((folder / "profile.json").read_text())
+    assert (profile["status"], profile["threads"], profile["named"]) == ("ok", 1, True)
+    layers = [(one["layer"], one["kind"], one["weight"]) for one in profile["operations"] if one["layer"]]
+    assert layers == [
+        ("stage1", "convolution", [64, 3, 3, 3]),
+        ("stage2", "convolution", [128, 64, 3, 3]),
+        ("stage3", "convolution", [128, 128, 3, 3]),
+        ("head.linear", "linear", [10, 128]),
+    ]
+    assert profile["sum_ms"] == pytest.approx(sum(one["ms"] for one in profile["operations"]), abs=1e-5)
+    assert sum(one["share"] for one in profile["operations"]) == pytest.approx(1, abs=1e-4)
+    assert profile["inference_ms"] == got["forms"]["fused"]["latency_ms"]["p50"]
+    assert "stage3  (Convolution" in capsys.readouterr().out
 
 
 def test_without_a_baseline_there_is_no_speedup(exported, artifacts, tmp_path, capsys):
@@ -129,7 +188,11 @@ def test_figures_of_a_stand_in_are_never_under_the_targets_name(exported, artifa
         measured = FORM_KEYS - {"size_bytes", "sha256"}
         assert {key: entry[key] for key in measured} == dict.fromkeys(measured)
         assert (entry["size_bytes"], entry["sha256"]) == (file.stat().st_size, store.digest(file))
+    assert got["runs"] == []
+    profile = json.loads((folder / "profile.json").read_text())
+    assert (profile["status"], profile["reason"]) == ("unavailable", got["reason"])
     reference = got["reference"]
+    assert got["conditions"] == reference["runs"][0]["conditions"]
     assert (reference["runtime"], reference["precision"]) == ("ONNX Runtime", "fp32")
     assert list(reference["forms"]) == ["fused", "branched"]
     assert all(entry["latency_ms"]["n"] >= 10 for entry in reference["forms"].values())

@@ -32,6 +32,8 @@ def test_describe_gives_plain_json_with_what_was_asked():
         "load_average_before",
         "load_average_after",
         "other_load",
+        "cpu_mhz_before",
+        "cpu_mhz_after",
         "busy",
         "warning",
     }
@@ -62,6 +64,27 @@ def test_busy_where_others_used_the_machine(machine, load, warning):
     got = conditions.describe(1, (), before, after)
     assert (got["busy"], got["warning"]) == (warning is not None, warning)
     assert (got["load_average_before"], got["load_average_after"]) == (load, 0.0)
+
+
+def test_warnings_of_the_measurement_stand_beside_those_of_the_machine():
+    quiet = [conditions.Snapshot(0.0, at, at, at) for at in (0.0, 10.0)]
+    got = conditions.describe(1, (), *quiet, warnings=["it never got steady", "nor quick"])
+    assert (got["busy"], got["warning"]) == (False, "it never got steady; nor quick")
+
+
+def test_more_threads_than_cores_are_warned_of_and_are_not_others_load():
+    quiet = [conditions.Snapshot(0.0, at, at, at) for at in (0.0, 10.0)]
+    cores = conditions.describe(1, (), *quiet)["cores"]
+    got = conditions.describe(cores + 1, (), *quiet)
+    assert not got["busy"]
+    assert f"{cores + 1} threads shared {cores} core" in got["warning"] and "`threads`" in got["warning"]
+    assert conditions.describe(cores, (), *quiet)["warning"] is None
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="frequencies are read from Linux's /proc and /sys")
+def test_frequency_is_one_that_a_core_can_have():
+    mhz = conditions.snapshot().cpu_mhz
+    assert mhz is None or 100 < mhz < 10_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the CPU time of the machine is read from Linux's /proc")

@@ -95,7 +95,7 @@ def test_a_stage_is_told_only_what_it_reads(project):
 def test_the_command_line_reaches_into_a_target(project):
     project()
     read = config.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"threads": 2}}}})
-    assert read.targets["phone"].bench.threads == 2
+    assert read.targets["phone"].bench.threads == (2,)
     assert read.targets["phone"].backend == "executorch"
 
 

@@ -1,170 +1,184 @@
-"""Statistics against known answers, and the order in which runs are taken, on a clock that a test drives."""
+"""The order in which blocks are taken and what ends it, on a clock that a test drives."""
 
 import itertools
+from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pipeline import measure
-
-ROUNDS = st.integers(2, 40)
-LATENCIES = st.floats(1e-3, 1e3)
+from pipeline import intervals, measure
+from pipeline.measure import BLOCK, Until
 
 
-class Clock:
-    """Nanoseconds that pass only when a run says so."""
+class Machine:
+    """Forms whose time passes only when a block is taken."""
 
-    def __init__(self):
-        self.now, self.taken = 0, []
+    def __init__(self, **forms):
+        self.forms, self.now, self.taken, self.launches = forms, 0.0, [], 0
 
-    def __call__(self) -> int:
-        return self.now
+    def clock(self) -> int:
+        return round(self.now * 1e6)
 
-    def run(self, name: str, milliseconds):
-        """A form that takes this many milliseconds: always as many, or one after the other of an iterator."""
-        each = iter(milliseconds) if hasattr(milliseconds, "__iter__") else itertools.repeat(milliseconds)
+    @contextmanager
+    def launch(self):
+        """Starts the forms, which take this many milliseconds a run: always as many, or what a function of the
+        launch and of the block gives."""
+        number, self.launches = self.launches, self.launches + 1
+        yield {name: self._block(name, form, number) for name, form in self.forms.items()}
+        self.taken.append("|")
 
-        def once() -> None:
+    def _block(self, name, form, launch):
+        count = itertools.count()
+
+        def block():
+            ms = form(launch, next(count)) if callable(form) else form
             self.taken.append(name)
-            self.now += int(next(each) * 1e6)
+            self.now += ms * BLOCK
+            return [ms] * BLOCK
 
-        return once
+        return block
 
-
-def blocks(values, rounds):
-    return np.resize(np.asarray(values, dtype=float), (rounds, measure.BLOCK))
-
-
-def test_summary_of_one_to_a_hundred():
-    got = measure.summary(np.arange(1, 101), warmup=7)
-    assert got == {
-        "n": 100,
-        "warmup": 7,
-        "min": 1.0,
-        "mean": 50.5,
-        "std": pytest.approx(29.011492),
-        "p50": 50.5,
-        "p90": pytest.approx(90.1),
-        "p99": pytest.approx(99.01),
-    }
+    def time(self, **until):
+        return measure.time_in_turn(self.launch, Until(**BRIEFLY | until), clock=self.clock)
 
 
-def test_summary_keeps_an_outlier():
-    got = measure.summary(np.array([1.0] * 99 + [1000.0]), warmup=0)
-    assert got["n"] == 100 and got["mean"] == pytest.approx(10.99) and got["p50"] == 1.0
+BRIEFLY = {
+    "warmup_seconds": 0, "min_runs": 2 * BLOCK, "max_seconds": 0.001, "target_width": 0, "min_launches": 1,
+    "max_launches": 1,
+}  # fmt: skip
 
 
-@settings(deadline=None)
-@given(st.lists(LATENCIES, min_size=1, max_size=50), st.integers(0, 9))
-def test_summary_is_in_order_whatever_the_samples(samples, warmup):
-    got = measure.summary(np.array(samples), warmup)
-    figures = [got[name] for name in ("min", "p50", "p90", "p99")]
-    assert figures == sorted(figures)
-    assert figures[0] == round(min(samples), 6)
-    assert figures[-1] <= round(max(samples), 6) + 1e-6
-    assert (got["n"], got["warmup"]) == (len(samples), warmup)
+def test_blocks_are_taken_in_turn_after_a_warm_up_of_each_form():
+    machine = Machine(a=1, b=3)
+    timing = machine.time()
+    assert "".join(machine.taken) == "aaaabbbb" + "abab" + "|"
+    assert [launch.tolist() for launch in timing.samples_ms["a"]] == [[[1.0] * BLOCK] * 2]
+    assert [launch.tolist() for launch in timing.samples_ms["b"]] == [[[3.0] * BLOCK] * 2]
 
 
-@pytest.mark.parametrize("samples", [[], [1.0, np.nan], [np.inf]])
-def test_summary_of_nothing_or_of_no_number_is_an_error(samples):
-    with pytest.raises(ValueError, match="at least one sample, and all of them finite"):
-        measure.summary(np.array(samples), 0)
+def test_each_launch_starts_afresh_and_has_its_part_of_the_runs():
+    machine = Machine(a=1)
+    timing = machine.time(min_runs=20 * BLOCK, min_launches=4, max_launches=4)
+    assert (machine.launches, machine.taken.count("|")) == (4, 4)
+    assert [launch.shape for launch in timing.samples_ms["a"]] == [(5, BLOCK)] * 4
+    assert len(timing.warmup["a"]) == 4
 
 
-@settings(deadline=None)
-@given(ROUNDS, st.floats(0.1, 20), st.integers(0, 2**32 - 1))
-def test_speedup_is_the_ratio_by_construction_however_the_machine_drifts(rounds, ratio, seed):
-    after = np.random.default_rng(seed).lognormal(0, 1, (rounds, 1)) * np.ones(measure.BLOCK)
-    got = measure.speedup(after * ratio, after)
-    assert (got["median"], got["low"], got["high"]) == (pytest.approx(ratio, abs=2e-6),) * 3
-    assert got["n"] == rounds
+@pytest.mark.parametrize(("seconds", "runs"), [(0, 4 * BLOCK), (0.1, 100), (0.1001, 100 + BLOCK)])
+def test_each_form_is_warmed_up_for_as_long_as_was_asked(seconds, runs):
+    (warmup,) = Machine(a=1).time(warmup_seconds=seconds).warmup["a"]
+    assert (warmup.runs, warmup.steady) == (runs, True)
+    assert warmup.seconds == pytest.approx(runs / 1000)
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(LATENCIES, LATENCIES), min_size=2, max_size=30))
-def test_interval_holds_the_median_and_stays_within_the_ratios(pairs):
-    before, after = (np.repeat(np.array(one)[:, None], 3, axis=1) for one in zip(*pairs, strict=True))
-    got, ratios = measure.speedup(before, after), before[:, 0] / after[:, 0]
-    assert ratios.min() - 1e-6 <= got["low"] <= got["median"] + 1e-6
-    assert got["median"] - 1e-6 <= got["high"] <= ratios.max() * (1 + 1e-9) + 1e-6
+def test_warm_up_goes_on_until_the_latencies_no_longer_fall():
+    """The first ten blocks fall by 10 % each, then they stay."""
+    machine = Machine(a=lambda launch, block: 10 * 0.9 ** min(block, 10))
+    timing = machine.time(warmup_seconds=0.1)
+    (warmup,) = timing.warmup["a"]
+    assert warmup.steady
+    assert warmup.runs == BLOCK * 14  # of the last four blocks both halves are of the level that stays
+    assert (timing.samples_ms["a"][0] == 10 * 0.9**10).all()
 
 
-def test_one_slow_run_in_a_block_does_not_move_the_speedup():
-    before, after = blocks(3.0, 10), blocks(1.5, 10)
-    before[4, 2] = 900.0
-    assert measure.speedup(before, after)["median"] == 2.0
+def test_a_form_that_never_gets_steady_is_given_up_on_and_said_so():
+    machine = Machine(a=lambda launch, block: 10 * 0.97**block)
+    (warmup,) = machine.time(warmup_seconds=0.05).warmup["a"]
+    assert not warmup.steady
+    assert 0.5 <= warmup.seconds < 0.6
 
 
-def test_interval_covers_the_true_ratio_about_as_often_as_it_says():
-    random, covered = np.random.default_rng(0), 0
-    for _ in range(200):
-        noise = random.lognormal(0, 0.1, (2, 30, 1)) * np.ones(measure.BLOCK)
-        got = measure.speedup(2.0 * noise[0], noise[1])
-        covered += got["low"] <= 2.0 <= got["high"]
-    assert 180 <= covered < 200
+def test_latencies_that_rise_are_not_waited_for():
+    (warmup,) = Machine(a=lambda launch, block: 1 + block).time().warmup["a"]
+    assert (warmup.runs, warmup.steady) == (4 * BLOCK, True)
 
 
-def test_interval_is_the_same_each_time_and_says_how_it_was_made():
-    random = np.random.default_rng(1)
-    before, after = random.lognormal(1, 0.3, (20, 5)), random.lognormal(0, 0.3, (20, 5))
-    got = measure.speedup(before, after)
-    assert got == measure.speedup(before.copy(), after.copy())
-    assert got["low"] < got["high"]
-    assert got["method"] == (
-        "median of 20 paired ratios of block medians, blocks of 5 runs taken in turn; "
-        "95 % percentile bootstrap, 2000 resamples, seed 0"
-    )
+@pytest.mark.parametrize(("ms", "rounds"), [(1, 20), (1000, 3)])
+def test_time_ends_the_rounds_but_never_before_the_runs_that_were_asked(ms, rounds):
+    timing = Machine(a=ms).time(min_runs=11, max_seconds=0.1)
+    assert timing.samples_ms["a"][0].shape == (rounds, BLOCK)
 
 
-def test_interval_does_not_depend_on_how_the_resampling_is_cut_up_for_memory(monkeypatch):
-    ratios = np.random.default_rng(2).lognormal(0, 0.2, (50, 5))
-    whole = measure.speedup(ratios, np.ones_like(ratios))
-    monkeypatch.setattr(measure, "_CHUNK", 50 * 7)
-    assert measure.speedup(ratios, np.ones_like(ratios)) == whole
+def test_all_launches_together_have_max_seconds():
+    machine = Machine(a=1, b=lambda launch, block: 1 + launch % 2)
+    timing = machine.time(max_seconds=1, min_launches=5, max_launches=5)
+    seconds = sum(launch.sum() for launches in timing.samples_ms.values() for launch in launches) / 1000
+    assert seconds == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("shapes", [((3, 5), (4, 5)), ((0, 5), (0, 5)), ((5,), (5,))])
-def test_unpaired_samples_are_an_error(shapes):
-    with pytest.raises(ValueError, match="paired blocks have equal shapes"):
-        measure.speedup(*(np.ones(shape) for shape in shapes))
+def test_launches_end_once_the_interval_is_as_narrow_as_was_asked():
+    timing = Machine(a=2, b=1).time(min_launches=3, max_launches=5, target_width=0.02)
+    assert (len(timing.samples_ms["a"]), timing.stopped_by) == (3, "width")
 
 
-def test_runs_are_taken_in_turn_and_timed_to_the_nanosecond():
-    clock = Clock()
-    forms = {"fused": clock.run("f", 1), "branched": clock.run("b", 3)}
-    timing = measure.time_in_turn(forms, warmup_seconds=0, min_runs=10, max_seconds=0.001, clock=clock)
-    turn = "f" * (1 + measure.BLOCK) + "b" * (1 + measure.BLOCK)
-    assert "".join(clock.taken) == "fb" + turn * 2
-    assert timing.samples_ms["fused"].tolist() == [[1.0] * 5] * 2
-    assert timing.samples_ms["branched"].tolist() == [[3.0] * 5] * 2
-    assert timing.warmup == {"fused": 1, "branched": 1}
+def test_launches_that_differ_are_followed_by_more():
+    machine = Machine(a=2, b=lambda launch, block: 1 + launch / 10)
+    timing = machine.time(min_launches=3, max_launches=5, target_width=0.02, max_seconds=60)
+    assert (len(timing.samples_ms["a"]), timing.stopped_by) == (5, "limit")
 
 
-def test_each_form_is_warmed_up_for_as_long_as_was_asked():
-    clock = Clock()
-    forms = {"fused": clock.run("f", 10), "branched": clock.run("b", 30)}
-    timing = measure.time_in_turn(forms, warmup_seconds=0.1, min_runs=10, max_seconds=0.001, clock=clock)
-    assert timing.warmup == {"fused": 10, "branched": 4}
+def test_no_further_launch_once_the_time_is_used_up():
+    machine = Machine(a=2, b=lambda launch, block: 1000 + 100 * launch)
+    timing = machine.time(min_launches=3, max_launches=5, target_width=0.02)
+    assert (len(timing.samples_ms["a"]), timing.stopped_by) == (3, "limit")
 
 
-@pytest.mark.parametrize(("milliseconds", "rounds"), [(1, 17), (1000, 3)])
-def test_time_ends_the_rounds_but_never_before_the_runs_that_were_asked(milliseconds, rounds):
-    clock = Clock()
-    forms = {"fused": clock.run("f", milliseconds)}
-    timing = measure.time_in_turn(forms, warmup_seconds=0, min_runs=11, max_seconds=0.1, clock=clock)
-    assert timing.samples_ms["fused"].shape == (rounds, measure.BLOCK)
+@pytest.mark.parametrize(("third", "launches"), [(lambda launch, block: 1, 3), (lambda launch, block: 1 + launch, 5)])
+def test_of_three_forms_the_widest_interval_counts(third, launches):
+    machine = Machine(a=2, b=1, c=third)
+    timing = machine.time(min_launches=3, max_launches=5, target_width=0.02, max_seconds=60)
+    assert len(timing.samples_ms["a"]) == launches
 
 
-def test_the_first_run_of_a_block_is_not_timed():
-    clock = Clock()
-    latencies = [1.0] + [50.0, 1.0, 1.0, 1.0, 1.0, 1.0] * 2
-    forms = {"fused": clock.run("f", latencies)}
-    timing = measure.time_in_turn(forms, warmup_seconds=0, min_runs=10, max_seconds=0.001, clock=clock)
-    assert timing.samples_ms["fused"].max() == 1.0
+@pytest.mark.parametrize(("form", "launches"), [(1, 3), (lambda launch, block: 1 + launch, 5)])
+def test_of_one_form_the_interval_of_its_median_counts(form, launches):
+    timing = Machine(a=form).time(min_launches=3, max_launches=5, target_width=0.02, max_seconds=60)
+    assert len(timing.samples_ms["a"]) == launches
 
 
-def test_timing_nothing_is_an_error():
-    with pytest.raises(ValueError, match="nothing to time"):
-        measure.time_in_turn({}, warmup_seconds=0, min_runs=10, max_seconds=1)
+def test_intervals_cover_the_truth_with_the_early_stop_included():
+    """Launches by half a percent and blocks by one: narrow enough after three launches in some cases."""
+    random, covered, launches = np.random.default_rng(0), 0, Counter()
+    for _ in range(150):
+        luck = random.normal(0, 0.005, 5)
+        machine = Machine(
+            a=lambda launch, block: 2 * random.lognormal(luck[launch], 0.01),  # noqa: B023
+            b=lambda launch, block: random.lognormal(0, 0.01),
+        )
+        timing = machine.time(min_runs=50, max_seconds=1, min_launches=3, max_launches=5, target_width=0.02)
+        got = intervals.speedup(timing.samples_ms["a"], timing.samples_ms["b"])
+        covered += got["low"] <= 2 <= got["high"]
+        launches[len(got["by_launch"])] += 1
+    assert covered >= 0.93 * 150
+    assert launches[3] > 15 and launches[5] > 15
+
+
+def test_functions_of_this_process_are_timed_by_the_wall_clock():
+    ran = Counter()
+    forms = {name: lambda name=name: ran.update([name]) for name in ("a", "b")}
+    timing = measure.time_in_turn(measure.in_this_process(forms), Until(**BRIEFLY | {"max_launches": 2}))
+    for name, launches in timing.samples_ms.items():
+        assert all((launch > 0).all() for launch in launches)
+        timed = sum(launch.size for launch in launches) + sum(warmup.runs for warmup in timing.warmup[name])
+        assert ran[name] == timed * (BLOCK + 1) / BLOCK  # one run before each block is not timed
+
+
+def test_what_a_runtime_timed_in_its_own_way_is_one_launch():
+    timing = measure.taken_elsewhere({"a": [[1, 2], [3, 4]], "b": [[5], [6]]})
+    assert [launch.tolist() for launch in timing.samples_ms["a"]] == [[[1.0, 2.0], [3.0, 4.0]]]
+    assert timing.samples_ms["b"][0].dtype == np.float64
+    assert timing.warmup == {"a": [], "b": []}
+
+
+@pytest.mark.parametrize(
+    "until", [{"min_runs": 0}, {"min_launches": 0}, {"min_launches": 3, "max_launches": 2}], ids=str
+)
+def test_timing_nothing_is_an_error(until):
+    with pytest.raises(ValueError, match="nothing to time: at least one run and one launch"):
+        Machine(a=1).time(**until)
+
+
+def test_timing_no_form_is_an_error():
+    with pytest.raises(ValueError, match="nothing to time: give at least one form"):
+        Machine().time()

@@ -15,23 +15,31 @@ CONDITIONS = {
     "versions": {"python": "3.11.7", "executorch": "1.5.1", "tensorrt": None},
 }  # fmt: skip
 
+ONE_THREAD = CONDITIONS | {"threads": 1}
 
-def figures(branched, fused):
+
+def figures(branched, fused, conditions=CONDITIONS):
+    """The figures of a bench.json that was measured on one number of threads, or not at all."""
+    runs = [run(branched, fused, conditions)] if fused else []
+    forms = {form: {"size_bytes": 1_230_000} for form in (runs[0]["forms"] if runs else ("fused",))}
+    return {"forms": forms, "speedup": runs[0]["speedup"] if runs else None, "runs": runs}
+
+
+def run(branched, fused, conditions=CONDITIONS):
     times = {"branched": branched, "fused": fused}
-    forms = {
-        form: {"latency_ms": {"p50": time} if time else None, "size_bytes": 1_230_000}
-        for form, time in times.items()
-        if time or form == "fused"
+    return {
+        "threads": conditions["threads"],
+        "forms": {form: {"latency_ms": {"p50": time}} for form, time in times.items() if time},
+        "speedup": {"median": branched / fused, "low": 4.2, "high": 4.55} if branched else None,
+        "conditions": conditions,
     }
-    speedup = {"median": branched / fused, "low": 4.2, "high": 4.55} if branched and fused else None
-    return {"forms": forms, "speedup": speedup}
 
 
 def measured(model="toy", **changes):
     return {
         "target": "phone", "model": model, "status": "ok", "reason": None, "remedy": None, "reference": None,
         "accuracy": {"branched": 0.98, "fused": 0.98, "file": 0.9755, "checked_by": "ExecuTorch"},
-        "conditions": CONDITIONS, **figures(14.4, 3.29), **changes,
+        **figures(14.4, 3.29), **changes,
     }  # fmt: skip
 
 
@@ -44,18 +52,30 @@ def unavailable(model="toy", **changes):
     )  # fmt: skip
 
 
+def profile(model="toy", count=2):
+    operations = [
+        {"layer": f"stage{place}", "name": f"Convolution #{place}", "ms": float(place), "share": place / 10}
+        for place in range(1, count + 1)
+    ]
+    operations.append({"layer": None, "name": "Transpose", "ms": 1.5, "share": 0.15})
+    return {"status": "ok", "target": "phone", "model": model, "operations": operations}
+
+
 @pytest.fixture
 def written(tmp_path):
-    """The report over these documents, as text."""
+    """The report over these documents and profiles, as text."""
 
-    def write(*documents):
-        paths = []
+    def write(*documents, profiles=()):
+        benches, told = [], []
         for target in dict.fromkeys(document["target"] for document in documents):
             models = {one["model"]: one for one in documents if one["target"] == target}
-            paths.append(tmp_path / f"{target}.json")
-            paths[-1].write_text(json.dumps({"target": target, "status": "ok", "models": models}))
+            benches.append(tmp_path / f"{target}.json")
+            benches[-1].write_text(json.dumps({"target": target, "status": "ok", "models": models}))
+        for number, one in enumerate([*profiles, {"status": "unavailable", "target": "tablet", "model": "toy"}]):
+            told.append(tmp_path / f"profile{number}.json")
+            told[-1].write_text(json.dumps(one))
         output = tmp_path / "report.md"
-        report.run(NoSettings(), benches=paths, output=output)
+        report.run(NoSettings(), benches=benches, profiles=told, output=output)
         assert [path.name for path in tmp_path.glob(".*")] == []
         return output.read_text()
 
@@ -64,7 +84,7 @@ def written(tmp_path):
 
 def test_the_whole_page(written):
     assert (
-        written(unavailable(), measured())
+        written(unavailable(), measured(), profiles=[profile()])
         == """\
 # What the fold gained
 
@@ -73,10 +93,10 @@ convolutions, `file` the exported fused network that a device runs. % is top-1 a
 images, ms the median of one inference. `speed-up` is how many times as fast `fused` is as `branched`, both
 exported alike, with its 95% interval.
 
-| model | target | status      | file MB | branched % | fused % | file % | fused ms |          speed-up |
-| ----- | ------ | ----------- | ------: | ---------: | ------: | -----: | -------: | ----------------: |
-| toy   | phone  | ok          |    1.23 |      98.00 |   98.00 |  97.55 |    3.290 | 4.38x (4.20-4.55) |
-| toy   | tablet | unavailable |    1.23 |      98.00 |   98.00 |      - |        - |                 - |
+| model | target | status      | threads | file MB | branched % | fused % | file % | fused ms |          speed-up |
+| ----- | ------ | ----------- | ------: | ------: | ---------: | ------: | -----: | -------: | ----------------: |
+| toy   | phone  | ok          |       2 |    1.23 |      98.00 |   98.00 |  97.55 |    3.290 | 4.38x (4.20-4.55) |
+| toy   | tablet | unavailable |       - |    1.23 |      98.00 |   98.00 |      - |        - |                 - |
 
 - tablet: unavailable. Core ML runs on macOS alone, and this is Linux. To get figures: Run the same command on
   a Mac.
@@ -88,9 +108,21 @@ exported alike, with its 95% interval.
 NOT the target's figures. Its runtime is not on this machine, so the same network, in fp32, was timed with
 ONNX Runtime on this machine's CPU. They show what the fold gains on a CPU; a device can differ.
 
-| model | stands in for | branched ms | fused ms |          speed-up |
-| ----- | ------------- | ----------: | -------: | ----------------: |
-| toy   | tablet        |       2.000 |    1.000 | 2.00x (4.20-4.55) |
+| model | stands in for | threads | branched ms | fused ms |          speed-up |
+| ----- | ------------- | ------: | ----------: | -------: | ----------------: |
+| toy   | tablet        |       2 |       2.000 |    1.000 | 2.00x (4.20-4.55) |
+
+## Where the time goes
+
+The operations of `fused` that take the longest, at most 10 of each model and target, and their share of the
+time of all operations. A runtime that is made to tell takes longer, and what lies between operations is in
+none of them: so their sum is not the time of an inference.
+
+| model | target | layer  | operation      |    ms | share % |
+| ----- | ------ | ------ | -------------- | ----: | ------: |
+| toy   | phone  | stage2 | Convolution #2 | 2.000 |   20.00 |
+| toy   | phone  | -      | Transpose      | 1.500 |   15.00 |
+| toy   | phone  | stage1 | Convolution #1 | 1.000 |   10.00 |
 
 ## Conditions
 
@@ -102,8 +134,8 @@ ONNX Runtime on this machine's CPU. They show what the fold gains on a CPU; a de
 
 def test_columns_stay_aligned_and_within_a_terminal(written):
     documents = [
-        measured("mobileone_s0"),
-        measured("toy", **figures(1234.5678, 1000.0)),
+        measured("mobileone_s0", **figures(14.4, 3.29, ONE_THREAD)),
+        measured("toy", **figures(1234.5678, 1000.0, ONE_THREAD)),
         unavailable("mobileone_s0"),
     ]
     lines = written(*documents).splitlines()
@@ -123,14 +155,48 @@ def test_a_network_that_came_folded_has_no_branched_figures(written):
     accuracy = {"branched": None, "fused": 0.98, "file": 0.97, "checked_by": "ExecuTorch"}
     text = written(measured("mine", accuracy=accuracy, **figures(None, 3.29)), measured())
     row = next(line for line in text.splitlines() if line.startswith("| mine"))
-    assert [cell.strip() for cell in row.strip("|").split("|")][4:] == ["-", "98.00", "97.00", "3.290", "-"]
+    assert [cell.strip() for cell in row.strip("|").split("|")][5:] == ["-", "98.00", "97.00", "3.290", "-"]
     assert "- mine: came folded, so there is no branched network to compare with." in text
 
 
 def test_figures_of_a_busy_machine_are_marked(written):
-    text = written(measured(conditions=CONDITIONS | {"busy": True, "warning": WARNING}))
+    text = written(measured(**figures(2, 1, CONDITIONS | {"busy": True, "warning": WARNING})))
     assert "| ok, busy |" in text
-    assert f"- busy, toy on phone: {WARNING}." in text.replace("\n  ", " ")
+    assert f"- warning, toy on phone: {WARNING}." in text.replace("\n  ", " ")
+
+
+def test_each_number_of_threads_has_a_row_with_its_own_conditions(written):
+    busy = CONDITIONS | {"threads": 4, "busy": True, "warning": WARNING}
+    text = written(measured(runs=[run(14.4, 3.29), run(10.0, 2.0, busy)]))
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row.startswith("| toy")
+    ]
+    assert [row[2:4] + row[-2:] for row in rows] == [
+        ["ok", "2", "3.290", "4.38x (4.20-4.55)"],
+        ["ok, busy", "4", "2.000", "5.00x (4.20-4.55)"],
+    ]
+    assert "threads 2 of 4 cores" in text and "threads 4 of 4 cores" in text
+
+
+def test_one_thread_throughout_needs_no_column(written):
+    text = written(measured(**figures(2, 1, ONE_THREAD)))
+    assert "| threads |" not in text
+
+
+def test_a_speedup_without_an_interval_is_shown_without(written):
+    once = run(4.0, 2.0)
+    once["speedup"] |= {"low": None, "high": None}
+    assert "| 2.00x |" in written(measured(runs=[once])).replace("   ", "").replace("  ", " ")
+
+
+def test_of_many_operations_the_ten_dearest_stand_there(written):
+    text = written(measured(), profiles=[profile(count=30)])
+    told = [line for line in text.splitlines() if "Convolution #" in line]
+    assert [f"#{place} " in line for place, line in zip(range(30, 20, -1), told, strict=True)] == [True] * 10
+
+
+def test_without_a_profile_there_is_no_table_of_it(written):
+    assert "Where the time goes" not in written(measured())
 
 
 def test_a_reason_is_given_once_for_all_models_of_a_target(written):
@@ -146,6 +212,8 @@ def test_the_command_line(written, tmp_path):
         "{}",
         "--benches",
         str(tmp_path / "phone.json"),
+        "--profiles",
+        str(tmp_path / "profile0.json"),
         "--output",
         str(tmp_path / "again.md"),
     ]

@@ -3,12 +3,14 @@
 import json
 import shutil
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline import backends, check, checkpoints, export, programs, reparameterize, store, verify
+from pipeline.backends import pytorch
 from pipeline.config import Check, CheckSettings, ExportSettings, NoSettings, Verify
 from pipeline.errors import GateError, InputError
 from pipeline.manifest import ExportSpec, Preprocessing
@@ -32,7 +34,7 @@ def made(artifacts, tmp_path_factory):
     folders = {}
 
     def folder_of(backend, precision="fp32", **options):
-        key = (backend, precision, *options.items())
+        key = (backend, precision, str(options))
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp(backend) / "toy"
             folders[key].mkdir()
@@ -77,7 +79,7 @@ def felt(artifacts):
     """Channel out, channel in, row and column of a weight of stage2 that the logits feel: no ReLU is dead there."""
     program = programs.static(torch.export.load(artifacts.fused).module(check_guards=False), (1, 3, 32, 32))
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
-    outputs = programs.outputs_by_layer(program.module(check_guards=False), image)
+    outputs = pytorch.outputs_of(program.module(check_guards=False), image)
     most = [int(outputs[name].mean((0, 2, 3)).argmax()) for name in ("relu_1", "relu")]
     return (*most, 1, 1)
 
@@ -264,3 +266,68 @@ def test_an_onnx_file_that_is_empty_or_text(artifacts, copied, content, what):
     believed(folder, "fused.onnx")
     with pytest.raises(InputError, match=rf"fused\.onnx {what}"):
         run_check(artifacts, folder, "onnx")
+
+
+def other_preprocessing(folder):
+    """Rewrite what the package's own metadata says of its preprocessing, as an exporter that swaps channels would."""
+    from coremltools.proto import Model_pb2
+
+    path = folder / "fused.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+    model = Model_pb2.Model.FromString(path.read_bytes())
+    noted = json.loads(model.description.metadata.userDefined["preprocessing"])
+    model.description.metadata.userDefined["preprocessing"] = json.dumps({**noted, "mean": [0.3, 0.2, 0.1]})
+    path.write_bytes(model.SerializeToString())
+    believed(folder, "fused.mlpackage")
+
+
+def test_swapped_channels_in_a_packages_metadata(artifacts, copied):
+    folder = copied("coreml", "fp16")
+    other_preprocessing(folder)
+    with pytest.raises(GateError, match=r"its metadata says that `mean` of the preprocessing is \[0\.3, 0\.2, 0\.1\]"):
+        run_check(artifacts, folder, "coreml")
+
+
+def test_swapped_channels_inside_a_package(artifacts, tmp_path):
+    """A package that takes an image has mean and std inside: here those of another order of the colours."""
+    preprocessing = Preprocessing.from_dict(checkpoints.read_header(artifacts.checkpoint)["preprocessing"])
+    program = programs.static(torch.export.load(artifacts.fused).module(check_guards=False), (1, 3, 32, 32))
+    export_fused(artifacts, tmp_path, "coreml", "fp32", {"normalization": True})
+    assert run_check(artifacts, tmp_path, "coreml")["forms"]["fused"]["agreement"] == 1.0
+    swapped = replace(preprocessing, mean=(0.1, 0.3, 0.6))
+    package = tmp_path / "fused.mlpackage"
+    backends.load("coreml").export(
+        program, [package], ExportSpec("fp32", (1, 3, 32, 32), swapped, {"normalization": True})
+    )
+    from coremltools.proto import Model_pb2
+
+    path = package / "Data/com.apple.CoreML/model.mlmodel"
+    model = Model_pb2.Model.FromString(path.read_bytes())
+    noted = json.loads(model.description.metadata.userDefined["preprocessing"])
+    told = json.dumps({**noted, "mean": list(preprocessing.mean)})  # so that its metadata does not give it away
+    model.description.metadata.userDefined["preprocessing"] = told
+    path.write_bytes(model.SerializeToString())
+    believed(tmp_path, package.name)
+    with pytest.raises(GateError, match=r"both in float32.* The file does not hold the network"):
+        run_check(artifacts, tmp_path, "coreml")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda content: b"ftrt" + content[4:], r"was built by TensorRT .*, and TensorRT-RTX is to load it"),
+        (
+            lambda content: content[:24] + bytes([10, 3, 0, 30]) + content[28:],
+            r"was built by TensorRT-RTX 10\.3\.0\.30",
+        ),
+        (lambda content: content[:2000], r"is cut short: it has 2000 bytes"),
+        (lambda content: b"not an engine\n", r"is not a TensorRT engine: it starts with b'not '"),
+    ],
+    ids=["maker", "version", "truncated", "text"],
+)
+def test_an_engine_of_another_maker_or_version(artifacts, copied, change, what):
+    pytest.importorskip("tensorrt_rtx", reason="nothing here builds an engine")
+    folder = copied("tensorrt", "fp16", compute_capabilities=["8.9"])
+    (folder / "fused.engine").write_bytes(change((folder / "fused.engine").read_bytes()))
+    believed(folder, "fused.engine")
+    with pytest.raises(InputError, match=what):
+        run_check(artifacts, folder, "tensorrt")

@@ -1,17 +1,18 @@
 """The worker gives a runtime's answers, and survives its death with an error that says what happened."""
 
+import itertools
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline import worker
+from pipeline import measure, worker
 from pipeline.errors import InputError, StageError
 
 AFFINE = "runtimes.affine"
 BATCH = 4
-BRIEFLY = {"warmup_seconds": 0, "min_runs": 10, "max_seconds": 0.01}
+BRIEFLY = measure.Until(0, min_runs=20, max_seconds=0.01, min_launches=2, max_launches=2)
 WEIGHTS = np.arange(15, dtype=np.float32).reshape(3, 5) - 7
 
 
@@ -135,37 +136,86 @@ def test_a_backend_that_is_not_there_is_named(file):
         worker.predict("runtimes.nowhere", file, images(1))
 
 
-def test_times_both_forms_equally_often(file):
-    timed = worker.time_forms(
-        AFFINE, {"fused": file, "branched": file}, images(4), threads=1, **(BRIEFLY | {"min_runs": 20})
-    )
+def jobs(**files: Path) -> dict[str, worker.Job]:
+    return {name: worker.Job(AFFINE, file) for name, file in files.items()}
+
+
+def test_times_both_forms_equally_often_in_every_launch(file):
+    timed = worker.time_in_turn(jobs(fused=file, branched=file), images(4), threads=1, until=BRIEFLY)
     samples = timed.timing.samples_ms
     assert list(samples) == ["fused", "branched"]
-    assert samples["fused"].shape == samples["branched"].shape
-    assert samples["fused"].size >= 20
-    assert all((one > 0).all() for one in samples.values())
-    assert timed.timing.warmup == {"fused": 2, "branched": 2}
+    shapes = [launch.shape for launch in samples["fused"]]
+    assert shapes == [launch.shape for launch in samples["branched"]]
+    assert len(shapes) == 2
+    assert sum(rounds * runs for rounds, runs in shapes) >= 20
+    assert all((launch > 0).all() for launches in samples.values() for launch in launches)
+    assert [len(warmup) for warmup in timed.timing.warmup.values()] == [2, 2]
+
+
+def test_each_file_has_a_process_to_itself_and_a_fresh_one_in_every_launch(misbehaving, tmp_path):
+    file = misbehaving("notes its process")
+    worker.time_in_turn(jobs(fused=file, branched=file), images(4), threads=2, until=BRIEFLY)
+    noted = (tmp_path / "processes").read_text().split()
+    assert len(noted) == len(set(noted)) == 4
+    assert all(process.endswith(":2:2") for process in noted)
+
+
+def test_blocks_are_taken_in_turn(misbehaving, tmp_path):
+    """The runs of both files stand in one list: whole blocks, of one file and the other by turns."""
+    one, other = tmp_path / "one.bin", tmp_path / "other.bin"
+    for path in (one, other):
+        path.write_text("notes its runs")
+    timed = worker.time_in_turn(jobs(one=one, other=other), images(4), threads=1, until=BRIEFLY)
+    noted = (tmp_path / "runs").read_text().split()
+    turns = [len(list(runs)) for _, runs in itertools.groupby(noted)]
+    blocks = [turn for turn in turns if turn > 1]  # one run alone is the start of a process
+    rounds = sum(len(launch) for launch in timed.timing.samples_ms["one"])
+    assert len(blocks) == 2 * (rounds + 2)  # in both launches each form is warmed up before
+    assert min(blocks) > measure.BLOCK
+
+
+def test_files_of_different_backends_are_timed_against_each_other(file):
+    both = {"plain": worker.Job(AFFINE, file), "clock": worker.Job("runtimes.clocked", file)}
+    timed = worker.time_in_turn(both, images(4), threads=1, until=BRIEFLY)
+    assert all((launch == 7.5).all() for launch in timed.timing.samples_ms["clock"])
+    assert all((launch < 7.5).all() for launch in timed.timing.samples_ms["plain"])
+
+
+def test_a_runtime_that_takes_the_time_itself_is_let_do_so(file):
+    timed = worker.time_in_turn({"own": worker.Job("runtimes.timing", file)}, images(4), threads=1, until=BRIEFLY)
+    (taken,) = timed.timing.samples_ms["own"]
+    assert taken.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert timed.started["own"]["load_ms"] > 0
+
+
+def test_what_a_backend_does_not_offer_is_none(file):
+    assert worker.transfer_ms(worker.Job(AFFINE, file), images(4)) is None
+    assert worker.profile(worker.Job(AFFINE, file), images(4), 1, runs=3) is None
+
+
+def test_what_a_backend_offers_is_passed_on(file):
+    job = worker.Job("runtimes.timing", file)
+    assert worker.transfer_ms(job, images(4)) == {"host_to_device": 0.5, "device_to_host": 0.25}
+    assert worker.profile(job, images(4), 2, runs=3) == [{"name": "fused", "kind": "product", "ms": 6.0}]
 
 
 def test_a_runtime_that_dies_while_timed_is_told_as_such(file):
     with pytest.raises(StageError, match=rf"{file}: .* died of SIGABRT \(Aborted\) while running it"):
-        worker.time_forms(AFFINE, {"fused": file}, np.full((4, 3, 2, 2), np.inf), threads=1, **BRIEFLY)
+        worker.time_in_turn(jobs(fused=file), np.full((4, 3, 2, 2), np.inf), threads=1, until=BRIEFLY)
+
+
+def test_a_second_file_that_cannot_be_opened_is_the_one_that_is_named(file, misbehaving):
+    with pytest.raises(InputError, match=r"^this file is refused, with a reason\.$"):
+        worker.time_in_turn(jobs(fused=file, other=misbehaving("refuses")), images(4), threads=1, until=BRIEFLY)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
-def test_a_cold_start_counts_memory_that_was_used_and_given_back(misbehaving):
-    figures = worker.cold_start(AFFINE, misbehaving("hog"), images(1), 1)
-    assert 100_000_000 <= figures["peak_memory_bytes"] < 150_000_000
+def test_a_start_counts_memory_that_was_used_and_given_back(misbehaving):
+    timed = worker.time_in_turn(jobs(fused=misbehaving("hog")), images(1), 1, until=BRIEFLY)
+    assert 100_000_000 <= timed.started["fused"]["peak_memory_bytes"] < 150_000_000
 
 
-def test_a_cold_start_imports_the_runtime_before_its_clock_starts(misbehaving):
-    file = misbehaving("imports")
-    with pytest.raises(StageError, match="colorsys was not there"):
-        worker.cold_start(AFFINE, file, images(1), 1)
-    figures = worker.cold_start(AFFINE, file, images(1), 1, imported=("no.such.module", "colorsys"))
-    assert figures["load_ms"] > 0 and figures["first_inference_ms"] > 0
-
-
-def test_what_opening_a_file_imports_is_reported(misbehaving):
-    timed = worker.time_forms(AFFINE, {"fused": misbehaving("lazy")}, images(4), threads=1, **BRIEFLY)
-    assert timed.imported == ("colorsys",)
+def test_the_start_that_is_told_is_without_what_python_imports(misbehaving):
+    """The first launch finds out what opening imports, here half a second of it; the others import it before."""
+    figures = worker.time_in_turn(jobs(fused=misbehaving("imports")), images(4), 1, until=BRIEFLY).started["fused"]
+    assert 0 < figures["load_ms"] < 500 and figures["first_inference_ms"] > 0

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.backends.coreml import sessions
+from pipeline.backends.coreml.compute_plan import profile
 from pipeline.backends.coreml.converting import export
-from pipeline.backends.coreml.packages import census
+from pipeline.backends.coreml.packages import census, inspect
+from pipeline.backends.coreml.phone import time_files
 from pipeline.backends.coreml.running import open_session, unavailable
 from pipeline.backends.coreml.sessions import outputs_by_layer
 
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "census",
     "export",
+    "inspect",
     "open_check_session",
     "open_exact_session",
     "open_session",
     "outputs_by_layer",
+    "profile",
+    "time_files",
     "unavailable",
 ]
 

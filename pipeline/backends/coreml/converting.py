@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends.coreml import packages
+from pipeline.backends.coreml import packages, running
 from pipeline.backends.noise import quiet
 from pipeline.errors import InputError, StageError
 from pipeline.manifest import ExportSpec, versions
@@ -30,7 +30,8 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         files: where the one .mlpackage, a folder, goes; what stands there is replaced.
         spec: the options are ``minimum_deployment_target``; ``normalization``: the input is an RGB image
             of 0..255 and ``(x - 255 mean) / (255 std)`` is part of the network; ``class_labels``: instead
-            of logits a softmax leaves, as ``label`` (the best class) and ``label_probs`` (all of them).
+            of logits a softmax leaves, as ``label`` (the best class) and ``label_probs`` (all of them);
+            ``compute_units``, ``device`` and ``development_team`` are noted in the package for those who run it.
 
     Returns:
         ``maker``, ``version``, ``minimum_deployment_target``, ``specification_version``, and the names
@@ -44,6 +45,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         "minimum_deployment_target": "iOS16",
         "class_labels": False,
         "normalization": False,
+        **running.HOW,
         **spec.options,
     }
     _check_options(program, spec, options)
@@ -151,6 +153,8 @@ def _make_reproducible(package: Path, spec: ExportSpec, options: dict[str, Any])
     about.userDefined["precision"] = spec.precision
     about.userDefined["preprocessing"] = json.dumps(asdict(spec.preprocessing))
     about.userDefined["normalization"] = "inside" if options["normalization"] else "outside"
+    for name in running.HOW:
+        about.userDefined[name] = options[name] or ""
     (package / "Data" / _MODEL).write_bytes(written.SerializeToString(deterministic=True))
     parts = {_MODEL: "CoreML Model Specification", _WEIGHTS: "CoreML Model Weights"}
     document = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_SUFFIX = re.compile(r"(_0)?((_(cast|to)_(fp16|fp32|u?int\d+|bool))+(_\d+)?)?$")
+_SUFFIX = re.compile(r"(_0)?(_batch_norm_1d)?((_(cast|to)_(fp16|fp32|u?int\d+|bool))+(_\d+)?)?$")
 _AGAIN = "Copy the whole folder again or run the export again."
 
 
@@ -130,16 +130,18 @@ def layers(program: Program, inputs: Mapping[str, "np.ndarray"]) -> dict[str, "n
 
     An output has the name of the node of the torch.export program, decomposed, that it came from, as far as
     coremltools kept it: what it appends is taken off. A convolution with its batch norm folded in has the
-    batch norm's name. Where several operations share a name, the last one's output is kept, in its place.
+    batch norm's name. Of several outputs the first has the name itself, the others ``name[1]`` and so on.
+    Where several operations share a name, the last one's output is kept, in its place.
     """
     found = dict(program.constants)
     given: dict[str, np.ndarray] = {}
-    for _, outputs in _walk(program, inputs, found):
+    for step, outputs in _walk(program, inputs, found):
         found.update(outputs)
-        for name, value in outputs.items():
+        for index, value in enumerate(outputs.values()):
             if hasattr(value, "numpy"):
-                given.pop(node_name(name), None)
-                given[node_name(name)] = value.numpy().astype("float32")
+                name = node_name(step.name) + (f"[{index}]" if index else "")
+                given.pop(name, None)
+                given[name] = value.numpy().astype("float32")
     return given
 
 

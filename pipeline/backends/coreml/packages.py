@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.coreml import weights
 from pipeline.backends.noise import quiet
-from pipeline.errors import InputError
+from pipeline.errors import GateError, InputError
+from pipeline.manifest import ExportSpec, as_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +64,22 @@ def census(file: Path) -> dict[str, int]:
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
+
+
+def inspect(files: Sequence[Path], facts: Mapping[str, Any], spec: ExportSpec) -> None:
+    """Hold what a package says of its preprocessing against the network's: an app reads it there.
+
+    Raises:
+        GateError: a field differs.
+        InputError: the file is not an ML program.
+    """
+    noted = json.loads(read(files[0]).description.metadata.userDefined["preprocessing"])
+    for field, must in as_plain(spec.preprocessing).items():
+        if noted.get(field) != must:
+            raise GateError(
+                f"{files[0]}: its metadata says that `{field}` of the preprocessing is {noted.get(field)}, but the "
+                f"network was trained and verified with {must}. Export it again."
+            )
 
 
 def read(package: Path) -> Any:

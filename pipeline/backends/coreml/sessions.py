@@ -73,11 +73,11 @@ def _feeder(program: Program) -> Callable[["np.ndarray"], dict[str, "np.ndarray"
     if image is None:
         return lambda images: {name: images}
     about = _preprocessing(program)
-    mean, std = (np.array(about[key], dtype=np.float32)[:, None, None] for key in ("mean", "std"))
+    mean, std = (np.array(about[key], dtype=np.float64)[:, None, None] for key in ("mean", "std"))
     is_reversed = image.ColorSpace.Name(image.colorSpace) == "BGR"
 
     def feed(images: "np.ndarray") -> dict[str, "np.ndarray"]:
-        pixels = (images * std + mean) * 255
+        pixels = (images * std + mean) * 255  # float64: what is lost here counts 1 / std times in the network
         pixels = pixels if program.exact else np.clip(np.rint(pixels), 0, 255)
         return {name: pixels[:, ::-1] if is_reversed else pixels}
 

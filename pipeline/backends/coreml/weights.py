@@ -88,7 +88,7 @@ def unpack(data: "np.ndarray", kind: Kind, count: int) -> "np.ndarray":
     if kind.bits >= 8:
         return data.view(kind.numpy)
     values = np.empty(count, np.uint8)
-    weights = np.left_shift(1, np.arange(kind.bits), dtype=np.uint8)
+    weights = (1 << np.arange(kind.bits)).astype(np.uint8)
     for start in range(0, count, _CHUNK):
         part = values[start : start + _CHUNK]
         first = start * kind.bits // 8

@@ -9,7 +9,7 @@ no builder is installed (a Mac, say), only the ONNX file and the script are writ
 
 from pipeline.backends import onnx
 from pipeline.backends.onnx import census, open_check_session, open_exact_session, outputs_by_layer
-from pipeline.backends.tensorrt.engines import check_engine, compute_capability, engine_maker
+from pipeline.backends.tensorrt.engines import check_engine, compute_capability, engine_maker, inspect
 from pipeline.backends.tensorrt.exporting import BUILDS, build, export, host, write_extras
 from pipeline.backends.tensorrt.running import open_clock, open_session, profile, time_files, transfer_ms, unavailable
 
@@ -21,6 +21,7 @@ __all__ = [
     "engine_maker",
     "export",
     "host",
+    "inspect",
     "open_check_session",
     "open_clock",
     "open_exact_session",

@@ -4,11 +4,14 @@ import ctypes
 import re
 import struct
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.manifest import ExportSpec
 
 MAKERS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 """Python package -> the name of what it is."""
@@ -69,6 +72,17 @@ def check_engine(file: Path, maker: str, version: str | None = None) -> str:
             f"built it alone. Build it again: run the export here, or `sh build_engine.sh` beside the .onnx file."
         )
     return made_with
+
+
+def inspect(files: Sequence[Path], facts: Mapping[str, Any], spec: ExportSpec) -> None:
+    """Hold the engine among exported files against the maker and version that the manifest names.
+
+    Raises:
+        InputError: it is not an engine, cut short, or of another maker or version.
+    """
+    for file in files:
+        if file.suffix == ".engine":
+            check_engine(file, facts["maker"], facts["version"])
 
 
 def compute_capability() -> str | None:

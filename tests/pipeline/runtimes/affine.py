@@ -6,7 +6,6 @@ A file is a .npy of float32 (channels, classes), or a word that says how to misb
 import ctypes
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,14 +26,15 @@ def open_session(file: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]
         raise InputError("this file is refused, with a reason.")
     if word == b"threads":
         return lambda image: np.array([[threads, int(os.environ["OMP_NUM_THREADS"])]], dtype=np.float32)
-    if word == b"lazy":
-        import colorsys
-
-        return lambda image: np.array(colorsys.rgb_to_hsv(0, 0, 0))
     if word == b"imports":
-        if "colorsys" not in sys.modules:
-            raise RuntimeError("colorsys was not there")
+        import runtimes.slow
+
+        return lambda image: image[: runtimes.slow.ROWS]
+    if word == b"notes its process":
+        _note(file.with_name("processes"), f"{os.getpid()}:{threads}:{os.environ['OMP_NUM_THREADS']}")
         return lambda image: image
+    if word == b"notes its runs":
+        return lambda image: _note(file.with_name("runs"), file.stem)
     if word == b"hog":
         np.ones(100_000_000, dtype=np.uint8)
         return lambda image: image
@@ -54,6 +54,11 @@ def open_exact_session(file: Path, threads: int) -> Callable[[np.ndarray], np.nd
 
 def outputs_by_layer(file: Path, image: np.ndarray, *, exact: bool = False) -> dict[str, np.ndarray]:
     return {"mean": image.mean((2, 3)), "product": open_session(file, 1)(image)}
+
+
+def _note(place: Path, text: str) -> None:
+    with place.open("a") as file:
+        file.write(f"{text}\n")
 
 
 def _run(weights: np.ndarray, image: np.ndarray) -> np.ndarray:

@@ -48,7 +48,6 @@ def _window(
 
 def _slice_by_size(x: "Tensor", begin: list[int], size: list[int]) -> "Tensor":
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
-        first += x.shape[axis] if first < 0 else 0
         x = x.narrow(axis, first, x.shape[axis] - first if count == -1 else count)
     return x
 

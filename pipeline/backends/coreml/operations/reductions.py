@@ -23,11 +23,11 @@ def _prod(x: "Tensor", axes: list[int], keep_dims: bool) -> "Tensor":
     return x
 
 
-def _argmax(x: "Tensor", axis: int = -1, keep_dims: bool = False) -> "Tensor":
+def _argmax(x: "Tensor", axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> "Tensor":
     return x.argmax(axis, keep_dims)
 
 
-def _argmin(x: "Tensor", axis: int = -1, keep_dims: bool = False) -> "Tensor":
+def _argmin(x: "Tensor", axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> "Tensor":
     return x.argmin(axis, keep_dims)
 
 

@@ -1,0 +1,37 @@
+"""torch.compile, with its defaults: a saved program (.pt2), compiled by the C++ compiler of this machine."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.backends import pytorch
+from pipeline.manifest import Unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PACKAGES = ("torch",)
+
+
+def unavailable() -> Unavailable | None:
+    """None where there is a C++ compiler."""
+    if os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "c++"))):
+        return None
+    return Unavailable("torch.compile needs a C++ compiler.", "Install one: apt install g++, or set CXX.")
+
+
+def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+    """float32 (N, 3, H, W) -> float32 (N, classes); the first call compiles."""
+    import torch
+
+    torch.set_num_threads(threads)
+    program, _ = pytorch.read(file)
+    compiled = torch.compile(program.module(check_guards=False))
+
+    def run(images: "np.ndarray") -> "np.ndarray":
+        with torch.inference_mode():
+            return compiled(torch.from_numpy(images)).numpy()
+
+    return run

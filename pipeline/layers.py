@@ -1,0 +1,90 @@
+"""Where the time of one inference goes: what a runtime tells of its operations, under the names of the network.
+
+A runtime numbers its operations by itself. An exported file holds the layers with weights in the order of the
+program that it was made from, so the k-th of them is the program's k-th; that is only believed where their number
+agrees, and each can be what its kind says.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+WEIGHTED = ("convolution", "depthwise", "linear")
+
+
+def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_ms: float) -> dict[str, Any]:
+    """A profile, named.
+
+    Args:
+        operations: ``name``, ``kind`` and ``ms`` of each, in the order of execution, as a backend's `profile` gives.
+        program: the fused.pt2 that the file came from.
+        inference_ms: of the same file on as many threads, without a profile.
+
+    Returns:
+        ``inference_ms``; ``sum_ms`` of all operations, which misses what lies between them, and holds what it costs to
+        tell of them; ``named``: whether the layers could be told; ``operations``, each with its ``share`` of the sum,
+        and the ``layer`` of the network and its weight's shape, or None.
+    """
+    layers = program_layers(program)
+    weighted = [place for place, one in enumerate(operations) if one["kind"] in WEIGHTED]
+    is_same = len(weighted) == len(layers) and all(
+        _can_be(operations[place]["kind"], layer) for place, layer in zip(weighted, layers, strict=True)
+    )
+    found = dict(zip(weighted, layers, strict=True)) if is_same else {}
+    sum_ms = sum(one["ms"] for one in operations)
+    return {
+        "inference_ms": inference_ms,
+        "sum_ms": round(sum_ms, 6),
+        "named": is_same,
+        "operations": [
+            {
+                "layer": found[place]["layer"] if place in found else None,
+                "weight": found[place]["weight"] if place in found else None,
+                **one,
+                "share": round(one["ms"] / sum_ms, 6) if sum_ms else 0.0,
+            }
+            for place, one in enumerate(operations)
+        ],
+    }
+
+
+def program_layers(program: Path) -> list[dict[str, Any]]:
+    """Convolutions and linear layers of a fused.pt2 in the order of its graph: ``layer``, ``kind``, ``weight`` shape.
+
+    ``layer`` is the qualified name of the module that the weight belongs to.
+    """
+    import torch
+
+    read = torch.export.load(program)
+    parameters = {**read.graph_signature.inputs_to_parameters, **read.graph_signature.inputs_to_buffers}
+    layers = []
+    for node in read.graph.nodes:
+        name = str(node.target) if node.op == "call_function" else ""
+        if not name.startswith(("aten.conv", "aten.linear", "aten.addmm")):
+            continue
+        held = [parameters[one.name] for one in node.all_input_nodes if one.name in parameters]
+        weight = max(held, key=lambda one: read.state_dict[one].dim(), default=None)
+        if weight is None:
+            continue
+        shape = tuple(read.state_dict[weight].shape)
+        layers.append({"layer": weight.rpartition(".")[0], "kind": _kind(name, node, shape), "weight": list(shape)})
+    return layers
+
+
+def dearest(profile: Mapping[str, Any], count: int = 10) -> list[Mapping[str, Any]]:
+    """The operations of a profile.json that take the longest, the longest first."""
+    return sorted(profile["operations"], key=lambda one: -one["ms"])[:count]
+
+
+def _can_be(kind: str, layer: Mapping[str, Any]) -> bool:
+    """A runtime can take a convolution of single pixels for the product that it is, or a depthwise one for any."""
+    if kind == "linear":
+        return layer["kind"] == "linear" or (layer["kind"] == "convolution" and set(layer["weight"][2:]) == {1})
+    return layer["kind"] == kind or (kind == "convolution" and layer["kind"] == "depthwise")
+
+
+def _kind(name: str, node: Any, shape: Sequence[int]) -> str:
+    if not name.startswith("aten.conv"):
+        return "linear"
+    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    return "depthwise" if groups == shape[0] > 1 == shape[1] else "convolution"

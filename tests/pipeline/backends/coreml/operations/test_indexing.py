@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+
+X = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_slices(computed, seed):
+    generator = np.random.default_rng(seed)
+    begin = [int(generator.integers(-size, size - 1)) for size in X.shape]
+    end = [int(generator.integers((first % size) + 1, size + 1)) for first, size in zip(begin, X.shape, strict=True)]
+    stride = generator.integers(1, 4, 3).tolist()
+    from_start, to_end, squeezed = (generator.integers(0, 3, 3) == 0 for _ in range(3))
+    squeezed[0] = False
+    given = {"begin_mask": from_start, "end_mask": to_end, "squeeze_mask": squeezed}
+    meant = tuple(
+        begin[axis]
+        if squeezed[axis]
+        else slice(None if from_start[axis] else begin[axis], None if to_end[axis] else end[axis], stride[axis])
+        for axis in range(3)
+    )
+    (output,) = computed(lambda mb, x: mb.slice_by_index(x=x, begin=begin, end=end, stride=stride, **given), X)
+    assert np.array_equal(output, X[meant])
+
+
+def test_slices_backwards_and_by_size(computed):
+    def build(mb, x):
+        return [
+            mb.slice_by_index(x=x, begin=[3, 4, 0], end=[0, 0, 6], stride=[-2, -1, 1]),
+            mb.slice_by_index(
+                x=x,
+                begin=[0, 0, 0],
+                end=[4, 0, 6],
+                stride=[1, -1, 1],
+                end_mask=[False, True, False],
+                begin_mask=[False, True, False],
+            ),
+            mb.slice_by_size(x=x, begin=[1, 0, 2], size=[2, -1, 3]),
+        ]
+
+    backwards, turned, part = computed(build, X)
+    assert np.array_equal(backwards, X[3:0:-2, 4:0:-1])
+    assert np.array_equal(turned, X[:, ::-1])
+    assert np.array_equal(part, X[1:3, :, 2:5])
+
+
+def test_a_part_is_replaced(computed):
+    update = np.ones((2, 5, 2), np.float32)
+    (output,) = computed(
+        lambda mb, x, update: mb.slice_update(x=x, update=update, begin=[1, 0, 0], end=[3, 5, 6], stride=[1, 1, 3]),
+        X,
+        update,
+        target="iOS18",
+    )
+    expected = X.copy()
+    expected[1:3, :, ::3] = 1
+    assert np.array_equal(output, expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_gathering(computed, axis):
+    places = np.array([[1, -1], [0, 2]], np.int32)
+    whole = np.random.default_rng(1).integers(0, X.shape[axis], X.shape).astype(np.int32)
+
+    def build(mb, x, places, whole):
+        along = mb.gather_along_axis(x=x, indices=whole, axis=axis)
+        return [mb.gather(x=x, indices=places, axis=axis), mb.gather(x=x, indices=np.int32(2), axis=axis), along]
+
+    taken, single, along = computed(build, X, places, whole)
+    assert np.array_equal(taken, np.take(X, places, axis))
+    assert np.array_equal(single, np.take(X, 2, axis))
+    assert np.array_equal(along, np.take_along_axis(X, whole, axis))
+
+
+def test_gathering_in_batches(computed):
+    places = np.array([[1, 0], [2, 2], [0, 4], [3, 1]], np.int32)
+    points = np.array([[0, 1], [3, 4]], np.int32)
+    batched, nested, each = computed(
+        lambda mb, x, places, points: [
+            mb.gather(x=x, indices=places, axis=1, batch_dims=1),
+            mb.gather_nd(x=x, indices=points),
+            mb.gather_nd(x=x, indices=mb.expand_dims(x=places, axes=[2]), batch_dims=1),
+        ],
+        X,
+        places,
+        points,
+    )
+    expected = np.stack([one[place] for one, place in zip(X, places, strict=True)])
+    assert np.array_equal(batched, expected) and np.array_equal(each, expected)
+    assert np.array_equal(nested, X[[0, 3], [1, 4]])
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_one_hot(computed, axis):
+    places = np.array([[1, 0, 3], [2, 2, 1]], np.int32)
+    (output,) = computed(
+        lambda mb, x: mb.one_hot(
+            indices=x, one_hot_vector_size=4, axis=axis, on_value=np.float32(2), off_value=np.float32(-1)
+        ),
+        places,
+    )
+    hot = torch.nn.functional.one_hot(torch.from_numpy(places).long(), 4).numpy()
+    assert np.array_equal(output, np.moveaxis(np.where(hot, 2.0, -1.0), -1, axis))
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(-1, 0), (0, -1), (1, 2), (-1, -1), (0, 0)])
+def test_bands(computed, lower, upper):
+    (output,) = computed(lambda mb, x: mb.band_part(x=x, lower=lower, upper=upper), X)
+    row, column = np.indices(X.shape[1:])
+    inside = ((row - column <= lower) | (lower < 0)) & ((column - row <= upper) | (upper < 0))
+    assert np.array_equal(output, X * inside)
