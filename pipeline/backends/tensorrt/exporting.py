@@ -68,7 +68,8 @@ def build(onnx_file: Path, engine_file: Path, options: Mapping[str, Any]) -> dic
     """
     wanted = Options.of(options)
     onnx.check(onnx_file)  # the parser takes an empty file or text for a network without layers
-    cache = wanted.timing_cache or str(_timing_caches() / f"tensorrt-{{version}}-sm{compute_capability()}.timing")
+    mine = _timing_caches() / f"tensorrt-{{version}}-sm{compute_capability()}.timing"
+    cache = str(Path(wanted.timing_cache).expanduser().absolute() if wanted.timing_cache else mine)
     if not _PYTHON and trtexec.find() is not None:
         version = trtexec.build(onnx_file, engine_file, wanted, cache)
         told = {"maker": "TensorRT", "version": version, "compute_capabilities": [], "passed_over": {}}

@@ -141,6 +141,8 @@ def transfer_ms(file: Path, image: "np.ndarray") -> dict[str, float]:
     Raises:
         InputError, StageError: as `open_session`.
     """
+    if _trtexec_alone():
+        return trtexec.transfer_ms(file, image)
     ready = _bind(_load(file), image)
     ways = {
         "host_to_device": (ready.device_input, ready.host_input),
@@ -174,7 +176,7 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     Raises:
         InputError, StageError: as `open_session`; of trtexec, where that is all there is.
     """
-    if python_runtime() is None and trtexec.find() is not None:
+    if _trtexec_alone():
         return trtexec.profile(file, image, runs)
     import numpy as np
 
@@ -201,6 +203,11 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     inspector.execution_context = engine.context
     information = inspector.get_engine_information(engine.trt.LayerInformationFormat.JSON)
     return layers.joined([(name, float(np.median(taken))) for name, taken in times.items()], information)
+
+
+def _trtexec_alone() -> bool:
+    """Whether trtexec is all there is to run an engine with on this machine's GPU."""
+    return compute_capability() is not None and python_runtime() is None and trtexec.find() is not None
 
 
 @dataclass(frozen=True)

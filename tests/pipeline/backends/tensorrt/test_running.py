@@ -49,6 +49,8 @@ def test_a_gpu_and_trtexec_are_enough(monkeypatch, stand_in, exported, image):
         backend.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1)
     with pytest.raises(StageError, match="it was asked"):
         backend.profile(files["fused"], 1, image.numpy(), 3)
+    with pytest.raises(StageError, match="it was asked"):
+        backend.transfer_ms(files["fused"], image.numpy())
 
 
 def test_where_the_python_runtime_runs_trtexec_is_not_asked(monkeypatch, exported, image, stand_in):
