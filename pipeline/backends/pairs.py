@@ -21,7 +21,8 @@ def fold_pairs(program: "torch.export.ExportedProgram") -> "torch.export.Exporte
         program: for inference, as `torch.export.export` gives it. It is left as it is.
 
     Returns:
-        A new program, or the same where there is no such pair. No node is renamed. A pair is folded where both
+        A new program, or the same where there is no such pair. No node is renamed; the batch norm's own bias
+        becomes the convolution's. A pair is folded where both
         are plain 2d operations whose parameters nothing else uses, and it is not the network's output; others
         are left to the exporter.
     """
@@ -42,15 +43,14 @@ def fold_pairs(program: "torch.export.ExportedProgram") -> "torch.export.Exporte
             continue
         convolution, scale, shift, mean, variance, _, _, epsilon, _ = norm.args
         weight, bias = _weight_and_bias(convolution)
-        new_bias = bias or shift  # a stored parameter of the right shape
         numbers = (None if node is None else state[stored[node.name]] for node in (weight, bias, mean, variance))
         folded = fuse_conv_bn_weights(*numbers, epsilon, state[stored[scale.name]], state[stored[shift.name]])
-        for node, value in zip((weight, new_bias), folded, strict=True):
+        for node, value in zip((weight, shift), folded, strict=True):
             state[stored[node.name]] = torch.nn.Parameter(value.detach(), requires_grad=False)
-        convolution.args = (convolution.args[0], weight, new_bias, *convolution.args[3:])
+        convolution.args = (convolution.args[0], weight, shift, *convolution.args[3:])
         norm.replace_all_uses_with(convolution)
         module.graph.erase_node(norm)
-        for node in {scale, shift, mean, variance} - {new_bias}:
+        for node in filter(None, (scale, mean, variance, bias)):
             module.graph.erase_node(node)
             unused.add(node.name)
     gone = {stored[place] for place in unused}

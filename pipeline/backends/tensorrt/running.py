@@ -13,7 +13,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.tensorrt import layers, trtexec
-from pipeline.backends.tensorrt.engines import MAKERS, check_engine, compute_capability, engine_maker, python_runtime
+from pipeline.backends.tensorrt.engines import (
+    MAKERS,
+    check_engine,
+    compute_capability,
+    engine_maker,
+    python_runtime,
+    torch_has_cuda,
+)
 from pipeline.errors import InputError, StageError
 from pipeline.manifest import Unavailable
 
@@ -38,9 +45,14 @@ def unavailable() -> Unavailable | None:
         return None
     if not any(find_spec(name) for name in MAKERS):
         return Unavailable("TensorRT is not installed.", f"pip install tensorrt, or: {ON_DEVICE}")
+    if not torch_has_cuda():
+        return Unavailable(
+            "torch is installed without CUDA, so it cannot hold an engine's buffers, and there is no trtexec.",
+            "Install a torch with CUDA, or put trtexec on PATH; JetPack and NVIDIA's TensorRT have it.",
+        )
     return Unavailable(
         f"This GPU has compute capability {capability}, which TensorRT-RTX does not run on, and full "
-        f"TensorRT is not installed.",
+        f"TensorRT is not installed, or cannot be imported.",
         f"pip install tensorrt, or: {ON_DEVICE}",
     )
 
