@@ -104,3 +104,10 @@ def test_numbers_count_from_one(tmp_path, capsys, words):
         run(tmp_path / "a.onnx", *words)
     assert ended.value.code == 2
     assert f"argument {words[0]}: invalid" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_timed(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "a.onnx", "--json", tmp_path / "none" / "out.json")
+    assert ended.value.code == 2
+    assert f"there is no folder {tmp_path}/none to write out.json into; make it first" in capsys.readouterr().err
