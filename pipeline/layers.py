@@ -1,10 +1,11 @@
 """Where the time of one inference goes: what a runtime tells of its operations, under the names of the network.
 
-A runtime numbers its operations by itself. An exported file holds the layers with weights in the order of the
-program that it was made from, so the k-th of them is the program's k-th; that is only believed where their number
-agrees, and each can be what its kind says.
+TensorRT and Core ML call an operation by the program's node, `conv2d_1 + relu_1` say. ExecuTorch numbers its operations
+by itself. An exported file holds the layers with weights in the order of the program that it was made from, so the k-th
+of them is the program's k-th; that is only believed where their number agrees, and each can be what its kind says.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
     """A profile, named.
 
     Args:
-        operations: ``name``, ``kind`` and ``ms`` of each, in the order of execution, as a backend's `profile` gives.
+        operations: ``name``, ``kind`` and ``ms`` of each, in the order of execution, as a backend's `profile` gives;
+            ``ms`` is None where the runtime only estimates each one's part of the whole, as ``cost``.
         program: the fused.pt2 that the file came from.
         inference_ms: of the same file on as many threads, without a profile.
 
@@ -30,18 +32,19 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
     is_same = len(weighted) == len(layers) and all(
         _can_be(operations[place]["kind"], layer) for place, layer in zip(weighted, layers, strict=True)
     )
-    found = dict(zip(weighted, layers, strict=True)) if is_same else {}
-    sum_ms = sum(one["ms"] for one in operations)
+    found = dict(zip(weighted, layers, strict=True)) if is_same else _by_node(operations, layers)
+    is_timed = all(one["ms"] is not None for one in operations)
+    sum_ms = sum(one["ms"] for one in operations) if is_timed else None
     return {
         "inference_ms": inference_ms,
-        "sum_ms": round(sum_ms, 6),
-        "named": is_same,
+        "sum_ms": round(sum_ms, 6) if is_timed else None,
+        "named": bool(found),
         "operations": [
             {
                 "layer": found[place]["layer"] if place in found else None,
                 "weight": found[place]["weight"] if place in found else None,
                 **one,
-                "share": round(one["ms"] / sum_ms, 6) if sum_ms else 0.0,
+                "share": round(one["ms"] / sum_ms if sum_ms else one.get("cost") or 0.0, 6),
             }
             for place, one in enumerate(operations)
         ],
@@ -49,9 +52,9 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
 
 
 def program_layers(program: Path) -> list[dict[str, Any]]:
-    """Convolutions and linear layers of a fused.pt2 in the order of its graph: ``layer``, ``kind``, ``weight`` shape.
+    """Convolutions and linear layers of a fused.pt2 in the order of its graph: node, layer, kind, shape of the weight.
 
-    ``layer`` is the qualified name of the module that the weight belongs to.
+    ``node`` is its name in the graph, ``layer`` the qualified name of the module that the weight belongs to.
     """
     import torch
 
@@ -67,13 +70,36 @@ def program_layers(program: Path) -> list[dict[str, Any]]:
         if weight is None:
             continue
         shape = tuple(read.state_dict[weight].shape)
-        layers.append({"layer": weight.rpartition(".")[0], "kind": _kind(name, node, shape), "weight": list(shape)})
+        layers.append(
+            {
+                "node": node.name,
+                "layer": weight.rpartition(".")[0],
+                "kind": _kind(name, node, shape),
+                "weight": list(shape),
+            }
+        )
     return layers
 
 
 def dearest(profile: Mapping[str, Any], count: int = 10) -> list[Mapping[str, Any]]:
     """The operations of a profile.json that take the longest, the longest first."""
-    return sorted(profile["operations"], key=lambda one: -one["ms"])[:count]
+    return sorted(profile["operations"], key=lambda one: -one["share"])[:count]
+
+
+def milliseconds(operation: Mapping[str, Any]) -> str:
+    """What an operation of a profile.json takes, to be shown; a dash where the runtime does not tell."""
+    return "-" if operation["ms"] is None else f"{operation['ms']:.3f}"
+
+
+def _by_node(operations: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]) -> dict[int, Any]:
+    """The layer of each operation whose name holds that of the layer's node."""
+    known = {layer["node"]: layer for layer in layers}
+    found = {}
+    for place, one in enumerate(operations):
+        named = [known[word] for word in re.findall(r"\w+", one["name"]) if word in known]
+        if named:
+            found[place] = named[0]
+    return found
 
 
 def _can_be(kind: str, layer: Mapping[str, Any]) -> bool:

@@ -23,10 +23,10 @@ class Net(nn.Module):
 
 
 EXPECTED = [
-    {"layer": "stem.0", "kind": "convolution", "weight": [8, 3, 3, 3]},
-    {"layer": "deep", "kind": "depthwise", "weight": [8, 1, 3, 3]},
-    {"layer": "wide", "kind": "convolution", "weight": [16, 4, 1, 1]},
-    {"layer": "head", "kind": "linear", "weight": [5, 16]},
+    {"node": "conv2d", "layer": "stem.0", "kind": "convolution", "weight": [8, 3, 3, 3]},
+    {"node": "conv2d_1", "layer": "deep", "kind": "depthwise", "weight": [8, 1, 3, 3]},
+    {"node": "conv2d_2", "layer": "wide", "kind": "convolution", "weight": [16, 4, 1, 1]},
+    {"node": "linear", "layer": "head", "kind": "linear", "weight": [5, 16]},
 ]
 
 
@@ -85,7 +85,7 @@ def test_a_runtime_may_choose_another_routine_for_the_same(program, kinds):
 
 
 def test_the_dearest_come_first_and_no_more_than_asked():
-    profile = {"operations": operations(*["other"] * 20)}
+    profile = {"operations": [{**one, "share": one["ms"] / 190} for one in operations(*["other"] * 20)]}
     assert [one["ms"] for one in layers.dearest(profile)] == [float(ms) for ms in range(19, 9, -1)]
     assert [one["ms"] for one in layers.dearest(profile, 2)] == [19.0, 18.0]
 
@@ -93,3 +93,26 @@ def test_the_dearest_come_first_and_no_more_than_asked():
 def test_operations_that_take_no_time_have_no_share(program):
     told = [{"name": "a", "kind": "other", "ms": 0.0}]
     assert layers.document(told, program, inference_ms=1.0)["operations"][0]["share"] == 0.0
+
+
+def test_a_runtime_that_names_its_operations_by_node_is_believed(program):
+    """As TensorRT does, which joins several nodes to one operation."""
+    names = ("Reformatting", "conv2d + relu", "conv2d_1", "conv2d_2 + mul", "mean", "linear")
+    told = [{"name": name, "kind": "CaskConvolution", "ms": 1.0} for name in names]
+    got = layers.document(told, program, inference_ms=1.0)
+    assert got["named"]
+    assert [one["layer"] for one in got["operations"]] == [None, "stem.0", "deep", "wide", None, "head"]
+
+
+def test_a_runtime_that_only_estimates_gives_shares_and_no_time(program):
+    """As Core ML's compute plan does."""
+    told = [
+        {"name": name, "kind": "conv", "ms": None, "cost": cost} for name, cost in (("conv2d", 0.3), ("linear", 0.7))
+    ]
+    got = layers.document(told, program, inference_ms=1.0)
+    assert got["sum_ms"] is None
+    dear = layers.dearest(got)
+    assert [(one["layer"], one["share"], layers.milliseconds(one)) for one in dear] == [
+        ("head", 0.7, "-"),
+        ("stem.0", 0.3, "-"),
+    ]
