@@ -3,6 +3,8 @@
 Written from coremltools' source. It has not run on a Mac or an iPhone yet.
 """
 
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,49 +25,75 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     Args:
         file: an .mlpackage of this backend.
         threads: cannot be set.
-        image: float32 (N, 3, H, W), of the file's input shape, normalized; a Mac's plan needs no run.
-        runs: on an iPhone, how often it is run.
+        image: float32 (N, 3, H, W), of the file's input shape, normalized.
+        runs: of the whole, which are shared out among the operations.
 
     Returns:
         An entry an operation, in the order of execution, constants left out: ``name``, of the node that it came
-        from, as `evaluator.layers` names it; ``kind``, of the operation in the package; ``unit``: CPU, GPU or
-        NeuralEngine, or None where Core ML does not say; ``cost``, an estimated part of the whole in 0..1, or
-        None; and ``ms``, which is None: Core ML times no operation by itself.
+        from, as `evaluator.layers` names it; ``kind``: ``convolution``, ``depthwise``, ``linear``, else the
+        package's own word; ``unit``: CPU, GPU or NeuralEngine, or None where Core ML does not say; ``cost``, the
+        part of the whole in 0..1 that Core ML expects, or None; ``ms``, that part of the median run. It is an
+        estimate, as coremltools' own benchmarker makes it: Core ML times no operation by itself.
 
     Raises:
         InputError: the file is not an ML program.
         StageError: Core ML gives no plan, this is not a Mac, or no iPhone is connected.
     """
-    noted = running.how(packages.read(file).description)
+    specification = packages.read(file)
+    noted = running.how(specification.description)
     running.require(file)
     if noted["device"] == "iphone":
-        return phone.profile(file, image, runs)
+        whole_ms, found = phone.plan(file, image, runs)
+    else:
+        whole_ms, found = _plan_here(file, noted["compute_units"], image, runs)
+    kinds = _kinds(*packages.main_block(file, specification))
+    return [
+        {
+            "name": node_name(one["output"]),
+            "kind": kinds.get(one["output"], one["kind"]),
+            "ms": (one["cost"] or 0.0) * whole_ms,
+            "unit": one["unit"],
+            "cost": one["cost"],
+        }
+        for one in found
+    ]
+
+
+def _plan_here(file: Path, units: str, image: "np.ndarray", runs: int) -> tuple[float, list[dict[str, Any]]]:
+    """The median run, ms, and the operations of the plan."""
     model = running.load(file)  # it is held until the plan is there: its compiled form goes with it
+    inputs = running.feeder(packages.read(file).description)(image)
     with quiet():
         import coremltools
         from coremltools.models.compute_plan import MLComputePlan
 
         try:
-            path, units = model.get_compiled_model_path(), coremltools.ComputeUnit[noted["compute_units"]]
-            plan = MLComputePlan.load_from_path(path, compute_units=units)
+            found = MLComputePlan.load_from_path(
+                model.get_compiled_model_path(), compute_units=coremltools.ComputeUnit[units]
+            )
         except Exception as error:
             raise StageError(
                 f"Core ML gives no plan for {file}: {error}. It takes macOS 14.4 or newer; bench works without."
             ) from error
-    return list(entries(plan))
+    model.predict(inputs)
+    return statistics.median(_run_ms(model, inputs) for _ in range(runs)), list(entries(found))
+
+
+def _run_ms(model: Any, inputs: dict[str, Any]) -> float:
+    begin = time.perf_counter_ns()
+    model.predict(inputs)
+    return (time.perf_counter_ns() - begin) / 1e6
 
 
 def entries(plan: Any) -> Iterator[dict[str, Any]]:
-    """The entries of `profile`, from a `coremltools.models.compute_plan.MLComputePlan` of an ML program."""
+    """``output``, ``kind``, ``unit`` and ``cost`` of each operation in a `coremltools...MLComputePlan`."""
     for function in plan.model_structure.program.functions.values():
         for operation in _operations(function.block):
-            usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
             cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
             yield {
-                "name": node_name(operation.outputs[0].name) if operation.outputs else operation.operator_name,
+                "output": operation.outputs[0].name if operation.outputs else operation.operator_name,
                 "kind": kind_of(operation.operator_name),
-                "ms": None,
-                "unit": unit_of(usage),
+                "unit": unit_of(plan.get_compute_device_usage_for_mlprogram_operation(operation)),
                 "cost": None if cost is None else cost.weight,
             }
 
@@ -77,3 +105,16 @@ def _operations(block: Any) -> Iterator[Any]:
             yield operation
         for nested in operation.blocks:
             yield from _operations(nested)
+
+
+def _kinds(block: Any, inputs: Any) -> dict[str, str]:
+    """``convolution`` or ``depthwise`` of each convolution in a block of a specification, by its output's name."""
+    made = [output for operation in block.operations for output in operation.outputs]
+    shapes = {one.name: [size.constant.size for size in one.type.tensorType.dimensions] for one in (*inputs, *made)}
+    found = {}
+    for operation in block.operations:
+        if operation.type in ("conv", "conv_transpose"):
+            image, weight = (shapes[operation.inputs[key].arguments[0].name] for key in ("x", "weight"))
+            is_depthwise = operation.type == "conv" and weight[1] == 1 < weight[0] == image[1]
+            found[operation.outputs[0].name] = "depthwise" if is_depthwise else "convolution"
+    return found

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.backends.coreml import packages, running
-from pipeline.backends.coreml.evaluator import node_name
 from pipeline.backends.coreml.running import kind_of, unit_of
 from pipeline.backends.noise import quiet
 from pipeline.errors import InputError, StageError
@@ -67,33 +66,35 @@ def time_files(
     return _run(measure())
 
 
-def profile(file: Path, image: "np.ndarray", runs: int) -> list[dict[str, Any]]:
-    """What `compute_plan.profile` gives, of the iPhone. See there.
+def plan(file: Path, image: "np.ndarray", runs: int) -> tuple[float, list[dict[str, Any]]]:
+    """The phone's own plan for a package.
 
-    coremltools shares the measured time of the whole among the operations by their estimated cost; only the
-    cost is taken from it.
+    Returns:
+        The average run, ms; and ``output``, ``kind``, ``unit`` and ``cost`` of each operation, as
+        `compute_plan.entries` gives them. coremltools shares each run out by the estimated costs; as it does not
+        give these, they are told from that, as parts of all that was shared out.
     """
     description = packages.read(file).description
     _check({"file": file}, {"file": description})
 
     async def measure() -> list[Any]:
         device = await _connect(running.how(description)["development_team"])
-        benchmarker = _benchmarker(file, device)
         inputs = _inputs(description, image)
-        return await benchmarker.benchmark_operation_execution(inputs=inputs, iterations=runs, warmup=True)
+        return await _benchmarker(file, device).benchmark_operation_execution(
+            inputs=inputs, iterations=runs, warmup=True
+        )
 
     found = [one for one in _run(measure()) if kind_of(one.spec.type) != "const"]
-    shares = [one.measurement.statistics.average if one.measurement.statistics else None for one in found]
-    whole = sum(share for share in shares if share is not None)
-    return [
+    spent = [one.measurement.statistics.average if one.measurement.statistics else None for one in found]
+    whole_ms = sum(ms for ms in spent if ms is not None)
+    return whole_ms, [
         {
-            "name": node_name(one.spec.outputs[0].name) if one.spec.outputs else one.spec.type,
+            "output": one.spec.outputs[0].name if one.spec.outputs else one.spec.type,
             "kind": kind_of(one.spec.type),
-            "ms": None,
             "unit": unit_of(one.compute_device_usage),
-            "cost": None if share is None or not whole else share / whole,
+            "cost": None if ms is None or not whole_ms else ms / whole_ms,
         }
-        for one, share in zip(found, shares, strict=True)
+        for one, ms in zip(found, spent, strict=True)
     ]
 
 

@@ -8,9 +8,11 @@ import asyncio
 import inspect
 import platform
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.backends.coreml import compute_plan, converting, packages, phone, running, sessions
 from pipeline.backends.noise import quiet
@@ -319,36 +321,54 @@ def plan_of(file):
     return plan
 
 
-def test_the_plan_of_a_mac_names_the_operations_of_the_package(files, image):
-    found = list(compute_plan.entries(plan_of(files["mac"])))
-    census = packages.census(files["mac"])
-    assert len(found) == census["total"]
-    assert [one["kind"] for one in found].count("conv") == census["convolution"] == 3
-    convolutions = [one for one in found if one["kind"] == "conv"]
-    assert all((one["unit"], one["cost"], one["ms"]) == ("NeuralEngine", 0.1, None) for one in convolutions)
-    others = [one for one in found if one["kind"] != "conv"]
-    assert all((one["unit"], one["cost"]) == (None, None) for one in others) and others
-    by_name = sessions.outputs_by_layer(files["mac"], image.numpy())
-    assert set(by_name) <= {one["name"] for one in found}
-
-
-def test_a_mac_s_plan_is_read_from_the_compiled_package(files, image, monkeypatch):
+@pytest.fixture
+def mac(monkeypatch):
+    """A Mac whose Core ML plans for any package what `plan_of` gives, and runs at once; what it was asked for."""
     with quiet():
         from coremltools.models import compute_plan as theirs
         from coremltools.models.model import MLModel
 
+    asked = {"plan": [], "predict": []}
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(MLModel, "get_compiled_model_path", lambda self: "compiled.mlmodelc")
-    asked = []
+    monkeypatch.setattr(MLModel, "get_compiled_model_path", lambda self: self.package_path)
+    monkeypatch.setattr(MLModel, "predict", lambda self, data, state=None: asked["predict"].append(data))
 
     def load_from_path(path, compute_units):
-        asked.append((path, compute_units.name))
-        return plan_of(files["cpu"])
+        asked["plan"].append(compute_units.name)
+        return plan_of(Path(path))
 
     monkeypatch.setattr(theirs.MLComputePlan, "load_from_path", load_from_path)
+    return asked
+
+
+def test_a_mac_tells_the_unit_and_the_cost_of_each_operation(files, image, mac):
     found = compute_plan.profile(files["cpu"], 1, image.numpy(), 3)
-    assert asked == [("compiled.mlmodelc", "CPU_ONLY")]
-    assert [one["kind"] for one in found].count("conv") == 3
+    assert mac["plan"] == ["CPU_ONLY"]
+    assert len(mac["predict"]) == 4, "one run that does not count"
+    assert all(np.array_equal(one["image"], image.numpy()) for one in mac["predict"])
+    census = packages.census(files["cpu"])
+    assert len(found) == census["total"]
+    convolutions = [one for one in found if one["kind"] == "convolution"]
+    assert len(convolutions) == census["convolution"] == 3
+    assert all((one["unit"], one["cost"]) == ("NeuralEngine", 0.1) and one["ms"] > 0 for one in convolutions)
+    others = [one for one in found if one["kind"] != "convolution"]
+    assert others and all((one["unit"], one["cost"], one["ms"]) == (None, None, 0) for one in others)
+    assert [one["kind"] for one in found].count("linear") == 1
+
+
+def test_a_plan_has_the_names_of_the_evaluator(files, image, mac):
+    found = compute_plan.profile(files["mac"], 1, image.numpy(), 1)
+    assert set(sessions.outputs_by_layer(files["mac"], image.numpy())) <= {one["name"] for one in found}
+
+
+def test_a_depthwise_convolution_is_told(spec, image, tmp_path, mac):
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, groups=3), torch.nn.Conv2d(6, 6, 3, groups=6), torch.nn.Flatten()
+    )
+    program = torch.export.export(net.eval(), (image,))
+    converting.export(program, [tmp_path / "x.mlpackage"], spec("fp32"))
+    found = compute_plan.profile(tmp_path / "x.mlpackage", 1, image.numpy(), 1)
+    assert [one["kind"] for one in found if one["unit"]] == ["convolution", "depthwise"]
 
 
 def test_a_plan_that_core_ml_does_not_give_is_told(files, image, monkeypatch):
@@ -365,11 +385,12 @@ def test_a_plan_that_core_ml_does_not_give_is_told(files, image, monkeypatch):
 def test_the_plan_of_an_iphone_shares_out_what_it_costs(files, image, connected):
     connected[2].plan = plan_of(files["fused"])
     found = compute_plan.profile(files["fused"], 1, image.numpy(), 4)
-    convolutions = [one for one in found if one["kind"] == "conv"]
+    convolutions = [one for one in found if one["kind"] == "convolution"]
     assert len(convolutions) == 3 and len(found) == packages.census(files["fused"])["total"]
     assert [one["cost"] for one in convolutions] == pytest.approx([1 / 3] * 3)
-    assert all((one["unit"], one["ms"]) == ("NeuralEngine", None) for one in convolutions)
-    assert all(one["cost"] is None for one in found if one["kind"] != "conv")
+    assert [one["ms"] for one in convolutions] == pytest.approx([0.1 * np.mean([2, 3, 4, 5])] * 3)
+    assert all(one["unit"] == "NeuralEngine" for one in convolutions)
+    assert all((one["cost"], one["ms"]) == (None, 0) for one in found if one["kind"] != "convolution")
     assert connected[2].runs == 5, "one run that does not count"
 
 
