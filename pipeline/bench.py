@@ -284,9 +284,7 @@ def _gained(speedup: dict[str, Any] | None) -> str:
 def _dearest(profile: dict[str, Any]) -> list[str]:
     if profile["status"] != "ok":
         return []
-    head = "  the dearest operations, by the runtime's own estimate:"
-    if profile["sum_ms"] is not None:
-        head = f"  of {profile['inference_ms']:.3f} ms, all operations take {profile['sum_ms']:.3f} ms, the dearest:"
+    head = f"  of {profile['inference_ms']:.3f} ms, all operations take {profile['sum_ms']:.3f} ms, the dearest:"
     return [head] + [
         f"  {layers.milliseconds(one):>9} ms {one['share']:6.1%}  {one['layer'] or '-'}  ({one['name']})"
         for one in layers.dearest(profile)

@@ -18,7 +18,7 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
 
     Args:
         operations: ``name``, ``kind`` and ``ms`` of each, in the order of execution, as a backend's `profile` gives;
-            ``ms`` is None where the runtime only estimates each one's part of the whole, as ``cost``.
+            ``estimated`` where the runtime times no operation by itself.
         program: the fused.pt2 that the file came from.
         inference_ms: of the same file on as many threads, without a profile.
 
@@ -33,18 +33,17 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
         _can_be(operations[place]["kind"], layer) for place, layer in zip(weighted, layers, strict=True)
     )
     found = dict(zip(weighted, layers, strict=True)) if is_same else _by_node(operations, layers)
-    is_timed = all(one["ms"] is not None for one in operations)
-    sum_ms = sum(one["ms"] for one in operations) if is_timed else None
+    sum_ms = sum(one["ms"] for one in operations)
     return {
         "inference_ms": inference_ms,
-        "sum_ms": round(sum_ms, 6) if is_timed else None,
+        "sum_ms": round(sum_ms, 6),
         "named": bool(found),
         "operations": [
             {
                 "layer": found[place]["layer"] if place in found else None,
                 "weight": found[place]["weight"] if place in found else None,
                 **one,
-                "share": round(one["ms"] / sum_ms if sum_ms else one.get("cost") or 0.0, 6),
+                "share": round(one["ms"] / sum_ms, 6) if sum_ms else 0.0,
             }
             for place, one in enumerate(operations)
         ],
@@ -87,8 +86,8 @@ def dearest(profile: Mapping[str, Any], count: int = 10) -> list[Mapping[str, An
 
 
 def milliseconds(operation: Mapping[str, Any]) -> str:
-    """What an operation of a profile.json takes, to be shown; a dash where the runtime does not tell."""
-    return "-" if operation["ms"] is None else f"{operation['ms']:.3f}"
+    """What an operation of a profile.json takes, to be shown; with a ~ where the runtime only estimates it."""
+    return f"{'~' * operation.get('estimated', False)}{operation['ms']:.3f}"
 
 
 def _by_node(operations: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]) -> dict[int, Any]:

@@ -104,15 +104,8 @@ def test_a_runtime_that_names_its_operations_by_node_is_believed(program):
     assert [one["layer"] for one in got["operations"]] == [None, "stem.0", "deep", "wide", None, "head"]
 
 
-def test_a_runtime_that_only_estimates_gives_shares_and_no_time(program):
-    """As Core ML's compute plan does."""
-    told = [
-        {"name": name, "kind": "conv", "ms": None, "cost": cost} for name, cost in (("conv2d", 0.3), ("linear", 0.7))
-    ]
-    got = layers.document(told, program, inference_ms=1.0)
-    assert got["sum_ms"] is None
-    dear = layers.dearest(got)
-    assert [(one["layer"], one["share"], layers.milliseconds(one)) for one in dear] == [
-        ("head", 0.7, "-"),
-        ("stem.0", 0.3, "-"),
-    ]
+def test_an_estimate_is_shown_as_one(program):
+    told = [{"name": "conv2d", "kind": "other", "ms": 1.5, "estimated": True}]
+    (one,) = layers.document(told, program, inference_ms=2.0)["operations"]
+    assert layers.milliseconds(one) == "~1.500"
+    assert layers.milliseconds({"ms": 1.5}) == "1.500"
