@@ -5,7 +5,8 @@ import json
 import pytest
 
 from pipeline import backends, check, export
-from pipeline.config import Check, CheckSettings, ExportSettings, TensorRTOptions
+from pipeline.config import Check, CheckSettings, ExportSettings
+from pipeline.options import TensorRTOptions
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x86-64 and Windows alone")
 
