@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -85,7 +85,9 @@ def where(source: Path, key: tuple[str, ...]) -> str:
 
 def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
     for part in path:
-        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+        found = model.model_fields[str(part)].annotation
+        kinds = [kind for kind in get_args(found) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        model = kinds[0] if kinds else found  # of `Model | None`, the model
     return model
 
 

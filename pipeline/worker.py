@@ -34,6 +34,9 @@ _QUOTED_LINES = 3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
+_UNKNOWN_START = {"load_ms": None, "first_inference_ms": None, "peak_memory_bytes": None}
+
+
 @dataclass(frozen=True)
 class Job:
     """An exported file, and what runs it.
@@ -55,7 +58,8 @@ class Timed:
         timing: the samples, by the name of each job.
         started: by the name of each job, the median over the processes that it was started in of ``load_ms``;
             ``first_inference_ms``; and ``peak_memory_bytes``: how far the process's resident memory grew over what
-            it was before the load, at its peak, the file's own pages included; None off Linux.
+            it was before the load, at its peak, the file's own pages included; None off Linux. All are None where the
+            runtime took the times in a way of its own.
     """
 
     timing: measure.Timing
@@ -162,13 +166,9 @@ def time_in_turn(jobs: Mapping[str, Job], image: "np.ndarray", threads: int, *, 
                 starts[name].append(start)
             yield {name: partial(_block_ms, process) for name, process in running.items()}
 
-    timing = _timed_by_backend(jobs, image, threads, until)
-    if timing is None:
-        timing = measure.time_in_turn(launch, until)
-    else:
-        for _ in range(until.min_launches):
-            with launch():
-                pass
+    if timing := _timed_by_backend(jobs, image, threads, until):
+        return Timed(timing, {name: dict(_UNKNOWN_START) for name in jobs})
+    timing = measure.time_in_turn(launch, until)
     return Timed(timing, {name: _median_start(found) for name, found in starts.items()})
 
 

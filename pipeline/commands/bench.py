@@ -123,6 +123,10 @@ def _shown(run: Mapping[str, Any], shape: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def _tenths(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
 def _cells(row: Mapping[str, Any], number: int) -> tuple[str, ...]:
     size = f"{row['size_bytes'] / 1e6:.2f}"
     if row["status"] == "unavailable":
@@ -134,9 +138,7 @@ def _cells(row: Mapping[str, Any], number: int) -> tuple[str, ...]:
         _with_interval(latency["p50"], latency["interval"]["p50"], 3),
         f"{latency['p90']:.3f}",
         f"{latency['p99']:.3f}",
-        f"{row['load_ms']:.1f}",
-        f"{row['first_inference_ms']:.1f}",
-        "-" if memory is None else f"{memory / 1e6:.1f}",
+        *(_tenths(value) for value in (row["load_ms"], row["first_inference_ms"], memory and memory / 1e6)),
         size,
         _gained(row["speedup"], number),
     )

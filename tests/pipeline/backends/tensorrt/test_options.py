@@ -50,6 +50,7 @@ def test_every_option_of_a_target_reaches_the_backend(target):
         ({"dynamic_batch": {"min": 2, "opt": 2, "max": 2}}, "needs min <= opt <= max and min < max, not 2, 2, 2"),
         ({"dynamic_batch": {"min": 0, "opt": 2, "max": 3}}, "min"),
         ({"builder_optimization_level": 6}, "builder_optimization_level"),
+        ({"dynamic_batch": {"opt": 2, "max": 3, "mim": 1}}, "did you mean `min`"),
         ({"workspace": 6}, "did you mean `workspace_mb`"),
     ],
 )
