@@ -93,20 +93,21 @@ def speedup(before: "Samples", after: "Samples") -> dict[str, Any]:
     The ratio of a round is median(before's block) / median(after's block); the figure is the median of all rounds.
 
     Args:
-        before, after: the samples of equal shapes; row i of a launch was taken in the same round in both.
+        before, after: the samples, as many launches and rounds of both; row i of a launch was taken in the same round.
 
     Returns:
         ``median``; ``low`` and ``high``, its 95 % interval, None after a single round; ``n`` rounds; ``by_launch``,
         the median of each launch; ``method``, in words.
 
     Raises:
-        ValueError: the shapes differ, or there is no round.
+        ValueError: the rounds differ, or there is none.
     """
     import numpy as np
 
     shapes = [[np.shape(launch) for launch in launches] for launches in (before, after)]
-    if shapes[0] != shapes[1] or not shapes[0] or any(len(shape) != 2 or 0 in shape for shape in shapes[0]):
-        raise ValueError(f"paired blocks have equal shapes (rounds, runs) in each launch, got {shapes}")
+    are_blocks = all(len(shape) == 2 and 0 not in shape for of_form in shapes for shape in of_form)
+    if not are_blocks or not shapes[0] or [one[0] for one in shapes[0]] != [one[0] for one in shapes[1]]:
+        raise ValueError(f"paired blocks are (rounds, runs), as many rounds in each launch of both, got {shapes}")
     ratios = [np.median(one, axis=1) / np.median(other, axis=1) for one, other in zip(before, after, strict=True)]
     value = float(np.median(np.concatenate(ratios)))
     low, high = _interval(ratios, lambda part: float(np.median(part)), value)

@@ -137,14 +137,17 @@ def taken_elsewhere(rounds: Mapping[str, Sequence[Sequence[float]]]) -> Timing:
     """Samples that a runtime took in a way of its own, as one launch without a known warm-up.
 
     Args:
-        rounds: per form, the ms of each round's runs; as many rounds of every form. All are cut to the length of the
-            shortest, so that each round counts alike.
+        rounds: per form, the ms of each round's runs; as many rounds of every form. Those of a form are cut to the
+            length of its shortest, so that each round counts alike.
     """
     import numpy as np
 
-    shortest = min(len(one) for taken in rounds.values() for one in taken)
+    shortest = {name: min(map(len, taken)) for name, taken in rounds.items()}
     return Timing(
-        {name: [np.asarray([one[:shortest] for one in taken], dtype=np.float64)] for name, taken in rounds.items()},
+        {
+            name: [np.asarray([one[: shortest[name]] for one in taken], dtype=np.float64)]
+            for name, taken in rounds.items()
+        },
         {name: [] for name in rounds},
         "limit",
     )

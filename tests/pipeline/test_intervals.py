@@ -154,12 +154,18 @@ def test_launches_that_agree_by_luck_are_not_believed_beyond_their_rounds():
 
 @pytest.mark.parametrize("shapes", [((3, 5), (4, 5)), ((0, 5), (0, 5)), ((5,), (5,))])
 def test_unpaired_samples_are_an_error(shapes):
-    with pytest.raises(ValueError, match="paired blocks have equal shapes"):
+    with pytest.raises(ValueError, match="as many rounds in each launch of both"):
         intervals.speedup(*([np.ones(shape)] for shape in shapes))
 
 
+def test_blocks_of_one_form_may_be_longer_than_the_others():
+    """As where each form is run for as long, and not as often."""
+    got = intervals.speedup([np.full((6, 3), 4.0)], [np.full((6, 9), 2.0)])
+    assert (got["median"], got["n"]) == (2.0, 6)
+
+
 def test_unequal_launches_are_an_error():
-    with pytest.raises(ValueError, match="paired blocks have equal shapes"):
+    with pytest.raises(ValueError, match="as many rounds in each launch of both"):
         intervals.speedup(launches(1, 1), launches(1))
 
 
