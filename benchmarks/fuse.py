@@ -76,6 +76,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="that torch may use; default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds: two at least, since one ratio has no interval")
 
     names = options.networks or [name for family in FAMILIES.values() for name in family]
     if options.all:
