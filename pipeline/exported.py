@@ -31,6 +31,7 @@ class Exported:
         example: sizes that it is known to take, None where that is unknown.
         classes: logits that it gives, None where it does not say.
         manifest: what the manifest.json beside it says, None where none describes this very file.
+        takes_pixels, gives_probabilities: see `signatures.Signature`.
     """
 
     path: Path
@@ -39,6 +40,8 @@ class Exported:
     example: signatures.Shape
     classes: int | None
     manifest: Mapping[str, Any] | None
+    takes_pixels: bool = False
+    gives_probabilities: bool = False
 
     @property
     def precision(self) -> str:
@@ -86,7 +89,16 @@ def open_file(path: Path) -> Exported:
         shape = tuple(manifest["input"]["shape"]) if manifest else (None,) * 4
         classes = manifest["output"]["shape"][-1] if manifest else None
         return Exported(path, backend, shape, shape, classes, manifest)
-    return Exported(path, backend, signature.input_shape, signature.example, signature.output_shape[-1], manifest)
+    return Exported(
+        path,
+        backend,
+        signature.input_shape,
+        signature.example,
+        signature.output_shape[-1],
+        manifest,
+        signature.takes_pixels,
+        signature.gives_probabilities,
+    )
 
 
 def common_shape(files: Sequence[Exported], image_size: int | None = None) -> tuple[int, int, int, int]:
@@ -123,6 +135,11 @@ def images(
     Raises:
         InputError: there is no image; nothing says how images are prepared.
     """
+    found = _images(files, shape, folder, split)
+    return _in_whole_pixels(found, files, shape[3]) if any(file.takes_pixels for file in files) else found
+
+
+def _images(files: Sequence[Exported], shape: tuple[int, ...], folder: Path | None, split: Path | None) -> Images:
     if folder is None and split is None:
         return _random((_RANDOM_IMAGES, *shape[1:]))
     if shape[2] != shape[3]:
@@ -130,6 +147,22 @@ def images(
     if split is not None:
         return _of_split(split, files, shape[3])
     return _of_folder(folder, _preprocessing(files, shape[3]))
+
+
+def _in_whole_pixels(found: Images, files: Sequence[Exported], size: int) -> Images:
+    """The nearest that an image of 8-bit pixels can be to each, so that rounding to such changes nothing more."""
+    preprocessing = _preprocessing(files, size)
+
+    def pieces() -> "Iterator[np.ndarray]":
+        import numpy as np
+        import torch
+
+        mean, std = (np.array(one)[:, None, None] for one in (preprocessing.mean, preprocessing.std))
+        for piece in found.pieces():
+            levels = np.clip(np.rint((piece * std + mean) * 255), 0, 255).astype(np.uint8)
+            yield pixels.normalised(torch.from_numpy(levels).float() / 255, preprocessing).numpy()
+
+    return Images(f"{found.described}, in whole pixels", pieces)
 
 
 def random_image(shape: tuple[int, ...]) -> "np.ndarray":

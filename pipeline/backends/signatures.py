@@ -19,11 +19,15 @@ class Signature:
         input_shape: (N, C, H, W); None where the file takes any size.
         output_shape: (N, classes); None where it is not declared.
         example: sizes that the file is known to take, None where that is unknown.
+        takes_pixels: an image of whole numbers from 0 to 255 goes in, and its session rounds to such.
+        gives_probabilities: its session gives their logarithms in the place of logits.
     """
 
     input_shape: Shape
     output_shape: Shape
     example: Shape
+    takes_pixels: bool = False
+    gives_probabilities: bool = False
 
 
 def read(file: Path) -> Signature | None:
@@ -73,13 +77,12 @@ def _mlpackage(file: Path) -> Signature:
 
     description = packages.read(file).description
     taken = description.input[0].type
-    if taken.WhichOneof("Type") == "imageType":
-        shape = (1, 3, taken.imageType.height, taken.imageType.width)
-    else:
-        shape = tuple(taken.multiArrayType.shape)
+    takes_pixels = taken.WhichOneof("Type") == "imageType"
+    of_image = (1, 3, taken.imageType.height, taken.imageType.width)
+    shape = of_image if takes_pixels else tuple(taken.multiArrayType.shape)
     given = next((one.type for one in description.output if one.type.WhichOneof("Type") == "multiArrayType"), None)
     output = tuple(given.multiArrayType.shape) if given else ()
-    return Signature(shape, output or (shape[0], None), shape)
+    return Signature(shape, output or (shape[0], None), shape, takes_pixels, bool(description.predictedFeatureName))
 
 
 def _engine(file: Path) -> None:

@@ -71,7 +71,8 @@ def check(
     fed = exported.images(files, shape, images, split)
     sides = (_side(files[0], exact), _side(files[1], exact))
     allowed, why = (tolerance, "as given") if tolerance is not None else _tolerance(files, exact)
-    got, want = (_logits(side, fed, shape[0]) for side in sides)
+    as_probabilities = any(file.gives_probabilities for file in files)
+    got, want = (_logits(side, fed, shape[0], as_probabilities) for side in sides)
     logits = comparison.compare(got, want)
     passed = logits.relative_error <= allowed
     departure = None if passed else _departure(sides, fed.one(logits.image), shape, exact, allowed)
@@ -118,8 +119,14 @@ def _tolerance(files: list[Exported], exact: bool) -> tuple[float, str]:
     return comparison.TOLERANCE[lowest], f"for {lowest}{taken}"
 
 
-def _logits(side: _Side, fed: exported.Images, batch: int) -> "np.ndarray":
-    return worker.predict(side.file.backend, side.file.path, fed.pieces(), session=side.session, batch=batch)
+def _logits(side: _Side, fed: exported.Images, batch: int, as_probabilities: bool) -> "np.ndarray":
+    import numpy as np
+
+    logits = worker.predict(side.file.backend, side.file.path, fed.pieces(), session=side.session, batch=batch)
+    if as_probabilities:  # logits are known but for a number that is the same for all classes
+        logits = np.exp(logits - logits.max(1, keepdims=True))
+        logits /= logits.sum(1, keepdims=True)
+    return logits
 
 
 def _departure(
@@ -169,6 +176,7 @@ def _located(file: Exported, against: Exported, image: "np.ndarray", tolerance: 
 
 def _shown(found: _Finding) -> str:
     sides, logits = found.sides, found.logits
+    probabilities = any(side.file.gives_probabilities for side in sides)
     rows = [
         ("", *(str(side.file.path) for side in sides)),
         ("run by", *(side.runtime for side in sides)),
@@ -178,6 +186,7 @@ def _shown(found: _Finding) -> str:
     error = f"{logits.relative_error:.2e} of the largest logit, {abs(logits.got - logits.want):.2e} absolute"
     facts = [
         ("fed", found.fed.described),
+        *((("compared", "probabilities, which are all that one of them gives"),) if probabilities else ()),
         ("largest error", error),
         ("there", f"logit {logits.logit} of image {logits.image}: {logits.got:.6g}, against {logits.want:.6g}"),
         ("same class", f"{logits.agreement:.2%} of {logits.images} images"),

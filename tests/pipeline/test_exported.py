@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,6 +189,20 @@ def test_a_folder_without_images_is_named(tmp_path, made):
         (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"photos holds no image \(\.bmp, .*so nothing could be compared"):
         exported.images(opened(tmp_path / "a.pt2"), (1, 3, 12, 12), folder=tmp_path / "photos")
+
+
+def test_a_file_that_takes_pixels_is_fed_such_as_they_are(tmp_path):
+    """What it would round is rounded for all files, or it would differ by what an image cannot hold."""
+    manifest(program(tmp_path / "a.pt2"))
+    files = [replace(opened(tmp_path / "a.pt2")[0], takes_pixels=True)]
+    images = exported.images(files, (1, 3, 12, 12))
+    assert images.described == "16 random normal images, seed 0, in whole pixels"
+    mean, std = (np.array(one)[:, None, None] for one in (PREPROCESSING.mean, PREPROCESSING.std))
+    levels = (fed(images) * std + mean) * 255
+    np.testing.assert_allclose(levels, levels.round(), atol=1e-3)
+    assert levels.min() > -0.5 and levels.max() < 255.5
+    plain = (fed(exported.images(opened(tmp_path / "a.pt2"), (1, 3, 12, 12))) * std + mean) * 255
+    assert np.abs(levels - plain.clip(0, 255)).max() < 0.501
 
 
 def test_images_are_square(tmp_path):

@@ -28,6 +28,7 @@ def test_shapes_are_those_of_the_program(programs, spec, tmp_path, backend, name
     found = signatures.read(tmp_path / name)
     assert (found.input_shape, found.example) == (SHAPE, SHAPE)
     assert found.output_shape == (1, 5)
+    assert found.takes_pixels == options.get("normalization", False) and not found.gives_probabilities
 
 
 def test_a_saved_program_says_what_it_was_made_with(program_files, tmp_path):

@@ -54,6 +54,12 @@ def exported_files(artifacts, tmp_path_factory) -> Files:
     return Files(folder)
 
 
+@pytest.fixture
+def manifest_beside():
+    """Writes the manifest.json of a folder: (folder, forms, spec)."""
+    return write_manifest
+
+
 def write_manifest(folder: Path, forms: dict, spec: ExportSpec) -> None:
     """What export writes, but for the facts that nothing here reads."""
     document = {

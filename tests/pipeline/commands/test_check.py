@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline import cli
+from pipeline import backends, checkpoints, cli, store
+from pipeline.data import open_split
+from pipeline.manifest import ExportSpec
 
 # checked in processes of their own, each of which imports a runtime
 pytestmark = pytest.mark.slow
@@ -173,3 +175,21 @@ def test_a_pte_whose_weights_are_damaged_is_caught(exported_files, tmp_path, cap
     assert re.search(
         r"its weights are not those of fused\.pt2: the first that differs is in \S+, at byte \d+", said.err
     )
+
+
+def test_an_image_classifier_is_held_to_logits(exported_files, artifacts, manifest_beside, tmp_path, capsys):
+    """It takes pixels and gives probabilities; the network takes numbers and gives logits."""
+    spec = ExportSpec(
+        "fp32",
+        (1, 3, 32, 32),
+        open_split(artifacts.split).preprocessing(32, "bilinear"),
+        {"normalization": True, "class_labels": True, "minimum_deployment_target": "iOS16"},
+    )
+    module = checkpoints.as_module(torch.export.load(exported_files.fused_pt2))
+    package = tmp_path / "fused.mlpackage"
+    backends.load("coreml").export(torch.export.export(module, (torch.zeros(spec.input_shape),)), [package], spec)
+    manifest_beside(tmp_path, {"fused": {"files": {package.name: {"sha256": store.digest(package)}}}}, spec)
+    assert run(package, "--against", exported_files.fused_pt2, "--exact", "--tolerance", 1e-4) == 0
+    said = capsys.readouterr().out
+    assert "fed            16 random normal images, seed 0, in whole pixels" in said
+    assert "compared       probabilities, which are all that one of them gives" in said
