@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-seconds", type=float, default=60, help="of a network's timed runs; default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     options = parser.parse_args(argv)
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"there is no folder {options.json.parent} to write {options.json.name} into; make it first")
     until = measure.Until(min_runs=options.min_runs, max_seconds=options.max_seconds)
     result = run(options.networks, options.size, options.threads, until)
     if options.json:

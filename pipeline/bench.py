@@ -265,7 +265,8 @@ def _figures(name: str, figures: dict[str, Any]) -> list[str]:
     """A line for each number of threads."""
     lines = []
     for run in figures["runs"]:
-        at = f", {run['threads']} threads" if len(figures["runs"]) > 1 else ""
+        threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+        at = f", {threads}" if len(figures["runs"]) > 1 else ""
         times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in run["forms"].items()]
         lines.append(f"{name}{at}: {', '.join(times)}{_gained(run['speedup'])}")
     return lines
@@ -285,7 +286,7 @@ def _dearest(profile: dict[str, Any]) -> list[str]:
         return []
     head = f"  of {profile['inference_ms']:.3f} ms, all operations take {profile['sum_ms']:.3f} ms, the dearest:"
     return [head] + [
-        f"  {one['ms']:9.3f} ms {one['share']:6.1%}  {one['layer'] or '-'}  ({one['name']})"
+        f"  {layers.milliseconds(one):>9} ms {one['share']:6.1%}  {one['layer'] or '-'}  ({one['name']})"
         for one in layers.dearest(profile)
     ]
 

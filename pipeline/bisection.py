@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import backends, programs, worker
+from pipeline.backends import pytorch
 from pipeline.comparison import Departure, first_departure
 from pipeline.manifest import ExportSpec
 
@@ -52,7 +53,7 @@ def _bisect(
     backend: str, module: "GraphModule", spec: ExportSpec, image: "np.ndarray", tolerance: float, folder: Path
 ) -> Departure | None:
     """The first layer after which the exported program is wrong; that of the last one is known to be."""
-    want = programs.outputs_by_layer(module, image)
+    want = pytorch.outputs_of(module, image)
     layers = [node for node in programs.layers(module) if node.name in want]
     tried: dict[int, Departure | None] = {}
 

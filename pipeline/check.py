@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, bisection, comparison, programs, references, stage, store, worker
+from pipeline.backends import pytorch
 from pipeline.config import CheckSettings
 from pipeline.errors import GateError
 from pipeline.manifest import Preprocessing, read_json, write_json
@@ -79,7 +80,8 @@ def _check(
     written, proved = read_json(manifest), read_json(verify)
     _hold_preprocessing(manifest, written["preprocessing"], proved["preprocessing"])
     preprocessing = Preprocessing.from_dict(proved["preprocessing"])
-    reference = references.Reference(fused, split, references.spec_of(written, preprocessing))
+    spec = references.spec_of(written, preprocessing)
+    reference = references.Reference(fused, split, spec, whole_pixels=written["input"]["dtype"] == "uint8")
     places = {file.name: file for file in files}
     forms: dict[str, Any] = {}
     accuracy: dict[str, float | None] = {**proved["accuracy"], "file": None}
@@ -124,7 +126,7 @@ def _hold_preprocessing(manifest: Path, written: dict[str, Any], proved: dict[st
 
 
 def _hold_census(file: Path, census: dict[str, int], reference: references.Reference) -> None:
-    wanted = programs.census(reference.program.module(check_guards=False))
+    wanted = pytorch.count(reference.program)
     if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
         raise GateError(
             f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms, but the fused "
@@ -167,9 +169,8 @@ class _Checked:
         if not is_float32 and not offers:
             return {"not_checked": "this runtime has no float32 arithmetic for a float16 file"}
         images, want, own_error = self.reference.exact
-        if is_float32:
-            got = logits[: len(images)]
-        else:
+        got = logits[: len(images)]
+        if offers:
             batch = self.reference.spec.input_shape[0]
             got = worker.predict(self.settings.backend, self.file, images, session="exact", batch=batch)
         if self.form == "branched":

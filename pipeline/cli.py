@@ -133,7 +133,7 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     _add_image_size(command)
     command.add_argument("--tolerance", type=float, metavar="T", help="largest difference, of the largest logit")
     command.add_argument("--exact", action="store_true", help="both in float32 on the weights as they are stored")
-    command.add_argument("--json", type=Path, dest="document", metavar="FILE", help="write the figures as well")
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:
@@ -150,7 +150,7 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-seconds", type=float, metavar="S", help=f"of all timed runs together; default: {Until.max_seconds:g}"
     )
-    command.add_argument("--json", type=Path, dest="document", metavar="FILE", help="write the figures as well")
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
 
 
 def _number(text: str) -> int:
@@ -158,6 +158,14 @@ def _number(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError
     return number
+
+
+def _output(text: str) -> Path:
+    """A file that can be written, told before minutes are spent on its content."""
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write {path.name} into; make it first")
+    return path
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -84,7 +84,11 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "precision": settings.precision,
             "forms": forms,
             "extras": {name: _file_facts(places[name]) for name in backend.EXTRAS},
-            "input": {"name": spec.input_name, "shape": list(shape), "dtype": "float32"},
+            "input": {
+                "name": spec.input_name,
+                "shape": list(shape),
+                "dtype": "uint8" if settings.options.get("normalization") else "float32",
+            },
             "output": {
                 "name": spec.output_name,
                 "shape": [shape[0], len(preprocessing.classes)],

@@ -1,10 +1,11 @@
 """Where the time of one inference goes: what a runtime tells of its operations, under the names of the network.
 
-A runtime numbers its operations by itself. An exported file holds the layers with weights in the order of the
-program that it was made from, so the k-th of them is the program's k-th; that is only believed where their number,
-order and kinds agree throughout.
+TensorRT and Core ML call an operation by the program's node, `conv2d_1 + relu_1` say. ExecuTorch numbers its operations
+by itself. An exported file holds the layers with weights in the order of the program that it was made from, so the k-th
+of them is the program's k-th; that is only believed where their number agrees, and each can be what its kind says.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
     """A profile, named.
 
     Args:
-        operations: ``name``, ``kind`` and ``ms`` of each, in the order of execution, as a backend's `profile` gives.
+        operations: ``name``, ``kind`` and ``ms`` of each, in the order of execution, as a backend's `profile` gives;
+            ``estimated`` where the runtime times no operation by itself.
         program: the fused.pt2 that the file came from.
         inference_ms: of the same file on as many threads, without a profile.
 
@@ -27,13 +29,15 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
     """
     layers = program_layers(program)
     weighted = [place for place, one in enumerate(operations) if one["kind"] in WEIGHTED]
-    is_same = [operations[place]["kind"] for place in weighted] == [layer["kind"] for layer in layers]
-    found = dict(zip(weighted, layers, strict=True)) if is_same else {}
+    is_same = len(weighted) == len(layers) and all(
+        _can_be(operations[place]["kind"], layer) for place, layer in zip(weighted, layers, strict=True)
+    )
+    found = dict(zip(weighted, layers, strict=True)) if is_same else _by_node(operations, layers)
     sum_ms = sum(one["ms"] for one in operations)
     return {
         "inference_ms": inference_ms,
         "sum_ms": round(sum_ms, 6),
-        "named": is_same,
+        "named": bool(found),
         "operations": [
             {
                 "layer": found[place]["layer"] if place in found else None,
@@ -47,9 +51,9 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
 
 
 def program_layers(program: Path) -> list[dict[str, Any]]:
-    """Convolutions and linear layers of a fused.pt2 in the order of its graph: ``layer``, ``kind``, ``weight`` shape.
+    """Convolutions and linear layers of a fused.pt2 in the order of its graph: node, layer, kind, shape of the weight.
 
-    ``layer`` is the qualified name of the module that the weight belongs to.
+    ``node`` is its name in the graph, ``layer`` the qualified name of the module that the weight belongs to.
     """
     import torch
 
@@ -65,13 +69,43 @@ def program_layers(program: Path) -> list[dict[str, Any]]:
         if weight is None:
             continue
         shape = tuple(read.state_dict[weight].shape)
-        layers.append({"layer": weight.rpartition(".")[0], "kind": _kind(name, node, shape), "weight": list(shape)})
+        layers.append(
+            {
+                "node": node.name,
+                "layer": weight.rpartition(".")[0],
+                "kind": _kind(name, node, shape),
+                "weight": list(shape),
+            }
+        )
     return layers
 
 
 def dearest(profile: Mapping[str, Any], count: int = 10) -> list[Mapping[str, Any]]:
     """The operations of a profile.json that take the longest, the longest first."""
-    return sorted(profile["operations"], key=lambda one: -one["ms"])[:count]
+    return sorted(profile["operations"], key=lambda one: -one["share"])[:count]
+
+
+def milliseconds(operation: Mapping[str, Any]) -> str:
+    """What an operation of a profile.json takes, to be shown; with a ~ where the runtime only estimates it."""
+    return f"{'~' * operation.get('estimated', False)}{operation['ms']:.3f}"
+
+
+def _by_node(operations: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]) -> dict[int, Any]:
+    """The layer of each operation whose name holds that of the layer's node."""
+    known = {layer["node"]: layer for layer in layers}
+    found = {}
+    for place, one in enumerate(operations):
+        named = [known[word] for word in re.findall(r"\w+", one["name"]) if word in known]
+        if named:
+            found[place] = named[0]
+    return found
+
+
+def _can_be(kind: str, layer: Mapping[str, Any]) -> bool:
+    """A runtime can take a convolution of single pixels for the product that it is, or a depthwise one for any."""
+    if kind == "linear":
+        return layer["kind"] == "linear" or (layer["kind"] == "convolution" and set(layer["weight"][2:]) == {1})
+    return layer["kind"] == kind or (kind == "convolution" and layer["kind"] == "depthwise")
 
 
 def _kind(name: str, node: Any, shape: Sequence[int]) -> str:

@@ -1,10 +1,9 @@
 """Programs of torch.export as check and export need them: of one input shape, with rounded weights, cut short."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
@@ -42,27 +41,6 @@ def with_rounded_weights(module: "GraphModule", precision: str) -> "GraphModule"
     return rounded
 
 
-def outputs_by_layer(module: "GraphModule", image: "np.ndarray") -> "dict[str, np.ndarray]":
-    """What each node of a program gives for one image: float32 arrays by the node's name, in order of execution."""
-    import torch
-    from torch.fx import Interpreter
-
-    found: dict[str, np.ndarray] = {}
-    interpreter = Interpreter(module)
-    run_node = interpreter.run_node
-
-    def keep(node: "Node") -> Any:
-        value = run_node(node)
-        if node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
-            found[node.name] = value.float().numpy().copy()
-        return value
-
-    interpreter.run_node = keep
-    with torch.inference_mode():
-        interpreter.run(torch.from_numpy(image))
-    return found
-
-
 def layers(module: "GraphModule") -> "list[Node]":
     """The nodes of a program that compute a floating-point tensor from its input, in order of execution."""
     import torch
@@ -86,20 +64,6 @@ def title(module: "GraphModule", layer: str) -> str:
     node = next((node for node in module.graph.nodes if node.name == layer), None)
     owners = dict.fromkeys(name.rpartition(".")[0] for name in weights_of(node)) if node else {}
     return f"{layer} ({', '.join(owners)})" if any(owners) else layer
-
-
-def census(module: "GraphModule") -> dict[str, int]:
-    """``convolution``: how many a program has; ``join``: additions of two values that depend on the input."""
-    additions = ("aten.add.Tensor", "aten.add_.Tensor")
-    computed = {node for node in module.graph.nodes if node.op == "placeholder"}
-    joins = convolutions = 0
-    for node in module.graph.nodes:
-        depending = computed.intersection(node.all_input_nodes)
-        convolutions += node.op == "call_function" and str(node.target).startswith("aten.conv")
-        joins += str(node.target) in additions and sum(one in depending for one in node.args[:2]) > 1
-        if depending:
-            computed.add(node)
-    return {"convolution": convolutions, "join": joins}
 
 
 def cut_after(module: "GraphModule", layer: "Node") -> "GraphModule":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints, programs
+from pipeline.backends import pytorch
 from pipeline.errors import GateError
 from pipeline.manifest import ExportSpec, Preprocessing
 
@@ -28,11 +29,13 @@ class Reference:
         fused: artifacts/<model>/fused.pt2.
         split: artifacts/split.json; its validation part is the images.
         spec: precision, input shape and preprocessing of the file.
+        whole_pixels: whether the file takes an image of 8-bit pixels, so that both sides are given such.
     """
 
     fused: Path
     split: Path
     spec: ExportSpec
+    whole_pixels: bool = False
 
     def images(self) -> "Iterator[np.ndarray]":
         """All validation images in order, preprocessed, as float32 pieces (m, 3, H, W); they need not fit in memory."""
@@ -89,7 +92,7 @@ class Reference:
         module = self.program.module(check_guards=False)
         if exact:
             module = programs.with_rounded_weights(module, self.spec.precision)
-        return programs.outputs_by_layer(module, image)
+        return pytorch.outputs_of(module, image)
 
     @cached_property
     def loss_in_half(self) -> float:
@@ -134,7 +137,8 @@ class Reference:
     def _batches(self) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
         from pipeline.data import open_split
 
-        yield from open_split(self.split).batches("val", self.spec.preprocessing, _BATCH)
+        for images, labels in open_split(self.split).batches("val", self.spec.preprocessing, _BATCH):
+            yield (_as_pixels(images, self.spec.preprocessing) if self.whole_pixels else images), labels
 
 
 def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec:
@@ -142,6 +146,15 @@ def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec
     size = written["input"]["shape"][-1]
     fed = Preprocessing.from_dict({**vars(preprocessing), "image_size": size})
     return ExportSpec(written["precision"], tuple(written["input"]["shape"]), fed)
+
+
+def _as_pixels(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
+    """Normalized images whose pixels are whole numbers of 0..255."""
+    import torch
+
+    mean, std = (torch.tensor(one).view(1, -1, 1, 1) for one in (preprocessing.mean, preprocessing.std))
+    pixels = ((images * std + mean) * 255).round().clamp(0, 255)
+    return (pixels / 255 - mean) / std
 
 
 def _in_batches(module: "Callable[[torch.Tensor], torch.Tensor]", images: "torch.Tensor") -> "torch.Tensor":

@@ -119,7 +119,7 @@ def _dearest(profile: dict[str, Any]) -> list[dict[str, str]]:
             "target": profile["target"],
             "layer": one["layer"] or _NONE,
             "operation": one["name"],
-            "ms": f"{one['ms']:.3f}",
+            "ms": layers.milliseconds(one),
             "share %": _percent(one["share"]),
         }
         for one in layers.dearest(profile, _DEAREST)

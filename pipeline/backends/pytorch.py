@@ -58,9 +58,13 @@ def census(file: Path) -> dict[str, int]:
     Raises:
         InputError: as for `read`.
     """
+    return count(read(file)[0])
+
+
+def count(program: "torch.export.ExportedProgram") -> dict[str, int]:
+    """Operations of a program by type; see `census`."""
     import torch
 
-    program, _ = read(file)
     operations = Counter(
         str(node.target).removesuffix(".default")
         for part in program.graph_module.modules()
@@ -69,8 +73,8 @@ def census(file: Path) -> dict[str, int]:
         if isinstance(node.target, torch._ops.OpOverload) and "assert" not in str(node.target)
     )
     return {
-        "convolution": sum(count for name, count in operations.items() if name.startswith("aten.conv")),
-        "batch_norm": sum(count for name, count in operations.items() if "batch_norm" in name),
+        "convolution": sum(number for name, number in operations.items() if name.startswith("aten.conv")),
+        "batch_norm": sum(number for name, number in operations.items() if "batch_norm" in name),
         "join": _joins(program.graph),
         "total": operations.total(),
         **dict(sorted(operations.items())),
@@ -120,11 +124,15 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
     Raises:
         InputError: as for `read`.
     """
-    import torch
-
     program, _ = read(file)
     _require_shape(file, program, image.shape)
-    module = _module(program, exact)
+    return outputs_of(_module(program, exact), image)
+
+
+def outputs_of(module: "torch.fx.GraphModule", image: "np.ndarray") -> "dict[str, np.ndarray]":
+    """What each operation of a network gives for float32 (N, 3, H, W); see `outputs_by_layer`."""
+    import torch
+
     interpreter = torch.fx.Interpreter(module, garbage_collect_values=False)
     interpreter.args_iter = iter([torch.from_numpy(image)])
     outputs = {}
@@ -175,7 +183,6 @@ def _session(file: Path, threads: int, exact: bool) -> "Callable[[np.ndarray], n
 
 
 def _module(program: "torch.export.ExportedProgram", exact: bool) -> "torch.fx.GraphModule":
-
     module = program.module(check_guards=False)
     if exact:
         module = module.float()

@@ -44,11 +44,11 @@ def bench(
     if twice := next((path for path in paths if list(paths).count(path) > 1), None):
         raise InputError(f"{twice} is named twice, and a file is not faster than itself. Name it once.")
     files = [exported.open_file(path) for path in paths]
-    shape = exported.common_shape(files, image_size)
     missing = {file.path: found for file in files if (found := backends.load(file.backend).unavailable())}
     if len(missing) == len(files):
         why = next(iter(missing.values()))
         raise StageError(f"none of these files can be timed on this machine. {why.reason} {why.remedy}")
+    shape = exported.common_shape(files, image_size)
     given = {"min_runs": min_runs, "max_seconds": max_seconds}
     until = replace(measure.Until(), **{name: value for name, value in given.items() if value is not None})
     runs = []
@@ -73,12 +73,17 @@ def _timed(
     after = conditions.snapshot()
     used = [file.backend for file in files if file.path not in missing]
     packages = [package for name in used for package in (*backends.load(name).PACKAGES, *_ALSO_RUN_BY.get(name, ()))]
+    falling = [
+        f"{name} was still getting faster after its warm-up; bench again when the machine is quiet"
+        for name, launches in timed.timing.warmup.items()
+        if not all(one.steady for one in launches)
+    ]
     fed = {"image": f"random normal, seed {exported.SEED}", **asdict(until)}
     return {
         "threads": threads,
         "files": [_row(file, missing.get(file.path), timed, str(files[0].path)) for file in files],
         "stopped_by": timed.timing.stopped_by,
-        "conditions": conditions.describe(threads, list(dict.fromkeys(packages)), before, after) | fed,
+        "conditions": conditions.describe(threads, list(dict.fromkeys(packages)), before, after, falling) | fed,
     }
 
 

@@ -114,7 +114,7 @@ def test_each_number_of_threads_is_measured_and_the_first_is_the_headline(export
     assert [one["conditions"]["threads"] for one in got["runs"]] == [2, 1]
     assert (got["speedup"], got["conditions"]) == (got["runs"][0]["speedup"], got["runs"][0]["conditions"])
     told = capsys.readouterr().out
-    assert "toy on phone, 2 threads: fused " in told and "toy on phone, 1 threads: fused " in told
+    assert "toy on phone, 2 threads: fused " in told and "toy on phone, 1 thread: fused " in told
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what others use is read from Linux's /proc")

@@ -52,8 +52,9 @@ def test_listing_needs_no_torch():
     assert done.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize("command", ["convert", "models"])
-def test_help_teaches(command, capsys):
+@pytest.mark.parametrize("command", ["convert", "models", "check", "bench"])
+def test_help_teaches(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         run(command, "--help")
     assert ended.value.code == 0
@@ -61,7 +62,10 @@ def test_help_teaches(command, capsys):
     if command == "convert":
         for word in ("checkpoint.safetensors", "fused.pt2", "official-deploy", "examples:", "no code in it runs"):
             assert word in said
-        assert max(map(len, said.splitlines())) <= 120
+    if command in ("check", "bench"):
+        for word in ("examples:", ".mlpackage", "Exit code 0", "--json", "--image-size"):
+            assert word in said
+    assert max(map(len, said.splitlines())) <= 120
 
 
 def test_a_command_is_needed(capsys):

@@ -23,10 +23,10 @@ class Net(nn.Module):
 
 
 EXPECTED = [
-    {"layer": "stem.0", "kind": "convolution", "weight": [8, 3, 3, 3]},
-    {"layer": "deep", "kind": "depthwise", "weight": [8, 1, 3, 3]},
-    {"layer": "wide", "kind": "convolution", "weight": [16, 4, 1, 1]},
-    {"layer": "head", "kind": "linear", "weight": [5, 16]},
+    {"node": "conv2d", "layer": "stem.0", "kind": "convolution", "weight": [8, 3, 3, 3]},
+    {"node": "conv2d_1", "layer": "deep", "kind": "depthwise", "weight": [8, 1, 3, 3]},
+    {"node": "conv2d_2", "layer": "wide", "kind": "convolution", "weight": [16, 4, 1, 1]},
+    {"node": "linear", "layer": "head", "kind": "linear", "weight": [5, 16]},
 ]
 
 
@@ -62,8 +62,11 @@ def test_operations_with_weights_are_the_layers_in_their_order(program):
         ("convolution", "depthwise", "convolution"),
         ("convolution", "depthwise", "convolution", "convolution", "linear"),
         ("depthwise", "convolution", "convolution", "linear"),
+        ("linear", "depthwise", "convolution", "linear"),
+        ("convolution", "linear", "convolution", "linear"),
+        ("convolution", "depthwise", "convolution", "convolution"),
     ],
-    ids=["one too few", "one too many", "in another order"],
+    ids=["one too few", "one too many", "in another order", "3x3 as linear", "depthwise as linear", "no convolution"],
 )
 def test_where_they_do_not_agree_throughout_none_is_named(program, kinds):
     got = layers.document(operations(*kinds), program, inference_ms=1.0)
@@ -71,8 +74,18 @@ def test_where_they_do_not_agree_throughout_none_is_named(program, kinds):
     assert {one["layer"] for one in got["operations"]} == {None}
 
 
+@pytest.mark.parametrize(
+    "kinds",
+    [("convolution", "convolution", "convolution", "linear"), ("convolution", "depthwise", "linear", "linear")],
+    ids=["depthwise by the general routine", "single pixels as a product"],
+)
+def test_a_runtime_may_choose_another_routine_for_the_same(program, kinds):
+    got = layers.document(operations(*kinds), program, inference_ms=1.0)
+    assert [one["layer"] for one in got["operations"]] == ["stem.0", "deep", "wide", "head"]
+
+
 def test_the_dearest_come_first_and_no_more_than_asked():
-    profile = {"operations": operations(*["other"] * 20)}
+    profile = {"operations": [{**one, "share": one["ms"] / 190} for one in operations(*["other"] * 20)]}
     assert [one["ms"] for one in layers.dearest(profile)] == [float(ms) for ms in range(19, 9, -1)]
     assert [one["ms"] for one in layers.dearest(profile, 2)] == [19.0, 18.0]
 
@@ -80,3 +93,19 @@ def test_the_dearest_come_first_and_no_more_than_asked():
 def test_operations_that_take_no_time_have_no_share(program):
     told = [{"name": "a", "kind": "other", "ms": 0.0}]
     assert layers.document(told, program, inference_ms=1.0)["operations"][0]["share"] == 0.0
+
+
+def test_a_runtime_that_names_its_operations_by_node_is_believed(program):
+    """As TensorRT does, which joins several nodes to one operation."""
+    names = ("Reformatting", "conv2d + relu", "conv2d_1", "conv2d_2 + mul", "mean", "linear")
+    told = [{"name": name, "kind": "CaskConvolution", "ms": 1.0} for name in names]
+    got = layers.document(told, program, inference_ms=1.0)
+    assert got["named"]
+    assert [one["layer"] for one in got["operations"]] == [None, "stem.0", "deep", "wide", None, "head"]
+
+
+def test_an_estimate_is_shown_as_one(program):
+    told = [{"name": "conv2d", "kind": "other", "ms": 1.5, "estimated": True}]
+    (one,) = layers.document(told, program, inference_ms=2.0)["operations"]
+    assert layers.milliseconds(one) == "~1.500"
+    assert layers.milliseconds({"ms": 1.5}) == "1.500"

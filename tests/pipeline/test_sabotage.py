@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import backends, check, checkpoints, export, programs, reparameterize, store, verify
+from pipeline.backends import pytorch
 from pipeline.config import Check, CheckSettings, ExportSettings, NoSettings, Verify
 from pipeline.errors import GateError, InputError
 from pipeline.manifest import ExportSpec, Preprocessing
@@ -78,7 +79,7 @@ def felt(artifacts):
     """Channel out, channel in, row and column of a weight of stage2 that the logits feel: no ReLU is dead there."""
     program = programs.static(torch.export.load(artifacts.fused).module(check_guards=False), (1, 3, 32, 32))
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
-    outputs = programs.outputs_by_layer(program.module(check_guards=False), image)
+    outputs = pytorch.outputs_of(program.module(check_guards=False), image)
     most = [int(outputs[name].mean((0, 2, 3)).argmax()) for name in ("relu_1", "relu")]
     return (*most, 1, 1)
 

@@ -32,8 +32,9 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
         An entry an operation, in the order of execution, constants left out: ``name``, of the node that it came
         from, as `evaluator.layers` names it; ``kind``: ``convolution``, ``depthwise``, ``linear``, else the
         package's own word; ``unit``: CPU, GPU or NeuralEngine, or None where Core ML does not say; ``cost``, the
-        part of the whole in 0..1 that Core ML expects, or None; ``ms``, that part of the median run. It is an
-        estimate, as coremltools' own benchmarker makes it: Core ML times no operation by itself.
+        part of the whole in 0..1 that Core ML expects, or None; ``ms``, that part of the median run;
+        ``estimated``, always true: coremltools' own benchmarker makes ``ms`` the same way, since Core ML times no
+        operation by itself.
 
     Raises:
         InputError: the file is not an ML program.
@@ -52,6 +53,7 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
             "name": node_name(one["output"]),
             "kind": kinds.get(one["output"], one["kind"]),
             "ms": (one["cost"] or 0.0) * whole_ms,
+            "estimated": True,
             "unit": one["unit"],
             "cost": one["cost"],
         }

@@ -122,8 +122,8 @@ def _configure(trt: ModuleType, config: Any, options: Options, capabilities: lis
             config.set_compute_capability(_compute_capability(trt, capability), index)
 
 
-def _open_batch(builder: Any, config: Any, network: Any, options: Options) -> None:
-    """Where the file leaves the batch open, the profile that says which batches will come."""
+def _open_batch(builder: Any, config: Any, network: Any, options: Options) -> Any:
+    """Where the file leaves the batch open, the profile that says which batches will come; else None."""
     batches = options.batches()
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     for one in inputs:
@@ -134,12 +134,13 @@ def _open_batch(builder: Any, config: Any, network: Any, options: Options) -> No
                 f"is {'not set' if batches is None else 'set'}: export it again under these options."
             )
     if batches is None:
-        return
+        return None
     profile = builder.create_optimization_profile()
     for one in inputs:
         profile.set_shape(one.name, *((batch, *tuple(one.shape)[1:]) for batch in batches))
     if config.add_optimization_profile(profile) < 0:
         raise ValueError(f"`dynamic_batch` of {batches} is no valid range.")
+    return profile
 
 
 def _monitor(trt: ModuleType, progress: Progress) -> Any:

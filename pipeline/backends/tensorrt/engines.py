@@ -104,10 +104,11 @@ def compute_capability() -> str | None:
 def python_runtime() -> str | None:
     """The Python package that runs engines on this machine's GPU: full TensorRT first; None where none can.
 
-    Raises nothing: a package that is there but whose library is not counts as missing.
+    torch holds the buffers, so it has to have CUDA. A package that is there but whose library is not counts
+    as missing.
     """
     capability = compute_capability()
-    if capability is None:
+    if capability is None or not torch_has_cuda():
         return None
     for name in MAKERS:
         if find_spec(name) is None:
@@ -119,6 +120,13 @@ def python_runtime() -> str | None:
         if name == "tensorrt" or capability in rtx_capabilities(trt):
             return name
     return None
+
+
+def torch_has_cuda() -> bool:
+    """Whether this torch runs on NVIDIA GPUs, told by the library that it would load: to import it takes seconds."""
+    torch = find_spec("torch")
+    library = "torch_cuda.dll" if sys.platform == "win32" else "libtorch_cuda.so"
+    return torch is not None and Path(torch.origin).with_name("lib").joinpath(library).exists()
 
 
 def rtx_capabilities(trt: object) -> dict[str, object]:

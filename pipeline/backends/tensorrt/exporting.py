@@ -1,12 +1,10 @@
 """A program as an ONNX file and an engine, by whichever builder is on this machine."""
 
-import ctypes
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +66,8 @@ def build(onnx_file: Path, engine_file: Path, options: Mapping[str, Any]) -> dic
     """
     wanted = Options.of(options)
     onnx.check(onnx_file)  # the parser takes an empty file or text for a network without layers
-    cache = wanted.timing_cache or str(_timing_caches() / f"tensorrt-{{version}}-sm{compute_capability()}.timing")
+    mine = _timing_caches() / f"tensorrt-{{version}}-sm{compute_capability()}.timing"
+    cache = str(Path(wanted.timing_cache).expanduser().absolute() if wanted.timing_cache else mine)
     if not _PYTHON and trtexec.find() is not None:
         version = trtexec.build(onnx_file, engine_file, wanted, cache)
         told = {"maker": "TensorRT", "version": version, "compute_capabilities": [], "passed_over": {}}
@@ -108,14 +107,13 @@ def _build_by_python(onnx_file: Path, engine_file: Path, options: Options, cache
         "progress": progress,
     }
     try:
-        with _fixed_addresses():
-            done = subprocess.run(
-                [sys.executable, "-m", building.__name__, json.dumps(request)],
-                cwd=Path(__file__).parents[3],
-                capture_output=True,
-                text=True,
-                pass_fds=[progress],
-            )
+        done = subprocess.run(
+            [sys.executable, "-m", building.__name__, json.dumps(request)],
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
+            pass_fds=[progress],
+        )
     finally:
         os.close(progress)
     try:
@@ -132,27 +130,6 @@ def _build_by_python(onnx_file: Path, engine_file: Path, options: Options, cache
     if "error" in told:
         raise StageError(f"no engine could be built from {onnx_file}: {told['error']}")
     return told
-
-
-@contextmanager
-def _fixed_addresses() -> Iterator[None]:
-    """Programs that are started meanwhile have the same addresses each time, where Linux lets them.
-
-    TensorRT-RTX orders some of what it knows of a network by address: without this, engines of an open batch
-    came out in several kinds for one ONNX file, and in one kind with it.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    personality = ctypes.CDLL(None).personality
-    before = personality(0xFFFFFFFF)  # asks, and changes nothing
-    if before != -1:
-        personality(before | 0x0040000)  # ADDR_NO_RANDOMIZE; some containers refuse it
-    try:
-        yield
-    finally:
-        if before != -1:
-            personality(before)
 
 
 def _timing_caches() -> Path:

@@ -13,7 +13,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.tensorrt import layers, trtexec
-from pipeline.backends.tensorrt.engines import MAKERS, check_engine, compute_capability, engine_maker, python_runtime
+from pipeline.backends.tensorrt.engines import (
+    MAKERS,
+    check_engine,
+    compute_capability,
+    engine_maker,
+    python_runtime,
+    torch_has_cuda,
+)
 from pipeline.errors import InputError, StageError
 from pipeline.manifest import Unavailable
 
@@ -38,9 +45,14 @@ def unavailable() -> Unavailable | None:
         return None
     if not any(find_spec(name) for name in MAKERS):
         return Unavailable("TensorRT is not installed.", f"pip install tensorrt, or: {ON_DEVICE}")
+    if not torch_has_cuda():
+        return Unavailable(
+            "torch is installed without CUDA, so it cannot hold an engine's buffers, and there is no trtexec.",
+            "Install a torch with CUDA, or put trtexec on PATH; JetPack and NVIDIA's TensorRT have it.",
+        )
     return Unavailable(
         f"This GPU has compute capability {capability}, which TensorRT-RTX does not run on, and full "
-        f"TensorRT is not installed.",
+        f"TensorRT is not installed, or cannot be imported.",
         f"pip install tensorrt, or: {ON_DEVICE}",
     )
 
@@ -129,6 +141,8 @@ def transfer_ms(file: Path, image: "np.ndarray") -> dict[str, float]:
     Raises:
         InputError, StageError: as `open_session`.
     """
+    if _trtexec_alone():
+        return trtexec.transfer_ms(file, image)
     ready = _bind(_load(file), image)
     ways = {
         "host_to_device": (ready.device_input, ready.host_input),
@@ -162,7 +176,7 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     Raises:
         InputError, StageError: as `open_session`; of trtexec, where that is all there is.
     """
-    if python_runtime() is None and trtexec.find() is not None:
+    if _trtexec_alone():
         return trtexec.profile(file, image, runs)
     import numpy as np
 
@@ -189,6 +203,11 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     inspector.execution_context = engine.context
     information = inspector.get_engine_information(engine.trt.LayerInformationFormat.JSON)
     return layers.joined([(name, float(np.median(taken))) for name, taken in times.items()], information)
+
+
+def _trtexec_alone() -> bool:
+    """Whether trtexec is all there is to run an engine with on this machine's GPU."""
+    return compute_capability() is not None and python_runtime() is None and trtexec.find() is not None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shutil
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ STEADY = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
 
 _PLACES = ("/usr/src/tensorrt/bin",)  # JetPack's, which is not on PATH
 _ROUNDS = 10
+_TRANSFERS = 50
 _SUMMARY = re.compile(r"(?:\[[^\]]*\] \[\w\] )?(Latency|Enqueue Time|H2D Latency|GPU Compute Time|D2H Latency): (.*)")
 _FIGURE = re.compile(r"(\w+(?:\([\d.]+%\))?) = ([\d.e+-]+|inf) ms")
 _VERDICT = re.compile(r"&&&& (\w+) TensorRT\.trtexec \[TensorRT v(\d+)\](?: \[b(\d+)\])?")
@@ -97,7 +99,7 @@ def time_files(
 
     Args:
         files: the .onnx of each form, or its .engine; an engine that is not of this TensorRT is built anew
-            from the .onnx beside it, for the batch of the image.
+            from the .onnx beside it, for the batch of the image and otherwise by default options.
         image: float32 (N, 3, H, W); its shape alone counts, since trtexec makes its own data.
         warmup_seconds: of each call. min_runs: of each form, all rounds together. max_seconds: for all the
             timed runs of all forms together; trtexec's own start and load come on top.
@@ -118,11 +120,33 @@ def time_files(
         f"--iterations={math.ceil(min_runs / _ROUNDS)}",
     ]
     rounds: dict[str, list[list[float]]] = {form: [] for form in files}
-    with _engines(files, image.shape) as engines:
+    with _engines(files, image.shape) as (_, engines):
         for _ in range(_ROUNDS):
             for form, (engine, shape) in engines.items():
                 rounds[form].append(_timed(engine, [*told, *shape]))
     return rounds
+
+
+def transfer_ms(file: Path, image: "np.ndarray") -> dict[str, float]:
+    """What it takes to bring an input to the GPU and its output back: medians, ms, of copies from pinned memory.
+
+    Raises:
+        InputError, StageError: as `time_files`.
+    """
+    with _engines({"file": file}, image.shape) as (mine, engines), tempfile.TemporaryDirectory() as folder:
+        engine, shape = engines["file"]
+        times = Path(folder, "times.json")
+        # Version 10 makes transfers unless it is told not to, and does not know the option that 11 needs.
+        asked = ["--includeDataTransfers"] if int(mine.split(".")[0]) >= 11 else []
+        steady = [option for option in STEADY if option != "--noDataTransfers"]
+        told = [*steady, *asked, "--warmUp=200", "--duration=0", f"--iterations={_TRANSFERS}", *shape]
+        _run([f"--loadEngine={engine}", *told, f"--exportTimes={times}"], file)
+        try:
+            text = times.read_text()
+            found = {"host_to_device": read_times(text, "h2dMs"), "device_to_host": read_times(text, "d2hMs")}
+        except (OSError, ValueError) as error:
+            raise StageError(f"trtexec ran {engine}, but gave no times of its transfers ({error}).") from None
+    return {way: statistics.median(taken) for way, taken in found.items()}
 
 
 def profile(file: Path, image: "np.ndarray", runs: int) -> list[dict[str, Any]]:
@@ -133,7 +157,7 @@ def profile(file: Path, image: "np.ndarray", runs: int) -> list[dict[str, Any]]:
     Raises:
         InputError, StageError: as `time_files`.
     """
-    with _engines({"file": file}, image.shape) as engines, tempfile.TemporaryDirectory() as folder:
+    with _engines({"file": file}, image.shape) as (_, engines), tempfile.TemporaryDirectory() as folder:
         engine, shape = engines["file"]
         times, information = Path(folder, "profile.json"), Path(folder, "layers.json")
         _run(
@@ -153,14 +177,18 @@ def profile(file: Path, image: "np.ndarray", runs: int) -> list[dict[str, Any]]:
             ) from None
 
 
-def read_times(text: str) -> list[float]:
+def read_times(text: str, what: str = "computeMs") -> list[float]:
     """What ``--exportTimes`` wrote: the GPU's ms for each inference, warm-up left out.
 
+    Args:
+        text: the file.
+        what: ``computeMs``, or ``h2dMs`` and ``d2hMs`` for the transfers.
+
     Raises:
-        ValueError: it is no such file, or holds no run.
+        ValueError: it is no such file, or holds no run, or one that took no time.
     """
     try:
-        times = [float(run["computeMs"]) for run in json.loads(text)]
+        times = [float(run[what]) for run in json.loads(text)]
     except (KeyError, TypeError) as error:
         raise ValueError(f"no list of runs: {error!r}") from None
     if not times or not all(math.isfinite(value) and value > 0 for value in times):
@@ -222,8 +250,10 @@ def _timed(engine: Path, told: Sequence[str]) -> list[float]:
 
 
 @contextmanager
-def _engines(files: Mapping[str, Path], shape: Sequence[int]) -> Iterator[dict[str, tuple[Path, list[str]]]]:
-    """By form, an engine that this machine's trtexec loads, and the option that gives it its shape."""
+def _engines(
+    files: Mapping[str, Path], shape: Sequence[int]
+) -> Iterator[tuple[str, dict[str, tuple[Path, list[str]]]]]:
+    """trtexec's version; and by form, an engine that it loads, and the option that gives it its shape."""
     mine = version(_run(["--help"], None))
     with tempfile.TemporaryDirectory() as folder:
         engines = {}
@@ -236,7 +266,7 @@ def _engines(files: Mapping[str, Path], shape: Sequence[int]) -> Iterator[dict[s
                 batch = dict.fromkeys(("min", "opt", "max"), shape[0]) if is_open else None
                 build(file.with_suffix(".onnx"), engine, Options(dynamic_batch=batch), f"{folder}/build.timing")
             engines[form] = engine, shape_option(name, shape) if is_open else []
-        yield engines
+        yield mine, engines
 
 
 def _is_mine(engine: Path, mine: str) -> bool:

@@ -52,6 +52,7 @@ def test_census_counts_what_the_program_holds(program_files, half_file):
     fused, branched, halved = map(backend.census, (program_files["fused"], program_files["branched"], half_file))
     assert (fused["convolution"], fused["batch_norm"], fused["aten.relu"], fused["total"]) == (3, 0, 3, 9)
     assert (branched["convolution"], branched["batch_norm"]) == (6, 7)
+    assert (fused["join"], branched["join"], halved["join"]) == (0, 4, 0)
     assert halved["total"] == fused["total"] + 2, "casts count, assertions do not"
 
 

@@ -168,4 +168,8 @@ def test_a_pte_whose_weights_are_damaged_is_caught(exported_files, tmp_path, cap
     content[-4096:-2048] = bytes(2048)
     (tmp_path / "fused.pte").write_bytes(content)
     assert run(tmp_path / "fused.pte", "--against", exported_files.fused_pt2) == 1
-    assert "verdict        fail" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "verdict        fail" in said.out
+    assert re.search(
+        r"its weights are not those of fused\.pt2: the first that differs is in \S+, at byte \d+", said.err
+    )

@@ -1,8 +1,10 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.backends import tensorrt as backend
 from pipeline.backends.tensorrt import engines, running
@@ -33,7 +35,7 @@ def test_without_a_gpu_nothing_opens(exported, image, way):
 
 
 def test_a_gpu_and_trtexec_are_enough(monkeypatch, stand_in, exported, image):
-    """As on a Jetson, whose Python is too old for this project, so that no TensorRT is importable in it."""
+    """As on a Jetson of JetPack 6, whose Python is too old for this project: no TensorRT is importable in it."""
     monkeypatch.setattr(running, "compute_capability", lambda: "8.7")
     monkeypatch.setattr(engines, "compute_capability", lambda: "8.7")
     monkeypatch.setattr(engines, "MAKERS", {})
@@ -47,14 +49,32 @@ def test_a_gpu_and_trtexec_are_enough(monkeypatch, stand_in, exported, image):
         backend.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1)
     with pytest.raises(StageError, match="it was asked"):
         backend.profile(files["fused"], 1, image.numpy(), 3)
+    with pytest.raises(StageError, match="it was asked"):
+        backend.transfer_ms(files["fused"], image.numpy())
 
 
 def test_where_the_python_runtime_runs_trtexec_is_not_asked(monkeypatch, exported, image, stand_in):
     monkeypatch.setattr(engines, "compute_capability", lambda: "8.9")  # TensorRT-RTX is installed, and runs on it
     stand_in("raise SystemExit('it was asked')")
+    monkeypatch.setattr(engines, "torch_has_cuda", lambda: True)
     assert engines.python_runtime() is not None
     files = {"fused": exported[0]["fused"][0]}
     assert backend.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1) is None
+
+
+def test_a_torch_for_cpus_holds_no_buffers_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(engines, "compute_capability", lambda: "8.9")
+    monkeypatch.setattr(engines, "torch_has_cuda", lambda: False)
+    assert engines.python_runtime() is None
+
+
+def test_whethertorch_has_cuda_is_told_without_importing_it():
+    code = (
+        "import sys; from pipeline.backends.tensorrt import engines\n"
+        "print(engines.torch_has_cuda(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert done.stdout.split() == [str(torch.version.cuda is not None), "False"]
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_run_on_is_told(monkeypatch):
@@ -64,7 +84,11 @@ def test_a_gpu_that_tensorrt_rtx_does_not_run_on_is_told(monkeypatch):
     for module in (running, engines):
         monkeypatch.setattr(module, "compute_capability", lambda: "9.0")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr(engines, "torch_has_cuda", lambda: True)
     assert "compute capability 9.0, which TensorRT-RTX does not run on" in backend.unavailable().reason
+    monkeypatch.setattr(running, "torch_has_cuda", lambda: False)
+    missing = backend.unavailable()
+    assert "torch is installed without CUDA" in missing.reason and "trtexec" in missing.remedy
 
 
 @pytest.mark.parametrize("way", OPENERS)

@@ -14,8 +14,8 @@ from pipeline.backends.tensorrt.options import Options
 from pipeline.errors import InputError, StageError
 
 TIMES = """[
-  { "startEnqMs" : 206.03, "endEnqMs" : 206.05, "startH2dMs" : 206.05, "endH2dMs" : 206.05, "startComputeMs" : 206.05, "endComputeMs" : 206.9, "startD2hMs" : 206.9, "endD2hMs" : 206.9, "h2dMs" : 0, "computeMs" : 0.862, "d2hMs" : 0, "latencyMs" : 0.862 }
-, { "startEnqMs" : 206.92, "endEnqMs" : 206.93, "startH2dMs" : 206.93, "endH2dMs" : 206.93, "startComputeMs" : 206.93, "endComputeMs" : 207.8, "startD2hMs" : 207.8, "endD2hMs" : 207.8, "h2dMs" : 0, "computeMs" : 0.869, "d2hMs" : 0, "latencyMs" : 0.869 }
+  { "startEnqMs" : 206.03, "endEnqMs" : 206.05, "startH2dMs" : 206.05, "endH2dMs" : 206.05, "startComputeMs" : 206.05, "endComputeMs" : 206.9, "startD2hMs" : 206.9, "endD2hMs" : 206.9, "h2dMs" : 0.02, "computeMs" : 0.862, "d2hMs" : 0.01, "latencyMs" : 0.862 }
+, { "startEnqMs" : 206.92, "endEnqMs" : 206.93, "startH2dMs" : 206.93, "endH2dMs" : 206.93, "startComputeMs" : 206.93, "endComputeMs" : 207.8, "startD2hMs" : 207.8, "endD2hMs" : 207.8, "h2dMs" : 0.04, "computeMs" : 0.869, "d2hMs" : 0.01, "latencyMs" : 0.869 }
 ]
 """  # noqa: E501
 
@@ -57,6 +57,7 @@ PRINTED = """\
 
 def test_times_are_those_of_the_gpu():
     assert trtexec.read_times(TIMES) == [0.862, 0.869]
+    assert trtexec.read_times(TIMES, "h2dMs") == [0.02, 0.04]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ import json, pathlib, sys
 told = dict(option.lstrip("-").partition("=")[::2] for option in sys.argv[1:])
 with open({log!r}, "a") as log:
     log.write(json.dumps(told) + "\\n")
-print("&&&& RUNNING TensorRT.trtexec [TensorRT v101303] [b9] # trtexec")
+print("&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] [b9] # trtexec")
 if "saveEngine" in told:
     header = b"ftrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([10, 13, 3, 9])
     pathlib.Path(told["saveEngine"]).write_bytes(header)
@@ -150,7 +151,7 @@ for option, text in {files!r}.items():
     if option in told:
         pathlib.Path(told[option]).write_text(text)
 print({printed!r})
-print("&&&& PASSED TensorRT.trtexec [TensorRT v101303] [b9] # trtexec")
+print("&&&& PASSED TensorRT.trtexec [TensorRT v{version}] [b9] # trtexec")
 sys.exit({code})
 """
 
@@ -159,12 +160,12 @@ sys.exit({code})
 def calls(tmp_path, stand_in):
     """Make the stand-in write these files, print this and end so; gives a function for what it was told."""
 
-    def make(files=None, printed="", code=0):
+    def make(files=None, printed="", code=0, version="101303"):
         log = tmp_path / "calls"
         files = (
             {"exportTimes": TIMES, "exportProfile": PROFILE, "exportLayerInfo": DETAILED} if files is None else files
         )
-        stand_in(STAND_IN.format(log=str(log), files=files, printed=printed, code=code))
+        stand_in(STAND_IN.format(log=str(log), files=files, printed=printed, code=code, version=version))
         return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
     return make
@@ -188,15 +189,26 @@ def test_forms_are_timed_in_turn_by_engines_of_this_version(exported, calls, ima
         assert "shapes" not in call
 
 
-def test_an_engine_of_this_version_is_taken_as_it_is(exported, calls, image, tmp_path):
+@pytest.mark.parametrize(("version", "is_taken"), [([10, 13, 3, 9], True), ([10, 3, 0, 30], False)])
+def test_an_engine_of_this_version_alone_is_taken_as_it_is(exported, calls, image, tmp_path, version, is_taken):
     told = calls()
     (tmp_path / "fused.onnx").write_bytes(exported[0]["fused"][0].read_bytes())
-    header = b"ftrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([10, 13, 3, 9])
+    header = b"ftrt" + bytes(12) + (28).to_bytes(8, "little") + bytes(version)
     (tmp_path / "fused.engine").write_bytes(header)
     trtexec.profile(tmp_path / "fused.onnx", image.numpy(), 7)
-    _, call = told()
-    assert call["loadEngine"] == str(tmp_path / "fused.engine")
+    call = told()[-1]
+    assert (call["loadEngine"] == str(tmp_path / "fused.engine")) == is_taken
+    assert any("saveEngine" in one for one in told()) != is_taken
     assert call["iterations"] == "7" and {"dumpProfile", "separateProfileRun"} <= set(call)
+
+
+@pytest.mark.parametrize(("major", "is_asked"), [(10, False), (11, True)])
+def test_transfers_are_asked_for_as_the_version_wants_it(exported, calls, image, major, is_asked):
+    told = calls(version=f"{major}1303")
+    found = trtexec.transfer_ms(exported[0]["fused"][0], image.numpy())
+    assert found == {"host_to_device": pytest.approx(0.03), "device_to_host": 0.01}
+    call = told()[-1]
+    assert ("includeDataTransfers" in call) == is_asked and "noDataTransfers" not in call
 
 
 def test_an_open_batch_is_given_its_shape(programs, spec, calls, image, tmp_path):
