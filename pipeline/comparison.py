@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 EXACT = 1e-5
 """Of the largest logit: what a converter may change where both sides compute in float32 on the same weights."""
 
+EXACT_BUT_FOR_CONSTANTS = 2**-11
+"""The same where numbers other than weights stand in a float16 file: the relative rounding of one such number."""
+
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 """Of the largest logit: what a file may lose against float32, by its precision."""
 

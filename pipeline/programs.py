@@ -66,6 +66,23 @@ def title(module: "GraphModule", layer: str) -> str:
     return f"{layer} ({', '.join(owners)})" if any(owners) else layer
 
 
+def rounded_constants(module: "GraphModule") -> list[str]:
+    """Names of the layers that hold a number other than a weight, which a float16 file rounds: ``gelu``, ``mul_1``.
+
+    Some exporters write GELU, hard sigmoid and hard swish by their formulas, with the square root of 2 or 1/6 in
+    float16; others have an operation for them.
+    """
+    import numpy as np
+
+    formulas = ("aten.gelu", "aten.hardsigmoid", "aten.hardswish", "aten.elu")
+    found = []
+    for node in module.graph.nodes:
+        numbers = [one for one in (*node.args, *node.kwargs.values()) if isinstance(one, float)]
+        if str(node.target).startswith(formulas) or any(float(np.float16(one)) != one for one in numbers):
+            found.append(node.name)
+    return found
+
+
 def cut_after(module: "GraphModule", layer: "Node") -> "GraphModule":
     """The program up to a node, whose output it then gives. The module is left as it is."""
     import copy
