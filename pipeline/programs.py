@@ -92,7 +92,7 @@ def cut_after(module: "GraphModule", layer: "Node") -> "GraphModule":
     graph = copy.deepcopy(module.graph)
     last = next(node for node in graph.nodes if node.name == layer.name)
     output = graph.output_node()
-    output.args = (last,)
+    output.args = ((last,),)
     for node in reversed(list(graph.nodes)):
         if node is not output and node is not last and not node.users and node.op != "placeholder":
             graph.erase_node(node)
