@@ -30,7 +30,7 @@ def _grid(mode: str, size: int, wanted: int) -> "Tensor":
 
 def _resampled(x: "Tensor", axis: int, grid: "Tensor", nearest: bool) -> "Tensor":
     if nearest:
-        return x.index_select(axis, (grid + 1e-9).floor().long())
+        return x.index_select(axis, grid.floor().long())
     low = grid.floor().long()
     high = (low + 1).clamp(max=x.shape[axis] - 1)
     shape = [-1 if index == axis % x.dim() else 1 for index in range(x.dim())]

@@ -65,6 +65,17 @@ def test_a_cast_to_half_rounds_its_input(computed):
     assert np.array_equal(computed(build, x, exact=True)[0], x)
 
 
+def test_an_input_of_halves_is_rounded_or_not_at_all(changed):
+    def change(model, operations):
+        model.mlProgram.functions["main"].inputs[0].type.tensorType.dataType = 10  # FLOAT16
+
+    file, half = changed(change), X.astype(np.float16).astype(np.float32)
+    own, exact = (evaluator.load(file, exact) for exact in (False, True))
+    whole = evaluator.run(exact, {"x0": half})["mean"]
+    assert np.array_equal(evaluator.run(own, {"x0": X})["mean"], whole)
+    assert not np.array_equal(evaluator.run(exact, {"x0": X})["mean"], whole)
+
+
 def test_an_overflow_is_infinite_and_poisons_what_follows(computed):
     x = np.array([300.0, 2.0], np.float32)
 

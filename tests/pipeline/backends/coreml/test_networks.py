@@ -1,6 +1,7 @@
 """Whole networks: of this project, and of timm's families that fold, exported as the pipeline does it."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -23,8 +24,11 @@ TIMM = (
     "hgnetv2_b0",
     "ese_vovnet19b_slim",
 )
-# Half precision has no 1/6 and no 0.1, and coremltools stores such attributes in half too.
-ATTRIBUTES_IN_HALF = {"mobilenetv3_small_050": 2e-3, "levit_128s": 2e-3, "repghostnet_050": 2e-3}
+# Half precision has no 1/6, and coremltools stores such an attribute, of a hard sigmoid, in half too.
+ATTRIBUTES_IN_HALF = {
+    name: 2e-3 for name in ("mobilenetv3_small_050", "levit_128s", "repghostnet_050", "ese_vovnet19b_slim")
+}
+LARGEST_HALF = 65504
 
 
 def build(name):
@@ -54,7 +58,9 @@ def image_of(name):
 def export(network, image, precision, file):
     classes = tuple(f"class {index}" for index in range(CLASSES))
     about = Preprocessing(image.shape[-1], (0.5,) * 3, (0.25,) * 3, classes)
-    program = torch.export.export(network, (image,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # levit keeps a cache in a dictionary
+        program = torch.export.export(network, (image,))
     backend.export(program, [file], ExportSpec(precision, tuple(image.shape), about))
 
 
@@ -63,8 +69,13 @@ def worst(given, expected):
     return np.abs(given - expected.numpy()).max() / np.abs(expected.numpy()).max()
 
 
+def faulty(name):
+    """DBB pads with a constant that it takes off and adds again; coremltools 9.0 negates it in place, for both."""
+    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="coremltools' fuse_conv_bias"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*OURS, *TIMM])
+@pytest.mark.parametrize("name", [faulty(name) if name == "resnet18_dbb" else name for name in (*OURS, *TIMM)])
 @torch.no_grad()
 def test_a_float32_file_is_the_network(tmp_path, name):
     network, image = build(name), image_of(name)
@@ -90,4 +101,8 @@ def test_a_fused_float16_file_is_the_network_with_rounded_weights(tmp_path, name
     given = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(half.numpy())
     assert worst(given, rounded(half)) < ATTRIBUTES_IN_HALF.get(name, 1e-5)
     own = backend.open_check_session(tmp_path / "x.mlpackage", 1)(image.numpy())
-    assert 0 < worst(own, fused(image)) < 0.05
+    layers = backend.outputs_by_layer(tmp_path / "x.mlpackage", image.numpy(), exact=True)
+    if max(np.abs(layer).max() for layer in layers.values()) < LARGEST_HALF:
+        assert 0 < worst(own, fused(image)) < 0.05
+    else:  # statistics at random make some networks overflow
+        assert not np.isfinite(own).all()
