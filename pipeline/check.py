@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, bisection, comparison, programs, references, stage, store, worker
-from pipeline.backends import pytorch
+from pipeline.backends import pytorch, signatures
 from pipeline.config import CheckSettings
 from pipeline.errors import GateError
 from pipeline.manifest import Preprocessing, read_json, write_json
@@ -81,9 +81,9 @@ def _check(
     written, proved = read_json(manifest), read_json(verify)
     _hold_preprocessing(manifest, written["preprocessing"], proved["preprocessing"])
     preprocessing = Preprocessing.from_dict(proved["preprocessing"])
-    spec = references.spec_of(written, preprocessing)
-    reference = references.Reference(fused, split, spec, whole_pixels=written["input"]["dtype"] == "uint8")
     places = {file.name: file for file in files}
+    spec, signature = references.spec_of(written, preprocessing), _signature(written, places)
+    reference = references.Reference(fused, split, spec, whole_pixels=signature.takes_pixels)
     forms: dict[str, Any] = {}
     accuracy: dict[str, float | None] = {**proved["accuracy"], "file": None}
     for form, entry in written["forms"].items():
@@ -96,7 +96,7 @@ def _check(
             _hold_census(file, forms[form]["census"], reference)
         if backend.CHECKED_BY is None:
             continue
-        checked = _Checked(settings, file, form, reference)
+        checked = _Checked(settings, file, form, reference, signature.gives_probabilities)
         forms[form] |= checked.hold(proved["float32"])
         if form == "fused":
             accuracy["file"] = forms[form]["accuracy"]
@@ -108,6 +108,12 @@ def _check(
         "accuracy": accuracy,
         "forms": forms,
     }
+
+
+def _signature(written: dict[str, Any], places: dict[str, Path]) -> signatures.Signature:
+    """What the fused file takes and gives; the branched one is exported alike."""
+    first = next(iter(written["forms"].values()))
+    return signatures.read(places[next(iter(first["files"]))])
 
 
 def _hold_content(entries: dict[str, Any], places: dict[str, Path]) -> None:
@@ -149,17 +155,23 @@ class _Checked:
     file: Path
     form: str
     reference: references.Reference
+    gives_probabilities: bool
 
     def hold(self, float32: dict[str, Any]) -> dict[str, Any]:
         batch = self.reference.spec.input_shape[0]
         want = self.reference.logits
         logits = worker.predict(self.settings.backend, self.file, self.reference.images(), batch=batch)
         converter = self._hold_converter(logits, float32)
-        found = comparison.compare(logits, want)
+        found = self._compare(logits, want)
         precision = self._hold_precision(found)
         accuracy = float((logits.argmax(1) == self.reference.labels).mean())
         self._hold_accuracy(accuracy)
         return {"converter": converter, "precision": precision, "agreement": found.agreement, "accuracy": accuracy}
+
+    def _compare(self, got: "np.ndarray", want: "np.ndarray") -> comparison.Comparison:
+        if self.gives_probabilities:
+            got, want = comparison.probabilities(got), comparison.probabilities(want)
+        return comparison.compare(got, want)
 
     def _hold_converter(self, logits: "np.ndarray", float32: dict[str, Any]) -> dict[str, Any]:
         """The file in float32 on its stored weights, against the program with equally rounded ones in float64."""
@@ -176,11 +188,12 @@ class _Checked:
             got = worker.predict(self.settings.backend, self.file, images, session="exact", batch=batch)
         if self.form == "branched":
             own_error = max(own_error, *(row["branched"] for row in float32["relative_error"].values()))
-        found = comparison.compare(got, want)
+        found = self._compare(got, want)
         tolerance = max(comparison.EXACT, _SLACK * own_error)
         constants: list[str] = []
         if not is_float32 and not found.relative_error <= tolerance:
-            constants = programs.rounded_constants(self.reference.program.module(check_guards=False))
+            constants = ["mean and std"] * self.reference.whole_pixels
+            constants += programs.rounded_constants(self.reference.program.module(check_guards=False))
             tolerance = max(tolerance, comparison.EXACT_BUT_FOR_CONSTANTS) if constants else tolerance
         if not found.relative_error <= tolerance:
             raise GateError(

@@ -101,6 +101,14 @@ def compare(got: "np.ndarray", want: "np.ndarray") -> Comparison:
     )
 
 
+def probabilities(logits: "np.ndarray") -> "np.ndarray":
+    """Softmax of (images, classes): what is comparable where one side gives only that, or its logarithm."""
+    import numpy as np
+
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
+
+
 def first_departure(
     got: "Mapping[str, np.ndarray]", want: "Mapping[str, np.ndarray]", tolerance: float
 ) -> Departure | None:

@@ -120,13 +120,8 @@ def _tolerance(files: list[Exported], exact: bool) -> tuple[float, str]:
 
 
 def _logits(side: _Side, fed: exported.Images, batch: int, as_probabilities: bool) -> "np.ndarray":
-    import numpy as np
-
     logits = worker.predict(side.file.backend, side.file.path, fed.pieces(), session=side.session, batch=batch)
-    if as_probabilities:  # logits are known but for a number that is the same for all classes
-        logits = np.exp(logits - logits.max(1, keepdims=True))
-        logits /= logits.sum(1, keepdims=True)
-    return logits
+    return comparison.probabilities(logits) if as_probabilities else logits
 
 
 def _departure(

@@ -311,6 +311,15 @@ def test_swapped_channels_inside_a_package(artifacts, tmp_path):
         run_check(artifacts, tmp_path, "coreml")
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_classifier_that_takes_an_image_is_held_by_all_gates(artifacts, tmp_path, precision):
+    export_fused(artifacts, tmp_path, "coreml", precision, {"normalization": True, "class_labels": True})
+    checked = run_check(artifacts, tmp_path, "coreml")["forms"]["fused"]
+    assert 0 < checked["converter"]["max_relative_error"] < {"fp16": 5e-4, "fp32": 1e-5}[precision]
+    assert checked["converter"].get("rounded_constants", []) == {"fp16": ["mean and std"], "fp32": []}[precision]
+    assert 0 < checked["precision"]["max_relative_error"] < {"fp16": 2e-2, "fp32": 1e-4}[precision]
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
