@@ -65,7 +65,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         precision = coremltools.precision.FLOAT16 if spec.precision == "fp16" else coremltools.precision.FLOAT32
         try:
             model = coremltools.convert(
-                network.run_decompositions({}),
+                _without_aliases(network.run_decompositions({})),
                 convert_to="mlprogram",
                 inputs=[kind],
                 outputs=[coremltools.TensorType(output, dtype=numpy.float32)],
@@ -134,6 +134,16 @@ def _with_ends(
             return logits.softmax(-1) if options["class_labels"] else logits
 
     return torch.export.export(WithEnds(), (torch.zeros(spec.input_shape),))
+
+
+def _without_aliases(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":
+    """Drop second names of a tensor, which change nothing and which coremltools 9.0 does not know."""
+    import torch
+
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        node.replace_all_uses_with(node.args[0])
+        program.graph.erase_node(node)
+    return program
 
 
 def _mean_and_std(spec: ExportSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -193,3 +193,21 @@ def test_numbers_on_a_mac(exported, programs, image, name):
     logits = backend.open_session(exported[0][name], 1)(image.numpy())
     expected = programs["fused"].module()(image).detach().numpy()
     assert np.argmax(logits) == np.argmax(expected)
+
+
+def test_a_second_name_of_a_tensor_is_converted(spec, tmp_path):
+    """`run_decompositions` leaves one where a network returns a part of what it computed as it is."""
+
+    class Alias(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(torch.ops.aten.alias(self.conv(x)).mean((2, 3)))
+
+    program = torch.export.export(Alias().eval(), (torch.zeros(1, 3, 16, 16),))
+    backend.export(program, [tmp_path / "x.mlpackage"], spec("fp32"))
+    image = torch.randn(1, 3, 16, 16)
+    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())
+    np.testing.assert_allclose(got, program.module()(image).detach().numpy(), rtol=1e-4, atol=1e-5)
