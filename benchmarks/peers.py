@@ -43,7 +43,7 @@ FORMS = ("branched", "fused")
 CLASSES = 1000
 CHECKED_IMAGES = 4
 PRODUCT = "product"
-PRODUCT_SIDE = 1024
+PRODUCT_SIDE = 512  # larger ones leave the cache, and are slower than a network's own products
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def measured(
         bar.update()
     errors = require_equal(network, logits)
     bar.set_description(f"{network}: timing")
-    reference = worker.Job(product.__name__, folder / "product.txt")
+    reference = worker.Job(product.__name__, folder / "product.onnx")
     by_name = {f"{form} {runtime}": job for (form, runtime), job in jobs.items()}
     product_operations = product.write(reference.file, PRODUCT_SIDE)
     timed = worker.time_in_turn({PRODUCT: reference, **by_name}, images[:1], threads, until=until)

@@ -117,9 +117,9 @@ def test_operations_are_twice_the_multiply_accumulates(peers):
 
 def test_the_product_is_one_of_matrices(peers, tmp_path):
     product = peers.product
-    assert product.write(tmp_path / "product.txt", 64) == 2 * 64**3
+    assert product.write(tmp_path / "product.onnx", 64) == 2 * 64**3
     image = np.zeros((1, 3, 4, 4), np.float32)
-    got = worker.predict(product.__name__, tmp_path / "product.txt", image, session="own")
+    got = worker.predict(product.__name__, tmp_path / "product.onnx", image, session="own")
     assert got.shape == (1, 64) and got.std() > 1
 
 
