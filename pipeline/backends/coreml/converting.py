@@ -72,6 +72,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
                 classifier_config=labels,
                 minimum_deployment_target=getattr(coremltools.target, options["minimum_deployment_target"]),
                 compute_precision=precision,
+                pass_pipeline=_passes(),
                 skip_model_load=True,
             )
         except Exception as error:
@@ -134,6 +135,18 @@ def _with_ends(
             return logits.softmax(-1) if options["class_labels"] else logits
 
     return torch.export.export(WithEnds(), (torch.zeros(spec.input_shape),))
+
+
+def _passes() -> Any:
+    """coremltools' own passes but for one, which in 9.0 negates in place a constant that is taken off a convolution.
+
+    Where a network adds the same constant elsewhere, as DBB does around its padding, its file would be wrong.
+    """
+    import coremltools
+
+    passes = coremltools.PassPipeline.DEFAULT
+    passes.remove_passes({"common::fuse_conv_bias"})
+    return passes
 
 
 def _without_aliases(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":

@@ -69,13 +69,8 @@ def worst(given, expected):
     return np.abs(given - expected.numpy()).max() / np.abs(expected.numpy()).max()
 
 
-def faulty(name):
-    """DBB pads with a constant that it takes off and adds again; coremltools 9.0 negates it in place, for both."""
-    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="coremltools' fuse_conv_bias"))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [faulty(name) if name == "resnet18_dbb" else name for name in (*OURS, *TIMM)])
+@pytest.mark.parametrize("name", [*OURS, *TIMM])
 @torch.no_grad()
 def test_a_float32_file_is_the_network(tmp_path, name):
     network, image = build(name), image_of(name)
