@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import conditions, intervals, measure, worker
+from pipeline import conditions, exported, intervals, measure, worker
 
 
 def main() -> int:
@@ -43,9 +43,7 @@ def main() -> int:
 
 def once(options: argparse.Namespace) -> dict[str, object]:
     """One benchmark of both files."""
-    import numpy as np
-
-    image = np.random.default_rng(0).standard_normal(options.shape, dtype=np.float32)
+    image = exported.random_image(options.shape)
     jobs = {name: worker.Job(options.backend, getattr(options, name)) for name in ("before", "after")}
     start = conditions.snapshot()
     timed = worker.time_in_turn(jobs, image, options.threads, until=measure.Until())

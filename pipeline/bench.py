@@ -17,21 +17,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline import backends, checkpoints, conditions, intervals, layers, measure, stage, store, worker
+from pipeline import (
+    backends,
+    checkpoints,
+    conditions,
+    exported,
+    intervals,
+    layers,
+    measure,
+    programs,
+    stage,
+    store,
+    worker,
+)
 from pipeline.config import Bench, BenchSettings
 from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
 
-if TYPE_CHECKING:
-    import numpy as np
-
-_SEED = 0
 _REFERENCE = "onnx"
 _PROFILE_SECONDS = 2
 _PROFILE_RUNS = (20, 200)
-_ALSO_RUN_BY = {_REFERENCE: ("onnxruntime",)}
 _UNTIMED = dict.fromkeys(
     (
         "latency_ms",
@@ -164,7 +171,7 @@ def _measure_on(
     jobs = {form: worker.Job(backend, file) for form, file in files.items()}
     until = measure.Until(**how.model_dump(exclude={"threads"}))
     before = conditions.snapshot()
-    timed = worker.time_in_turn(jobs, _image(shape), threads, until=until)
+    timed = worker.time_in_turn(jobs, exported.random_image(shape), threads, until=until)
     after = conditions.snapshot()
     samples = timed.timing.samples_ms
     forms = {}
@@ -175,28 +182,21 @@ def _measure_on(
             "warmup": _warmup(timed.timing.warmup[form]),
             **timed.started[form],
             "throughput_per_second": round(shape[0] * 1000 / latency["mean"], 3),
-            "transfer_ms": worker.transfer_ms(jobs[form], _image(shape)),
+            "transfer_ms": worker.transfer_ms(jobs[form], exported.random_image(shape)),
         }
-    packages = [*backends.load(backend).PACKAGES, *_ALSO_RUN_BY.get(backend, ())]
     falling = [
         f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
         for form, entry in forms.items()
         if entry["warmup"] and not entry["warmup"]["steady"]
     ]
-    fed = {"batch": shape[0], "image": f"random normal, seed {_SEED}", **asdict(until)}
+    fed = {"batch": shape[0], "image": f"random normal, seed {exported.SEED}", **asdict(until)}
     return {
         "threads": threads,
         "forms": forms,
         "speedup": intervals.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None,
         "stopped_by": timed.timing.stopped_by,
-        "conditions": conditions.describe(threads, packages, before, after, falling) | fed,
+        "conditions": conditions.describe(threads, backends.packages_of_figures(backend), before, after, falling) | fed,
     }
-
-
-def _image(shape: tuple[int, ...]) -> "np.ndarray":
-    import numpy as np
-
-    return np.random.default_rng(_SEED).standard_normal(shape, dtype=np.float32)
 
 
 def _warmup(launches: Sequence[measure.WarmUp]) -> dict[str, Any] | None:
@@ -220,7 +220,7 @@ def _profile(backend: str, document: dict[str, Any], file: Path, fused: Path) ->
     fewest, most = _PROFILE_RUNS
     runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
     shape = tuple(document["input"]["shape"])
-    operations = worker.profile(worker.Job(backend, file), _image(shape), run["threads"], runs)
+    operations = worker.profile(worker.Job(backend, file), exported.random_image(shape), run["threads"], runs)
     if operations is None:
         reason = f"the {backend} backend does not tell where the time of an inference goes"
         return {"status": "unavailable", "reason": reason, **about}
@@ -243,7 +243,7 @@ def _export_reference(written: dict[str, Any], fused: Path, checkpoint: Path, sc
             else checkpoints.load_model(checkpoint)[0]
         )
         networks[form] = scratch / f"{form}.onnx"
-        onnx.export(torch.export.export(module, (torch.zeros(shape),)), [networks[form]], spec)
+        onnx.export(programs.static(module, shape), [networks[form]], spec)
     return networks
 
 

@@ -79,15 +79,16 @@ def _check(
 ) -> dict[str, Any]:
     backend = backends.load(settings.backend)
     written, proved = read_json(manifest), read_json(verify)
+    places = {file.name: file for file in files}
+    for entry in written["forms"].values():
+        _hold_content(entry["files"], places)
     _hold_preprocessing(manifest, written["preprocessing"], proved["preprocessing"])
     preprocessing = Preprocessing.from_dict(proved["preprocessing"])
-    places = {file.name: file for file in files}
     spec, signature = references.spec_of(written, preprocessing), _signature(written, places)
     reference = references.Reference(fused, split, spec, whole_pixels=signature.takes_pixels)
     forms: dict[str, Any] = {}
     accuracy: dict[str, float | None] = {**proved["accuracy"], "file": None}
     for form, entry in written["forms"].items():
-        _hold_content(entry["files"], places)
         if inspect := getattr(backend, "inspect", None):
             inspect([places[name] for name in entry["files"]], entry["facts"], reference.spec)
         file = places[next(iter(entry["files"]))]

@@ -25,6 +25,14 @@ class StageError(Exception):
     exit_code = 1
 
 
+def first_line(error: BaseException) -> str:
+    """What the first cause of an error says: one line, without its full stop; its kind where it says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return said[:300].rstrip('". ')
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """'; did you mean X?' for the nearest of the known names, else the list of them."""
     close = difflib.get_close_matches(str(name), known, n=1)

@@ -150,17 +150,12 @@ def _images(files: Sequence[Exported], shape: tuple[int, ...], folder: Path | No
 
 
 def _in_whole_pixels(found: Images, files: Sequence[Exported], size: int) -> Images:
-    """The nearest that an image of 8-bit pixels can be to each, so that rounding to such changes nothing more."""
     preprocessing = _preprocessing(files, size)
 
     def pieces() -> "Iterator[np.ndarray]":
-        import numpy as np
         import torch
 
-        mean, std = (np.array(one)[:, None, None] for one in (preprocessing.mean, preprocessing.std))
-        for piece in found.pieces():
-            levels = np.clip(np.rint((piece * std + mean) * 255), 0, 255).astype(np.uint8)
-            yield pixels.normalised(torch.from_numpy(levels).float() / 255, preprocessing).numpy()
+        return (pixels.whole(torch.from_numpy(piece), preprocessing).numpy() for piece in found.pieces())
 
     return Images(f"{found.described}, in whole pixels", pieces)
 

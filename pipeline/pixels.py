@@ -47,6 +47,13 @@ def normalised(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.T
     return (images - mean) / std
 
 
+def whole(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
+    """Normalised images (n, 3, H, W) as the nearest that 8-bit pixels can give, so that rounding changes no more."""
+    mean, std = (images.double().new_tensor(one).view(1, 3, 1, 1) for one in (preprocessing.mean, preprocessing.std))
+    levels = ((images * std + mean) * 255).round().clamp(0, 255)
+    return normalised(levels.float() / 255, preprocessing)
+
+
 def laid_out(images: "torch.Tensor") -> "torch.Tensor":
     """In channels_last order, which convolutions are fastest on."""
     import torch

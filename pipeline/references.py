@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import checkpoints, programs
+from pipeline import checkpoints, pixels, programs
 from pipeline.backends import pytorch
 from pipeline.errors import GateError
 from pipeline.manifest import ExportSpec, Preprocessing
@@ -138,7 +138,7 @@ class Reference:
         from pipeline.data import open_split
 
         for images, labels in open_split(self.split).batches("val", self.spec.preprocessing, _BATCH):
-            yield (_as_pixels(images, self.spec.preprocessing) if self.whole_pixels else images), labels
+            yield (pixels.whole(images, self.spec.preprocessing) if self.whole_pixels else images), labels
 
 
 def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec:
@@ -146,15 +146,6 @@ def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec
     size = written["input"]["shape"][-1]
     fed = Preprocessing.from_dict({**vars(preprocessing), "image_size": size})
     return ExportSpec(written["precision"], tuple(written["input"]["shape"]), fed)
-
-
-def _as_pixels(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
-    """Normalized images whose pixels are whole numbers of 0..255."""
-    import torch
-
-    mean, std = (torch.tensor(one).view(1, -1, 1, 1) for one in (preprocessing.mean, preprocessing.std))
-    pixels = ((images * std + mean) * 255).round().clamp(0, 255)
-    return (pixels / 255 - mean) / std
 
 
 def _in_batches(module: "Callable[[torch.Tensor], torch.Tensor]", images: "torch.Tensor") -> "torch.Tensor":

@@ -3,7 +3,7 @@
 A backend has
 
     FILES, EXTRAS               names of what it writes for each form, `{form}.pte` say, and beside them
-    PACKAGES                    distributions whose versions shape the files
+    PACKAGES                    distributions whose versions shape the files; RUN_BY, where others run them
     CHECKED_BY                  the runtime that `check` runs the file by on this machine, None where there is none
     export(program, files, spec) -> facts
     census(file)                operations of a file by type
@@ -55,6 +55,12 @@ RUNTIMES = MappingProxyType(
 def load(name: str) -> ModuleType:
     """The module of a backend: a name in `SUFFIXES`, or the dotted name of a module elsewhere."""
     return import_module(name if "." in name else f"{__name__}.{name}")
+
+
+def packages_of_figures(name: str) -> list[str]:
+    """Distributions whose versions shape what is measured with a backend: those of its files, and what runs them."""
+    backend = load(name)
+    return [*backend.PACKAGES, *getattr(backend, "RUN_BY", ())]
 
 
 def by_suffix(file: Path) -> str:

@@ -8,7 +8,7 @@ from pipeline.backends import executorch_runtime, pte
 from pipeline.backends.half import half
 from pipeline.backends.noise import quiet
 from pipeline.backends.pairs import fold_pairs
-from pipeline.errors import StageError
+from pipeline.errors import StageError, first_line
 from pipeline.manifest import ExportSpec, Unavailable, versions
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
                 content = edge.to_executorch().buffer
         except Exception as error:
             raise StageError(
-                f"ExecuTorch cannot lower the network: {_first_line(error)} Replace the operation in the "
+                f"ExecuTorch cannot lower the network: {first_line(error)}. Replace the operation in the "
                 f"network, or leave this target out."
             ) from error
     files[0].write_bytes(content)
@@ -101,10 +101,3 @@ def unavailable() -> Unavailable | None:
     return Unavailable(
         "ExecuTorch is not installed.", "Install it with the same version of torch: pip install executorch."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
-    return text.rstrip('".') + "."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backends import flatbuffer, pte
 from pipeline.backends.noise import quiet
-from pipeline.errors import InputError, StageError
+from pipeline.errors import InputError, StageError, first_line
 from pipeline.manifest import versions
 
 if TYPE_CHECKING:
@@ -95,9 +95,8 @@ def _open(file: Path, threads: int, *, trace: bool = False) -> tuple[Any, "Calla
             )
             method = program.load_method("forward")
         except RuntimeError as error:
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise StageError(
-                f"ExecuTorch {versions('executorch')['executorch']} refuses {file}: {said.rstrip('.')}. "
+                f"ExecuTorch {versions('executorch')['executorch']} refuses {file}: {first_line(error)}. "
                 f"Export it again with the installed version."
             ) from error
     expected = tuple(method.method_meta().input_tensor_meta(0).sizes())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.backends.half import half
 from pipeline.backends.noise import quiet
 from pipeline.backends.open_batch import with_open_batch
-from pipeline.errors import InputError, StageError
+from pipeline.errors import InputError, StageError, first_line
 from pipeline.manifest import ExportSpec, Unavailable, versions
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FILES: tuple[str, ...] = ("{form}.onnx",)
 EXTRAS: tuple[str, ...] = ()
 PACKAGES: tuple[str, ...] = ("torch", "onnx", "onnxscript", "onnx-ir")
+RUN_BY: tuple[str, ...] = ("onnxruntime",)
 CHECKED_BY = "ONNX Runtime"
 
 OPSET = 18
@@ -78,7 +79,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
             model = exported.model_proto
         except torch.onnx.OnnxExporterError as error:
             raise StageError(
-                f"the network cannot be written as ONNX: {_cause(error)} Replace the operation in the "
+                f"the network cannot be written as ONNX: {first_line(error)}. Replace the operation in the "
                 f"network, or leave this target out."
             ) from error
     _name_nodes(model, exported.exported_program)
@@ -338,9 +339,3 @@ def _strip(model: "onnx.ModelProto") -> None:
     for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
-
-
-def _cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{next(iter(str(error).splitlines()), type(error).__name__).rstrip('.')}."

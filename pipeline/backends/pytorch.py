@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.noise import quiet
-from pipeline.errors import InputError, StageError
+from pipeline.errors import InputError, StageError, first_line
 from pipeline.manifest import Unavailable
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def read(file: Path) -> "tuple[torch.export.ExportedProgram, dict[str, Any]]":
             program = torch.export.load(file, extra_files=extra)
         except Exception as error:
             raise InputError(
-                f"{file} is no torch.export program that torch {torch.__version__} can read ({_first_line(error)}). "
+                f"{file} is no torch.export program that torch {torch.__version__} can read ({first_line(error)}). "
                 "Build it again with the installed version."
             ) from error
     return program, json.loads(extra[_LINEAGE] or "{}")
@@ -208,9 +208,3 @@ def _require_shape(file: Path, program: "torch.export.ExportedProgram", shape: t
 def _shape(program: "torch.export.ExportedProgram", name: str) -> tuple[int | None, ...]:
     node = next(node for node in program.graph.nodes if node.name == name)
     return tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
-
-
-def _first_line(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:300].rstrip(". ")

@@ -16,7 +16,6 @@ _HEAD = (
     *("file", "runtime", "p50 ms", "p90", "p99", "load ms", "first ms", "memory MB", "file MB"),
     "speed-up over the first",
 )
-_ALSO_RUN_BY = {"onnx": ("onnxruntime",)}
 
 
 def bench(
@@ -72,7 +71,7 @@ def _timed(
     timed = worker.time_in_turn(jobs, exported.random_image(shape), threads, until=until)
     after = conditions.snapshot()
     used = [file.backend for file in files if file.path not in missing]
-    packages = [package for name in used for package in (*backends.load(name).PACKAGES, *_ALSO_RUN_BY.get(name, ()))]
+    packages = [package for name in used for package in backends.packages_of_figures(name)]
     falling = [
         f"{name} was still getting faster after its warm-up; bench again when the machine is quiet"
         for name, launches in timed.timing.warmup.items()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, bisection, comparison, exported, programs, worker
+from pipeline.backends import pytorch
 from pipeline.commands.tables import aligned
 from pipeline.errors import GateError, InputError, StageError
 from pipeline.exported import Exported
@@ -24,7 +25,7 @@ class _Side:
     file: Exported
     session: str
     runtime: str
-    census: dict[str, int | None]
+    census: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,6 @@ def _first_of_both(
 
 def _located(file: Exported, against: Exported, image: "np.ndarray", tolerance: float) -> str:
     """Where a file departs from a program that it may have been exported from; the exporter tells."""
-    from pipeline.backends import pytorch
-
     program, _ = pytorch.read(against.path)
     static = programs.static(program.module(check_guards=False), image.shape)
     unused = Preprocessing(image.shape[-1], (0.0,) * 3, (1.0,) * 3, ())  # outside of the file, where layers are silent

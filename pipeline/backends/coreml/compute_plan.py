@@ -46,7 +46,7 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     if noted["device"] == "iphone":
         whole_ms, found = phone.plan(file, image, runs)
     else:
-        whole_ms, found = _plan_here(file, noted["compute_units"], image, runs)
+        whole_ms, found = _plan_here(file, specification.description, image, runs)
     kinds = _kinds(*packages.main_block(file, specification))
     return [
         {
@@ -61,17 +61,18 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     ]
 
 
-def _plan_here(file: Path, units: str, image: "np.ndarray", runs: int) -> tuple[float, list[dict[str, Any]]]:
+def _plan_here(file: Path, description: Any, image: "np.ndarray", runs: int) -> tuple[float, list[dict[str, Any]]]:
     """The median run, ms, and the operations of the plan."""
     model = running.load(file)  # it is held until the plan is there: its compiled form goes with it
-    inputs = running.feeder(packages.read(file).description)(image)
+    inputs = running.feeder(description)(image)
     with quiet():
         import coremltools
         from coremltools.models.compute_plan import MLComputePlan
 
         try:
             found = MLComputePlan.load_from_path(
-                model.get_compiled_model_path(), compute_units=coremltools.ComputeUnit[units]
+                model.get_compiled_model_path(),
+                compute_units=coremltools.ComputeUnit[running.how(description)["compute_units"]],
             )
         except Exception as error:
             raise StageError(

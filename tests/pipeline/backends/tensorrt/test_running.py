@@ -68,7 +68,7 @@ def test_a_torch_for_cpus_holds_no_buffers_on_a_gpu(monkeypatch):
     assert engines.python_runtime() is None
 
 
-def test_whethertorch_has_cuda_is_told_without_importing_it():
+def test_whether_torch_has_cuda_is_told_without_importing_it():
     code = (
         "import sys; from pipeline.backends.tensorrt import engines\n"
         "print(engines.torch_has_cuda(), 'torch' in sys.modules)"
