@@ -1,5 +1,6 @@
 """A toy network with randomised statistics, as the stages leave it on disk; and modules of the user's own."""
 
+import json
 import sys
 import textwrap
 from dataclasses import asdict, dataclass
@@ -89,6 +90,41 @@ def artifacts(tmp_path_factory) -> Artifacts:
     finally:
         patch.undo()
     return made
+
+
+@pytest.fixture(scope="session")
+def run_check(artifacts):
+    """Checks the files that export wrote into a folder, by default against the toy's artifacts; returns check.json."""
+    from pipeline import backends, check
+    from pipeline.config import Check, CheckSettings
+
+    def run(folder, backend, against=artifacts, fused=None, **gates):
+        forms = json.loads((folder / "manifest.json").read_text())["forms"]
+        check.run(
+            CheckSettings(backend=backend, check=Check(**gates)),
+            manifest=folder / "manifest.json",
+            files=[folder / name for name in backends.file_names(backend, list(forms))],
+            fused=fused or against.fused,
+            verify=against.verify,
+            split=against.split,
+            output=folder / "check.json",
+        )
+        return json.loads((folder / "check.json").read_text())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def believed():
+    """Makes the manifest believe a file as it is now, so that the other gates have to find the damage."""
+    from pipeline import store
+
+    def rewrite(folder, name):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["forms"][Path(name).stem]["files"][name]["sha256"] = store.digest(folder / name)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return rewrite
 
 
 @pytest.fixture(scope="session")

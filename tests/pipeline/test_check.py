@@ -1,12 +1,11 @@
 """The gate between a program and the files made of it: what it proves, and what it catches."""
 
-import json
 import shutil
 
 import pytest
 
-from pipeline import backends, check, comparison, export, reparameterize, store
-from pipeline.config import Check, CheckSettings, ExportSettings, NoSettings
+from pipeline import comparison, export, reparameterize
+from pipeline.config import ExportSettings, NoSettings
 from pipeline.errors import GateError
 
 FORMS = ("fused", "branched")
@@ -40,26 +39,6 @@ def folder(exported, tmp_path):
     return tmp_path / "toy"
 
 
-def run_check(artifacts, folder, fused=None, backend="executorch", **gates):
-    check.run(
-        CheckSettings(backend=backend, check=Check(**gates)),
-        manifest=folder / "manifest.json",
-        files=[folder / name for name in backends.file_names(backend, ("fused", "branched"))],
-        fused=fused or artifacts.fused,
-        verify=artifacts.verify,
-        split=artifacts.split,
-        output=folder / "check.json",
-    )
-    return json.loads((folder / "check.json").read_text())
-
-
-def rewrite_manifest(folder, name):
-    """Make the manifest believe the file as it is now."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["forms"][name.partition(".")[0]]["files"][name]["sha256"] = store.digest(folder / name)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
 def other_weights(artifacts, folder):
     """The fused program of the same network with one kernel a hundredth larger."""
     from pipeline import checkpoints
@@ -77,8 +56,8 @@ def other_weights(artifacts, folder):
     return folder / "other.pt2"
 
 
-def test_what_is_written(artifacts, folder):
-    checked = run_check(artifacts, folder)
+def test_what_is_written(folder, run_check):
+    checked = run_check(folder, "executorch")
     assert checked["checked_by"] == "ExecuTorch"
     assert checked["images"] == 359
     for form in ("fused", "branched"):
@@ -90,28 +69,28 @@ def test_what_is_written(artifacts, folder):
     assert checked["accuracy"]["file"] == checked["accuracy"]["fused"]
 
 
-def test_a_file_that_is_not_the_manifests_is_caught(artifacts, folder):
+def test_a_file_that_is_not_the_manifests_is_caught(folder, run_check):
     shutil.copy(folder / "branched.pte", folder / "fused.pte")
     with pytest.raises(GateError, match="is not the file that its manifest describes"):
-        run_check(artifacts, folder)
+        run_check(folder, "executorch")
 
 
-def test_a_branched_file_under_the_fused_name_is_caught(artifacts, folder):
+def test_a_branched_file_under_the_fused_name_is_caught(folder, run_check, believed):
     shutil.copy(folder / "branched.pte", folder / "fused.pte")
-    rewrite_manifest(folder, "fused.pte")
+    believed(folder, "fused.pte")
     with pytest.raises(GateError, match=r"holds 7 convolutions .* but the fused network has 3"):
-        run_check(artifacts, folder)
+        run_check(folder, "executorch")
 
 
-def test_the_file_of_other_weights_is_caught(artifacts, folder, tmp_path):
+def test_the_file_of_other_weights_is_caught(artifacts, folder, tmp_path, run_check):
     """The very same layers with other weights: only the numbers tell."""
     with pytest.raises(GateError, match=r"fused\.pte: logit \d of image \d+ is .* that differs is in stage1\.weight"):
-        run_check(artifacts, folder, fused=other_weights(artifacts, tmp_path))
+        run_check(folder, "executorch", fused=other_weights(artifacts, tmp_path))
 
 
-def test_the_tolerance_is_held(artifacts, folder):
+def test_the_tolerance_is_held(folder, run_check):
     with pytest.raises(GateError, match="tolerance for fp32 is 1e-30"):
-        run_check(artifacts, folder, tolerance=1e-30)
+        run_check(folder, "executorch", tolerance=1e-30)
 
 
 @pytest.fixture(scope="module")
@@ -121,36 +100,38 @@ def half_files(artifacts, tmp_path_factory):
     return export_toy(artifacts, folder, backend="onnx", precision="fp16", options={})
 
 
-def test_the_converter_and_the_loss_of_half_precision_are_told_apart(artifacts, half_files):
-    fused, branched = (run_check(artifacts, half_files, backend="onnx")["forms"][form] for form in FORMS)
+def test_the_converter_and_the_loss_of_half_precision_are_told_apart(half_files, run_check):
+    fused, branched = (run_check(half_files, "onnx")["forms"][form] for form in FORMS)
     assert fused["converter"]["max_relative_error"] < 1e-5 < fused["precision"]["max_relative_error"] < 2e-2
     assert "folds batch norms before it rounds" in branched["converter"]["not_checked"]
     assert 1e-5 < branched["precision"]["max_relative_error"] < 2e-2
 
 
 def test_what_a_network_loses_by_itself_in_half_precision_is_allowed_and_written(
-    artifacts, half_files, monkeypatch, capsys
+    half_files, monkeypatch, capsys, run_check
 ):
     # as if no network may lose anything: the toy loses little, and that must be its own loss
     monkeypatch.setitem(comparison.TOLERANCE, "fp16", 1e-9)
-    checked = run_check(artifacts, half_files, backend="onnx")["forms"]["fused"]["precision"]
+    checked = run_check(half_files, "onnx")["forms"]["fused"]["precision"]
     assert 1e-9 < checked["max_relative_error"] <= 2 * checked["loss_of_fused"] < 0.02
     assert "itself moves by" in capsys.readouterr().err
     with pytest.raises(
         GateError, match=r"tolerance for fp16 is 1e-09\. The first layer that departs is conv2d \(stage1"
     ):
-        run_check(artifacts, half_files, backend="onnx", tolerance=1e-9)
+        run_check(half_files, "onnx", tolerance=1e-9)
 
 
-def test_a_half_precision_file_of_other_weights_is_caught_by_its_converter_gate(artifacts, half_files, tmp_path):
+def test_a_half_precision_file_of_other_weights_is_caught_by_its_converter_gate(
+    artifacts, half_files, tmp_path, run_check
+):
     """A hundredth is less than half precision may lose in all, so only the exact comparison tells."""
     with pytest.raises(GateError, match=r"equally rounded weights.* first layer that departs is conv2d \(stage1\)"):
-        run_check(artifacts, half_files, fused=other_weights(artifacts, tmp_path), backend="onnx")
+        run_check(half_files, "onnx", fused=other_weights(artifacts, tmp_path))
 
 
-def test_a_truncated_file_is_caught(artifacts, folder):
+def test_a_truncated_file_is_caught(folder, run_check, believed):
     content = (folder / "fused.pte").read_bytes()
     (folder / "fused.pte").write_bytes(content[: len(content) // 2])
-    rewrite_manifest(folder, "fused.pte")
+    believed(folder, "fused.pte")
     with pytest.raises(Exception, match=r"fused\.pte"):
-        run_check(artifacts, folder)
+        run_check(folder, "executorch")

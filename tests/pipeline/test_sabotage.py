@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import backends, check, checkpoints, export, programs, reparameterize, store, verify
+from pipeline import backends, checkpoints, export, programs, reparameterize, verify
 from pipeline.backends import pytorch
-from pipeline.config import Check, CheckSettings, ExportSettings, NoSettings, Verify
+from pipeline.config import ExportSettings, NoSettings, Verify
 from pipeline.errors import GateError, InputError
 from pipeline.manifest import ExportSpec, Preprocessing
 
@@ -54,26 +54,6 @@ def copied(made, tmp_path):
     return copy
 
 
-def run_check(artifacts, folder, backend):
-    check.run(
-        CheckSettings(backend=backend, check=Check()),
-        manifest=folder / "manifest.json",
-        files=[folder / name for name in backends.file_names(backend, ("fused",))],
-        fused=artifacts.fused,
-        verify=artifacts.verify,
-        split=artifacts.split,
-        output=folder / "check.json",
-    )
-    return json.loads((folder / "check.json").read_text())
-
-
-def believed(folder, name):
-    """Make the manifest believe the file as it is now, so that the other gates have to find the damage."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["forms"]["fused"]["files"][name]["sha256"] = store.digest(folder / name)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
 @pytest.fixture(scope="module")
 def felt(artifacts):
     """Channel out, channel in, row and column of a weight of stage2 that the logits feel: no ReLU is dead there."""
@@ -98,38 +78,38 @@ def change_one_weight(path, artifacts, where, order=(0, 1, 2, 3), precision="fp3
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_one_weight_in_weight_bin(artifacts, copied, felt, precision):
+def test_one_weight_in_weight_bin(artifacts, copied, felt, precision, run_check, believed):
     folder = copied("coreml", precision)
     package = folder / "fused.mlpackage"
     change_one_weight(package / "Data/com.apple.CoreML/weights/weight.bin", artifacts, felt, precision=precision)
     with pytest.raises(GateError, match="is not the file that its manifest describes"):
-        run_check(artifacts, folder, "coreml")
+        run_check(folder, "coreml")
     believed(folder, package.name)
     with pytest.raises(GateError) as caught:
-        run_check(artifacts, folder, "coreml")
+        run_check(folder, "coreml")
     assert "both in float32" in str(caught.value), "the converter's gate catches it, whatever half precision loses"
     assert "the first layer that departs is conv2d_1 (stage2)" in str(caught.value)
 
 
-def test_one_weight_in_an_onnx_file(artifacts, copied, felt):
+def test_one_weight_in_an_onnx_file(artifacts, copied, felt, run_check, believed):
     folder = copied("onnx", "fp16")
     change_one_weight(folder / "fused.onnx", artifacts, felt, precision="fp16")
     believed(folder, "fused.onnx")
     with pytest.raises(GateError, match=r"both in float32.* the first layer that departs is conv2d_1 \(stage2\)"):
-        run_check(artifacts, folder, "onnx")
+        run_check(folder, "onnx")
 
 
-def test_one_weight_in_a_pte(artifacts, copied, felt):
+def test_one_weight_in_a_pte(artifacts, copied, felt, run_check, believed):
     folder = copied("executorch")
     change_one_weight(folder / "fused.pte", artifacts, felt, order=(0, 2, 3, 1))
     believed(folder, "fused.pte")
     with pytest.raises(
         GateError, match=r"weights are not those of fused\.pt2: the first .* is in stage2\.weight, at byte"
     ):
-        run_check(artifacts, folder, "executorch")
+        run_check(folder, "executorch")
 
 
-def test_swapped_channels_in_the_preprocessing(artifacts, copied):
+def test_swapped_channels_in_the_preprocessing(copied, run_check):
     folder = copied("onnx")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["preprocessing"]["mean"] = [0.1, 0.2, 0.3]
@@ -137,7 +117,7 @@ def test_swapped_channels_in_the_preprocessing(artifacts, copied):
     with pytest.raises(
         GateError, match=r"`mean` of the preprocessing is \[0\.1, 0\.2, 0\.3\], but the network was trained"
     ):
-        run_check(artifacts, folder, "onnx")
+        run_check(folder, "onnx")
 
 
 def other_network(artifacts, folder, change):
@@ -167,10 +147,10 @@ def enlarged(artifacts, tmp_path_factory):
 
 
 @pytest.mark.parametrize("backend", ["onnx", "coreml", "executorch"])
-def test_overflow_in_half_precision(enlarged, tmp_path, backend):
+def test_overflow_in_half_precision(enlarged, tmp_path, backend, run_check):
     export_fused(enlarged, tmp_path, backend, "fp16")
     with pytest.raises(GateError) as caught:
-        run_check(enlarged, tmp_path, backend)
+        run_check(tmp_path, backend, enlarged)
     text = str(caught.value)
     assert "fused.pt2 itself overflows in half precision" in text
     assert "The first layer that departs is" in text and "(stage1)" in text
@@ -178,9 +158,9 @@ def test_overflow_in_half_precision(enlarged, tmp_path, backend):
 
 
 @pytest.mark.parametrize("backend", ["onnx", "coreml", "executorch"])
-def test_the_same_network_holds_in_single_precision(enlarged, tmp_path, backend):
+def test_the_same_network_holds_in_single_precision(enlarged, tmp_path, backend, run_check):
     export_fused(enlarged, tmp_path, backend, "fp32")
-    assert run_check(enlarged, tmp_path, backend)["forms"]["fused"]["agreement"] == 1.0
+    assert run_check(tmp_path, backend, enlarged)["forms"]["fused"]["agreement"] == 1.0
 
 
 class Unfused(torch.nn.Module):
@@ -206,7 +186,7 @@ class Unfused(torch.nn.Module):
 
 
 @pytest.mark.parametrize("backend", ["onnx", "coreml", "executorch"])
-def test_a_branch_left_unfused(artifacts, copied, backend):
+def test_a_branch_left_unfused(artifacts, copied, backend, run_check, believed):
     """It has as many convolutions, no batch norm, and the very numbers of the fused network."""
     folder = copied(backend)
     name = backends.file_names(backend, ("fused",))[0]
@@ -217,25 +197,25 @@ def test_a_branch_left_unfused(artifacts, copied, backend):
     backends.load(backend).export(program, [folder / name], spec)
     believed(folder, name)
     with pytest.raises(GateError, match="adds branches at 1 places, but the fused network at 0"):
-        run_check(artifacts, folder, backend)
+        run_check(folder, backend)
 
 
-def test_a_truncated_pte(artifacts, copied):
+def test_a_truncated_pte(copied, run_check, believed):
     folder = copied("executorch")
     content = (folder / "fused.pte").read_bytes()
     (folder / "fused.pte").write_bytes(content[: len(content) // 2])
     believed(folder, "fused.pte")
     with pytest.raises(InputError, match=r"fused\.pte is cut short: \d+ bytes of \d+"):
-        run_check(artifacts, folder, "executorch")
+        run_check(folder, "executorch")
 
 
-def test_garbage_with_a_mark_that_is_no_text(artifacts, copied):
+def test_garbage_with_a_mark_that_is_no_text(copied, run_check, believed):
     """ExecuTorch's runtime ends the whole process on such a file; the check says what is wrong with it."""
     folder = copied("executorch")
     (folder / "fused.pte").write_bytes(bytes([0, 0, 0, 0, 0xFF, 0xFE, 0xFD, 0xFC]) * 512)
     believed(folder, "fused.pte")
     with pytest.raises(InputError, match=r"fused\.pte is not an ExecuTorch program: it starts with b'"):
-        run_check(artifacts, folder, "executorch")
+        run_check(folder, "executorch")
 
 
 def test_the_runtime_that_aborts_on_garbage_does_not_take_the_pipeline_with_it(tmp_path, monkeypatch):
@@ -260,15 +240,15 @@ def test_the_runtime_that_aborts_on_garbage_does_not_take_the_pipeline_with_it(t
 @pytest.mark.parametrize(
     ("content", "what"), [(b"", "is empty"), (b"not a network at all\n", "does not hold a valid ONNX")]
 )
-def test_an_onnx_file_that_is_empty_or_text(artifacts, copied, content, what):
+def test_an_onnx_file_that_is_empty_or_text(copied, content, what, run_check, believed):
     folder = copied("onnx")
     (folder / "fused.onnx").write_bytes(content)
     believed(folder, "fused.onnx")
     with pytest.raises(InputError, match=rf"fused\.onnx {what}"):
-        run_check(artifacts, folder, "onnx")
+        run_check(folder, "onnx")
 
 
-def other_preprocessing(folder):
+def other_preprocessing(folder, believed):
     """Rewrite what the package's own metadata says of its preprocessing, as an exporter that swaps channels would."""
     from coremltools.proto import Model_pb2
 
@@ -280,19 +260,19 @@ def other_preprocessing(folder):
     believed(folder, "fused.mlpackage")
 
 
-def test_swapped_channels_in_a_packages_metadata(artifacts, copied):
+def test_swapped_channels_in_a_packages_metadata(copied, run_check, believed):
     folder = copied("coreml", "fp16")
-    other_preprocessing(folder)
+    other_preprocessing(folder, believed)
     with pytest.raises(GateError, match=r"its metadata says that `mean` of the preprocessing is \[0\.3, 0\.2, 0\.1\]"):
-        run_check(artifacts, folder, "coreml")
+        run_check(folder, "coreml")
 
 
-def test_swapped_channels_inside_a_package(artifacts, tmp_path):
+def test_swapped_channels_inside_a_package(artifacts, tmp_path, run_check, believed):
     """A package that takes an image has mean and std inside: here those of another order of the colours."""
     preprocessing = Preprocessing.from_dict(checkpoints.read_header(artifacts.checkpoint)["preprocessing"])
     program = programs.static(torch.export.load(artifacts.fused).module(check_guards=False), (1, 3, 32, 32))
     export_fused(artifacts, tmp_path, "coreml", "fp32", {"normalization": True})
-    assert run_check(artifacts, tmp_path, "coreml")["forms"]["fused"]["agreement"] == 1.0
+    assert run_check(tmp_path, "coreml")["forms"]["fused"]["agreement"] == 1.0
     swapped = replace(preprocessing, mean=(0.1, 0.3, 0.6))
     package = tmp_path / "fused.mlpackage"
     backends.load("coreml").export(
@@ -308,13 +288,13 @@ def test_swapped_channels_inside_a_package(artifacts, tmp_path):
     path.write_bytes(model.SerializeToString())
     believed(tmp_path, package.name)
     with pytest.raises(GateError, match=r"both in float32.* The file does not hold the network"):
-        run_check(artifacts, tmp_path, "coreml")
+        run_check(tmp_path, "coreml")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_a_classifier_that_takes_an_image_is_held_by_all_gates(artifacts, tmp_path, precision):
+def test_a_classifier_that_takes_an_image_is_held_by_all_gates(artifacts, tmp_path, precision, run_check):
     export_fused(artifacts, tmp_path, "coreml", precision, {"normalization": True, "class_labels": True})
-    checked = run_check(artifacts, tmp_path, "coreml")["forms"]["fused"]
+    checked = run_check(tmp_path, "coreml")["forms"]["fused"]
     assert 0 < checked["converter"]["max_relative_error"] < {"fp16": 5e-4, "fp32": 1e-5}[precision]
     assert checked["converter"].get("rounded_constants", []) == {"fp16": ["mean and std"], "fp32": []}[precision]
     assert 0 < checked["precision"]["max_relative_error"] < {"fp16": 2e-2, "fp32": 1e-4}[precision]
@@ -333,10 +313,10 @@ def test_a_classifier_that_takes_an_image_is_held_by_all_gates(artifacts, tmp_pa
     ],
     ids=["maker", "version", "truncated", "text"],
 )
-def test_an_engine_of_another_maker_or_version(artifacts, copied, change, what):
+def test_an_engine_of_another_maker_or_version(copied, change, what, run_check, believed):
     pytest.importorskip("tensorrt_rtx", reason="nothing here builds an engine")
     folder = copied("tensorrt", "fp16", compute_capabilities=["8.9"])
     (folder / "fused.engine").write_bytes(change((folder / "fused.engine").read_bytes()))
     believed(folder, "fused.engine")
     with pytest.raises(InputError, match=what):
-        run_check(artifacts, folder, "tensorrt")
+        run_check(folder, "tensorrt")
