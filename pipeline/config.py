@@ -97,6 +97,18 @@ class Verify(Strict):
     batch_size: int = Field(256, ge=1)
 
 
+class Quantize(Strict):
+    """How the int8 program of a model is made, for the targets of `precision: int8`."""
+
+    calibration_images: int = Field(512, ge=1, description="training images that ranges are taken from")
+    max_accuracy_drop: float = Field(
+        0.01, ge=0, le=1, description="top-1 of the int8 program below that of the fused net"
+    )
+    max_float_layers: int = Field(4, ge=0, description="layers that may stay in float where that is not held")
+    qat_epochs: int = Field(0, ge=0, description="of training in int8, where that is still not held")
+    qat_learning_rate: float = Field(1e-3, gt=0, description="the first, for SGD; falls to 0 as a cosine")
+
+
 class Check(Strict):
     """Gates on the exported file."""
 
@@ -142,6 +154,7 @@ class Config(Strict):
     data: Data
     models: dict[str, Model]
     verify: Verify
+    quantize: Quantize
     targets: dict[str, Target]
 
     def forms(self, target: str, model: str) -> tuple[str, ...]:
@@ -225,6 +238,7 @@ def settings_of(stage: str, config: Config, model: str | None = None, target: st
     classes: dict[str, tuple[type[Strict], dict[str, Any]]] = {
         "split": (SplitSettings, dict(config.data)),
         "verify": (Verify, dict(config.verify)),
+        "quantize": (Quantize, dict(config.quantize)),
     }
     if model is not None:
         trained = {**dict(config.data), **dict(config.models[model])}
@@ -261,7 +275,7 @@ def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
             line where it stands; a value out of range; a network that the input is too small for.
     """
     source = root / "config.yaml"
-    known = ("data", "models", "training", "verify", "targets")
+    known = ("data", "models", "training", "verify", "quantize", "targets")
     for key in values:
         if key not in known:
             raise unknown_key(source, (key,), known)
@@ -273,7 +287,9 @@ def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
     if not models:
         raise InputError(f"{source}: `models:` names no network, so there is nothing to build. Add one, e.g. `toy:`.")
     verify = validate(Verify, values.get("verify") or {}, source, ("verify",))
-    return Config(data=data, models=models, verify=verify, targets=_targets(values.get("targets") or {}, root))
+    quantize = validate(Quantize, values.get("quantize") or {}, source, ("quantize",))
+    targets = _targets(values.get("targets") or {}, root)
+    return Config(data=data, models=models, verify=verify, quantize=quantize, targets=targets)
 
 
 def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:

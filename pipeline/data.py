@@ -98,6 +98,17 @@ class Split:
         for chunk in chunks:
             yield pixels.prepare(self.images.pixels[chunk], preprocessing), self.images.labels[chunk]
 
+    def sample(self, part: str, count: int, seed: int = 0) -> "Split":
+        """This split with so many images of a part alone, drawn at random: the same ones in the same order each time.
+
+        A part that has no more is taken whole.
+        """
+        import torch
+
+        numbers = self.parts[part]
+        order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+        return replace(self, parts={**self.parts, part: tuple(numbers[place] for place in order)})
+
     def share(self, part: str, rank: int, world: int) -> "Split":
         """This split with every ``world``-th image of a part alone, for one process of several."""
         if world == 1:

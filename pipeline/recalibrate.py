@@ -11,7 +11,6 @@ validation images is measured and printed, before and after.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline import checkpoints, data, stage, store
@@ -59,7 +58,7 @@ def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> No
     model, header = checkpoints.load_model(checkpoint)
     preprocessing = Preprocessing.from_dict(header["preprocessing"])
     images = data.open_split(split)
-    sample = _sample(images, wanted)
+    sample = images.sample("train", wanted)
     count = sample.size("train")
     batches = -(-count // _BATCH_SIZE)
     before = data.accuracy(model, images, preprocessing)
@@ -76,15 +75,6 @@ def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> No
         "recalibrated": {"images": count, "from": store.digest(checkpoint)},
     }
     checkpoints.write(output, fresh.state_dict(), made)
-
-
-def _sample(images: data.Split, wanted: int) -> data.Split:
-    """The split with a random part of its train images alone, always the same ones and in the same order."""
-    import torch
-
-    numbers = images.parts["train"]
-    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))[:wanted].tolist()
-    return replace(images, parts={**images.parts, "train": tuple(numbers[place] for place in order)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

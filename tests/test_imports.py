@@ -10,7 +10,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 STAGES = {
-    "split", "train", "adopt", "recalibrate", "reparameterize", "draw", "verify", "export", "check", "bench",
+    "split", "train", "adopt", "recalibrate", "reparameterize", "draw", "verify", "quantize", "export", "check", "bench",
     "summarize", "report",
 }  # fmt: skip
 HEAVY = (

@@ -128,3 +128,23 @@ rule verify:
     shell:
         "python -m pipeline.verify --settings {params.settings:q} --checkpoint {input.checkpoint}"
         " --split {input.split} --fused {input.fused} --output {output} > {log} 2>&1"
+
+
+rule quantize:
+    input:
+        fused="artifacts/{model}/fused.pt2",
+        verify="artifacts/{model}/verify.json",
+        split="artifacts/split.json",
+    output:
+        quantized="artifacts/{model}/quantized.pt2",
+        report="artifacts/{model}/quantize.json",
+    log:
+        "logs/{model}/quantize.log",
+    params:
+        settings=dag.settings(CONFIG, "quantize"),
+        code=store.code_digest("pipeline.quantize"),
+    message:
+        "making {wildcards.model} int8; a step of repair a line in {log}"
+    shell:
+        "python -m pipeline.quantize --settings {params.settings:q} --fused {input.fused} --verify {input.verify}"
+        " --split {input.split} --quantized {output.quantized} --report {output.report} > {log} 2>&1"

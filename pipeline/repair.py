@@ -1,0 +1,284 @@
+"""An int8 network made as good as it gets: steps of repair in a fixed order, each kept only where it helps.
+
+Within a step, calibration images (training data) alone decide. What costs nothing on the device is always tried: range setting,
+cross-layer equalization, bias correction. If the accuracy on the validation images then is not within what is allowed, the
+layers that lose most are kept in float, as few as will do; and if that is not enough, and the settings allow it, the network is
+trained in int8 for some epochs.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline import programs, pt2e
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule
+
+    from repnets.quantization.simulation import Simulation
+
+
+_BIAS_IMAGES = 256  # at once, with what every layer gives for them
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the repair did.
+
+    Attributes:
+        name: of the step.
+        how: what it settled on, in words.
+        error: of the logits on the calibration images: mean squared, of their variance.
+        accuracy: top-1 on the validation images.
+        kept: False where it was taken back, since it did not help.
+    """
+
+    name: str
+    how: str
+    error: float
+    accuracy: float
+    kept: bool
+
+    def __str__(self) -> str:
+        end = "" if self.kept else "; taken back"
+        return f"{self.name} ({self.how}): error {self.error:.2e}, right on {self.accuracy:.2%}{end}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Quantization-aware training.
+
+    Attributes:
+        batches: gives float32 batches (n, 3, H, W) of training images.
+        steps: how many those are.
+        learning_rate: the first.
+    """
+
+    batches: "Callable[[], Iterable[Tensor]]"
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a repair may go.
+
+    Attributes:
+        max_accuracy_drop: top-1 below that of the float network.
+        max_float_layers: how many layers may stay in float.
+        training: what to train with where nothing else helps; None: no training.
+    """
+
+    max_accuracy_drop: float
+    max_float_layers: int
+    training: Training | None = None
+
+
+@dataclass
+class Repaired:
+    """A network in int8, and how it came to be.
+
+    Attributes:
+        prepared, simulation: for `pt2e.convert`.
+        float_accuracy: top-1 of the float network on the validation images.
+        steps: what was done, in order.
+        sensitivities: by the name of a layer's node, where they were measured; see `repnets.quantization.sensitivity`.
+        in_float: names of the nodes of layers that stay in float.
+        ways: how the ranges of activations and of weights are chosen, of `ranges.ACTIVATIONS` and `ranges.WEIGHTS`.
+    """
+
+    prepared: "GraphModule"
+    simulation: "Simulation"
+    float_accuracy: float
+    steps: list[Step] = field(default_factory=list)
+    sensitivities: dict[str, float] = field(default_factory=dict)
+    in_float: list[str] = field(default_factory=list)
+    ways: tuple[str, str] = ("max", "max")
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 of the int8 network on the validation images."""
+        return next(step.accuracy for step in reversed(self.steps) if step.kept)
+
+
+def repair(
+    network: "GraphModule",
+    calibration: "Sequence[Tensor]",
+    accuracy: "Callable[[Callable[[Tensor], Tensor]], float]",
+    limits: Limits,
+) -> Repaired:
+    """Quantize a network, and mend what that breaks.
+
+    Args:
+        network: from `pt2e.network`.
+        calibration: float32 batches (n, 3, H, W) of training images.
+        accuracy: top-1 on the validation images of a function from images to logits.
+        limits: when to stop.
+
+    Returns:
+        The best that was reached; whether it is within the limits is for the caller to hold.
+    """
+    return _Repair(network, calibration, accuracy, limits).run()
+
+
+class _Repair:
+    def __init__(
+        self,
+        network: "GraphModule",
+        calibration: "Sequence[Tensor]",
+        accuracy: "Callable[[Callable[[Tensor], Tensor]], float]",
+        limits: Limits,
+    ) -> None:
+        self.network, self.calibration, self.measure, self.limits = network, calibration, accuracy, limits
+        prepared = pt2e.prepare(network)
+        simulation = pt2e.simulation(prepared)
+        with simulation.as_float():
+            self.want = simulation.logits(calibration)
+            self.done = Repaired(prepared, simulation, accuracy(simulation))
+        print(f"float: right on {self.done.float_accuracy:.2%} of the validation images", flush=True)
+
+    def run(self) -> Repaired:
+        self._naive()
+        self._ranges()
+        self._equalization()
+        self._bias()
+        if not self._holds():
+            self._keep_in_float()
+        if not self._holds() and self.limits.training:
+            self._train(self.limits.training)
+        return self.done
+
+    def _holds(self) -> bool:
+        return self.done.float_accuracy - self.done.accuracy <= self.limits.max_accuracy_drop
+
+    def _error(self) -> float:
+        from repnets.quantization.simulation import error
+
+        return error(self.done.simulation.logits(self.calibration), self.want)
+
+    def _note(self, name: str, how: str, kept: bool = True) -> None:
+        step = Step(name, how, self._error(), self.measure(self.done.simulation), kept)
+        self.done.steps.append(step)
+        print(step, flush=True)
+
+    def _naive(self) -> None:
+        from repnets.quantization import ranges
+
+        ranges.set_activations(self._observed(), "max")
+        ranges.set_weights(self.done.simulation, "max", per_tensor=True)
+        self._note("one scale for each weight", "largest values", kept=False)
+        ranges.set_weights(self.done.simulation, "max")
+        self._note("a scale for each channel of a weight", "largest values")
+
+    def _observed(self) -> Any:
+        from repnets.quantization import ranges
+
+        return ranges.observe(self.done.simulation, self.calibration)
+
+    def _ranges(self) -> None:
+        from repnets.quantization import ranges
+
+        seen = self._observed()
+        choices = [(one, other) for one in ranges.ACTIVATIONS for other in ranges.WEIGHTS]
+        self.done.ways = min(choices, key=lambda ways: self._error_of(seen, ways))
+        self._set(seen)
+        self._note("range setting", "activations by {}, weights by {}".format(*self.done.ways))
+
+    def _set(self, seen: Any) -> None:
+        from repnets.quantization import ranges
+
+        ranges.set_activations(seen, self.done.ways[0])
+        ranges.set_weights(self.done.simulation, self.done.ways[1])
+
+    def _error_of(self, seen: Any, ways: tuple[str, str]) -> float:
+        self.done.ways = ways
+        self._set(seen)
+        return self._error()
+
+    def _equalization(self) -> None:
+        from repnets.quantization import equalization
+
+        simulation = self.done.simulation
+        if not equalization.pairs(simulation):
+            print("equalization: no two layers follow each other with a ReLU or a mean alone between them", flush=True)
+            return
+        before, start = self._error(), simulation.save()
+        seen = self._observed()
+
+        def equalized(share: float) -> int:
+            simulation.restore(start)
+            count = equalization.equalize(simulation, seen, share)
+            self._set(self._observed())
+            return count
+
+        def error_at(share: float) -> float:
+            equalized(share)
+            return self._error()
+
+        best = min(equalization.SHARES, key=error_at)
+        count = equalized(best)
+        self._keep_or_restore("equalization", f"{count} pairs of layers, share {best}", before, start)
+
+    def _bias(self) -> None:
+        import torch
+
+        from repnets.quantization import bias
+
+        before, start = self._error(), self.done.simulation.save()
+        count = bias.correct(self.done.simulation, torch.cat(list(self.calibration))[:_BIAS_IMAGES])
+        self._keep_or_restore("bias correction", f"{count} layers", before, start)
+
+    def _keep_or_restore(self, name: str, how: str, before: float, start: "dict[str, Tensor]") -> None:
+        kept = self._error() < before
+        self._note(name, how, kept)
+        if not kept:
+            self.done.simulation.restore(start)
+
+    def _keep_in_float(self) -> None:
+        """The layers that lose most, 1, 2, 4 and so on of them, until the accuracy is within the limits."""
+        from repnets.quantization.sensitivity import sensitivities
+
+        self.done.sensitivities = sensitivities(self.done.simulation, self.calibration, self.want)
+        most = min(self.limits.max_float_layers, len(self.done.sensitivities) - 1)
+        for count in _doubling(most):
+            self._start_again(list(self.done.sensitivities)[:count])
+            self._set(self._observed())
+            names = ", ".join(programs.title(self.network, name) for name in self.done.in_float)
+            self._note("layers in float", names)
+            if self._holds():
+                return
+
+    def _start_again(self, in_float: list[str]) -> None:
+        """The network as the steps before left its weights, with some layers in float."""
+        pt2e.copy_tensors(self.done.simulation.module, self.network)
+        self.done.in_float = in_float
+        self.done.prepared = pt2e.prepare(self.network, in_float)
+        self.done.simulation = pt2e.simulation(self.done.prepared)
+
+    def _train(self, training: Training) -> None:
+        from repnets.quantization.training import distil
+
+        start, before = self.done.simulation.save(), self.done.accuracy
+        losses = []
+        learning = distil(self.done.simulation, training.batches(), training.steps, training.learning_rate)
+        for number, loss in enumerate(learning, start=1):
+            losses.append(loss)
+            if number % max(1, training.steps // 10) == 0:
+                recent = statistics.mean(losses[-20:])
+                print(f"training in int8: step {number} of {training.steps}, loss {recent:.3e}", flush=True)
+        kept = self.measure(self.done.simulation) > before
+        self._note("training in int8", f"{training.steps} steps", kept)
+        if not kept:
+            self.done.simulation.restore(start)
+
+
+def _doubling(most: int) -> Iterator[int]:
+    """1, 2, 4 and so on, and `most` at last."""
+    count = 1
+    while count < most:
+        yield count
+        count *= 2
+    if most:
+        yield most

@@ -1,0 +1,56 @@
+"""Bias correction: what rounding adds to the mean of a channel is taken off its bias (arXiv 1906.04721, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from repnets.quantization.simulation import Simulation
+
+
+def correct(simulation: Simulation, images: Tensor) -> int:
+    """Correct the biases of all layers, in place and in order, each on what the corrected ones before it give.
+
+    Args:
+        simulation: With its scales set.
+        images: float32 (N, 3, H, W), of the calibration set; all at once.
+
+    Returns:
+        How many layers were corrected.
+    """
+    biases = {layer.node.name: layer.bias for layer in simulation.layers if layer.bias is not None}
+    wanted: dict[str, Tensor] = {}
+
+    def note(node: Node, value: Tensor) -> Tensor:
+        wanted[node.name] = _mean(value)
+        return value
+
+    def mend(node: Node, value: Tensor) -> Tensor:
+        off = _mean(value) - wanted[node.name]
+        biases[node.name].sub_(off)
+        return value - off.view(-1, *[1] * (value.dim() - 2))
+
+    with torch.no_grad():
+        with simulation.as_float():
+            _run(simulation, images, set(biases), note)
+        _run(simulation, images, set(biases), mend)
+    return len(biases)
+
+
+def _run(simulation: Simulation, images: Tensor, names: set[str], act: Callable[[Node, Tensor], Tensor]) -> None:
+    """Run the graph node by node; what those of some names give passes through a function, which may change it."""
+    interpreter = Interpreter(simulation.module)
+    interpreter.args_iter = iter([images])
+    for node in simulation.module.graph.nodes:
+        value = interpreter.run_node(node)
+        interpreter.env[node] = act(node, value) if node.name in names else value
+        for done in interpreter.user_to_last_uses.get(node, []):
+            del interpreter.env[done]
+
+
+def _mean(value: Tensor) -> Tensor:
+    """Of each index of dimension 1, float32 (C,)."""
+    return value.mean([dim for dim in range(value.dim()) if dim != 1])

@@ -1,0 +1,149 @@
+"""Scales of the roundings: what was seen of each activation, and how much of it int8 is to cover.
+
+The largest value seen sets the scale of a naive quantization; a single outlier then costs every other value its digits. So a
+range may end below the largest value: at a percentile, or where the mean squared error is least (arXiv 2106.08295,
+section 3.3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from repnets.quantization.simulation import LIMIT, Rounding, Simulation
+
+ACTIVATIONS = ("max", "percentile 99.99", "percentile 99.9", "mse")
+"""Ways to choose an activation's range."""
+
+WEIGHTS = ("max", "mse")
+"""Ways to choose a weight's range, channel by channel."""
+
+_BINS = 4096
+_SMALLEST = 2.0**-24  # of a scale; a tensor of zeros has one too
+_CUTS = torch.linspace(0.3, 1, 71)  # of the largest value: ends of a range that are tried for the mean squared error
+_BIAS_LIMIT = 2.0**30  # of a bias in steps of input times weight: runtimes hold it in int32 and add to it
+
+
+@dataclass
+class Seen:
+    """What was seen of an activation.
+
+    Attributes:
+        largest: Largest absolute value.
+        by_channel: float32 (C,): the same for each index of dimension 1.
+        counts: float64 (4096,): a histogram of the absolute values from 0 to `end`.
+        end: Where the histogram ends, a power of two.
+    """
+
+    largest: float = 0.0
+    by_channel: Tensor = field(default_factory=lambda: torch.zeros(1))
+    counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
+    end: float = 2.0**-10
+
+    def add(self, x: Tensor) -> None:
+        """Look at one more batch."""
+        size = x.abs()
+        self.largest = max(self.largest, float(size.max()))
+        channels = size.transpose(0, 1).flatten(1).amax(1) if x.dim() > 1 else size.amax().reshape(1)
+        self.by_channel = torch.maximum(self.by_channel, channels)
+        while self.end < self.largest:
+            self.counts = torch.cat([self.counts.view(-1, 2).sum(1), self.counts.new_zeros(_BINS // 2)])
+            self.end *= 2
+        self.counts += torch.histc(size, _BINS, 0, self.end).double()
+
+    def scale(self, how: str) -> float:
+        """A scale by one of `ACTIVATIONS`."""
+        return max(self._range(how) / LIMIT, _SMALLEST)
+
+    def _range(self, how: str) -> float:
+        if how == "max":
+            return self.largest
+        width = self.end / _BINS
+        if how.startswith("percentile"):
+            covered = self.counts.cumsum(0) / self.counts.sum().clamp_min(1)
+            share = float(how.split()[1]) / 100
+            return min(float(torch.searchsorted(covered, share) + 1) * width, self.largest)
+        middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * width
+        ends = _CUTS.double() * self.largest
+        steps = (ends / LIMIT).clamp_min(_SMALLEST)[:, None]
+        rounded = (middles / steps).round().clamp_max(LIMIT) * steps
+        losses = ((rounded - middles).square() * self.counts).sum(1)
+        return float(ends[losses.argmin()])
+
+
+def observe(simulation: Simulation, batches: Iterable[Tensor]) -> dict[Rounding, Seen]:
+    """Run calibration images through the network in float32, and look at every activation that will be int8."""
+    seen = {one: Seen() for one in simulation.activations}
+    for one, found in seen.items():
+        one.watch = found.add
+    try:
+        with simulation.as_float():
+            simulation.logits(batches)
+    finally:
+        for one in seen:
+            one.watch = None
+    return seen
+
+
+def set_activations(seen: dict[Rounding, Seen], how: str) -> None:
+    """Set the scale of each activation, by one of `ACTIVATIONS`."""
+    for one, found in seen.items():
+        one.scale = torch.tensor([found.scale(how)])
+
+
+def set_weights(simulation: Simulation, how: str, *, per_tensor: bool = False) -> None:
+    """Set the scales of each weight from the weight as it is now.
+
+    A channel of hardly any weight but with a bias, a dead one, gets a scale at which that bias, in steps of input times
+    weight, still fits the runtimes' int32.
+
+    Args:
+        simulation: The scales of its activations are set already.
+        how: One of `WEIGHTS`.
+        per_tensor: One scale for all channels: what a naive quantization does. It is for comparison alone.
+    """
+    for layer in simulation.layers:
+        rows = layer.weight.detach().transpose(0, layer.weight_rounding.axis).flatten(1)
+        largest = rows.abs().amax(1)
+        if per_tensor:
+            largest = largest.max().expand_as(largest).clone()
+        scale = largest / LIMIT
+        if how == "mse":
+            scale = _least_loss(rows, largest)
+        scale = scale.clamp_min(_SMALLEST)
+        if layer.bias is not None:
+            scale = torch.maximum(scale, layer.bias.detach().abs() / (layer.input_rounding.scale * _BIAS_LIMIT))
+        layer.weight_rounding.scale = scale
+
+
+def bias_step(layer_input: Tensor, weight: Tensor) -> Tensor:
+    """float64 (out,): what 1 stands for in an accumulator, by the scales of input and weight."""
+    return layer_input.double() * weight.double()
+
+
+def snap_biases(simulation: Simulation) -> None:
+    """Round each bias to a multiple of input scale times weight scale, in place.
+
+    Integer runtimes hold it so, in int32. A program whose bias lies between two steps would differ from them in the last
+    digit of many values, and after twenty layers in every logit; with this they agree.
+    """
+    with torch.no_grad():
+        for layer in simulation.layers:
+            if layer.bias is not None:
+                step = bias_step(layer.input_rounding.scale, layer.weight_rounding.scale)
+                layer.bias.copy_(((layer.bias.double() / step).round() * step).float())
+
+
+def _least_loss(rows: Tensor, largest: Tensor) -> Tensor:
+    """The scale of each row at which rounding it loses least, float32 (rows,)."""
+    best = torch.full_like(largest, torch.inf)
+    scale = largest / LIMIT
+    for cut in _CUTS:
+        step = (largest * cut / LIMIT).clamp_min(_SMALLEST)[:, None]
+        loss = ((rows / step).round().clamp(-LIMIT, LIMIT) * step - rows).square().sum(1)
+        better = loss < best
+        best, scale = torch.where(better, loss, best), torch.where(better, step[:, 0], scale)
+    return scale

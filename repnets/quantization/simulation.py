@@ -1,0 +1,167 @@
+"""A network whose graph holds a `Rounding` wherever a tensor will be int8: it gives what the int8 network will give.
+
+int8 values are q = round(x / scale), clamped to -127..127, and stand for q * scale: symmetric, so that every runtime takes
+them. A weight has a scale for each output channel, an activation one for the whole tensor (arXiv 1806.08342).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+LIMIT = 127
+"""Largest int8 value that is used; -128 is not, so that the range is symmetric."""
+
+LAYERS = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
+"""Operators with a weight that is made int8."""
+
+
+class Rounding(nn.Module):
+    """Rounds a tensor as int8 would; gradients pass where nothing was clamped ("straight through", arXiv 1308.3432).
+
+    Attributes:
+        scale: float32, one, or one for each index of `axis`.
+        axis: The dimension with a scale for each index; None: one scale for all.
+        enabled: Where False, the tensor passes as it is.
+        watch: Called with the tensor as it comes, where there is one.
+    """
+
+    def __init__(self, axis: int | None) -> None:
+        super().__init__()
+        self.axis = axis
+        self.enabled = False
+        self.watch: Callable[[Tensor], None] | None = None
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.watch is not None:
+            self.watch(x.detach())
+        if not self.enabled:
+            return x
+        if self.axis is None:
+            return torch.fake_quantize_per_tensor_affine(x, float(self.scale), 0, -LIMIT, LIMIT)
+        zeros = torch.zeros_like(self.scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(x, self.scale, zeros, self.axis, -LIMIT, LIMIT)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer that is int8.
+
+    Attributes:
+        name: Of its node.
+        title: Name of the module that its weight belongs to, as the reader knows it.
+        node: In the simulation's graph.
+        weight: float32 (out, in / groups, ...), of the graph itself: changed in place.
+        bias: float32 (out,), likewise; None where it has none.
+        weight_rounding: Of the weight.
+        input_rounding: Of its input.
+    """
+
+    name: str
+    title: str
+    node: Node
+    weight: Tensor
+    bias: Tensor | None
+    weight_rounding: Rounding
+    input_rounding: Rounding
+
+    @property
+    def groups(self) -> int:
+        """1 for a linear layer."""
+        return self.node.args[6] if len(self.node.args) > 6 else 1
+
+
+class Simulation:
+    """A graph with roundings in it.
+
+    Args:
+        module: A graph module, float32, on the CPU, in which some submodules are `Rounding`s. Weights are changed
+            in place by those who repair it.
+    """
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.places: dict[str, Rounding] = {
+            node.name: module.get_submodule(node.target)
+            for node in module.graph.nodes
+            if node.op == "call_module" and isinstance(module.get_submodule(node.target), Rounding)
+        }
+        self.roundings: list[Rounding] = list(dict.fromkeys(self.places.values()))
+        self.layers: list[Layer] = [layer for node in module.graph.nodes if (layer := self._layer(node)) is not None]
+        weights = {id(layer.weight_rounding) for layer in self.layers}
+        self.activations: list[Rounding] = [one for one in self.roundings if id(one) not in weights]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    def rounding(self, node: object) -> Rounding | None:
+        """The rounding that a node of the graph is, if it is one."""
+        return self.places.get(node.name) if isinstance(node, Node) else None
+
+    def logits(self, batches: Iterable[Tensor]) -> Tensor:
+        """What it gives for batches of images, one after the other: float32 (images, classes)."""
+        with torch.no_grad():
+            return torch.cat([self.module(batch) for batch in batches])
+
+    @contextmanager
+    def only(self, enabled: Iterable[Rounding]) -> Iterator[None]:
+        """These roundings alone are on, for a while."""
+        before = [one.enabled for one in self.roundings]
+        chosen = {id(one) for one in enabled}
+        for one in self.roundings:
+            one.enabled = id(one) in chosen
+        try:
+            yield
+        finally:
+            for one, was in zip(self.roundings, before, strict=True):
+                one.enabled = was
+
+    def as_float(self) -> AbstractContextManager[None]:
+        """No rounding is on, for a while: the network in float32."""
+        return self.only(())
+
+    def save(self) -> dict[str, Tensor]:
+        """Weights and scales as they are now, for `restore`."""
+        return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Take back what was changed since `save`."""
+        for rounding_name, rounding in self.module.named_modules(remove_duplicate=False):
+            if isinstance(rounding, Rounding):
+                rounding.scale = saved[f"{rounding_name}.scale"].clone()
+        self.module.load_state_dict(saved)
+
+    def _layer(self, node: Node) -> Layer | None:
+        if node.target not in LAYERS:
+            return None
+        x, weight, *rest = node.args
+        roundings = self.rounding(x), self.rounding(weight)
+        if None in roundings:
+            return None
+        source = weight.args[0]
+        bias = rest[0] if rest else None
+        return Layer(
+            name=node.name,
+            title=source.target.rpartition(".")[0] or source.target,
+            node=node,
+            weight=_tensor(self.module, source.target),
+            bias=None if bias is None else _tensor(self.module, bias.target),
+            weight_rounding=roundings[1],
+            input_rounding=roundings[0],
+        )
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """Mean squared difference of logits, of their variance over all images and classes: 0 is exact, 1 is chance."""
+    return float((got - want).square().mean() / want.var(correction=0).clamp_min(1e-30))
+
+
+def _tensor(module: GraphModule, name: str) -> Tensor:
+    owner, _, last = name.rpartition(".")
+    return getattr(module.get_submodule(owner), last)
