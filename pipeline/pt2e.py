@@ -1,8 +1,8 @@
 """A fused program in int8, by torchao's PT2E: which tensors, and the program that holds them.
 
-One symmetric scheme serves every target: int8 from -127 to 127, weights with a scale for each output channel, activations
-with one scale; TensorRT takes no other. Which operations get int8 inputs and outputs is what XNNPACK's quantizer says, so that
-ExecuTorch computes them as integers; Core ML and TensorRT take the same.
+One symmetric scheme serves every target: int8 from -127 to 127, weights with a scale for each output channel,
+activations with one scale; TensorRT takes no other. Which operations get int8 inputs and outputs is what XNNPACK's
+quantizer says, so that ExecuTorch computes them as integers; Core ML and TensorRT take the same.
 """
 
 import copy
@@ -76,10 +76,8 @@ def simulation(prepared: "GraphModule") -> "Simulation":
     module = copy.deepcopy(prepared)
     roundings: dict[int, Rounding] = {}
     for name, observer in _observers(module):
-        axis = getattr(observer, "ch_axis", -1)
-        rounding = roundings.setdefault(
-            id(observer), Rounding(axis if axis >= 0 and _is_per_channel(observer) else None)
-        )
+        axis = observer.ch_axis if _is_per_channel(observer) else None
+        rounding = roundings.setdefault(id(observer), Rounding(axis))
         rounding.enabled = True
         setattr(module, name, rounding)
     module.recompile()

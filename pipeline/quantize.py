@@ -117,8 +117,8 @@ def _require_runs(network: "GraphModule", image: "Tensor", fused: Path) -> None:
             network(image)
     except Exception as error:
         raise InputError(
-            f"{fused} does not take the calibration images, of shape {tuple(image.shape)}: {first_line(error)}. They are "
-            "prepared as verify.json says; build both again: snakemake --forcerun reparameterize."
+            f"{fused} does not take the calibration images, of shape {tuple(image.shape)}: {first_line(error)}. They "
+            "are prepared as verify.json says; build both again: snakemake --forcerun reparameterize."
         ) from error
 
 
@@ -179,8 +179,8 @@ def _refusal(fused: Path, settings: Quantize, document: dict[str, Any]) -> str:
     return (
         f"{fused}: in int8 it is right on {accuracy['quantized']:.2%} of the validation images, in float32 on "
         f"{accuracy['fused']:.2%}; allowed is a drop of {settings.max_accuracy_drop:.2%} (quantize.max_accuracy_drop). "
-        f"That is the best of {len(document['steps'])} steps, which the log has. The layers that lose most, by what each "
-        f"alone does to the logits, of their variance: {worst}. fuse.json says why, under `forecast`. Try "
+        f"That is the best of {len(document['steps'])} steps, which the log has. The layers that lose most, by what "
+        f"each alone does to the logits, of their variance: {worst}. fuse.json says why, under `forecast`. Try "
         f"{'; or '.join(tries)}."
     )
 

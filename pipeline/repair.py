@@ -1,9 +1,9 @@
 """An int8 network made as good as it gets: steps of repair in a fixed order, each kept only where it helps.
 
-Within a step, calibration images (training data) alone decide. What costs nothing on the device is always tried: range setting,
-cross-layer equalization, bias correction. If the accuracy on the validation images then is not within what is allowed, the
-layers that lose most are kept in float, as few as will do; and if that is not enough, and the settings allow it, the network is
-trained in int8 for some epochs.
+Within a step, calibration images (training data) alone decide. What costs nothing on the device is always tried: range
+setting, cross-layer equalization, bias correction. If the accuracy on the validation images then is not within what is
+allowed, the layers that lose most are kept in float, as few as will do; and if that is not enough, and the settings
+allow it, the network is trained in int8 for some epochs.
 """
 
 import statistics
@@ -32,7 +32,7 @@ class Step:
         how: what it settled on, in words.
         error: of the logits on the calibration images: mean squared, of their variance.
         accuracy: top-1 on the validation images.
-        kept: False where it was taken back, since it did not help.
+        kept: False where it was taken back, since it did not help, or was for comparison alone.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Step:
     kept: bool
 
     def __str__(self) -> str:
-        end = "" if self.kept else "; taken back"
+        end = "" if self.kept else "; not kept"
         return f"{self.name} ({self.how}): error {self.error:.2e}, right on {self.accuracy:.2%}{end}"
 
 
@@ -168,9 +168,9 @@ class _Repair:
 
         ranges.set_activations(self._observed(), "max")
         ranges.set_weights(self.done.simulation, "max", per_tensor=True)
-        self._note("one scale for each weight", "largest values", kept=False)
+        self._note("naive, one scale a weight", "largest values", kept=False)
         ranges.set_weights(self.done.simulation, "max")
-        self._note("a scale for each channel of a weight", "largest values")
+        self._note("naive, one scale a channel", "largest values")
 
     def _observed(self) -> Any:
         from repnets.quantization import ranges

@@ -10,8 +10,8 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 STAGES = {
-    "split", "train", "adopt", "recalibrate", "reparameterize", "draw", "verify", "quantize", "export", "check", "bench",
-    "summarize", "report",
+    "split", "train", "adopt", "recalibrate", "reparameterize", "draw", "verify", "quantize", "export", "check",
+    "bench", "summarize", "report",
 }  # fmt: skip
 HEAVY = (
     "torch",

@@ -1,4 +1,4 @@
-"""Bias correction: what rounding adds to the mean of a channel is taken off its bias (arXiv 1906.04721, section 4.2)."""
+"""Bias correction: what rounding adds to a channel's mean is taken off its bias (arXiv 1906.04721, section 4.2)."""
 
 from __future__ import annotations
 

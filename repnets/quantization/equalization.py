@@ -2,9 +2,9 @@
 
 Between two layers with nothing but positively homogeneous operations between them (f(s x) = s f(x) for s > 0: a ReLU, a
 mean), channel i of the first may be divided by any s_i > 0 and the second's weights for it multiplied: the network
-computes the same (arXiv 1906.04721, section 4.1). An activation has one scale for all its channels, so a channel far wider than
-the rest costs them their digits; s_i is chosen as arXiv 2211.10438 does, from the range of the activation and that of the
-weights that read it.
+computes the same (arXiv 1906.04721, section 4.1). An activation has one scale for all its channels, so a channel far
+wider than the rest costs them their digits; s_i is chosen as arXiv 2211.10438 does, from the range of the activation
+and that of the weights that read it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scales of the roundings: what was seen of each activation, and how much of it int8 is to cover.
 
-The largest value seen sets the scale of a naive quantization; a single outlier then costs every other value its digits. So a
-range may end below the largest value: at a percentile, or where the mean squared error is least (arXiv 2106.08295,
+The largest value seen sets the scale of a naive quantization; a single outlier then costs every other value its digits.
+So a range may end below the largest value: at a percentile, or where the mean squared error is least (arXiv 2106.08295,
 section 3.3.1).
 """
 
@@ -127,8 +127,8 @@ def bias_step(layer_input: Tensor, weight: Tensor) -> Tensor:
 def snap_biases(simulation: Simulation) -> None:
     """Round each bias to a multiple of input scale times weight scale, in place.
 
-    Integer runtimes hold it so, in int32. A program whose bias lies between two steps would differ from them in the last
-    digit of many values, and after twenty layers in every logit; with this they agree.
+    Integer runtimes hold it so, in int32. A program whose bias lies between two steps would differ from them in the
+    last digit of many values, and after twenty layers in every logit; with this they agree.
     """
     with torch.no_grad():
         for layer in simulation.layers:

@@ -1,4 +1,4 @@
-"""Quantization-aware training: the int8 network learns to give the float network's logits (arXiv 1712.05877, 1503.02531)."""
+"""Quantization-aware training: in int8, learn the float network's logits (arXiv 1712.05877, 1503.02531)."""
 
 from __future__ import annotations
 
