@@ -12,6 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.noise import quiet
 
+# what moves numbers about and computes none, and what the capture asserts
+_MOVES = tuple(
+    f"aten.{name}."
+    for name in (
+        *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "squeeze", "unsqueeze", "expand"),
+        *("chunk", "split", "split_with_sizes", "slice", "select", "cat", "clone", "contiguous", "dropout", "sym_size"),
+        *("_assert_scalar", "_assert_async", "_assert_tensor_metadata"),
+    )
+)
+
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
@@ -123,14 +133,17 @@ def copy_tensors(source: "GraphModule", target: "GraphModule") -> None:
 
 
 def in_float(prepared: "GraphModule") -> dict[str, int]:
-    """Operations of a prepared network that stay in float32, by type: those that the quantizer does not know."""
+    """Operations that compute in float32 in a prepared network, by type: those that the quantizer does not know."""
+    import torch
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
     return dict(
         Counter(
             str(node.target).removesuffix(".default")
             for node in prepared.graph.nodes
-            if node.op == "call_function" and Q_ANNOTATION_KEY not in node.meta and "assert" not in str(node.target)
+            if isinstance(node.target, torch._ops.OpOverload)
+            and Q_ANNOTATION_KEY not in node.meta
+            and not str(node.target).startswith(_MOVES)
         )
     )
 

@@ -72,7 +72,7 @@ def equalize(simulation: Simulation, seen: dict[Rounding, Seen], share: float) -
     found = pairs(simulation)
     with torch.no_grad():
         for pair in found:
-            by = _scales(seen[pair.between].by_channel, _read(pair.second), share)
+            by = _scales(seen[pair.between].by_channel[len(pair.first.weight)], _read(pair.second), share)
             pair.first.weight.div_(by.view(-1, *[1] * (pair.first.weight.dim() - 1)))
             if pair.first.bias is not None:
                 pair.first.bias.div_(by)

@@ -33,13 +33,14 @@ class Seen:
 
     Attributes:
         largest: Largest absolute value.
-        by_channel: float32 (C,): the same for each index of dimension 1.
+        by_channel: float32 (C,), by C: the same for each index of dimension 1. What is concatenated shares a
+            rounding with the whole, so there can be several C.
         counts: float64 (4096,): a histogram of the absolute values from 0 to `end`.
         end: Where the histogram ends, a power of two.
     """
 
     largest: float = 0.0
-    by_channel: Tensor = field(default_factory=lambda: torch.zeros(1))
+    by_channel: dict[int, Tensor] = field(default_factory=dict)
     counts: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
     end: float = 2.0**-10
 
@@ -47,8 +48,8 @@ class Seen:
         """Look at one more batch."""
         size = x.abs()
         self.largest = max(self.largest, float(size.max()))
-        channels = size.transpose(0, 1).flatten(1).amax(1) if x.dim() > 1 else size.amax().reshape(1)
-        self.by_channel = torch.maximum(self.by_channel, channels)
+        channels = size.transpose(0, 1).flatten(1).amax(1)
+        self.by_channel[len(channels)] = torch.maximum(self.by_channel.get(len(channels), channels), channels)
         while self.end < self.largest:
             self.counts = torch.cat([self.counts.view(-1, 2).sum(1), self.counts.new_zeros(_BINS // 2)])
             self.end *= 2
