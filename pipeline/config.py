@@ -106,7 +106,7 @@ class Quantize(Strict):
     )
     max_float_layers: int = Field(4, ge=0, description="layers that may stay in float where that is not held")
     qat_epochs: int = Field(0, ge=0, description="of training in int8, where that is still not held")
-    qat_learning_rate: float = Field(1e-3, gt=0, description="the first, for SGD; falls to 0 as a cosine")
+    qat_learning_rate: float = Field(1e-3, gt=0, description="of a weight's size, for Adam; falls to 0 as a cosine")
 
 
 class Check(Strict):

@@ -222,13 +222,24 @@ class _Repair:
         self._keep_or_restore("equalization", f"{count} pairs of layers, share {best}", before, start)
 
     def _bias(self) -> None:
+        """From here on the network's own weights are the equalized ones, which alone make the float network."""
+        pt2e.copy_tensors(self.done.simulation.module, self.network)
+        start = self.done.simulation.save()
+        before, count = self._error(), self._correct()
+        self._keep_or_restore("bias correction", f"{count} layers", before, start)
+
+    def _correct(self) -> int:
         import torch
 
         from repnets.quantization import bias
 
+        return bias.correct(self.done.simulation, torch.cat(list(self.calibration))[:_BIAS_IMAGES])
+
+    def _correct_if_it_helps(self) -> None:
         before, start = self._error(), self.done.simulation.save()
-        count = bias.correct(self.done.simulation, torch.cat(list(self.calibration))[:_BIAS_IMAGES])
-        self._keep_or_restore("bias correction", f"{count} layers", before, start)
+        self._correct()
+        if self._error() >= before:
+            self.done.simulation.restore(start)
 
     def _keep_or_restore(self, name: str, how: str, before: float, start: "dict[str, Tensor]") -> None:
         kept = self._error() < before
@@ -240,38 +251,39 @@ class _Repair:
         """The layers that lose most, 1, 2, 4 and so on of them, until the accuracy is within the limits."""
         from repnets.quantization.sensitivity import sensitivities
 
+        corrected = self.done.simulation, self.done.prepared
+        self._start_again([])
         self.done.sensitivities = sensitivities(self.done.simulation, self.calibration, self.want)
-        most = min(self.limits.max_float_layers, len(self.done.sensitivities) - 1)
-        for count in _doubling(most):
+        self.done.simulation, self.done.prepared = corrected
+        for count in _doubling(min(self.limits.max_float_layers, len(self.done.sensitivities) - 1)):
             self._start_again(list(self.done.sensitivities)[:count])
-            self._set(self._observed())
-            names = ", ".join(programs.title(self.network, name) for name in self.done.in_float)
-            self._note("layers in float", names)
+            self._correct_if_it_helps()
+            self._note("layers in float", ", ".join(programs.title(self.network, one) for one in self.done.in_float))
             if self._holds():
                 return
 
     def _start_again(self, in_float: list[str]) -> None:
-        """The network as the steps before left its weights, with some layers in float."""
-        pt2e.copy_tensors(self.done.simulation.module, self.network)
+        """The equalized network with fresh scales, and some layers in float."""
         self.done.in_float = in_float
         self.done.prepared = pt2e.prepare(self.network, in_float)
         self.done.simulation = pt2e.simulation(self.done.prepared)
+        self._set(self._observed())
 
     def _train(self, training: Training) -> None:
         from repnets.quantization.training import distil
 
-        start, before = self.done.simulation.save(), self.done.accuracy
-        losses = []
-        learning = distil(self.done.simulation, training.batches(), training.steps, training.learning_rate)
+        simulation, reached = self.done.simulation, self.done.accuracy
+        start, losses = simulation.save(), []
+        learning = distil(simulation, self.network, training.batches(), training.steps, training.learning_rate)
         for number, loss in enumerate(learning, start=1):
             losses.append(loss)
             if number % max(1, training.steps // 10) == 0:
                 recent = statistics.mean(losses[-20:])
                 print(f"training in int8: step {number} of {training.steps}, loss {recent:.3e}", flush=True)
-        kept = self.measure(self.done.simulation) > before
+        kept = self.measure(simulation) > reached
         self._note("training in int8", f"{training.steps} steps", kept)
         if not kept:
-            self.done.simulation.restore(start)
+            simulation.restore(start)
 
 
 def _doubling(most: int) -> Iterator[int]:

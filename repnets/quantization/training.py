@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from repnets.quantization.ranges import set_weights
-from repnets.quantization.simulation import Simulation
+from repnets.quantization.simulation import LIMIT, Layer, Simulation
 
 
-def distil(simulation: Simulation, batches: Iterable[Tensor], steps: int, learning_rate: float) -> Iterator[float]:
+def distil(
+    simulation: Simulation,
+    teacher: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    steps: int,
+    learning_rate: float,
+) -> Iterator[float]:
     """Train weights and biases, in place; scales of activations stay, those of weights follow the weights.
 
-    Stochastic gradient descent with momentum 0.9 and a cosine schedule, against the float network as it is now; no
-    label is needed. Consume all that it yields.
+    Adam (arXiv 1412.6980) with a cosine schedule; no label is needed. Channels of a fused network can differ in size a
+    thousandfold, so what is trained is each weight as a share of the usual size in its row and column. Consume all
+    that it yields.
 
     Args:
         simulation: With its scales set.
+        teacher: The float network.
         batches: float32 (n, 3, H, W), of training images, as many as there are steps.
         steps: How many batches come, for the schedule.
-        learning_rate: The first.
+        learning_rate: The first: the share of a weight's usual size that a step changes it by.
 
     Yields:
         The loss of each step: Kullback-Leibler divergence from the float network's classes, nats.
     """
-    teacher = Simulation(copy.deepcopy(simulation.module))
-    trained = [one for layer in simulation.layers for one in (layer.weight, layer.bias) if one is not None]
-    for one in trained:
-        one.requires_grad_(True)
-    optimizer = torch.optim.SGD(trained, learning_rate, momentum=0.9)
+    trained = [one for layer in simulation.layers for one in _trained(layer)]
+    shares = [nn.Parameter(tensor.detach() / size) for tensor, size in trained]
+    optimizer = torch.optim.Adam(shares, learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for tensor, _ in trained:
+        tensor.requires_grad_(True)
     for batch in batches:
-        with torch.no_grad(), teacher.as_float():
+        with torch.no_grad():
             want = teacher(batch).log_softmax(1)
         set_weights(simulation, "max")
         loss = functional.kl_div(simulation(batch).log_softmax(1), want, reduction="batchmean", log_target=True)
-        optimizer.zero_grad()
-        loss.backward()
+        gradients = torch.autograd.grad(loss, [tensor for tensor, _ in trained])
+        for share, gradient, (_, size) in zip(shares, gradients, trained, strict=True):
+            share.grad = gradient * size
         optimizer.step()
         schedule.step()
-        yield float(loss)
-    for one in trained:
-        one.requires_grad_(False)
+        with torch.no_grad():
+            for share, (tensor, size) in zip(shares, trained, strict=True):
+                tensor.copy_(share * size)
+        yield float(loss.detach())
+    for tensor, _ in trained:
+        tensor.requires_grad_(False)
     set_weights(simulation, "max")
+
+
+def _trained(layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
+    """A layer's weight and bias, each with the usual size of its values."""
+    square = layer.weight.detach().square().clamp_min(1e-20)
+    dims = range(2, square.dim())
+    row, column = square.mean([1, *dims], keepdim=True), square.mean([0, *dims], keepdim=True)
+    yield layer.weight, (row * column / square.mean()).sqrt()
+    if layer.bias is not None:
+        yield layer.bias, row.sqrt().flatten() * layer.input_rounding.scale * LIMIT
