@@ -15,8 +15,9 @@ EXACT = 1e-5
 EXACT_BUT_FOR_CONSTANTS = 2**-11
 """The same where numbers other than weights stand in a float16 file: the relative rounding of one such number."""
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
-"""Of the largest logit: what a file may lose against float32, by its precision."""
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 2e-2}
+"""Of the largest logit: what a file may lose against its program, by its precision. In int8, where the program has the
+same integers, that is what a last digit amounts to where a runtime rounds it otherwise."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,23 @@ class Comparison:
 
     def __str__(self) -> str:
         return f"logit {self.logit} of image {self.image} is {self.got:.6g} and {self.want:.6g} in"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image whose best class is another one.
+
+    Attributes:
+        image: its index.
+        got, want: the two classes.
+        margin: by how much the largest logit wanted is above that of the class got, of the largest absolute value of
+            all: 0 where the two are equal.
+    """
+
+    image: int
+    got: int
+    want: int
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,23 @@ def compare(got: "np.ndarray", want: "np.ndarray") -> Comparison:
         agreement=float((got.reshape(len(got), -1).argmax(1) == want.reshape(len(want), -1).argmax(1)).mean()),
         images=len(got),
     )
+
+
+def flips(got: "np.ndarray", want: "np.ndarray") -> list[Flip]:
+    """The images whose best class differs, the widest margin first.
+
+    Args:
+        got, want: float (images, classes).
+    """
+    import numpy as np
+
+    classes, must = got.argmax(1), want.argmax(1)
+    scale = float(np.abs(want).max())
+    found = [
+        Flip(int(i), int(classes[i]), int(must[i]), float(want[i, must[i]] - want[i, classes[i]]) / scale)
+        for i in np.flatnonzero(classes != must)
+    ]
+    return sorted(found, key=lambda flip: -flip.margin)
 
 
 def probabilities(logits: "np.ndarray") -> "np.ndarray":

@@ -72,7 +72,8 @@ def census(file: Path) -> dict[str, int]:
     ``convolution`` counts every convolution node. A batch norm that follows a convolution is folded
     into it when the file is made, and XNNPACK runs any other as a depthwise convolution, so
     ``batch_norm`` counts only what is left to ExecuTorch's own kernels. ``join`` counts XNNPACK's additions of
-    two values that it computed: a branch that was not folded ends in one.
+    two values that it computed: a branch that was not folded ends in one. ``int8`` counts the convolutions and products
+    that XNNPACK computes on int8.
 
     Raises:
         InputError: the file is not a whole ExecuTorch program.
@@ -85,6 +86,7 @@ def census(file: Path) -> dict[str, int]:
         ),
         "batch_norm": sum(count for name, count in operations.items() if "batch_norm" in name),
         "join": found.joins,
+        "int8": found.int8,
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
