@@ -87,6 +87,16 @@ class Reference:
             double = _in_batches(copy.deepcopy(module).double(), images.double())
         return images.numpy(), double.numpy(), float((single - double).abs().max() / np.abs(double.numpy()).max())
 
+    def stored(self, precision: str) -> "tuple[np.ndarray, np.ndarray]":
+        """The same images, and the logits that the program gives for them in float32 where its numbers that are not
+        int8 are rounded to a precision."""
+        import torch
+
+        images = self._first_images()
+        with torch.inference_mode():
+            logits = _in_batches(programs.with_rounded_weights(self._module, precision), images)
+        return images.numpy(), logits.numpy()
+
     def outputs_by_layer(self, image: "np.ndarray", exact: bool) -> "dict[str, np.ndarray]":
         """What each layer should give for an image, by its name: in float32, with rounded weights where `exact`."""
         module = self.program.module(check_guards=False)

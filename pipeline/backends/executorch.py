@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backends import executorch_runtime, pte
 from pipeline.backends.half import half
+from pipeline.backends.means import keep_dimensions
 from pipeline.backends.noise import quiet
 from pipeline.backends.pairs import fold_pairs
 from pipeline.errors import StageError, first_line
@@ -39,7 +40,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     Raises:
         StageError: ExecuTorch cannot lower an operation.
     """
-    lowered = fold_pairs(half(program) if spec.precision == "fp16" else program)
+    lowered = keep_dimensions(fold_pairs(half(program) if spec.precision == "fp16" else program))
     with quiet():
         import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
