@@ -1,10 +1,12 @@
-"""Measure what the fold gained: the fused file against the branched one, on the target's own runtime.
+"""Measure what was gained: the file that ships against its baseline, on the target's own runtime.
+
+That is the fused file against the branched one, or in int8 the quantized one against the fused one.
 
 Both are timed in turn (A B A B) on one random image, each in a process of its own that is started afresh a few times,
 and `speedup` is the median of the paired ratios with a 95 % interval over these launches. Every number of threads in
 the target's settings is measured by itself; the first is the headline. bench.json also holds load time, first
 inference, memory, the accuracy that check found, and the conditions: a figure without them is worth nothing, and
-little if something else was running (`busy`). profile.json tells where the time of the fused file goes, where the
+little if something else was running (`busy`). profile.json tells where the time of the file that ships goes, where the
 runtime can. docs/benchmarks.md says what each key means.
 
 Where the target's runtime is not on this machine, `status` is `unavailable`, with the reason and what to do.
@@ -24,6 +26,7 @@ from pipeline import (
     checkpoints,
     conditions,
     exported,
+    forms,
     intervals,
     layers,
     measure,
@@ -62,6 +65,7 @@ def run(
     checkpoint: Path,
     output: Path,
     profile: Path,
+    quantized: Path | None = None,
 ) -> None:
     """Measure the exported files of one network for one target, and print the speed-up.
 
@@ -74,6 +78,7 @@ def run(
         checkpoint: artifacts/<model>/checkpoint.safetensors, for the reference's branched form.
         output: where bench.json goes.
         profile: where profile.json goes.
+        quantized: artifacts/<model>/quantized.pt2, where the target is of int8.
 
     Raises:
         InputError: a file that the manifest names is missing, or has other content than it says.
@@ -86,14 +91,17 @@ def run(
     def build(places: dict[str, Path], scratch: Path) -> None:
         written, checked = read_json(manifest), read_json(check)
         opened = _opened_files(written, files, manifest)
-        document = _bench(settings, unavailable, written, checked, opened, fused, checkpoint, scratch)
+        sources = {"checkpoint": checkpoint, "fused": fused, "quantized": quantized}
+        document = _bench(settings, unavailable, written, checked, opened, sources, scratch)
         write_json(places["bench"], document)
-        write_json(places["profile"], _profile(settings.backend, document, opened["fused"], fused))
+        shipped, file = next(iter(opened.items()))
+        write_json(places["profile"], _profile(settings.backend, document, shipped, file, quantized or fused))
 
     store.cached(
         "bench",
         settings=settings.model_dump(mode="json"),
         inputs={"manifest": manifest, "check": check, "fused": fused, "checkpoint": checkpoint}
+        | ({"quantized": quantized} if quantized else {})
         | {file.name: file for file in files},
         outputs={"bench": output, "profile": profile},
         code=(
@@ -115,8 +123,7 @@ def _bench(
     written: dict[str, Any],
     checked: dict[str, Any],
     opened: dict[str, Path],
-    fused: Path,
-    checkpoint: Path,
+    sources: dict[str, Path | None],
     scratch: Path,
 ) -> dict[str, Any]:
     shape = tuple(written["input"]["shape"])
@@ -125,9 +132,9 @@ def _bench(
         measured = _measure(settings.backend, opened, shape, settings.bench)
     else:
         measured = {"forms": dict.fromkeys(opened, _UNTIMED), "speedup": None, "runs": []}
-        networks = _export_reference(written, fused, checkpoint, scratch)
+        networks = _export_reference(written, sources, scratch)
         figures = _measure(_REFERENCE, networks, shape, settings.bench)
-        reference = {"runtime": "ONNX Runtime", "precision": "fp32", **figures}
+        reference = {"runtime": "ONNX Runtime", "precision": _precision(written), **figures}
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
     return {
         "status": "ok" if unavailable is None else "unavailable",
@@ -174,10 +181,11 @@ def _measure_on(
     timed = worker.time_in_turn(jobs, exported.random_image(shape), threads, until=until)
     after = conditions.snapshot()
     samples = timed.timing.samples_ms
-    forms = {}
+    shipped, *baseline = files
+    figures = {}
     for form in files:
         latency = intervals.summary(samples[form])
-        forms[form] = {
+        figures[form] = {
             "latency_ms": latency,
             "warmup": _warmup(timed.timing.warmup[form]),
             **timed.started[form],
@@ -186,14 +194,14 @@ def _measure_on(
         }
     falling = [
         f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
-        for form, entry in forms.items()
+        for form, entry in figures.items()
         if entry["warmup"] and not entry["warmup"]["steady"]
     ]
     fed = {"batch": shape[0], "image": f"random normal, seed {exported.SEED}", **asdict(until)}
     return {
         "threads": threads,
-        "forms": forms,
-        "speedup": intervals.speedup(samples["branched"], samples["fused"]) if "branched" in samples else None,
+        "forms": figures,
+        "speedup": intervals.speedup(samples[baseline[0]], samples[shipped]) if baseline else None,
         "stopped_by": timed.timing.stopped_by,
         "conditions": conditions.describe(threads, backends.packages_of_figures(backend), before, after, falling) | fed,
     }
@@ -210,13 +218,13 @@ def _warmup(launches: Sequence[measure.WarmUp]) -> dict[str, Any] | None:
     }
 
 
-def _profile(backend: str, document: dict[str, Any], file: Path, fused: Path) -> dict[str, Any]:
-    """Where the time of the fused file goes, on as many threads as the headline's."""
-    about = {key: document[key] for key in ("target", "model", "backend", "precision")} | {"form": "fused"}
+def _profile(backend: str, document: dict[str, Any], form: str, file: Path, program: Path) -> dict[str, Any]:
+    """Where the time of the file that ships goes, on as many threads as the headline's."""
+    about = {key: document[key] for key in ("target", "model", "backend", "precision")} | {"form": form}
     if document["status"] != "ok":
         return {"status": document["status"], "reason": document["reason"], **about}
     run = document["runs"][0]
-    inference_ms = run["forms"]["fused"]["latency_ms"]["p50"]
+    inference_ms = run["forms"][form]["latency_ms"]["p50"]
     fewest, most = _PROFILE_RUNS
     runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
     shape = tuple(document["input"]["shape"])
@@ -224,24 +232,25 @@ def _profile(backend: str, document: dict[str, Any], file: Path, fused: Path) ->
     if operations is None:
         reason = f"the {backend} backend does not tell where the time of an inference goes"
         return {"status": "unavailable", "reason": reason, **about}
-    told = layers.document(operations, fused, inference_ms)
+    told = layers.document(operations, program, inference_ms)
     return {"status": "ok", "reason": None, **about, "threads": run["threads"], "runs": runs, **told}
 
 
-def _export_reference(written: dict[str, Any], fused: Path, checkpoint: Path, scratch: Path) -> dict[str, Path]:
-    """The forms of the target as fp32 ONNX files of the same input shape."""
-    import torch
+def _precision(written: dict[str, Any]) -> str:
+    """Of the reference: int8 where the target is, else fp32."""
+    return "int8" if written["precision"] == "int8" else "fp32"
 
+
+def _export_reference(
+    written: dict[str, Any], sources: dict[str, Path | None], scratch: Path
+) -> dict[str, Path]:
+    """The forms of the target as ONNX files of the same input shape: fp32, but for what the program has in int8."""
     onnx = backends.load(_REFERENCE)
     shape = tuple(written["input"]["shape"])
     spec = ExportSpec("fp32", shape, Preprocessing.from_dict(written["preprocessing"]))
     networks = {}
     for form in written["forms"]:
-        module = (
-            checkpoints.as_module(torch.export.load(fused))
-            if form == "fused"
-            else checkpoints.load_model(checkpoint)[0]
-        )
+        module = forms.module(form, **sources)
         networks[form] = scratch / f"{form}.onnx"
         onnx.export(programs.static(module, shape), [networks[form]], spec)
     return networks
@@ -268,17 +277,17 @@ def _figures(name: str, figures: dict[str, Any]) -> list[str]:
         threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
         at = f", {threads}" if len(figures["runs"]) > 1 else ""
         times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in run["forms"].items()]
-        lines.append(f"{name}{at}: {', '.join(times)}{_gained(run['speedup'])}")
+        lines.append(f"{name}{at}: {', '.join(times)}{_gained(*run['forms'], speedup=run['speedup'])}")
     return lines
 
 
-def _gained(speedup: dict[str, Any] | None) -> str:
+def _gained(shipped: str, baseline: str | None = None, *, speedup: dict[str, Any] | None) -> str:
     if speedup is None:
         return ""
     interval = ""
     if speedup["low"] is not None:
         interval = f" (95 % interval {speedup['low']:.2f} to {speedup['high']:.2f})"
-    return f"; fused is {speedup['median']:.2f} times as fast{interval}"
+    return f"; {shipped} is {speedup['median']:.2f} times as fast as {baseline}{interval}"
 
 
 def _dearest(profile: dict[str, Any]) -> list[str]:

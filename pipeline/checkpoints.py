@@ -90,12 +90,15 @@ def load_model(path: Path) -> tuple["nn.Module", dict[str, Any]]:
 
 
 def as_module(program: "ExportedProgram") -> "nn.Module":
-    """The network of a fused.pt2, as a module that takes any batch and image size.
+    """The network of a program, as a module in evaluation mode that takes any batch and image size.
 
     Without the exporter's guards: it captures a small network at a larger size, and then forbids, without
     need, the sizes at which the last feature map is a single pixel.
     """
-    return program.module(check_guards=False)
+    network = program.module(check_guards=False)
+    for one in network.modules():
+        one.training = False  # `eval` is not for programs
+    return network
 
 
 def load_strict(model: "nn.Module", state: Mapping[str, "torch.Tensor"], arch: str, source: str) -> None:

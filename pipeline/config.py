@@ -134,18 +134,33 @@ class Bench(Strict):
     )
 
 
+_WEIGHTS_ALONE = ("w8", "w4", "palette6")
+_BEFORE_INT8 = ("iOS15", "iOS16")
+
+
 class Target(Strict):
     """A deployment: targets/<name>/target.yaml."""
 
     name: str
     backend: Literal["tensorrt", "coreml", "executorch"]
-    precision: Literal["fp32", "fp16"]
-    baseline: Literal["branched", "none"] = "branched"
+    precision: Literal["fp32", "fp16", "int8", "w8", "w4", "palette6"] = Field(
+        description="int8: of weights and activations; w8, w4, palette6: Core ML's, of the weights alone"
+    )
+    baseline: Literal["fused", "branched", "none"] | None = Field(
+        None, description="what the file is timed beside; default: fused for int8, else branched"
+    )
     batch: int = Field(1, ge=1)
     image_size: int | None = Field(None, ge=1, description="default: the size that the model was trained at")
     options: dict[str, Any] = Field(default_factory=dict)
     check: Check = Check()
     bench: Bench = Bench()
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What is exported of a network: the form that ships, and the baseline where there is one."""
+        is_int8 = self.precision == "int8"
+        baseline = self.baseline or ("fused" if is_int8 else "branched")
+        return ("quantized" if is_int8 else "fused", *([] if baseline == "none" else [baseline]))
 
 
 class Config(Strict):
@@ -158,9 +173,12 @@ class Config(Strict):
     targets: dict[str, Target]
 
     def forms(self, target: str, model: str) -> tuple[str, ...]:
-        """The forms of a model that a target exports: fused, and branched as the baseline where there is one."""
-        has_baseline = self.targets[target].baseline == "branched" and self.models[model].form == "training"
-        return ("fused", "branched") if has_baseline else ("fused",)
+        """The forms of a model that a target exports: the one that ships, and the baseline where there is one.
+
+        A network that came folded has no branched form.
+        """
+        forms = self.targets[target].forms
+        return forms if self.models[model].form == "training" else tuple(form for form in forms if form != "branched")
 
 
 class NoSettings(Strict):
@@ -209,6 +227,12 @@ class ExportSettings(Strict):
     batch: int
     image_size: int | None
     options: dict[str, Any]
+
+    def precision_of(self, form: str) -> str:
+        """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
+        if self.precision != "int8" or form == "quantized":
+            return self.precision
+        return "fp16" if self.backend in ("tensorrt", "coreml") else "fp32"
 
 
 class CheckSettings(Strict):
@@ -341,7 +365,25 @@ def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
             f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(options.BY_BACKEND))}"
         )
     target = validate(Target, {"name": name, **values}, path, ())
-    chosen = validate(options.BY_BACKEND[target.backend], target.options, path, ("options",))
+    is_int8_coreml = (target.backend, target.precision) == ("coreml", "int8")
+    given = {"minimum_deployment_target": "iOS17"} | target.options if is_int8_coreml else target.options
+    chosen = validate(options.BY_BACKEND[target.backend], given, path, ("options",))
+    if target.precision in _WEIGHTS_ALONE and target.backend != "coreml":
+        raise InputError(
+            f"{where(path, ('precision',))}: `precision: {target.precision}` compresses the weights alone, which "
+            f"only Core ML computes with. For {target.backend}, choose int8, fp16 or fp32."
+        )
+    if target.baseline == "fused" and target.precision != "int8":
+        raise InputError(
+            f"{where(path, ('baseline',))}: `precision: {target.precision}` ships the fused network, so "
+            "`baseline: fused` would compare it with itself. Choose branched or none."
+        )
+    if is_int8_coreml and chosen.minimum_deployment_target in _BEFORE_INT8:
+        raise InputError(
+            f"{where(path, ('options', 'minimum_deployment_target'))}: `precision: int8` needs iOS17 or later, not "
+            f"{chosen.minimum_deployment_target}, whose Core ML has no int8 activations. Set "
+            "`minimum_deployment_target: iOS17`, or choose w8, which compresses the weights alone."
+        )
     return target.model_copy(update={"options": chosen.model_dump(mode="json")})
 
 

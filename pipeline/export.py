@@ -1,4 +1,6 @@
-"""Write the files that a target runs: the fused network, and the branched one as the baseline.
+"""Write the files that a target runs: the form of the network that ships, and another one as the baseline.
+
+The first is the fused network, or in int8 the quantized one; the baseline is the branched network, or the fused one.
 
 A target's backend (pipeline/backends/) makes them: an ONNX file and an engine for TensorRT, an ML program
 for Core ML, a .pte for ExecuTorch. manifest.json beside them says how to feed them, what they were made
@@ -9,18 +11,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline import backends, checkpoints, networks, programs, stage, store
+from pipeline import backends, checkpoints, forms, networks, programs, stage, store
+from pipeline.backends import pytorch
 from pipeline.config import ExportSettings
 from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
 
-if TYPE_CHECKING:
-    from torch import nn
 
-
-def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path, manifest: Path) -> None:
+def run(
+    settings: ExportSettings,
+    *,
+    checkpoint: Path,
+    fused: Path,
+    verify: Path,
+    manifest: Path,
+    quantized: Path | None = None,
+) -> None:
     """Export one network for one target.
 
     Args:
@@ -29,10 +37,11 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
         fused: artifacts/<model>/fused.pt2.
         verify: artifacts/<model>/verify.json; the gate must have held for this very fused.pt2.
         manifest: where manifest.json goes; the files appear beside it.
+        quantized: artifacts/<model>/quantized.pt2, for a target of int8.
 
     Raises:
         InputError: the network does not run at the target's image size; or the branched form is asked for, but the
-            network came folded.
+            network came folded; or quantized.pt2 is missing, or was made of another fused.pt2.
         StageError: the exporter failed, or what it needs is not installed.
     """
     backend = backends.load(settings.backend)
@@ -40,16 +49,24 @@ def run(settings: ExportSettings, *, checkpoint: Path, fused: Path, verify: Path
     store.cached(
         "export",
         settings=settings.model_dump(mode="json"),
-        inputs={"checkpoint": checkpoint, "fused": fused, "verify": verify},
+        inputs={"checkpoint": checkpoint, "fused": fused, "verify": verify}
+        | ({"quantized": quantized} if quantized else {}),
         outputs={name: manifest.with_name(name) for name in names} | {"manifest": manifest},
         code=("pipeline.export", backend.__name__, *checkpoints.code_modules(checkpoint)),
         packages=("torch", *backend.PACKAGES),
         host=backend.host(),
-        build=lambda places, _: _export(settings, checkpoint, fused, verify, places),
+        build=lambda places, _: _export(settings, checkpoint, fused, verify, quantized, places),
     )
 
 
-def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Path, places: dict[str, Path]) -> None:
+def _export(
+    settings: ExportSettings,
+    checkpoint: Path,
+    fused: Path,
+    verify: Path,
+    quantized: Path | None,
+    places: dict[str, Path],
+) -> None:
     backend = backends.load(settings.backend)
     header = checkpoints.read_header(checkpoint)
     if checkpoints.is_folded(header) and "branched" in settings.forms:
@@ -57,21 +74,25 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
         )
+    if quantized and pytorch.read(quantized)[1].get("fused") != store.digest(fused):
+        raise InputError(f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}")
     trained = Preprocessing.from_dict(header["preprocessing"])
     size = settings.image_size or trained.image_size
     preprocessing = replace(trained, image_size=size)
-    modules = {form: _module(form, checkpoint, fused) for form in settings.forms}
+    modules = {form: forms.module(form, checkpoint, fused, quantized) for form in settings.forms}
     for module in modules.values():
         networks.require_runs(module, header["arch"], header["num_classes"], size)
     shape = (settings.batch, 3, size, size)
     spec = ExportSpec(
         precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
     )
-    forms = {}
+    written = {}
     for form, module in modules.items():
         files = [places[name.format(form=form)] for name in backend.FILES]
-        facts = backend.export(programs.static(module, shape), files, spec)
-        forms[form] = {"files": {file.name: _file_facts(file) for file in files}, "facts": facts}
+        precision = settings.precision_of(form)
+        facts = backend.export(programs.static(module, shape), files, replace(spec, precision=precision))
+        entries = {file.name: _file_facts(file) for file in files}
+        written[form] = {"precision": precision, "files": entries, "facts": facts}
         print(f"{form}: {', '.join(file.name for file in files)}", flush=True)
     if backend.EXTRAS:
         backend.write_extras([places[name] for name in backend.EXTRAS], spec)
@@ -82,7 +103,7 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
             "model": settings.model,
             "backend": settings.backend,
             "precision": settings.precision,
-            "forms": forms,
+            "forms": written,
             "extras": {name: _file_facts(places[name]) for name in backend.EXTRAS},
             "input": {
                 "name": spec.input_name,
@@ -102,17 +123,12 @@ def _export(settings: ExportSettings, checkpoint: Path, fused: Path, verify: Pat
                 "recalibrated": header.get("recalibrated"),
                 "checkpoint": store.digest(checkpoint),
                 "fused": store.digest(fused),
+                "quantized": quantized and store.digest(quantized),
                 "accuracy": read_json(verify)["accuracy"],
             },
             "versions": versions("torch", *backend.PACKAGES),
         },
     )
-
-
-def _module(form: str, checkpoint: Path, fused: Path) -> "nn.Module":
-    import torch
-
-    return checkpoints.as_module(torch.export.load(fused)) if form == "fused" else checkpoints.load_model(checkpoint)[0]
 
 
 def _file_facts(file: Path) -> dict[str, Any]:

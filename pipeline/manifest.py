@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-FORMS = ("fused", "branched")
-
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -47,8 +45,8 @@ class ExportSpec:
     """What a backend is asked to write, and how the file will be fed.
 
     Attributes:
-        precision: ``fp32`` or ``fp16``: the arithmetic inside the file; its input and output are
-            float32 in every case.
+        precision: ``fp32`` or ``fp16``: the arithmetic inside the file; ``int8`` where the program says by itself
+            what is int8; a scheme of Core ML's for the weights alone. Input and output are float32 in every case.
         input_shape: (N, 3, H, W) of the file's input.
         preprocessing: how images become that input.
         options: the backend's own section of target.yaml.

@@ -24,6 +24,8 @@ def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
 def with_rounded_weights(module: "GraphModule", precision: str) -> "GraphModule":
     """A copy of a network whose weights are as a file of this precision stores them, and which computes in float32.
 
+    Of a quantized program these are the scales, and what is not int8.
+
     Args:
         module: float32.
         precision: ``fp32``, which changes nothing, or ``fp16``.
@@ -38,6 +40,11 @@ def with_rounded_weights(module: "GraphModule", precision: str) -> "GraphModule"
             for tensor in [*rounded.parameters(), *rounded.buffers()]:
                 if tensor.is_floating_point():
                     tensor.copy_(tensor.half().float())
+        for node in rounded.graph.nodes:
+            if "quantize_per_tensor" in str(node.target):
+                value, scale, *rest = node.args
+                node.args = (value, float(torch.tensor(scale).half()), *rest)
+        rounded.recompile()
     return rounded
 
 

@@ -1,4 +1,4 @@
-"""What an exported file is held against: the validation set, and what the fused program gives for it."""
+"""What an exported file is held against: the validation set, and what the program it came from gives for it."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -23,16 +23,16 @@ _EXACT_IMAGES = 64
 
 @dataclass(frozen=True)
 class Reference:
-    """The fused program at a file's input size, and the images that go through both.
+    """A program at a file's input size, and the images that go through both.
 
     Attributes:
-        fused: artifacts/<model>/fused.pt2.
+        source: the program: artifacts/<model>/fused.pt2, or quantized.pt2.
         split: artifacts/split.json; its validation part is the images.
         spec: precision, input shape and preprocessing of the file.
         whole_pixels: whether the file takes an image of 8-bit pixels, so that both sides are given such.
     """
 
-    fused: Path
+    source: Path
     split: Path
     spec: ExportSpec
     whole_pixels: bool = False
@@ -55,12 +55,12 @@ class Reference:
 
     @cached_property
     def program(self) -> "ExportedProgram":
-        """The fused network at the file's input shape: what its exporter was given."""
+        """The network at the file's input shape: what its exporter was given."""
         return programs.static(self._module, self.spec.input_shape)
 
     @cached_property
     def logits(self) -> "np.ndarray":
-        """float32 (images, classes): what fused.pt2 gives for the whole validation set."""
+        """float32 (images, classes): what the program gives for the whole validation set."""
         return self._answers[0]
 
     @property
@@ -70,12 +70,12 @@ class Reference:
 
     @property
     def accuracy(self) -> float:
-        """Top-1 of fused.pt2 on the validation set."""
+        """Top-1 of the program on the validation set."""
         return float((self.logits.argmax(1) == self.labels).mean())
 
     @cached_property
     def exact(self) -> "tuple[np.ndarray, np.ndarray, float]":
-        """Some images; the logits that fused.pt2 gives for them in float64, with its weights rounded as the file stores
+        """Some images; the logits that the program gives for them in float64, with its weights rounded as the file stores
         them; and how far float32 is from that by itself, of the largest logit."""
         import numpy as np
         import torch
@@ -87,6 +87,16 @@ class Reference:
             double = _in_batches(copy.deepcopy(module).double(), images.double())
         return images.numpy(), double.numpy(), float((single - double).abs().max() / np.abs(double.numpy()).max())
 
+    def stored(self, precision: str) -> "tuple[np.ndarray, np.ndarray]":
+        """The same images, and the logits that the program gives for them in float32 where its numbers that are not
+        int8 are rounded to a precision."""
+        import torch
+
+        images = self._first_images()
+        with torch.inference_mode():
+            logits = _in_batches(programs.with_rounded_weights(self._module, precision), images)
+        return images.numpy(), logits.numpy()
+
     def outputs_by_layer(self, image: "np.ndarray", exact: bool) -> "dict[str, np.ndarray]":
         """What each layer should give for an image, by its name: in float32, with rounded weights where `exact`."""
         module = self.program.module(check_guards=False)
@@ -96,7 +106,7 @@ class Reference:
 
     @cached_property
     def loss_in_half(self) -> float:
-        """How far the logits of fused.pt2 move, of the largest, when torch computes it in half precision."""
+        """How far the logits of the program move, of the largest, when torch computes it in half precision."""
         import torch
 
         module = copy.deepcopy(self._module).half()
@@ -107,9 +117,7 @@ class Reference:
 
     @cached_property
     def _module(self) -> Any:
-        import torch
-
-        return checkpoints.as_module(torch.export.load(self.fused))
+        return checkpoints.as_module(pytorch.read(self.source)[0])
 
     @cached_property
     def _answers(self) -> "tuple[np.ndarray, np.ndarray]":

@@ -16,22 +16,22 @@ from pipeline.manifest import read_json
 
 _WIDTH = 110
 _NONE = "-"
-_LEFT = ("model", "target", "status", "stands in for", "layer", "operation")
+_LEFT = ("model", "target", "status", "beside", "stands in for", "layer", "operation")
 _LEGEND = (
     "`branched` is the network as it was trained, `fused` the same network with its branches folded into "
-    "single convolutions, `file` the exported fused network that a device runs. % is top-1 accuracy on the "
-    "validation images, ms the median of one inference. `speed-up` is how many times as fast `fused` is as "
-    "`branched`, both exported alike, with its 95% interval."
+    "single convolutions, `file` what a device runs: the fused network, exported, or in int8 the quantized one. % is "
+    "top-1 accuracy on the validation images, ms the median of one inference. `speed-up` is how many times as fast "
+    "`file` is as the network `beside` it, exported for the same runtime, with its 95% interval."
 )
 _DEAREST = 10
 _PROFILE = (
-    "The operations of `fused` that take the longest, at most {count} of each model and target, and their share of "
+    "The operations of `file` that take the longest, at most {count} of each model and target, and their share of "
     "the time of all operations. A runtime that is made to tell takes longer, and what lies between operations is in "
     "none of them: so their sum is not the time of an inference."
 )
 _REFERENCE = (
     "NOT the target's figures. Its runtime is not on this machine, so the same network, in {precision}, was "
-    "timed with {runtime} on this machine's CPU. They show what the fold gains on a CPU; a device can differ."
+    "timed with {runtime} on this machine's CPU. They show what is gained on a CPU; a device can differ."
 )
 
 
@@ -66,7 +66,7 @@ def _report(documents: list[dict[str, Any]], profiles: list[dict[str, Any]]) -> 
         parts += [
             f"## Reference: {runtime}, {precision}",
             _wrapped(_REFERENCE.format(runtime=runtime, precision=precision)),
-            _table(_without_single_threads([row for document in group for row in _reference_rows(document)])),
+            _table(_without_single_threads(_reference_rows(group))),
         ]
     if dear := [row for profile in profiles if profile["status"] == "ok" for row in _dearest(profile)]:
         parts += ["## Where the time goes", _wrapped(_PROFILE.format(count=_DEAREST)), _table(dear)]
@@ -83,24 +83,33 @@ def _rows(document: dict[str, Any]) -> list[dict[str, str]]:
             "target": document["target"],
             "status": "ok, busy" if run and run["conditions"]["busy"] else document["status"],
             "threads": str(run["threads"]) if run else _NONE,
-            "file MB": f"{document['forms']['fused']['size_bytes'] / 1e6:.2f}",
+            "file MB": f"{document['forms'][_shipped(document)]['size_bytes'] / 1e6:.2f}",
             **{f"{name} %": _percent(accuracy[name]) for name in ("branched", "fused", "file")},
-            "fused ms": _median(run, "fused"),
+            "file ms": _median(run, _shipped(document)),
             "speed-up": _speedup(run),
+            "beside": next(iter(list(document["forms"])[1:]), _NONE),
         }
         for run in document["runs"] or [None]
     ]
 
 
-def _reference_rows(document: dict[str, Any]) -> list[dict[str, str]]:
+def _shipped(document: dict[str, Any]) -> str:
+    """The form that ships: the first."""
+    return next(iter(document["forms"]))
+
+
+def _reference_rows(documents: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The rows of documents whose reference is of one runtime and precision, so that they ship one form."""
+    forms = dict.fromkeys(form for document in documents for form in reversed(document["forms"]))
     return [
         {
             "model": document["model"],
             "stands in for": document["target"],
             "threads": str(run["threads"]),
-            **{f"{form} ms": _median(run, form) for form in ("branched", "fused")},
+            **{f"{form} ms": _median(run, form) for form in forms},
             "speed-up": _speedup(run),
         }
+        for document in documents
         for run in document["reference"]["runs"]
     ]
 

@@ -75,9 +75,10 @@ def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argp
     )
     paths = [name for name, one in signature.parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
     for name in paths:
-        many = signature.parameters[name].annotation != Path
+        parameter = signature.parameters[name]
+        many, is_needed = parameter.annotation == list[Path], parameter.default is inspect.Parameter.empty
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=Path, required=True, nargs="+" if many else None, metavar="PATH")
+        parser.add_argument(flag, type=Path, required=is_needed, nargs="+" if many else None, metavar="PATH")
     parser.add_argument("--settings", metavar="JSON", help="this stage's settings; default: read from --config")
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--model", metavar="NAME", help="the model in config.yaml whose settings are meant")

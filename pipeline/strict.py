@@ -92,4 +92,5 @@ def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseMod
 
 
 def _choices(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    return list(_model_at(model, path[:-1]).model_fields[str(path[-1])].annotation.__args__)
+    kinds = get_args(_model_at(model, path[:-1]).model_fields[str(path[-1])].annotation)
+    return [choice for kind in kinds for choice in (get_args(kind) or [kind]) if isinstance(choice, str)]

@@ -8,6 +8,8 @@ for name, forms, models in dag.exports(CONFIG):
     folder = f"targets/{name}/{{model}}"
     files = [f"{folder}/{file}" for file in backends.file_names(target.backend, forms)]
     rule_of = "_".join([name, *forms])
+    int8 = {"quantized": "artifacts/{model}/quantized.pt2"} if "quantized" in forms else {}
+    quantized = " --quantized {input.quantized}" if int8 else ""
 
     rule:
         name:
@@ -16,6 +18,7 @@ for name, forms, models in dag.exports(CONFIG):
             checkpoint=weights,
             fused="artifacts/{model}/fused.pt2",
             verify="artifacts/{model}/verify.json",
+            **int8,
         output:
             [directory(file) if file.endswith(".mlpackage") else file for file in files],
             manifest=f"{folder}/manifest.json",
@@ -31,7 +34,7 @@ for name, forms, models in dag.exports(CONFIG):
             f"exporting {{wildcards.model}} for {name}"
         shell:
             "python -m pipeline.export --settings {params.settings:q} --checkpoint {input.checkpoint}"
-            " --fused {input.fused} --verify {input.verify} --manifest {output.manifest} > {log} 2>&1"
+            " --fused {input.fused} --verify {input.verify} --manifest {output.manifest}" + quantized + " > {log} 2>&1"
 
     rule:
         name:
@@ -42,6 +45,7 @@ for name, forms, models in dag.exports(CONFIG):
             fused="artifacts/{model}/fused.pt2",
             verify="artifacts/{model}/verify.json",
             split="artifacts/split.json",
+            **int8,
         output:
             f"{folder}/check.json",
         log:
@@ -55,7 +59,8 @@ for name, forms, models in dag.exports(CONFIG):
             f"checking the {name} files of {{wildcards.model}}"
         shell:
             "python -m pipeline.check --settings {params.settings:q} --manifest {input.manifest} --files {input.files}"
-            " --fused {input.fused} --verify {input.verify} --split {input.split} --output {output} > {log} 2>&1"
+            " --fused {input.fused} --verify {input.verify} --split {input.split} --output {output}"
+            + quantized + " > {log} 2>&1"
 
     rule:
         name:
@@ -66,6 +71,7 @@ for name, forms, models in dag.exports(CONFIG):
             check=f"{folder}/check.json",
             fused="artifacts/{model}/fused.pt2",
             checkpoint=weights,
+            **int8,
         output:
             bench=f"{folder}/bench.json",
             profile=f"{folder}/profile.json",
@@ -85,4 +91,4 @@ for name, forms, models in dag.exports(CONFIG):
         shell:
             "python -m pipeline.bench --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
             " --files {input.files} --fused {input.fused} --checkpoint {input.checkpoint}"
-            " --output {output.bench} --profile {output.profile} > {log} 2>&1"
+            " --output {output.bench} --profile {output.profile}" + quantized + " > {log} 2>&1"

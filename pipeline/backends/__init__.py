@@ -13,6 +13,8 @@ A backend has
 
 where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes). And, where it can,
 
+    FLOAT_BESIDE_INT8                                       ``fp16`` where the numbers of an int8 file that are not int8
+                                                            are stored and computed so; default: ``fp32``
     inspect(files, facts, spec)                             raises where what the files say of themselves is not what
                                                             the manifest does
     open_exact_session(file, threads) -> session            the same weights, as they are stored, in float32 arithmetic

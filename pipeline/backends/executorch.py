@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backends import executorch_runtime, pte
 from pipeline.backends.half import half
+from pipeline.backends.means import keep_dimensions
 from pipeline.backends.noise import quiet
 from pipeline.backends.pairs import fold_pairs
 from pipeline.errors import StageError, first_line
@@ -39,7 +40,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     Raises:
         StageError: ExecuTorch cannot lower an operation.
     """
-    lowered = fold_pairs(half(program) if spec.precision == "fp16" else program)
+    lowered = keep_dimensions(fold_pairs(half(program) if spec.precision == "fp16" else program))
     with quiet():
         import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -72,7 +73,8 @@ def census(file: Path) -> dict[str, int]:
     ``convolution`` counts every convolution node. A batch norm that follows a convolution is folded
     into it when the file is made, and XNNPACK runs any other as a depthwise convolution, so
     ``batch_norm`` counts only what is left to ExecuTorch's own kernels. ``join`` counts XNNPACK's additions of
-    two values that it computed: a branch that was not folded ends in one.
+    two values that it computed: a branch that was not folded ends in one. ``int8`` counts the convolutions and products
+    that XNNPACK computes on int8.
 
     Raises:
         InputError: the file is not a whole ExecuTorch program.
@@ -85,6 +87,7 @@ def census(file: Path) -> dict[str, int]:
         ),
         "batch_norm": sum(count for name, count in operations.items() if "batch_norm" in name),
         "join": found.joins,
+        "int8": found.int8,
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }

@@ -115,10 +115,11 @@ def check(file: Path) -> "onnx.ModelProto":
 
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of an ONNX file by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``total``.
+    """Operations of an ONNX file by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``int8``, ``total``.
 
     torch's exporter folds a batch norm that follows a convolution; any other stays. ``join`` counts additions of
-    two values that depend on the input: a branch that was not folded ends in one.
+    two values that depend on the input: a branch that was not folded ends in one. ``int8`` counts the
+    convolutions and linear layers between DequantizeLinear and QuantizeLinear, whose weights are int8 too.
 
     Raises:
         InputError: the file is not a valid ONNX model.
@@ -129,6 +130,7 @@ def census(file: Path) -> dict[str, int]:
         "convolution": sum(count for name, count in operations.items() if name.startswith("Conv")),
         "batch_norm": operations["BatchNormalization"],
         "join": _joins(graph.node, [one.name for one in graph.input]),
+        "int8": _int8(graph),
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
@@ -330,6 +332,36 @@ def _joins(nodes: "Sequence[onnx.NodeProto]", inputs: Sequence[str]) -> int:
         if depending:
             computed.update(node.output)
     return joins
+
+
+def _int8(graph: "onnx.GraphProto") -> int:
+    """How many layers compute on int8: both operands come from it, and the result, or what an activation makes of it,
+    goes to it."""
+    from onnx import TensorProto
+
+    made_by = {name: node for node in graph.node for name in node.output}
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+
+    def is_from_int8(name: str) -> bool:
+        made = made_by.get(name)
+        if made is None or made.op_type != "DequantizeLinear":
+            return False
+        source = made.input[0]
+        quantized = made_by.get(source)
+        return types.get(source) == TensorProto.INT8 or (quantized is not None and quantized.op_type == "QuantizeLinear")
+
+    def goes_to_int8(name: str, steps: int = 1) -> bool:
+        return any(
+            user.op_type == "QuantizeLinear" or (steps and goes_to_int8(user.output[0], steps - 1))
+            for user in users.get(name, ())
+        )
+
+    layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    return sum(all(map(is_from_int8, node.input[:2])) and goes_to_int8(node.output[0]) for node in layers)
 
 
 def _strip(model: "onnx.ModelProto") -> None:

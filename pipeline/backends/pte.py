@@ -21,6 +21,13 @@ _MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
 _KERNEL_CALL, _DELEGATE_CALL, _TENSOR = 1, 2, 5
 _QUANTIZED_TENSOR = 2
 _EXTERNAL_INPUT = 1
+_INT8 = {3, 6}  # with one scale, and with one for each channel
+_LAYERS = {  # where a node's table has its input, filter and output
+    "XNNConv2d": (15, 16, 18),
+    "XNNDepthwiseConv2d": (15, 16, 18),
+    "XNNConvTranspose2d": (15, 16, 18),
+    "XNNFullyConnected": (0, 1, 3),
+}
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,14 @@ class Contents:
         delegates: calls of a delegate, by its name.
         nodes: nodes of the XNNPACK graphs, by kind, e.g. ``XNNConv2d``.
         joins: how many of those nodes add two values that XNNPACK computed.
+        int8: how many of those nodes are convolutions or products that read int8 and weights of int8, and give int8.
     """
 
     kernels: Counter[str]
     delegates: Counter[str]
     nodes: Counter[str]
     joins: int
+    int8: int
 
 
 def read_whole(file: Path) -> bytes:
@@ -102,7 +111,7 @@ def _contents(data: bytes) -> Contents:
     base = struct.unpack_from("<Q", data, 24)[0] if data[8:12] == _EXTENDED else 0
     segments = [base + flatbuffer.scalar(data, segment, 0, "<Q") for segment in flatbuffer.tables(data, program, 4)]
     inline = [_child(data, blob, 0) + 4 for blob in flatbuffer.tables(data, program, 3)]
-    kernels, delegates, nodes, joins = Counter(), Counter(), Counter(), 0
+    kernels, delegates, nodes, joins, int8 = Counter(), Counter(), Counter(), 0, 0
     for plan in flatbuffer.tables(data, program, 1):
         operators = [_operator(data, table) for table in flatbuffer.tables(data, plan, 6)]
         backends = list(flatbuffer.tables(data, plan, 7))
@@ -122,7 +131,8 @@ def _contents(data: bytes) -> Contents:
                         found = list(_xnnpack_nodes(data, graph))
                         nodes.update(kind for kind, _ in found)
                         joins += _joins(data, graph, [node for kind, node in found if kind == "XNNAdd"])
-    return Contents(kernels, delegates, nodes, joins)
+                        int8 += _int8(data, graph, found)
+    return Contents(kernels, delegates, nodes, joins, int8)
 
 
 def _xnnpack_graph(data: bytes, at: int) -> int:
@@ -141,15 +151,32 @@ def _xnnpack_nodes(data: bytes, graph: int) -> Iterator[tuple[str, int]]:
 def _joins(data: bytes, graph: int, additions: list[int]) -> int:
     """How many additions have two inputs that the graph itself computed: neither a constant nor from outside."""
     given = set()
-    for value in flatbuffer.tables(data, graph, 2):
-        tensor = _child(data, value, 1)
-        if flatbuffer.scalar(data, value, 0, "<B") == _QUANTIZED_TENSOR:
-            tensor = _child(data, tensor, 0)
+    for tensor in _xnnpack_tensors(data, graph):
         place_among_constants, flags = (flatbuffer.scalar(data, tensor, slot, "<I") for slot in (3, 5))
         if place_among_constants or flags & _EXTERNAL_INPUT:
             given.add(flatbuffer.scalar(data, tensor, 6, "<I"))
     inputs = [{flatbuffer.scalar(data, node, slot, "<I") for slot in (0, 1)} for node in additions]
     return sum(not pair & given for pair in inputs)
+
+
+def _int8(data: bytes, graph: int, nodes: list[tuple[str, int]]) -> int:
+    """How many convolutions and products have an input, a filter and an output of int8."""
+    types = {
+        flatbuffer.scalar(data, tensor, 6, "<I"): flatbuffer.scalar(data, tensor, 0, "<h")
+        for tensor in _xnnpack_tensors(data, graph)
+    }
+    return sum(
+        {types[flatbuffer.scalar(data, node, slot, "<I")] for slot in _LAYERS[kind]} <= _INT8
+        for kind, node in nodes
+        if kind in _LAYERS
+    )
+
+
+def _xnnpack_tensors(data: bytes, graph: int) -> Iterator[int]:
+    """The table of each value, which says its type and its number."""
+    for value in flatbuffer.tables(data, graph, 2):
+        tensor = _child(data, value, 1)
+        yield _child(data, tensor, 0) if flatbuffer.scalar(data, value, 0, "<B") == _QUANTIZED_TENSOR else tensor
 
 
 def _xnnpack_kinds() -> list[str]:

@@ -51,9 +51,10 @@ def read(file: Path) -> "tuple[torch.export.ExportedProgram, dict[str, Any]]":
 
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of a program by type; ``convolution``, ``batch_norm``, ``join``, ``total``.
+    """Operations of a program by type; ``convolution``, ``batch_norm``, ``join``, ``int8``, ``total``.
 
-    ``join`` counts additions of two values that depend on the input.
+    ``join`` counts additions of two values that depend on the input; ``int8`` the convolutions and linear layers that
+    read int8 and weights of int8, and whose result, an activation after it or not, is made int8 again.
 
     Raises:
         InputError: as for `read`.
@@ -76,6 +77,7 @@ def count(program: "torch.export.ExportedProgram") -> dict[str, int]:
         "convolution": sum(number for name, number in operations.items() if name.startswith("aten.conv")),
         "batch_norm": sum(number for name, number in operations.items() if "batch_norm" in name),
         "join": _joins(program.graph),
+        "int8": sum(map(_is_int8, program.graph.nodes)),
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
@@ -162,6 +164,14 @@ def _joins(graph: "torch.fx.Graph") -> int:
         if depending:
             computed.add(node)
     return joins
+
+
+def _is_int8(node: "torch.fx.Node") -> bool:
+    if not str(node.target).startswith(("aten.conv", "aten.linear")):
+        return False
+    read = [str(one.target) for one in node.args[:2]]
+    after = [*node.users, *(user for one in node.users for user in one.users)]
+    return all("dequantize_per" in one for one in read) and any(".quantize_per" in str(one.target) for one in after)
 
 
 def _session(file: Path, threads: int, exact: bool) -> "Callable[[np.ndarray], np.ndarray]":

@@ -36,6 +36,7 @@ FILES: tuple[str, ...] = ("{form}.mlpackage",)
 EXTRAS: tuple[str, ...] = ()
 PACKAGES: tuple[str, ...] = ("torch", "coremltools")
 _IS_MAC = platform.system() == "Darwin"
+FLOAT_BESIDE_INT8 = "fp16"  # the Neural Engine computes in no float32, and not in int8 alone
 CHECKED_BY = "Core ML" if _IS_MAC else "evaluator of ML programs"
 
 

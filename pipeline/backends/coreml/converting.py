@@ -62,7 +62,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         if options["class_labels"]:
             labels = coremltools.ClassifierConfig(list(spec.preprocessing.classes), predicted_feature_name=LABEL)
             output = PROBABILITIES
-        precision = coremltools.precision.FLOAT16 if spec.precision == "fp16" else coremltools.precision.FLOAT32
+        precision = coremltools.precision.FLOAT32 if spec.precision == "fp32" else coremltools.precision.FLOAT16
         try:
             model = coremltools.convert(
                 _without_aliases(network.run_decompositions({})),

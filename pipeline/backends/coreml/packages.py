@@ -36,10 +36,12 @@ class Package:
 
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of a package by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``total``.
+    """Operations of a package by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``int8``,
+    ``total``.
 
     coremltools folds a batch norm that follows a convolution; any other stays. ``join`` counts additions of two
-    values that depend on the input: a branch that was not folded ends in one.
+    values that depend on the input: a branch that was not folded ends in one. ``int8`` counts the
+    convolutions and linear layers between dequantize and quantize, whose weights are stored as int8.
 
     Raises:
         InputError: the file is not an ML program.
@@ -61,6 +63,7 @@ def census(file: Path) -> dict[str, int]:
         "convolution": operations["conv"] + operations["conv_transpose"],
         "batch_norm": operations["batch_norm"],
         "join": _joins(found, inputs),
+        "int8": _int8(found),
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
@@ -154,12 +157,42 @@ def _operations(block: Any) -> Iterator[Any]:
             yield from _operations(nested)
 
 
+def _int8(operations: list[Any]) -> int:
+    """How many layers compute on int8: input and weights come from it, and the result, or what an activation makes of
+    it, goes to it."""
+    made_by = {output.name: operation for operation in operations for output in operation.outputs}
+    users: dict[str, list[Any]] = {}
+    for operation in operations:
+        for name in _operands(operation):
+            users.setdefault(name, []).append(operation)
+
+    def is_from(kinds: tuple[str, ...], bound: Any) -> bool:
+        return all(one.name in made_by and made_by[one.name].type in kinds for one in bound.arguments)
+
+    def goes_to_int8(name: str, steps: int = 1) -> bool:
+        return any(
+            user.type == "quantize" or (steps and goes_to_int8(user.outputs[0].name, steps - 1))
+            for user in users.get(name, ())
+        )
+
+    return sum(
+        operation.type in ("conv", "conv_transpose", "linear")
+        and is_from(("dequantize",), operation.inputs["x"])
+        and is_from(("constexpr_affine_dequantize", "constexpr_blockwise_shift_scale"), operation.inputs["weight"])
+        and goes_to_int8(operation.outputs[0].name)
+        for operation in operations
+    )
+
+
+def _operands(operation: Any) -> list[str]:
+    return [one.name for bound in operation.inputs.values() for one in bound.arguments]
+
+
 def _joins(operations: list[Any], inputs: list[str]) -> int:
     """How many additions have two operands that depend on the input; operations are in order of execution."""
     computed, joins = set(inputs), 0
     for operation in operations:
-        operands = [one.name for bound in operation.inputs.values() for one in bound.arguments]
-        depending = [name for name in operands if name in computed]
+        depending = [name for name in _operands(operation) if name in computed]
         joins += operation.type == "add" and len(depending) > 1
         if depending:
             computed.update(output.name for output in operation.outputs)
