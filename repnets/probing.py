@@ -1,22 +1,28 @@
-"""What int8 would do to each layer of a fused network by itself: to its weight, to its input, and to the logits.
+"""What int8 does to each layer of a fused network by itself: to its weight, its input, and through them to the logits.
 
 Values are rounded as symmetric int8 holds them, q * scale with q from -127 to 127: a scale for each output channel of a
 weight, and one for the whole of an activation (arXiv 1806.08342).
+
+The layers are not tried one after the other. To the first order, an error of a layer's output reaches the logits as
+its product with their gradient; and the gradient of the logits summed with random signs gives, squared and averaged,
+the sum of the squares of the errors of all logits. So one pass forwards and a few backwards tell of all layers.
 """
 
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from repnets.errors import RepnetsError
 from repnets.graphs import LAYERS
 from repnets.layers import CONV_MODULES, BorderConv, PooledLinear
+from repnets.quantization.simulation import LIMIT
 
-LIMIT = 127
+_DRAWS = 4  # of random signs
 _SEED = 0
-_DRAWS = 4  # of random signs, by which the logits of an image are summed
-_INNER = {BorderConv: "conv", PooledLinear: "linear"}  # the layer that holds the weight
+_HOLDERS = {BorderConv: "conv", PooledLinear: "linear"}  # where such a layer has its weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,163 +30,166 @@ class Layer:
     """A convolution or linear layer of a fused network.
 
     Attributes:
-        name: Qualified name of the module that holds its weight, in the fused network.
-        node: Its call, or one of them.
+        name: Qualified name of the module that holds its weight.
+        node: Its call.
         weight: (out, in // groups, *kernel size).
-        channel_axis: Of its input: 1, or -1 for a linear layer.
-        call: Computes it, with its bias, for an input and a weight.
+        axis: Of the channels of its input and output: 1, or -1 for a linear layer.
+        call: Its output for an input and a weight.
     """
 
     name: str
     node: fx.Node
     weight: Tensor
-    channel_axis: int
+    axis: int
     call: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
-class Seen:
-    """What was measured of a layer.
+class Probe:
+    """What was measured of a layer; powers are sums of squares over all images.
 
     Attributes:
-        largest: Of the absolute values of its input, for each channel, (in,).
-        input_power: Sum of the squares of its input.
-        input_noise: Of what rounding takes off it.
-        output_noise: Sum of squares of what rounding adds to its output: of the weight, and of the input.
-        output_power: Of the output's differences from the mean of their channel.
-        logit_noise: Sum of squares of what that adds to the logits, to the first order: of the weight, of the input
-            and of both.
+        largest: Largest absolute value of each channel of its input, (in,).
+        input_power: Of its input.
+        input_noise: Of what rounding changes of that.
+        from_weight: Of what rounding its weight adds to the logits.
+        from_input: Of what rounding its input adds to them.
+        from_both: Of what both add, which may be less than their sum.
+        by_channel: `from_weight` if each output channel alone were rounded, float64 (out,).
     """
 
     largest: Tensor
+    by_channel: Tensor
     input_power: float = 0.0
     input_noise: float = 0.0
-    output_power: float = 0.0
-    output_noise: dict[str, float] = field(default_factory=lambda: {"weight": 0.0, "input": 0.0})
-    logit_noise: dict[str, float] = field(default_factory=lambda: {"weight": 0.0, "input": 0.0, "both": 0.0})
+    from_weight: float = 0.0
+    from_input: float = 0.0
+    from_both: float = 0.0
 
 
 def rounded(x: Tensor, largest: Tensor) -> Tensor:
-    """A tensor as int8 holds it, where `largest` is what 127 stands for; it broadcasts."""
-    step = largest.clamp_min(torch.finfo(x.dtype).tiny * LIMIT) / LIMIT
+    """A tensor as int8 holds it, where `largest`, which broadcasts, is what 127 stands for."""
+    step = (largest / LIMIT).clamp_min(torch.finfo(x.dtype).tiny)
     return (x / step).round().clamp(-LIMIT, LIMIT) * step
 
 
-def rounded_weight(weight: Tensor, per_channel: bool = True) -> Tensor:
-    """A weight as int8 holds it, with a scale for each output channel or one for all."""
+def rounded_weight(weight: Tensor, *, per_tensor: bool = False) -> Tensor:
+    """A weight as int8 holds it, with a scale for each output channel, or one for all of them."""
     size = weight.abs()
-    return rounded(weight, size.amax(tuple(range(1, weight.dim())), keepdim=True) if per_channel else size.max())
+    return rounded(weight, size.max() if per_tensor else size.amax(tuple(range(1, weight.dim())), keepdim=True))
 
 
 def layers_of(module: fx.GraphModule) -> list[Layer]:
-    """The convolutions and linear layers of a fused network, in the order of the graph, each once."""
-    found: dict[str, Layer] = {}
-    for node in module.graph.nodes:
-        layer = _layer(module, node)
-        if layer is not None:
-            found.setdefault(layer.name, layer)
-    return list(found.values())
+    """The calls of convolutions and linear layers of a fused network, in order; those of a shared one have one name."""
+    return [layer for node in module.graph.nodes if (layer := _layer(module, node)) is not None]
 
 
-def measure(module: fx.GraphModule, layers: Sequence[Layer], batches: Sequence[Tensor]) -> tuple[dict[str, Seen], float]:
+def probe(module: fx.GraphModule, layers: Sequence[Layer], batches: Sequence[Tensor]) -> tuple[dict[str, Probe], float]:
     """Run images through a fused network, and see what int8 would do to each layer while all others stay float.
-
-    What reaches the logits is taken to the first order: the error of a layer's output times the gradient of the logits,
-    summed with random signs, which on average gives the sum of the squares of all their errors.
 
     Args:
         module: The network; it is not changed.
-        layers: Of `layers_of`.
-        batches: Of images, (N, C, *spatial).
+        layers: From `layers_of`.
+        batches: Images, each (N, C, *spatial).
 
     Returns:
-        What was seen of each layer, by name; and the variance of the logits over images and classes, times their number.
+        What was measured of each layer, by name; and the power of the logits, as differences from their mean.
+
+    Raises:
+        RepnetsError: There is no image, nothing that the network gives depends smoothly on its input, or its logits
+            are not finite, or all the same.
     """
-    by_node = {
-        node: layer for layer in layers for node in module.graph.nodes if (one := _layer(module, node)) is not None
-        and one.name == layer.name
-    }
-    seen: dict[str, Seen] = {}
+    if not sum(map(len, batches)):
+        raise RepnetsError("no image was given")
+    by_node = {layer.node: layer for layer in layers}
+    found: dict[str, Probe] = {}
     with torch.no_grad():
         for images in batches:
-            for node, x, _ in _calls(module, images, by_node)[0]:
-                size = x.abs().transpose(0, by_node[node].channel_axis).flatten(1).amax(1)
-                old = seen.setdefault(by_node[node].name, Seen(size))
-                old.largest = torch.maximum(old.largest, size)
-    generator = torch.Generator().manual_seed(_SEED)
+            for layer, x, _ in _run(module, images, by_node)[0]:
+                largest = x.abs().transpose(0, layer.axis).flatten(1).amax(1)
+                one = found.setdefault(layer.name, Probe(largest, torch.zeros(len(layer.weight), dtype=torch.float64)))
+                one.largest = torch.maximum(one.largest, largest)
     weights = {layer.name: rounded_weight(layer.weight.detach()) for layer in layers}
+    generator = torch.Generator().manual_seed(_SEED)
     logits = []
     for images in batches:
-        calls, output = _calls(module, images.clone().requires_grad_(), by_node)
-        logits.append(output.detach())
-        gradients = []
-        for draw in range(_DRAWS):
-            signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1
-            gradients.append(torch.autograd.grad((output * signs).sum(), [y for *_, y in calls], retain_graph=draw < _DRAWS - 1))
+        calls, output = _run(module, images.detach().clone().requires_grad_(), by_node)
+        logits.append(output.detach().double())
+        gradients = _gradients(output, [y for _, _, y in calls], generator)
         with torch.no_grad():
-            for place, (node, x, y) in enumerate(calls):
-                layer = by_node[node]
-                one = seen[layer.name]
-                x_rounded = rounded(x, one.largest.max())
-                off = {"weight": layer.call(x, weights[layer.name]) - y, "input": layer.call(x_rounded, layer.weight) - y}
-                one.input_power += float(x.square().sum())
-                one.input_noise += float((x_rounded - x).square().sum())
-                axis = 1 if layer.channel_axis == 1 else y.dim() - 1
-                others = [dim for dim in range(y.dim()) if dim != axis]
-                one.output_power += float((y - y.mean(others, keepdim=True)).square().sum())
-                for name, error in off.items():
-                    one.output_noise[name] += float(error.square().sum())
-                for draws in gradients:
-                    parts = {name: (draws[place] * error).flatten(1).sum(1) for name, error in off.items()}
-                    parts["both"] = parts["weight"] + parts["input"]
-                    for name, part in parts.items():
-                        one.logit_noise[name] += float(part.square().sum()) / _DRAWS
+            for place, (layer, x, y) in enumerate(calls):
+                _add(found[layer.name], layer, weights[layer.name], x, y, [draw[place] for draw in gradients])
     together = torch.cat(logits)
-    return seen, float(together.var(correction=0)) * together.numel()
+    power = float((together - together.mean()).square().sum())
+    if not 0 < power < float("inf"):
+        raise RepnetsError(f"the logits are {'all the same' if power == 0 else 'not finite'}")
+    return found, power
 
 
-def _calls(
-    module: fx.GraphModule, images: Tensor, watched: Container[fx.Node]
-) -> tuple[list[tuple[fx.Node, Tensor, Tensor]], Tensor]:
-    """Run the graph; gives the watched nodes, each with its input and its output, and the graph's output."""
+def _gradients(output: Tensor, values: list[Tensor], generator: torch.Generator) -> list[tuple[Tensor, ...]]:
+    """Of the logits, summed with random signs, by the values: several draws."""
+    signs = [torch.randint(0, 2, output.shape, generator=generator) * 2 - 1 for _ in range(_DRAWS)]
+    return [
+        torch.autograd.grad((output * one).sum(), values, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for one in signs
+    ]
+
+
+def _add(one: Probe, layer: Layer, weight: Tensor, x: Tensor, y: Tensor, gradients: list[Tensor]) -> None:
+    noise = rounded(x, one.largest.max()) - x
+    one.input_power += _power(x)
+    one.input_noise += _power(noise)
+    by_weight, by_input = layer.call(x, weight) - y, layer.call(x + noise, layer.weight) - y
+    for gradient in gradients:
+        weighted = (gradient * by_weight).movedim(layer.axis, 1).flatten(2) if y.dim() > 2 else (gradient * by_weight)
+        channels = weighted.sum(2) if weighted.dim() > 2 else weighted
+        from_weight, from_input = channels.sum(1), (gradient * by_input).flatten(1).sum(1)
+        one.by_channel += channels.double().square().sum(0) / len(gradients)
+        one.from_weight += _power(from_weight) / len(gradients)
+        one.from_input += _power(from_input) / len(gradients)
+        one.from_both += _power(from_weight + from_input) / len(gradients)
+
+
+def _power(x: Tensor) -> float:
+    return float(x.double().square().sum())
+
+
+def _run(
+    module: fx.GraphModule, images: Tensor, layers: Mapping[fx.Node, Layer]
+) -> tuple[list[tuple[Layer, Tensor, Tensor]], Tensor]:
+    """Each layer with its input and its output; and all outputs of the network as one tensor (N, logits)."""
     interpreter = fx.Interpreter(module)
     interpreter.args_iter = iter([images])
-    found = []
+    calls = []
     for node in module.graph.nodes:
         value = interpreter.env[node] = interpreter.run_node(node)
-        if node in watched:
-            found.append((node, interpreter.env[node.args[0]].detach(), value))
-    return found, value
+        if node in layers:
+            calls.append((layers[node], interpreter.env[node.args[0]].detach(), value))
+    outputs = [one for one in pytree.tree_leaves(value) if isinstance(one, Tensor) and one.is_floating_point()]
+    if not outputs or (images.requires_grad and not any(one.requires_grad for one in outputs)):
+        raise RepnetsError("nothing that the network gives depends smoothly on its input")
+    return calls, torch.cat([one.flatten(1) for one in outputs], 1)
 
 
 def _layer(module: fx.GraphModule, node: fx.Node) -> Layer | None:
     if node.op == "call_function" and node.target in LAYERS and node.args[1].op == "get_attr":
-        name = node.args[1].target
-        owner, _, last = name.rpartition(".")
-        weight = getattr(module.get_submodule(owner), last)
-        rest = [_value(module, one) for one in node.args[2:]]
+        name, rest = str(node.args[1].target), [_value(module, one) for one in node.args[2:]]
         axis = -1 if node.target is torch.ops.aten.linear.default else 1
-        return Layer(owner or name, node, weight, axis, lambda x, w: node.target(x, w, *rest))
-    if node.op != "call_module":
+        owner = name.rpartition(".")[0] or name
+        return Layer(owner, node, _value(module, node.args[1]), axis, lambda x, w: node.target(x, w, *rest))
+    outer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    holder = _HOLDERS.get(type(outer))
+    inner = getattr(outer, holder) if holder else outer
+    if not isinstance(inner, (*CONV_MODULES.values(), nn.Linear)):
         return None
-    outer = module.get_submodule(node.target)
-    inner = _INNER.get(type(outer), "")
-    holder = outer.get_submodule(inner)
-    if not isinstance(holder, (*CONV_MODULES.values(), nn.Linear)):
-        return None
-    key = f"{inner}.weight" if inner else "weight"
-    axis = -1 if type(outer) is nn.Linear else 1
-    return Layer(
-        f"{node.target}.{inner}".strip("."),
-        node,
-        holder.weight,
-        axis,
-        lambda x, w: torch.func.functional_call(outer, {key: w}, (x,)),
-    )
+    path, key = (f"{node.target}.{holder}", f"{holder}.weight") if holder else (str(node.target), "weight")
+    axis = -1 if outer is inner and isinstance(inner, nn.Linear) else 1
+    return Layer(path, node, inner.weight, axis, lambda x, w: torch.func.functional_call(outer, {key: w}, (x,)))
 
 
 def _value(module: fx.GraphModule, one: object) -> object:
-    if isinstance(one, fx.Node):
-        owner, _, last = one.target.rpartition(".")
-        return getattr(module.get_submodule(owner), last)
-    return one
+    """What an argument of a call is: a parameter or buffer of the module, or itself."""
+    if not isinstance(one, fx.Node):
+        return one
+    owner, _, last = str(one.target).rpartition(".")
+    return getattr(module.get_submodule(owner), last)
