@@ -15,8 +15,7 @@ _QAREPVGG = (
     "networks qarepvgg_a0 and qarepvgg_b0)."
 )
 _EQUALIZE = (
-    "The stage `quantize` equalizes the layers around it where the graph allows it, and keeps it in float if that is "
-    "not enough."
+    "The stage `quantize` equalizes layers where the graph allows it, and keeps in float what still loses too much."
 )
 _REVIVE = (
     "If the statistics are not those of its data, estimate them anew (`recalibrate_bn`). If they are, the channel is "

@@ -172,8 +172,11 @@ def forecast(model: nn.Module, result: FuseResult, batches: Iterable[Tensor] | N
         found, power = probe(result.module, layers, batches)
     except RepnetsError as error:
         reason = str(error)
-    by_name = {layer.name: layer for layer in layers}
-    makers = {name: tuple(dict.fromkeys(_makers(layer.node, layers))) for name, layer in by_name.items()}
+    by_name: dict[str, Layer] = {}
+    makers: dict[str, tuple[str, ...]] = {}
+    for layer in layers:
+        by_name.setdefault(layer.name, layer)
+        makers[layer.name] = tuple(dict.fromkeys((*makers.get(layer.name, ()), *_makers(layer.node, layers))))
     rows = tuple(
         LayerForecast(
             name=name,
