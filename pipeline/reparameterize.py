@@ -6,7 +6,8 @@ what was folded into which layer, what was not, and why. The program carries its
 checkpoint that it was made from.
 
 Batch norms whose statistics are out of the ordinary are warned about, and listed in fuse.json under
-`bn_health`; the network is fused all the same.
+`bn_health`; the network is fused all the same. So are layers that will hurt in int8, under `forecast`: what
+rounding each layer does to the logits of some training images, and what makes it so (docs/int8-forecast.md).
 """
 
 import json
@@ -14,21 +15,31 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import checkpoints, stage, store
+from pipeline import checkpoints, data, stage, store
 from pipeline.config import NoSettings
-from pipeline.manifest import read_json, write_json
+from pipeline.manifest import Preprocessing, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from repnets.report import FuseReport
 
 _SHOWN = 4
+_IMAGES = 128  # for the forecast; fewer where the network is so large that they would take minutes
+_FEWEST = 16
+_MACS = 4e11
+_BATCH = 32
 
 
-def run(settings: NoSettings, *, checkpoint: Path, fused: Path, report: Path) -> None:
+def run(settings: NoSettings, *, checkpoint: Path, split: Path, fused: Path, report: Path) -> None:
     """Fuse one network.
 
     Args:
         settings: none.
         checkpoint: of the branched network.
+        split: artifacts/split.json; the forecast is taken from images of its train part.
         fused: where the program goes, a .pt2 file.
         report: where fuse.json goes.
 
@@ -38,19 +49,21 @@ def run(settings: NoSettings, *, checkpoint: Path, fused: Path, report: Path) ->
     store.cached(
         "reparameterize",
         settings=settings.model_dump(mode="json"),
-        inputs={"checkpoint": checkpoint},
+        inputs={"checkpoint": checkpoint, "split": split},
         outputs={"fused": fused, "report": report},
         code=("pipeline.reparameterize", *checkpoints.code_modules(checkpoint)),
-        packages=("torch",),
-        build=lambda places, _: _fuse(checkpoint, places),
+        packages=("torch", "torchvision", "scikit-learn", "pillow"),
+        build=lambda places, _: _fuse(checkpoint, split, places),
     )
-    for line in _warnings(read_json(report)["bn_health"]):
+    written = read_json(report)
+    for line in (*_of_health(written["bn_health"]), *_of_forecast(written["forecast"])):
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def _fuse(checkpoint: Path, places: dict[str, Path]) -> None:
+def _fuse(checkpoint: Path, split: Path, places: dict[str, Path]) -> None:
     import torch
 
+    from repnets.forecasting import forecast
     from repnets.fusion import capture, fuse
     from repnets.health import bn_health
 
@@ -69,17 +82,36 @@ def _fuse(checkpoint: Path, places: dict[str, Path]) -> None:
         capture(result.module, example), places["fused"], extra_files={"lineage.json": json.dumps(lineage)}
     )
     health = [asdict(finding) for finding in bn_health(model)]
-    write_json(places["report"], {"lineage": lineage, "bn_health": health, **result.report.to_dict()})
+    images = _images(split, Preprocessing.from_dict(header["preprocessing"]), result.report)
+    told = forecast(model, result, images).to_dict()
+    write_json(places["report"], {"lineage": lineage, "bn_health": health, "forecast": told, **result.report.to_dict()})
     print(result.report)
 
 
-def _warnings(health: list[dict[str, Any]]) -> Iterator[str]:
+def _images(split: Path, preprocessing: Preprocessing, report: "FuseReport") -> "list[Tensor]":
+    """Images of the train part, the same ones for the same network, prepared as for inference."""
+    wanted = max(_FEWEST, min(_IMAGES, int(_MACS / max(report.after.macs, 1))))
+    sample = data.open_split(split).sample("train", wanted)
+    return [batch for batch, _ in sample.batches("train", preprocessing, _BATCH)]
+
+
+def _of_health(health: list[dict[str, Any]]) -> Iterator[str]:
     """A line for each finding of a kind, and after a few of them how many more there are."""
     for kind in dict.fromkeys(finding["kind"] for finding in health):
         messages = [finding["message"] for finding in health if finding["kind"] == kind]
         yield from messages[:_SHOWN]
         if len(messages) > _SHOWN:
             yield f"{len(messages) - _SHOWN} more batch norms with `{kind}` statistics: see bn_health in fuse.json."
+
+
+def _of_forecast(told: dict[str, Any]) -> Iterator[str]:
+    """A line for each of the worst layers, and how many more there are; or why nothing is known."""
+    if told["reason"]:
+        yield f"What int8 will do is not known: {told['reason']}. Of the weights there are figures in fuse.json."
+    risks = told["risks"]
+    yield from (risk["message"] for risk in risks[:_SHOWN])
+    if len(risks) > _SHOWN:
+        yield f"{len(risks) - _SHOWN} more layers will hurt in int8: see forecast in fuse.json."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from pipeline.manifest import read_json
 
 _WIDTH = 110
 _NONE = "-"
-_LEFT = ("model", "target", "status", "beside", "stands in for", "layer", "operation")
+_LEFT = ("model", "target", "status", "beside", "stands in for", "layer", "worst layer", "operation")
 _LEGEND = (
     "`branched` is the network as it was trained, `fused` the same network with its branches folded into "
     "single convolutions, `file` what a device runs: the fused network, exported, or in int8 the quantized one. % is "
@@ -29,24 +29,32 @@ _PROFILE = (
     "the time of all operations. A runtime that is made to tell takes longer, and what lies between operations is in "
     "none of them: so their sum is not the time of an inference."
 )
+_INT8 = (
+    "A forecast from training images, before anything is quantized: what int8 adds to the logits, as a share of their "
+    "standard deviation; `all` by all layers together, `worst` by the worst one alone, with the digits that its weight "
+    "and its input have in int8. A layer that adds more than 10 % will hurt. docs/int8-forecast.md tells more."
+)
 _REFERENCE = (
     "NOT the target's figures. Its runtime is not on this machine, so the same network, in {precision}, was "
     "timed with {runtime} on this machine's CPU. They show what is gained on a CPU; a device can differ."
 )
 
 
-def run(settings: NoSettings, *, benches: list[Path], profiles: list[Path], output: Path) -> None:
+def run(settings: NoSettings, *, benches: list[Path], profiles: list[Path], fuses: list[Path], output: Path) -> None:
     """Write the report.
 
     Args:
         settings: none.
         benches: targets/<target>/bench.json of every target.
         profiles: targets/<target>/<model>/profile.json of every target and model.
+        fuses: artifacts/<model>/fuse.json of every model.
         output: where report.md goes.
     """
     documents = [document for path in benches for document in read_json(path)["models"].values()]
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    fresh.write_text(_report(*(sorted(read, key=_model_and_target) for read in (documents, map(read_json, profiles)))))
+    measured, told = (sorted(read, key=_model_and_target) for read in (documents, map(read_json, profiles)))
+    forecasts = {path.parent.name: read_json(path)["forecast"] for path in sorted(fuses)}
+    fresh.write_text(_report(measured, told, forecasts))
     os.replace(fresh, output)
 
 
@@ -54,7 +62,9 @@ def _model_and_target(document: dict[str, Any]) -> tuple[str, str]:
     return document["model"], document["target"]
 
 
-def _report(documents: list[dict[str, Any]], profiles: list[dict[str, Any]]) -> str:
+def _report(
+    documents: list[dict[str, Any]], profiles: list[dict[str, Any]], forecasts: dict[str, dict[str, Any]]
+) -> str:
     rows = [row for document in documents for row in _rows(document)]
     parts = ["# What the fold gained", _wrapped(_LEGEND), _table(_without_single_threads(rows))]
     parts += _notes(documents)
@@ -70,6 +80,7 @@ def _report(documents: list[dict[str, Any]], profiles: list[dict[str, Any]]) -> 
         ]
     if dear := [row for profile in profiles if profile["status"] == "ok" for row in _dearest(profile)]:
         parts += ["## Where the time goes", _wrapped(_PROFILE.format(count=_DEAREST)), _table(dear)]
+    parts += _int8(forecasts)
     parts += ["## Conditions", _conditions(documents)]
     return "\n\n".join(parts) + "\n"
 
@@ -133,6 +144,41 @@ def _dearest(profile: dict[str, Any]) -> list[dict[str, str]]:
         }
         for one in layers.dearest(profile, _DEAREST)
     ]
+
+
+def _int8(forecasts: dict[str, dict[str, Any]]) -> list[str]:
+    """What int8 will do to each model, and what is to blame where it will hurt."""
+    rows, lines = [], []
+    for model, told in forecasts.items():
+        if told["reason"]:
+            lines.append(f"- {model}: not known, {told['reason']}.")
+            continue
+        worst = max(told["layers"], key=lambda layer: layer["logit_error"]["both"])
+        rows.append(
+            {
+                "model": model,
+                "all %": _share(told["logit_error"]),
+                "worst layer": worst["name"],
+                "worst %": _share(worst["logit_error"]["both"]),
+                "weight dB": _decibels(worst["weight"]["snr_db"]),
+                "input dB": _decibels(worst["input"]["snr_db"]),
+            }
+        )
+        lines += [f"- {model}: {risk['message']}" for risk in told["risks"]]
+    sound = [row["model"] for row in rows if not forecasts[row["model"]]["risks"]]
+    lines += [f"- {_listed(sound)}: no layer will hurt."] if sound else []
+    table = [_table(rows)] if rows else []
+    notes = ["\n".join(_wrapped(line, "  ") for line in lines)] if lines else []
+    return ["## What int8 will do", _wrapped(_INT8), *table, *notes]
+
+
+def _share(logit_error: float) -> str:
+    """Of the logits' standard deviation, of a mean square over their variance."""
+    return f"{logit_error**0.5 * 100:.1f}"
+
+
+def _decibels(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.0f}"
 
 
 def _median(run: dict[str, Any] | None, form: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from repnets.errors import RepnetsError
     from repnets.exporting import capture
+    from repnets.forecasting import Forecast, forecast
     from repnets.fusion import FuseResult, fuse
     from repnets.health import Finding, bn_health, recalibrated
     from repnets.networks import create_model, list_models
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Finding": "repnets.health",
+    "Forecast": "repnets.forecasting",
     "FuseReport": "repnets.report",
     "FuseResult": "repnets.fusion",
     "RepnetsError": "repnets.errors",
@@ -29,6 +31,7 @@ _HOMES = {
     "capture": "repnets.exporting",
     "create_model": "repnets.networks",
     "draw": "repnets.picture",
+    "forecast": "repnets.forecasting",
     "fuse": "repnets.fusion",
     "list_models": "repnets.networks",
     "recalibrated": "repnets.health",
@@ -36,6 +39,7 @@ _HOMES = {
 
 __all__ = [
     "Finding",
+    "Forecast",
     "FuseReport",
     "FuseResult",
     "RepnetsError",
@@ -43,6 +47,7 @@ __all__ = [
     "capture",
     "create_model",
     "draw",
+    "forecast",
     "fuse",
     "list_models",
     "recalibrated",

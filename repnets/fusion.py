@@ -35,6 +35,7 @@ from repnets.layers import layer_of
 from repnets.proof import region_error
 from repnets.regions import Refusal, Region, find_regions, refuse
 from repnets.report import FoldedRegion, FuseReport, Totals
+from repnets.summands import summands
 
 _TOLERANCE = 1e-10  # relative, float64; an exact fold is below 1e-14
 
@@ -280,6 +281,7 @@ def _free_sizes(graph: fx.Graph) -> tuple[int | None, ...]:
 
 def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tensor], shapes: Shapes) -> FoldedRegion:
     shape = convolutions.conv_shape(region.operator)
+    branches, identities = summands(region)
     constants = {node.target for folded in region.removed for node in folded.all_input_nodes if node.op == "get_attr"}
     return FoldedRegion(
         name=name,
@@ -287,6 +289,8 @@ def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tenso
         output=region.target.name,
         nodes=tuple(node.name for node in region.removed),
         paths=tuple(dict.fromkeys(module_path(node) for node in region.removed)),
+        branches=branches,
+        identities=identities,
         operations=len(calls(region.removed)),
         convolutions=sum(node.target in CONVOLUTIONS for node in region.removed),
         batch_norms=sum(node.target is BATCH_NORM for node in region.removed),

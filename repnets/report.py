@@ -17,6 +17,8 @@ class FoldedRegion:
         output: Name of the captured graph's node whose value the convolution now makes.
         nodes: Names of the nodes folded, in the order of the graph.
         paths: Qualified names of the modules they belong to.
+        branches: What is summed, by the module of each branch's last call; one where nothing is summed.
+        identities: Those of the branches that are the input itself, through batch norms and factors at most.
         operations: Calls folded.
         convolutions: Convolutions folded.
         batch_norms: Batch norms folded.
@@ -41,6 +43,8 @@ class FoldedRegion:
     output: str
     nodes: tuple[str, ...]
     paths: tuple[str, ...]
+    branches: tuple[str, ...]
+    identities: tuple[str, ...]
     operations: int
     convolutions: int
     batch_norms: int

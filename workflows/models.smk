@@ -3,8 +3,7 @@
 ADOPTED = {name: model.checkpoint for name, model in CONFIG.models.items() if model.checkpoint}
 TRAINED = [name for name in CONFIG.models if name not in ADOPTED]
 
-network = dag.network(CONFIG)
-weights = dag.checkpoint(CONFIG)
+network, weights = dag.network(CONFIG), dag.checkpoint(CONFIG)
 
 
 rule split:
@@ -94,6 +93,7 @@ rule recalibrate:
 rule reparameterize:
     input:
         checkpoint=weights,
+        split="artifacts/split.json",
     output:
         fused="artifacts/{model}/fused.pt2",
         report="artifacts/{model}/fuse.json",
@@ -104,10 +104,10 @@ rule reparameterize:
         code=store.code_digest("pipeline.reparameterize"),
         network=network,
     message:
-        "fusing {wildcards.model}"
+        "fusing {wildcards.model}, and what int8 would do to it"
     shell:
         "python -m pipeline.reparameterize --settings {params.settings:q} --checkpoint {input.checkpoint}"
-        " --fused {output.fused} --report {output.report} > {log} 2>&1"
+        " --split {input.split} --fused {output.fused} --report {output.report} > {log} 2>&1"
 
 
 rule verify:

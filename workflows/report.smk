@@ -21,6 +21,7 @@ rule report:
     input:
         benches=expand("targets/{target}/bench.json", target=CONFIG.targets),
         profiles=expand("targets/{target}/{model}/profile.json", target=CONFIG.targets, model=CONFIG.models),
+        fuses=expand("artifacts/{model}/fuse.json", model=CONFIG.models),
     output:
         "report.md",
     log:
@@ -32,7 +33,7 @@ rule report:
         "what was built, and what was gained"
     shell:
         "python -m pipeline.report --settings {params.settings:q} --benches {input.benches} --profiles {input.profiles}"
-        " --output {output} > {log} 2>&1"
+        " --fuses {input.fuses} --output {output} > {log} 2>&1"
         " && cat {output}"
 
 

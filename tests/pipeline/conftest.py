@@ -85,7 +85,9 @@ def artifacts(tmp_path_factory) -> Artifacts:
     try:
         split.run(SplitSettings(name="digits", root=None, val_fraction=0.2, split_seed=0), output=made.split)
         write_checkpoint(made.checkpoint, made.split)
-        reparameterize.run(NoSettings(), checkpoint=made.checkpoint, fused=made.fused, report=made.report)
+        reparameterize.run(
+            NoSettings(), checkpoint=made.checkpoint, split=made.split, fused=made.fused, report=made.report
+        )
         verify.run(Verify(), checkpoint=made.checkpoint, split=made.split, fused=made.fused, output=made.verify)
     finally:
         patch.undo()

@@ -50,6 +50,7 @@ def other_weights(artifacts, folder):
     reparameterize.run(
         NoSettings(),
         checkpoint=folder / "other.safetensors",
+        split=artifacts.split,
         fused=folder / "other.pt2",
         report=folder / "fuse.json",
     )

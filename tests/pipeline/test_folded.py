@@ -30,7 +30,9 @@ def folded(artifacts, tmp_path_factory) -> Path:
     try:
         settings = AdoptSettings(arch="toy", image_size=32, interpolation="bilinear")
         adopt.run(settings, source=source, split=artifacts.split, checkpoint=checkpoint)
-        reparameterize.run(NoSettings(), checkpoint=checkpoint, fused=fused, report=folder / "fuse.json")
+        reparameterize.run(
+            NoSettings(), checkpoint=checkpoint, split=artifacts.split, fused=fused, report=folder / "fuse.json"
+        )
         verify.run(Verify(), checkpoint=checkpoint, split=artifacts.split, fused=fused, output=folder / "verify.json")
     finally:
         patch.undo()

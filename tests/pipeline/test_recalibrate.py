@@ -140,7 +140,11 @@ def test_fusing_warns_of_what_is_spoiled_and_is_silent_after_recalibration(learn
     def fused(name: str) -> tuple[dict, str]:
         capsys.readouterr()
         reparameterize.run(
-            NoSettings(), checkpoint=tmp_path / name, fused=tmp_path / "fused.pt2", report=tmp_path / "fuse.json"
+            NoSettings(),
+            checkpoint=tmp_path / name,
+            split=artifacts.split,
+            fused=tmp_path / "fused.pt2",
+            report=tmp_path / "fuse.json",
         )
         return json.loads((tmp_path / "fuse.json").read_text()), capsys.readouterr().err
 

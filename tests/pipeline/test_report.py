@@ -61,11 +61,22 @@ def profile(model="toy", count=2):
     return {"status": "ok", "target": "phone", "model": model, "operations": operations}
 
 
+def forecast(*risks, reason=None):
+    """A forecast of two layers in fuse.json; of the risks, the sentences."""
+    layers = [
+        {"name": name, "weight": {"snr_db": 41.26}, "input": {"snr_db": digits}, "logit_error": {"both": error}}
+        for name, digits, error in (("stage1", 39.0, 0.0004), ("stage2", None, 0.0025))
+    ]
+    known = {"images": 128, "reason": None, "logit_error": 0.0029, "layers": layers}
+    unknown = {"images": 0, "reason": reason, "logit_error": None, "layers": []}
+    return {**(unknown if reason else known), "risks": [{"message": risk} for risk in risks]}
+
+
 @pytest.fixture
 def written(tmp_path):
     """The report over these documents and profiles, as text."""
 
-    def write(*documents, profiles=()):
+    def write(*documents, profiles=(), forecasts=None):
         benches, told = [], []
         for target in dict.fromkeys(document["target"] for document in documents):
             models = {one["model"]: one for one in documents if one["target"] == target}
@@ -74,8 +85,13 @@ def written(tmp_path):
         for number, one in enumerate([*profiles, {"status": "unavailable", "target": "tablet", "model": "toy"}]):
             told.append(tmp_path / f"profile{number}.json")
             told[-1].write_text(json.dumps(one))
+        fuses = []
+        for model, one in (forecasts or {"toy": forecast()}).items():
+            fuses.append(tmp_path / model / "fuse.json")
+            fuses[-1].parent.mkdir(exist_ok=True)
+            fuses[-1].write_text(json.dumps({"forecast": one}))
         output = tmp_path / "report.md"
-        report.run(NoSettings(), benches=benches, profiles=told, output=output)
+        report.run(NoSettings(), benches=benches, profiles=told, fuses=fuses, output=output)
         assert [path.name for path in tmp_path.glob(".*")] == []
         return output.read_text()
 
@@ -124,6 +140,19 @@ none of them: so their sum is not the time of an inference.
 | toy   | phone  | -      | Transpose      | 1.500 |   15.00 |
 | toy   | phone  | stage1 | Convolution #1 | 1.000 |   10.00 |
 
+## What int8 will do
+
+A forecast from training images, before anything is quantized: what int8 adds to the logits, as a share of
+their standard deviation; `all` by all layers together, `worst` by the worst one alone, with the digits that
+its weight and its input have in int8. A layer that adds more than 10 % will hurt. docs/int8-forecast.md tells
+more.
+
+| model | all % | worst layer | worst % | weight dB | input dB |
+| ----- | ----: | ----------- | ------: | --------: | -------: |
+| toy   |   5.4 | stage2      |     5.0 |        41 |        - |
+
+- toy: no layer will hurt.
+
 ## Conditions
 
 - toy on phone; toy on reference for tablet: Some CPU (Some board), threads 2 of 4 cores, batch 1, Linux 6.1
@@ -169,7 +198,9 @@ def test_each_number_of_threads_has_a_row_with_its_own_conditions(written):
     busy = CONDITIONS | {"threads": 4, "busy": True, "warning": WARNING}
     text = written(measured(runs=[run(14.4, 3.29), run(10.0, 2.0, busy)]))
     rows = [
-        [cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row.startswith("| toy")
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in text.splitlines()
+        if row.startswith("| toy   | ph")
     ]
     assert [row[2:4] + row[-2:] for row in rows] == [
         ["ok", "2", "3.290", "4.38x (4.20-4.55)"],
@@ -199,6 +230,24 @@ def test_without_a_profile_there_is_no_table_of_it(written):
     assert "Where the time goes" not in written(measured())
 
 
+def test_layers_that_will_hurt_in_int8_are_told_with_the_reason(written):
+    sick = "Layer 'stage1.1' makes a channel that is far wider than the others, and this sentence has a second line."
+    text = written(
+        measured(),
+        forecasts={
+            "b": forecast(sick, "And another."),
+            "a": forecast(),
+            "c": forecast(),
+            "d": forecast(reason="no logits"),
+        },
+    )
+    section = text[text.index("## What int8 will do") : text.index("## Conditions")].replace("\n  ", " ")
+    assert [line for line in section.splitlines() if line.startswith("- ")] == [
+        f"- b: {sick}", "- b: And another.", "- d: not known, no logits.", "- a, c: no layer will hurt.",
+    ]  # fmt: skip
+    assert [line.split()[1] for line in section.splitlines() if line.startswith("| ")][1:] == ["-----", "a", "b", "c"]
+
+
 def test_a_reason_is_given_once_for_all_models_of_a_target(written):
     text = written(unavailable("toy"), unavailable("toy2"), measured()).replace("\n  ", " ")
     assert text.count(REASON) == 1
@@ -214,6 +263,8 @@ def test_the_command_line(written, tmp_path):
         str(tmp_path / "phone.json"),
         "--profiles",
         str(tmp_path / "profile0.json"),
+        "--fuses",
+        str(tmp_path / "toy" / "fuse.json"),
         "--output",
         str(tmp_path / "again.md"),
     ]

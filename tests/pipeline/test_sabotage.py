@@ -128,7 +128,7 @@ def other_network(artifacts, folder, change):
     made.checkpoint.parent.mkdir(parents=True)
     shutil.copy(artifacts.split, made.split)
     checkpoints.write(made.checkpoint, state, header)
-    reparameterize.run(NoSettings(), checkpoint=made.checkpoint, fused=made.fused, report=made.report)
+    reparameterize.run(NoSettings(), checkpoint=made.checkpoint, split=made.split, fused=made.fused, report=made.report)
     verify.run(Verify(), checkpoint=made.checkpoint, split=made.split, fused=made.fused, output=made.verify)
     return made
 
