@@ -241,9 +241,7 @@ def _precision(written: dict[str, Any]) -> str:
     return "int8" if written["precision"] == "int8" else "fp32"
 
 
-def _export_reference(
-    written: dict[str, Any], sources: dict[str, Path | None], scratch: Path
-) -> dict[str, Path]:
+def _export_reference(written: dict[str, Any], sources: dict[str, Path | None], scratch: Path) -> dict[str, Path]:
     """The forms of the target as ONNX files of the same input shape: fp32, but for what the program has in int8."""
     onnx = backends.load(_REFERENCE)
     shape = tuple(written["input"]["shape"])

@@ -65,8 +65,8 @@ def run(
         quantized: artifacts/<model>/quantized.pt2, where the target is of int8.
 
     Raises:
-        GateError: a file departs from its program, lost accuracy, is not fused, or not in int8; names the file, the image, the
-            figures, the tolerance and the layer.
+        GateError: a file departs from its program, lost accuracy, is not fused, or not in int8; names the file, the
+            image, the figures, the tolerance and the layer.
     """
     backend = backends.load(settings.backend)
     store.cached(
@@ -313,8 +313,8 @@ class _Checked:
         if flips and not flips[0].margin <= tolerance:
             worst = flips[0]
             raise GateError(
-                f"{self.file}: image {worst.image} is of class {worst.got}, but by quantized.pt2 of class {worst.want}, "
-                f"whose logit is larger by {worst.margin:.1e} of the largest of all, and {tolerance:.0e} is a tie. "
+                f"{self.file}: image {worst.image} is of class {worst.got}, but by quantized.pt2 of class {worst.want}"
+                f", whose logit is larger by {worst.margin:.1e} of the largest of all, and {tolerance:.0e} is a tie. "
                 f"{_sentence(self._where(worst.image, exact=False, tolerance=tolerance))}"
             )
         return {"tolerance": tolerance, "max_relative_error": error, "flips": [asdict(flip) for flip in flips]}

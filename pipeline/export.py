@@ -75,7 +75,9 @@ def _export(
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
         )
     if quantized and pytorch.read(quantized)[1].get("fused") != store.digest(fused):
-        raise InputError(f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}")
+        raise InputError(
+            f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
+        )
     trained = Preprocessing.from_dict(header["preprocessing"])
     size = settings.image_size or trained.image_size
     preprocessing = replace(trained, image_size=size)

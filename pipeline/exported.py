@@ -45,8 +45,11 @@ class Exported:
 
     @property
     def precision(self) -> str:
-        """``fp32`` or ``fp16`` as the manifest says; ``fp32`` without one."""
-        return self.manifest["precision"] if self.manifest else "fp32"
+        """As the manifest says of the file, which may be the float baseline of int8; ``fp32`` without a manifest."""
+        if not self.manifest:
+            return "fp32"
+        entry = next((one for one in self.manifest["forms"].values() if self.path.name in one["files"]), {})
+        return entry.get("precision", self.manifest["precision"])
 
     @property
     def size_bytes(self) -> int:

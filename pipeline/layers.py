@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.backends import pytorch
+
 WEIGHTED = ("convolution", "depthwise", "linear")
 
 
@@ -19,7 +21,7 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
     Args:
         operations: ``name``, ``kind`` and ``ms`` of each, in the order of execution, as a backend's `profile` gives;
             ``estimated`` where the runtime times no operation by itself.
-        program: the fused.pt2 that the file came from.
+        program: the fused.pt2 or quantized.pt2 that the file came from.
         inference_ms: of the same file on as many threads, without a profile.
 
     Returns:
@@ -51,28 +53,29 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
 
 
 def program_layers(program: Path) -> list[dict[str, Any]]:
-    """Convolutions and linear layers of a fused.pt2 in the order of its graph: node, layer, kind, shape of the weight.
+    """Convolutions and linear layers of a program in the order of its graph: node, layer, kind, shape of the weight.
 
     ``node`` is its name in the graph, ``layer`` the qualified name of the module that the weight belongs to.
     """
-    import torch
-
-    read = torch.export.load(program)
+    read, _ = pytorch.read(program)
     parameters = {**read.graph_signature.inputs_to_parameters, **read.graph_signature.inputs_to_buffers}
     layers = []
     for node in read.graph.nodes:
         name = str(node.target) if node.op == "call_function" else ""
         if not name.startswith(("aten.conv", "aten.linear", "aten.addmm")):
             continue
-        held = [parameters[one.name] for one in node.all_input_nodes if one.name in parameters]
+        # of a quantized layer, the weight is behind a dequantize, and bears no layer's name, as the bias does
+        inputs = [one.args[0] if "dequantize" in str(one.target) else one for one in node.all_input_nodes]
+        held = [parameters[one.name] for one in inputs if one.name in parameters]
         weight = max(held, key=lambda one: read.state_dict[one].dim(), default=None)
         if weight is None:
             continue
         shape = tuple(read.state_dict[weight].shape)
+        named = next((one for one in held if "." in one), weight)
         layers.append(
             {
                 "node": node.name,
-                "layer": weight.rpartition(".")[0],
+                "layer": named.rpartition(".")[0],
                 "kind": _kind(name, node, shape),
                 "weight": list(shape),
             }

@@ -73,6 +73,16 @@ def title(module: "GraphModule", layer: str) -> str:
     return f"{layer} ({', '.join(owners)})" if any(owners) else layer
 
 
+def reader(module: "GraphModule", name: str) -> str:
+    """A parameter or buffer as a reader knows it: by its own name, or where that is a quantizer's, by its layer's."""
+    if "." in name:
+        return name
+    node = next((one for one in module.graph.nodes if one.op == "get_attr" and one.target == name), None)
+    while node is not None and (node.op == "get_attr" or "dequantize" in str(node.target)):
+        node = next(iter(node.users), None)
+    return f"{name} of {title(module, node.name)}" if node else name
+
+
 def rounded_constants(module: "GraphModule") -> list[str]:
     """Names of the layers that hold a number other than a weight, which a float16 file rounds: ``gelu``, ``mul_1``.
 

@@ -75,8 +75,8 @@ class Reference:
 
     @cached_property
     def exact(self) -> "tuple[np.ndarray, np.ndarray, float]":
-        """Some images; the logits that the program gives for them in float64, with its weights rounded as the file stores
-        them; and how far float32 is from that by itself, of the largest logit."""
+        """Some images; the logits that the program gives for them in float64, with its weights rounded as the file
+        stores them; and how far float32 is from that by itself, of the largest logit."""
         import numpy as np
         import torch
 

@@ -15,10 +15,10 @@ for name, forms, models in dag.exports(CONFIG):
         name:
             f"export_{rule_of}"
         input:
+            **int8,
             checkpoint=weights,
             fused="artifacts/{model}/fused.pt2",
             verify="artifacts/{model}/verify.json",
-            **int8,
         output:
             [directory(file) if file.endswith(".mlpackage") else file for file in files],
             manifest=f"{folder}/manifest.json",
@@ -40,12 +40,12 @@ for name, forms, models in dag.exports(CONFIG):
         name:
             f"check_{rule_of}"
         input:
+            **int8,
             files=files,
             manifest=f"{folder}/manifest.json",
             fused="artifacts/{model}/fused.pt2",
             verify="artifacts/{model}/verify.json",
             split="artifacts/split.json",
-            **int8,
         output:
             f"{folder}/check.json",
         log:
@@ -60,18 +60,19 @@ for name, forms, models in dag.exports(CONFIG):
         shell:
             "python -m pipeline.check --settings {params.settings:q} --manifest {input.manifest} --files {input.files}"
             " --fused {input.fused} --verify {input.verify} --split {input.split} --output {output}"
-            + quantized + " > {log} 2>&1"
+            + quantized
+            + " > {log} 2>&1"
 
     rule:
         name:
             f"bench_{rule_of}"
         input:
+            **int8,
             files=files,
             manifest=f"{folder}/manifest.json",
             check=f"{folder}/check.json",
             fused="artifacts/{model}/fused.pt2",
             checkpoint=weights,
-            **int8,
         output:
             bench=f"{folder}/bench.json",
             profile=f"{folder}/profile.json",

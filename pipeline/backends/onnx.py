@@ -115,7 +115,8 @@ def check(file: Path) -> "onnx.ModelProto":
 
 
 def census(file: Path) -> dict[str, int]:
-    """Operations of an ONNX file by type, without constants; ``convolution``, ``batch_norm``, ``join``, ``int8``, ``total``.
+    """Operations of an ONNX file by type, without constants; and ``convolution``, ``batch_norm``, ``join``, ``int8``,
+    ``total``.
 
     torch's exporter folds a batch norm that follows a convolution; any other stays. ``join`` counts additions of
     two values that depend on the input: a branch that was not folded ends in one. ``int8`` counts the
@@ -350,9 +351,9 @@ def _int8(graph: "onnx.GraphProto") -> int:
         made = made_by.get(name)
         if made is None or made.op_type != "DequantizeLinear":
             return False
-        source = made.input[0]
-        quantized = made_by.get(source)
-        return types.get(source) == TensorProto.INT8 or (quantized is not None and quantized.op_type == "QuantizeLinear")
+        source = made_by.get(made.input[0])
+        is_quantized = source is not None and source.op_type == "QuantizeLinear"
+        return is_quantized or types.get(made.input[0]) == TensorProto.INT8
 
     def goes_to_int8(name: str, steps: int = 1) -> bool:
         return any(

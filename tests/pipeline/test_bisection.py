@@ -50,4 +50,4 @@ def test_a_file_of_another_exporter_is_told_as_such(program, tmp_path):
     backends.load("onnx").export(program, [file], SPEC)
     file.write_bytes(file.read_bytes() + b"\x72\x00")  # an empty field at its end
     text = located("onnx", program, file)
-    assert text.startswith("it has every weight of fused.pt2, but is not the file that the exporter writes of it now")
+    assert text.startswith("it has every weight of its program, but is not the file that the exporter writes of it now")
