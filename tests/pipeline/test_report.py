@@ -21,12 +21,12 @@ ONE_THREAD = CONDITIONS | {"threads": 1}
 def figures(branched, fused, conditions=CONDITIONS):
     """The figures of a bench.json that was measured on one number of threads, or not at all."""
     runs = [run(branched, fused, conditions)] if fused else []
-    forms = {form: {"size_bytes": 1_230_000} for form in (runs[0]["forms"] if runs else ("fused",))}
+    forms = {form: {"size_bytes": 1_230_000} for form in (runs[0]["forms"] if runs else ("fused", "branched"))}
     return {"forms": forms, "speedup": runs[0]["speedup"] if runs else None, "runs": runs}
 
 
 def run(branched, fused, conditions=CONDITIONS):
-    times = {"branched": branched, "fused": fused}
+    times = {"fused": fused, "branched": branched}
     return {
         "threads": conditions["threads"],
         "forms": {form: {"latency_ms": {"p50": time}} for form, time in times.items() if time},
@@ -105,14 +105,14 @@ def test_the_whole_page(written):
 # What the fold gained
 
 `branched` is the network as it was trained, `fused` the same network with its branches folded into single
-convolutions, `file` the exported fused network that a device runs. % is top-1 accuracy on the validation
-images, ms the median of one inference. `speed-up` is how many times as fast `fused` is as `branched`, both
-exported alike, with its 95% interval.
+convolutions, `file` what a device runs: the fused network, exported, or in int8 the quantized one. % is top-1
+accuracy on the validation images, ms the median of one inference. `speed-up` is how many times as fast `file`
+is as `branched`, or where that is said below as `fused`, for the same runtime, with its 95% interval.
 
-| model | target | status      | threads | file MB | branched % | fused % | file % | fused ms |          speed-up |
-| ----- | ------ | ----------- | ------: | ------: | ---------: | ------: | -----: | -------: | ----------------: |
-| toy   | phone  | ok          |       2 |    1.23 |      98.00 |   98.00 |  97.55 |    3.290 | 4.38x (4.20-4.55) |
-| toy   | tablet | unavailable |       - |    1.23 |      98.00 |   98.00 |      - |        - |                 - |
+| model | target | status      | threads | file MB | branched % | fused % | file % | file ms |          speed-up |
+| ----- | ------ | ----------- | ------: | ------: | ---------: | ------: | -----: | ------: | ----------------: |
+| toy   | phone  | ok          |       2 |    1.23 |      98.00 |   98.00 |  97.55 |   3.290 | 4.38x (4.20-4.55) |
+| toy   | tablet | unavailable |       - |    1.23 |      98.00 |   98.00 |      - |       - |                 - |
 
 - tablet: unavailable. Core ML runs on macOS alone, and this is Linux. To get figures: Run the same command on
   a Mac.
@@ -122,7 +122,7 @@ exported alike, with its 95% interval.
 ## Reference: ONNX Runtime, fp32
 
 NOT the target's figures. Its runtime is not on this machine, so the same network, in fp32, was timed with
-ONNX Runtime on this machine's CPU. They show what the fold gains on a CPU; a device can differ.
+ONNX Runtime on this machine's CPU. They show what is gained on a CPU; a device can differ.
 
 | model | stands in for | threads | branched ms | fused ms |          speed-up |
 | ----- | ------------- | ------: | ----------: | -------: | ----------------: |
@@ -130,7 +130,7 @@ ONNX Runtime on this machine's CPU. They show what the fold gains on a CPU; a de
 
 ## Where the time goes
 
-The operations of `fused` that take the longest, at most 10 of each model and target, and their share of the
+The operations of `file` that take the longest, at most 10 of each model and target, and their share of the
 time of all operations. A runtime that is made to tell takes longer, and what lies between operations is in
 none of them: so their sum is not the time of an inference.
 
@@ -186,6 +186,25 @@ def test_a_network_that_came_folded_has_no_branched_figures(written):
     row = next(line for line in text.splitlines() if line.startswith("| mine"))
     assert [cell.strip() for cell in row.strip("|").split("|")][5:] == ["-", "98.00", "97.00", "3.290", "-"]
     assert "- mine: came folded, so there is no branched network to compare with." in text
+
+
+def test_an_int8_file_stands_beside_the_fused_network(written):
+    def int8(document):
+        """The same, with what was fused as quantized, and branched as fused."""
+        text = json.dumps(document).replace('"fused":', '"quantized":').replace('"branched":', '"fused":')
+        return json.loads(text) | {"accuracy": document["accuracy"], "target": f"{document['target']}-int8"}
+
+    stand_in = int8(unavailable())
+    stand_in["reference"]["precision"] = "int8"
+    text = written(int8(measured()), stand_in, measured(), unavailable())
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:5] == "| toy"]
+    assert [(row[1], row[-2]) for row in rows[:4]] == [
+        ("phone", "3.290"), ("phone-int8", "3.290"), ("tablet", "-"), ("tablet-int8", "-"),
+    ]  # fmt: skip
+    assert "- phone-int8, tablet-int8: speed-up is over `fused`." in text
+    section = text[text.index("## Reference: ONNX Runtime, int8") :]
+    assert "so the same network, in int8, was timed" in section
+    assert "| fused ms | quantized ms |" in section
 
 
 def test_figures_of_a_busy_machine_are_marked(written):
