@@ -69,18 +69,24 @@ def weights_of(node: "Node") -> list[str]:
 def title(module: "GraphModule", layer: str) -> str:
     """A node's name as a reader knows the layer: ``conv2d_1 (stage2)``, by the weights that it reads."""
     node = next((node for node in module.graph.nodes if node.name == layer), None)
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in weights_of(node)) if node else {}
+    owners = _owners(node) if node else []
     return f"{layer} ({', '.join(owners)})" if any(owners) else layer
 
 
 def reader(module: "GraphModule", name: str) -> str:
-    """A parameter or buffer as a reader knows it: by its own name, or where that is a quantizer's, by its layer's."""
-    if "." in name:
-        return name
+    """A parameter or buffer as a reader knows it: by its name, and where that is a quantizer's, by who reads it."""
     node = next((one for one in module.graph.nodes if one.op == "get_attr" and one.target == name), None)
-    while node is not None and (node.op == "get_attr" or "dequantize" in str(node.target)):
-        node = next(iter(node.users), None)
-    return f"{name} of {title(module, node.name)}" if node else name
+    if "." in name or node is None or not node.users:
+        return name
+    return f"{name} of {title(module, next(iter(node.users)).name)}"
+
+
+def _owners(node: "Node") -> list[str]:
+    """The modules whose weights a node reads; of a dequantize, those of the layer that it is for."""
+    owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights_of(node)))
+    if not any(owners) and "dequantize" in str(node.target) and node.users:
+        return _owners(next(iter(node.users)))
+    return owners
 
 
 def rounded_constants(module: "GraphModule") -> list[str]:

@@ -34,6 +34,11 @@ class Artifacts:
         return self.folder / "toy" / "fuse.json"
 
     @property
+    def quantized(self) -> Path:
+        """Made by the fixture of that name."""
+        return self.folder / "toy" / "quantized.pt2"
+
+    @property
     def verify(self) -> Path:
         return self.folder / "toy" / "verify.json"
 
@@ -95,12 +100,31 @@ def artifacts(tmp_path_factory) -> Artifacts:
 
 
 @pytest.fixture(scope="session")
+def quantized(artifacts) -> Path:
+    """The toy network in int8, made by the stage itself. It is untrained, so that no accuracy is held."""
+    from pipeline import quantize
+    from pipeline.config import Quantize
+
+    patch = pytest.MonkeyPatch()
+    patch.setenv("REPNETS_STORE", str(artifacts.folder / "store"))
+    try:
+        quantize.run(
+            Quantize(calibration_images=128, max_accuracy_drop=1.0),
+            fused=artifacts.fused, verify=artifacts.verify, split=artifacts.split,
+            quantized=artifacts.quantized, report=artifacts.quantized.with_name("quantize.json"),
+        )  # fmt: skip
+    finally:
+        patch.undo()
+    return artifacts.quantized
+
+
+@pytest.fixture(scope="session")
 def run_check(artifacts):
     """Checks the files that export wrote into a folder, by default against the toy's artifacts; returns check.json."""
     from pipeline import backends, check
     from pipeline.config import Check, CheckSettings
 
-    def run(folder, backend, against=artifacts, fused=None, **gates):
+    def run(folder, backend, against=artifacts, fused=None, quantized=None, **gates):
         forms = json.loads((folder / "manifest.json").read_text())["forms"]
         check.run(
             CheckSettings(backend=backend, check=Check(**gates)),
@@ -110,6 +134,7 @@ def run_check(artifacts):
             verify=against.verify,
             split=against.split,
             output=folder / "check.json",
+            quantized=quantized,
         )
         return json.loads((folder / "check.json").read_text())
 

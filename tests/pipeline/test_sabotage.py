@@ -104,7 +104,7 @@ def test_one_weight_in_a_pte(artifacts, copied, felt, run_check, believed):
     change_one_weight(folder / "fused.pte", artifacts, felt, order=(0, 2, 3, 1))
     believed(folder, "fused.pte")
     with pytest.raises(
-        GateError, match=r"weights are not those of fused\.pt2: the first .* is in stage2\.weight, at byte"
+        GateError, match=r"weights are not those of its program: the first .* is in stage2\.weight, at byte"
     ):
         run_check(folder, "executorch")
 

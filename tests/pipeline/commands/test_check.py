@@ -173,7 +173,7 @@ def test_a_pte_whose_weights_are_damaged_is_caught(exported_files, tmp_path, cap
     said = capsys.readouterr()
     assert "verdict        fail" in said.out
     assert re.search(
-        r"its weights are not those of fused\.pt2: the first that differs is in \S+, at byte \d+", said.err
+        r"its weights are not those of its program: the first that differs is in \S+, at byte \d+", said.err
     )
 
 
