@@ -134,7 +134,9 @@ class Bench(Strict):
     )
 
 
-_WEIGHTS_ALONE = ("w8", "w4", "palette6")
+WEIGHTS_ALONE = ("w8", "w4", "palette6")
+"""Precisions that compress the weights; the arithmetic is float16."""
+
 _BEFORE_INT8 = ("iOS15", "iOS16")
 
 
@@ -368,7 +370,7 @@ def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
     is_int8_coreml = (target.backend, target.precision) == ("coreml", "int8")
     given = {"minimum_deployment_target": "iOS17"} | target.options if is_int8_coreml else target.options
     chosen = validate(options.BY_BACKEND[target.backend], given, path, ("options",))
-    if target.precision in _WEIGHTS_ALONE and target.backend != "coreml":
+    if target.precision in WEIGHTS_ALONE and target.backend != "coreml":
         raise InputError(
             f"{where(path, ('precision',))}: `precision: {target.precision}` compresses the weights alone, which "
             f"only Core ML computes with. For {target.backend}, choose int8, fp16 or fp32."
