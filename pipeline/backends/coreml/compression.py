@@ -71,11 +71,15 @@ def _linear(kind: str, granularity: str, block: int | tuple[int, ...] = _BLOCK) 
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Inside, k-means gives the same palettes each time: on several threads, scikit-learn adds up in any order."""
+    """Inside, k-means gives the same palettes each time: on several threads, scikit-learn adds up in any order.
+
+    And what divides by the step of a channel of zeros, which is zero, does so in silence: its weights are zeros again.
+    """
+    import numpy as np
     import sklearn.cluster  # noqa: F401  its threads can be limited once they are loaded
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
+    with threadpool_limits(1), np.errstate(divide="ignore", invalid="ignore"):
         yield
 
 
