@@ -7,10 +7,11 @@ The file itself runs, in a runtime that reads it on this machine. Held, in this 
    many layers in int8 as the program has;
 3. the converter is exact: in float32, with the weights rounded as the file stores them, the file gives what the program
    gives, to 1e-5 of the largest logit, or within twice what float32 itself costs the network; to 5e-4 where the file
-   rounds numbers other than weights, as the square root of 2 in a GELU that is written by its formula;
-4. its precision: in its own arithmetic its logits are those of fused.pt2 in float32, on the whole validation set,
-   within the tolerance of the precision; or, where the network by itself loses more in half precision, as dead channels
-   make it, within twice what fused.pt2 loses in it;
+   rounds numbers other than weights, as the square root of 2 in a GELU that is written by its formula. Weights that
+   are compressed are read from the file, and each is held against the network's own by what its scheme may change;
+4. its precision: in its own arithmetic its logits are those of fused.pt2 in float32, with the weights of the file where
+   it compresses them, on the whole validation set, within the tolerance of the precision; or, where the network by
+   itself loses more in half precision, as dead channels make it, within twice what fused.pt2 loses in it;
 5. its top-1 accuracy against that of the fused network, within `max_accuracy_drop`.
 
 A file in int8 has the same integers as quantized.pt2, and is held against that: in 3, with what is not int8 in float32,
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, bisection, comparison, programs, references, stage, store, worker
 from pipeline.backends import pytorch, signatures
-from pipeline.config import Check, CheckSettings
+from pipeline.config import WEIGHTS_ALONE, Check, CheckSettings
 from pipeline.errors import GateError
 from pipeline.manifest import Preprocessing, read_json, write_json
 
@@ -114,6 +115,8 @@ def _check(
         forms[form] = {"census": backend.census(file)}
         if form != "branched":
             _hold_census(file, forms[form]["census"], reference)
+            if read := getattr(backend, "stored_weights", None):
+                reference = reference.as_stored_in(file, read)
         if backend.CHECKED_BY is None:
             continue
         gates = settings.check
@@ -252,21 +255,25 @@ class _Checked:
         return held | ({"rounded_constants": constants} if constants else {})
 
     def _hold_precision(self, found: comparison.Comparison) -> dict[str, Any]:
-        """The file in its own arithmetic, against fused.pt2 in float32."""
+        """The file in its own arithmetic, against fused.pt2 in float32, with the weights of a file that compresses."""
+        if self.form == "branched" and self.reference.spec.precision in WEIGHTS_ALONE:
+            return {"not_checked": "its weights are compressed, and are those of no other file; its accuracy is held"}
         precision, error = self.reference.spec.precision, found.relative_error
         tolerance = self._tolerance
         held: dict[str, Any] = {"tolerance": tolerance, "max_relative_error": error}
         if error <= tolerance:
             return held
         # a tolerance that the user set is held as it is
-        allowance = precision == "fp16" and self.gates.tolerance is None
+        allowance = precision != "fp32" and self.gates.tolerance is None
         by_itself = self.reference.loss_in_half if allowance else 0.0
+        weights = " with the weights of the file" if self.reference.weights else ""
         if not error <= _SLACK * by_itself:
             moves = f"moves by {by_itself:.1e}" if math.isfinite(by_itself) else "overflows"
             program = f", and fused.pt2 itself {moves} in half precision" if by_itself else ""
+            layer = _sentence(self._where(found.image, exact=False, tolerance=tolerance))
             raise GateError(
-                f"{self.file}: {found} fused.pt2, off by {error:.1e} of the largest logit; tolerance for {precision} "
-                f"is {tolerance:.0e}{program}. {_sentence(self._where(found.image, exact=False, tolerance=tolerance))} "
+                f"{self.file}: {found} fused.pt2{weights}, off by {error:.1e} of the largest logit; tolerance for "
+                f"{precision} is {tolerance:.0e}{program}. {layer} "
                 f"Try `precision: fp32` in target.yaml; if that holds, the network overflows or loses too much in "
                 f"{precision}."
             )
@@ -321,7 +328,8 @@ class _Checked:
 
     @property
     def _tolerance(self) -> float:
-        return self.gates.tolerance or comparison.TOLERANCE[self.reference.spec.precision]
+        precision = self.reference.spec.precision
+        return self.gates.tolerance or comparison.TOLERANCE["fp16" if precision in WEIGHTS_ALONE else precision]
 
     def _hold_accuracy(self, share: float, fused: float) -> None:
         allowed = self.gates.max_accuracy_drop

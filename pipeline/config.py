@@ -134,8 +134,8 @@ class Bench(Strict):
     )
 
 
-_WEIGHTS_ALONE = ("w8", "w4", "palette6")
-_BEFORE_INT8 = ("iOS15", "iOS16")
+WEIGHTS_ALONE = ("w8", "w4", "palette6")
+"""Precisions that compress the weights; the arithmetic is float16."""
 
 
 class Target(Strict):
@@ -365,10 +365,10 @@ def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
             f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(options.BY_BACKEND))}"
         )
     target = validate(Target, {"name": name, **values}, path, ())
-    is_int8_coreml = (target.backend, target.precision) == ("coreml", "int8")
-    given = {"minimum_deployment_target": "iOS17"} | target.options if is_int8_coreml else target.options
+    oldest = options.OLDEST_SYSTEM.get(target.precision) if target.backend == "coreml" else None
+    given = {"minimum_deployment_target": oldest} | target.options if oldest else target.options
     chosen = validate(options.BY_BACKEND[target.backend], given, path, ("options",))
-    if target.precision in _WEIGHTS_ALONE and target.backend != "coreml":
+    if target.precision in WEIGHTS_ALONE and target.backend != "coreml":
         raise InputError(
             f"{where(path, ('precision',))}: `precision: {target.precision}` compresses the weights alone, which "
             f"only Core ML computes with. For {target.backend}, choose int8, fp16 or fp32."
@@ -378,11 +378,11 @@ def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
             f"{where(path, ('baseline',))}: `precision: {target.precision}` ships the fused network, so "
             "`baseline: fused` would compare it with itself. Choose branched or none."
         )
-    if is_int8_coreml and chosen.minimum_deployment_target in _BEFORE_INT8:
+    if oldest and chosen.minimum_deployment_target < oldest:
         raise InputError(
-            f"{where(path, ('options', 'minimum_deployment_target'))}: `precision: int8` needs iOS17 or later, not "
-            f"{chosen.minimum_deployment_target}, whose Core ML has no int8 activations. Set "
-            "`minimum_deployment_target: iOS17`, or choose w8, which compresses the weights alone."
+            f"{where(path, ('options', 'minimum_deployment_target'))}: `precision: {target.precision}` needs {oldest} "
+            f"or later, not {chosen.minimum_deployment_target}, whose Core ML does not read it. Set "
+            f"`minimum_deployment_target: {oldest}`, or choose another precision."
         )
     return target.model_copy(update={"options": chosen.model_dump(mode="json")})
 

@@ -39,7 +39,9 @@ class TensorRTOptions(Strict):
 class CoreMLOptions(Strict):
     """Core ML: the oldest system to run on, what goes into the package besides the network, and where bench runs it."""
 
-    minimum_deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = "iOS16"
+    minimum_deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = Field(
+        "iOS16", description="or, where the precision needs a later one, that"
+    )
     class_labels: bool = Field(False, description="a classifier: softmax, class label and probabilities come out")
     normalization: bool = Field(False, description="takes an image of 0..255; mean and std are in the package")
     compute_units: Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"] = Field(
@@ -64,6 +66,9 @@ class CoreMLOptions(Strict):
 class ExecuTorchOptions(Strict):
     """ExecuTorch: nothing to choose yet."""
 
+
+OLDEST_SYSTEM = {"int8": "iOS17", "w8": "iOS16", "w4": "iOS18", "palette6": "iOS16"}
+"""Which Core ML reads these precisions at all."""
 
 BY_BACKEND: dict[str, type[Strict]] = {
     "tensorrt": TensorRTOptions,

@@ -1,9 +1,11 @@
 """Programs of torch.export as check and export need them: of one input shape, with rounded weights, cut short."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
@@ -21,24 +23,29 @@ def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
     return torch.export.export(module, (torch.zeros(shape),))
 
 
-def with_rounded_weights(module: "GraphModule", precision: str) -> "GraphModule":
+def with_rounded_weights(
+    module: "GraphModule", precision: str, stored: "Mapping[str, np.ndarray]" = MappingProxyType({})
+) -> "GraphModule":
     """A copy of a network whose weights are as a file of this precision stores them, and which computes in float32.
 
     Of a quantized program these are the scales, and what is not int8.
 
     Args:
         module: float32.
-        precision: ``fp32``, which changes nothing, or ``fp16``.
+        precision: ``fp16`` rounds all that are not `stored`; others round nothing.
+        stored: by the parameter's name, float32 weights to take instead; the rest is then float16 at any precision.
     """
     import copy
 
     import torch
 
     rounded = copy.deepcopy(module)
-    if precision == "fp16":
+    if precision == "fp16" or stored:
         with torch.no_grad():
-            for tensor in [*rounded.parameters(), *rounded.buffers()]:
-                if tensor.is_floating_point():
+            for name, tensor in constants(rounded):
+                if name in stored:
+                    tensor.copy_(torch.from_numpy(stored[name]))
+                elif tensor.is_floating_point():
                     tensor.copy_(tensor.half().float())
         for node in rounded.graph.nodes:
             if "quantize_per_tensor" in str(node.target):
@@ -59,6 +66,15 @@ def layers(module: "GraphModule") -> "list[Node]":
         and isinstance(value := node.meta.get("val"), torch.Tensor)
         and value.is_floating_point()
     ]
+
+
+def weighted_layers(module: "GraphModule") -> dict[str, str]:
+    """The convolutions and linear layers of a program by name, and the weights' names that they multiply with."""
+    return {
+        node.name: str(node.args[1].target)
+        for node in module.graph.nodes
+        if str(node.target).startswith(("aten.conv", "aten.linear")) and node.args[1].op == "get_attr"
+    }
 
 
 def weights_of(node: "Node") -> list[str]:

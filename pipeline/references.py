@@ -1,8 +1,8 @@
 """What an exported file is held against: the validation set, and what the program it came from gives for it."""
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,17 +30,28 @@ class Reference:
         split: artifacts/split.json; its validation part is the images.
         spec: precision, input shape and preprocessing of the file.
         whole_pixels: whether the file takes an image of 8-bit pixels, so that both sides are given such.
+        weights: by the parameter's name, those that take the place of the program's: a file's own, where it compresses
+            them.
     """
 
     source: Path
     split: Path
     spec: ExportSpec
     whole_pixels: bool = False
+    weights: "Mapping[str, np.ndarray]" = field(default_factory=dict)
 
     def images(self) -> "Iterator[np.ndarray]":
         """All validation images in order, preprocessed, as float32 pieces (m, 3, H, W); they need not fit in memory."""
         for images, _ in self._batches():
             yield images.numpy()
+
+    def as_stored_in(self, file: Path, read: "Callable[..., Mapping[str, np.ndarray]]") -> "Reference":
+        """The same with the weights of a file, by its backend's `stored_weights`, which holds them against these."""
+        module = self.program.module(check_guards=False)
+        layers, values = programs.weighted_layers(module), dict(programs.constants(module))
+        own = {layer: values[name].detach().numpy() for layer, name in layers.items()}
+        stored = read(file, self.spec.precision, own)
+        return replace(self, weights={layers[layer]: one for layer, one in stored.items()}) if stored else self
 
     def image(self, index: int) -> "np.ndarray":
         """One validation image, as often as the file's batch has room: float32 of the file's input shape."""
@@ -81,7 +92,7 @@ class Reference:
         import torch
 
         images = self._first_images()
-        module = programs.with_rounded_weights(self._module, self.spec.precision)
+        module = programs.with_rounded_weights(self._module, self.spec.precision, self.weights)
         with torch.inference_mode():
             single = _in_batches(module, images)
             double = _in_batches(copy.deepcopy(module).double(), images.double())
@@ -101,7 +112,7 @@ class Reference:
         """What each layer should give for an image, by its name: in float32, with rounded weights where `exact`."""
         module = self.program.module(check_guards=False)
         if exact:
-            module = programs.with_rounded_weights(module, self.spec.precision)
+            module = programs.with_rounded_weights(module, self.spec.precision, self.weights)
         return pytorch.outputs_of(module, image)
 
     @cached_property
@@ -117,7 +128,8 @@ class Reference:
 
     @cached_property
     def _module(self) -> Any:
-        return checkpoints.as_module(pytorch.read(self.source)[0])
+        module = checkpoints.as_module(pytorch.read(self.source)[0])
+        return programs.with_rounded_weights(module, self.spec.precision, self.weights) if self.weights else module
 
     @cached_property
     def _answers(self) -> "tuple[np.ndarray, np.ndarray]":

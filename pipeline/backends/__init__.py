@@ -18,6 +18,10 @@ where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes)
     inspect(files, facts, spec)                             raises where what the files say of themselves is not what
                                                             the manifest does
     open_exact_session(file, threads) -> session            the same weights, as they are stored, in float32 arithmetic
+    stored_weights(file, precision, weights) -> weights     for precisions that compress weights alone, each layer's
+                                                            float32 weights as the file stores them; raises where one
+                                                            is farther from the network's own, `weights`, by the
+                                                            layer's name, than the precision rounds. Others: empty
     outputs_by_layer(file, image, exact) -> {name: array}   what each operation of the file gives, in the order of
                                                             execution, by the name of the program's node it came from
     open_clock(file, threads, image) -> () -> ms            `bench` times with this where it is there: run once, timed

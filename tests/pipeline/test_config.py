@@ -175,6 +175,10 @@ def test_a_mistake_is_named_with_its_place_and_the_nearest_right_thing(project, 
         ),
         ("backend: coreml\nprecision: fp17", "there is no `fp17`; did you mean `fp16`?"),
         ("precision: fp16", "`backend`: Field required"),
+        (
+            "backend: coreml\nprecision: w4\noptions:\n  minimum_deployment_target: iOS17",
+            "`precision: w4` needs iOS18 or later, not iOS17, whose Core ML does not read it",
+        ),
         ("backend: [", "is not valid YAML"),
     ],
 )
@@ -193,6 +197,14 @@ def test_a_key_from_the_command_line_has_no_line(project):
 def test_an_unknown_model_of_a_stage(project):
     with pytest.raises(InputError, match=r"no model `to`; did you mean `toy`"):
         config.settings_of("train", project(), "to")
+
+
+@pytest.mark.parametrize(
+    ("precision", "oldest"), [("fp16", "iOS16"), ("int8", "iOS17"), ("w8", "iOS16"), ("w4", "iOS18")]
+)
+def test_a_core_ml_target_is_for_the_oldest_system_that_reads_its_precision(project, precision, oldest):
+    read = project(target=f"backend: coreml\nprecision: {precision}")
+    assert read.targets["phone"].options["minimum_deployment_target"] == oldest
 
 
 def test_a_target_without_a_baseline_exports_the_fused_form_alone(project):

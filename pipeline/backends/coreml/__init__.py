@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.backends.coreml import sessions
+from pipeline.backends.coreml.compression import stored_weights
 from pipeline.backends.coreml.compute_plan import profile
 from pipeline.backends.coreml.converting import export
 from pipeline.backends.coreml.packages import census, inspect
@@ -28,13 +29,14 @@ __all__ = [
     "open_session",
     "outputs_by_layer",
     "profile",
+    "stored_weights",
     "time_files",
     "unavailable",
 ]
 
 FILES: tuple[str, ...] = ("{form}.mlpackage",)
 EXTRAS: tuple[str, ...] = ()
-PACKAGES: tuple[str, ...] = ("torch", "coremltools")
+PACKAGES: tuple[str, ...] = ("torch", "coremltools", "scikit-learn")
 _IS_MAC = platform.system() == "Darwin"
 FLOAT_BESIDE_INT8 = "fp16"  # the Neural Engine computes in no float32, and not in int8 alone
 CHECKED_BY = "Core ML" if _IS_MAC else "evaluator of ML programs"

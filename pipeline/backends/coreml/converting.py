@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends.coreml import packages, running
+from pipeline.backends.coreml import compression, packages, running
 from pipeline.backends.noise import quiet
 from pipeline.errors import InputError, StageError
 from pipeline.manifest import ExportSpec, versions
@@ -35,10 +35,11 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
 
     Returns:
         ``maker``, ``version``, ``minimum_deployment_target``, ``specification_version``, and the names
-        and kinds of the ``inputs`` and ``outputs``.
+        and kinds of the ``inputs`` and ``outputs``; where weights are compressed ``left_in_float16``, the layers
+        whose weights are not.
 
     Raises:
-        InputError: an option that does not fit the network.
+        InputError: an option that does not fit the network or the precision.
         StageError: coremltools cannot convert an operation.
     """
     options = {
@@ -49,7 +50,10 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         **spec.options,
     }
     _check_options(program, spec, options)
-    with quiet():
+    is_compressed = spec.precision in compression.OLDEST_TARGET
+    if spec.precision == "palette6":
+        print("palette6: k-means of each layer's weights, about a second for a million of them", flush=True)
+    with quiet(), compression.repeatable():
         import coremltools
         import numpy
 
@@ -72,7 +76,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
                 classifier_config=labels,
                 minimum_deployment_target=getattr(coremltools.target, options["minimum_deployment_target"]),
                 compute_precision=precision,
-                pass_pipeline=_passes(),
+                pass_pipeline=_passes(spec.precision),
                 skip_model_load=True,
             )
         except Exception as error:
@@ -87,7 +91,8 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         del model
         gc.collect()  # the converter's temporary folders warn when they go, so they go while it is quiet
     written = _make_reproducible(files[0], spec, options)
-    return {
+    facts = {"left_in_float16": compression.require_compressed(files[0], spec.precision)} if is_compressed else {}
+    return facts | {
         "maker": "coremltools",
         "version": versions("coremltools")["coremltools"],
         "minimum_deployment_target": options["minimum_deployment_target"],
@@ -98,6 +103,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
 
 
 def _check_options(program: "torch.export.ExportedProgram", spec: ExportSpec, options: dict[str, Any]) -> None:
+    compression.require_target(spec.precision, options["minimum_deployment_target"])
     if options["normalization"] and spec.input_shape[0] != 1:
         raise InputError(
             f"Core ML takes one image at a time, but `batch` is {spec.input_shape[0]}. Set `batch: 1`, or "
@@ -137,15 +143,17 @@ def _with_ends(
     return torch.export.export(WithEnds(), (torch.zeros(spec.input_shape),))
 
 
-def _passes() -> Any:
+def _passes(precision: str) -> Any:
     """coremltools' own passes but for one, which in 9.0 negates in place a constant that is taken off a convolution.
 
-    Where a network adds the same constant elsewhere, as DBB does around its padding, its file would be wrong.
+    Where a network adds the same constant elsewhere, as DBB does around its padding, its file would be wrong. What
+    compresses weights comes last.
     """
     import coremltools
 
     passes = coremltools.PassPipeline.DEFAULT
     passes.remove_passes({"common::fuse_conv_bias"})
+    compression.add_pass(passes, precision)
     return passes
 
 
