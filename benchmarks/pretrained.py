@@ -20,7 +20,8 @@ IMAGE_SIZE = 224
 MEAN = (127 / 255,) * 3  # the authors' (x - 127) / 128
 STD = (128 / 255,) * 3
 CLASSES = 1000
-CROPS = {"train": 64, "val": 64, "test": 125}  # of each picture
+CALIBRATION_IMAGES = 128
+CROPS = {"train": 13, "val": 64, "test": 100}  # of each picture
 _PICTURES = {
     "train": (
         *("astronaut.png", "motorcycle_left.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "camera.png"),
@@ -104,19 +105,24 @@ def _crops(part: str, folder: Path, model: "nn.Module") -> list[tuple[str, int]]
     found = []
     for picture in _PICTURES[part]:
         image = _open(picture)
-        for number in range(CROPS[part]):
-            width, height = image.size
-            share, x, y = torch.rand(3, generator=random).tolist()
-            side = round(min(width, height) * (_SMALLEST + (1 - _SMALLEST) * share))
-            left, top = round(x * (width - side)), round(y * (height - side))
-            crop = image.crop((left, top, left + side, top + side))
+        crops = [_crop(image, *torch.rand(3, generator=random).tolist()) for _ in range(CROPS[part])]
+        tensors = [torch.frombuffer(bytearray(crop.tobytes()), dtype=torch.uint8) for crop in crops]
+        seen = torch.stack(tensors).view(-1, IMAGE_SIZE, IMAGE_SIZE, 3).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            labels = model(pixels.prepare(seen, preprocessing)).argmax(1).tolist()
+        for number, (crop, label) in enumerate(zip(crops, labels, strict=True)):
             name = f"{part}-{Path(picture).stem}-{number}.png"
             crop.save(folder / name)
-            tensor = torch.frombuffer(bytearray(crop.tobytes()), dtype=torch.uint8).view(1, side, side, 3)
-            with torch.inference_mode():
-                logits = model(pixels.prepare(tensor.permute(0, 3, 1, 2), preprocessing))
-            found.append((name, int(logits.argmax())))
+            found.append((name, label))
     return found
+
+
+def _crop(image: "Image", share: float, x: float, y: float) -> "Image":
+    """A square of a picture at the network's size; three numbers in [0, 1] say how large and where."""
+    width, height = image.size
+    side = round(min(width, height) * (_SMALLEST + (1 - _SMALLEST) * share))
+    left, top = round(x * (width - side)), round(y * (height - side))
+    return image.resize((IMAGE_SIZE, IMAGE_SIZE), box=(left, top, left + side, top + side))
 
 
 def _open(picture: str) -> "Image":

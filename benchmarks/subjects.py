@@ -27,6 +27,7 @@ DATA = ("digits", "fashion_mnist")
 IMAGE_SIZE = 32
 EPOCHS = {"digits": 10, "fashion_mnist": 3}
 _TRAIN_SHARE = 5 / 6  # of what the data set has to train with; the rest validates
+_TOLERANCE = 1e-3  # of verify: hardly trained networks are badly conditioned, and int8 errs ten times as much
 _BATCH = 64
 
 
@@ -38,7 +39,7 @@ class Subject:
         title: what it is called: ``toy on digits``.
         folder: holds fused.pt2, quantized.pt2 and quantize.json, and is where more files can go.
         preprocessing: of its images.
-        split: its ``train`` part calibrates.
+        split: its ``train`` part calibrates, with so many of its images as `calibration_images` says, or all.
         test: its ``val`` part is the test images. They are read where that is iterated over, and not before.
         refusal: why the stage `quantize` gave no program; None where it did.
     """
@@ -48,6 +49,7 @@ class Subject:
     preprocessing: Preprocessing
     split: data.Split
     test: data.Split
+    calibration_images: int
     refusal: str | None
 
     @property
@@ -59,7 +61,7 @@ class Subject:
         """The images that the stage `quantize` calibrates with, float32 (n, 3, H, W), never augmented."""
         import numpy as np
 
-        images = self.split.sample("train", config.Quantize().calibration_images)
+        images = self.split.sample("train", self.calibration_images)
         return np.concatenate([batch.numpy() for batch, _ in images.batches("train", self.preprocessing, _BATCH)])
 
     def repair(self) -> str:
@@ -102,7 +104,8 @@ def trained(
     )
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("train", settings, folder, **paths, metrics=folder / "metrics.jsonl")
-    return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), max_drop)
+    settings = config.Quantize(max_accuracy_drop=max_drop)
+    return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), settings)
 
 
 def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
@@ -125,8 +128,9 @@ def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
     )
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("adopt", settings, folder, source=lite.weights(), **paths)
+    settings = config.Quantize(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
     title = f"{PRETRAINED} on pictures"
-    return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), max_drop)
+    return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), settings)
 
 
 def divided(own: data.Split, images: int) -> data.Split:
@@ -137,23 +141,32 @@ def divided(own: data.Split, images: int) -> data.Split:
     return data.new_split(own.name, own.root, own.classes, own.sources, own.labels, parts)
 
 
-def _after_checkpoint(title: str, folder: Path, mine: data.Split, test: data.Split, max_drop: float) -> Subject:
+def _after_checkpoint(
+    title: str, folder: Path, mine: data.Split, test: data.Split, settings: config.Quantize
+) -> Subject:
     checkpoint, place, fused, verify = (
         folder / name for name in ("checkpoint.safetensors", "split.json", "fused.pt2", "verify.json")
     )
     stage(
         "reparameterize", config.NoSettings(), folder, checkpoint=checkpoint, fused=fused, report=folder / "fuse.json"
     )
-    stage("verify", config.Verify(), folder, checkpoint=checkpoint, split=place, fused=fused, output=verify)
+    stage(
+        "verify",
+        config.Verify(float32_tolerance=_TOLERANCE),
+        folder,
+        checkpoint=checkpoint,
+        split=place,
+        fused=fused,
+        output=verify,
+    )
     refusal = None
     try:
         outputs = {"quantized": folder / "quantized.pt2", "report": folder / "quantize.json"}
-        settings = config.Quantize(max_accuracy_drop=max_drop)
         stage("quantize", settings, folder, fused=fused, verify=verify, split=place, **outputs)
     except GateError as error:
         refusal = str(error)
     preprocessing = Preprocessing.from_dict(read_json(verify)["preprocessing"])
-    return Subject(title, folder, preprocessing, mine, test, refusal)
+    return Subject(title, folder, preprocessing, mine, test, settings.calibration_images, refusal)
 
 
 def stage(name: str, settings: "BaseModel", folder: Path, **paths: Path) -> None:
