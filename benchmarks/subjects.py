@@ -104,8 +104,8 @@ def trained(
     )
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("train", settings, folder, **paths, metrics=folder / "metrics.jsonl")
-    settings = config.Quantize(max_accuracy_drop=max_drop)
-    return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), settings)
+    quantize = config.Quantize(max_accuracy_drop=max_drop)
+    return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 
 def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
@@ -119,18 +119,13 @@ def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
     pictures = store.root() / "datasets" / "pictures"  # always there, so that the stages find what they made of it
     made = lite.split(pictures, folder / "test")
     data.write_split(folder / "split.json", made["split"])
-    settings = config.AdoptSettings(
-        arch=f"{lite.__name__}:network",
-        image_size=lite.IMAGE_SIZE,
-        interpolation="bicubic",
-        mean=lite.MEAN,
-        std=lite.STD,
-    )
+    arch, facts = f"{lite.__name__}:network", {"mean": lite.MEAN, "std": lite.STD}
+    settings = config.AdoptSettings(arch=arch, image_size=lite.IMAGE_SIZE, interpolation="bicubic", **facts)
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("adopt", settings, folder, source=lite.weights(), **paths)
-    settings = config.Quantize(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
+    quantize = config.Quantize(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
     title = f"{PRETRAINED} on pictures"
-    return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), settings)
+    return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), quantize)
 
 
 def divided(own: data.Split, images: int) -> data.Split:
@@ -144,25 +139,15 @@ def divided(own: data.Split, images: int) -> data.Split:
 def _after_checkpoint(
     title: str, folder: Path, mine: data.Split, test: data.Split, settings: config.Quantize
 ) -> Subject:
-    checkpoint, place, fused, verify = (
-        folder / name for name in ("checkpoint.safetensors", "split.json", "fused.pt2", "verify.json")
-    )
-    stage(
-        "reparameterize", config.NoSettings(), folder, checkpoint=checkpoint, fused=fused, report=folder / "fuse.json"
-    )
-    stage(
-        "verify",
-        config.Verify(float32_tolerance=_TOLERANCE),
-        folder,
-        checkpoint=checkpoint,
-        split=place,
-        fused=fused,
-        output=verify,
-    )
+    checkpoint, fused = {"checkpoint": folder / "checkpoint.safetensors"}, {"fused": folder / "fused.pt2"}
+    place, verify = {"split": folder / "split.json"}, folder / "verify.json"
+    stage("reparameterize", config.NoSettings(), folder, **checkpoint, **fused, report=folder / "fuse.json")
+    tolerance = config.Verify(float32_tolerance=_TOLERANCE)
+    stage("verify", tolerance, folder, **checkpoint, **place, **fused, output=verify)
     refusal = None
     try:
         outputs = {"quantized": folder / "quantized.pt2", "report": folder / "quantize.json"}
-        stage("quantize", settings, folder, fused=fused, verify=verify, split=place, **outputs)
+        stage("quantize", settings, folder, **fused, verify=verify, **place, **outputs)
     except GateError as error:
         refusal = str(error)
     preprocessing = Preprocessing.from_dict(read_json(verify)["preprocessing"])
