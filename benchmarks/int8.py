@@ -247,11 +247,8 @@ def write(subject: subjects.Subject, row: Row, calibration: "np.ndarray") -> Non
         program, _ = pytorch.read(file.with_suffix(".pt2"))
         name = backends.by_suffix(file)
         options = {"minimum_deployment_target": "iOS17"} if name == "coreml" else {}
-        module = checkpoints.as_module(program)
-        for one in module.modules():
-            one.training = False  # torch.export asks; modules of PT2E forbid `.eval()`
-        spec = ExportSpec("fp32", subject.shape, subject.preprocessing, options)
-        backends.load(name).export(programs.static(module, subject.shape), [file], spec)
+        spec = ExportSpec("int8" if row.kind == OURS else "fp32", subject.shape, subject.preprocessing, options)
+        backends.load(name).export(programs.static(checkpoints.as_module(program), subject.shape), [file], spec)
 
 
 def naive(program: "ExportedProgram", calibration: "np.ndarray", *, per_tensor: bool) -> "ExportedProgram":
