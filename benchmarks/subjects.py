@@ -141,7 +141,7 @@ def _after_checkpoint(
 ) -> Subject:
     checkpoint, fused = {"checkpoint": folder / "checkpoint.safetensors"}, {"fused": folder / "fused.pt2"}
     place, verify = {"split": folder / "split.json"}, folder / "verify.json"
-    stage("reparameterize", config.NoSettings(), folder, **checkpoint, **fused, report=folder / "fuse.json")
+    stage("reparameterize", config.NoSettings(), folder, **checkpoint, **place, **fused, report=folder / "fuse.json")
     tolerance = config.Verify(float32_tolerance=_TOLERANCE)
     stage("verify", tolerance, folder, **checkpoint, **place, **fused, output=verify)
     refusal = None
