@@ -1,0 +1,172 @@
+"""What benchmarks/int8.py quantizes: networks that the pipeline's stages train here, and one that came trained.
+
+Every network goes through the stages as in a run of the pipeline, and out of the store where it did before. Of each
+data set there are three parts: what trains and calibrates; what the stages validate on, and decide by; and test images,
+which no stage sees. Fashion-MNIST has test images of its own; of the digits, a fifth is kept for that.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import config, data, store
+from pipeline.errors import GateError, StageError
+from pipeline.manifest import Preprocessing, read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pydantic import BaseModel
+
+PROJECT = Path(__file__).resolve().parents[1]
+PRETRAINED = "efficientnet_lite0"
+DATA = ("digits", "fashion_mnist")
+IMAGE_SIZE = 32
+EPOCHS = {"digits": 10, "fashion_mnist": 3}
+_TRAIN_SHARE = 5 / 6  # of what the data set has to train with; the rest validates
+_TOLERANCE = 1e-3  # of verify: hardly trained networks are badly conditioned, and int8 errs ten times as much
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that is quantized.
+
+    Attributes:
+        title: what it is called: ``toy on digits``.
+        folder: holds fused.pt2, quantized.pt2 and quantize.json, and is where more files can go.
+        preprocessing: of its images.
+        split: its ``train`` part calibrates, with so many of its images as `calibration_images` says, or all.
+        test: its ``val`` part is the test images. They are read where that is iterated over, and not before.
+        refusal: why the stage `quantize` gave no program; None where it did.
+    """
+
+    title: str
+    folder: Path
+    preprocessing: Preprocessing
+    split: data.Split
+    test: data.Split
+    calibration_images: int
+    refusal: str | None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the input of each file."""
+        return (1, 3, self.preprocessing.image_size, self.preprocessing.image_size)
+
+    def calibration(self) -> "np.ndarray":
+        """The images that the stage `quantize` calibrates with, float32 (n, 3, H, W), never augmented."""
+        import numpy as np
+
+        images = self.split.sample("train", self.calibration_images)
+        return np.concatenate([batch.numpy() for batch, _ in images.batches("train", self.preprocessing, _BATCH)])
+
+    def repair(self) -> str:
+        """The steps of the stage `quantize` that were kept, and the layers that it left in float, in words."""
+        if self.refusal:
+            return "none held"
+        report = read_json(self.folder / "quantize.json")
+        kept = ", ".join(one["name"] for one in report["steps"] if one["kept"])
+        in_float = ", ".join(one["layer"] for one in report["in_float"]["layers"])
+        return f"{kept}; in float: {in_float or 'no layer'}"
+
+    def test_images(self) -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+        """Images, float32 (n, 3, H, W), and their labels, int64 (n,)."""
+        for images, labels in self.test.batches("val", self.preprocessing, _BATCH):
+            yield images.numpy(), labels.numpy()
+
+
+def trained(
+    network: str, name: str, folder: Path, *, images: int, epochs: int | None, tests: int, max_drop: float
+) -> Subject:
+    """Train a network with the pipeline's stages, and quantize it.
+
+    Args:
+        network: a name of `repnets.list_models()`.
+        name: of a data set.
+        folder: an empty one.
+        images: to train and validate with, at most.
+        epochs: of training; None: as `EPOCHS` says.
+        tests: how many test images, at most.
+        max_drop: what quantize may lose on the validation images.
+    """
+    whole = folder / "whole.json"
+    stage("split", config.SplitSettings(name=name, root=None, val_fraction=0.2, split_seed=0), folder, output=whole)
+    own = data.open_split(whole)
+    mine = divided(own, images)
+    data.write_split(folder / "split.json", mine)
+    training = config.Training(epochs=epochs or EPOCHS[name], device="cpu")
+    settings = config.TrainSettings(
+        arch=network, image_size=IMAGE_SIZE, interpolation="bilinear", mean=None, std=None, training=training
+    )
+    paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
+    stage("train", settings, folder, **paths, metrics=folder / "metrics.jsonl")
+    quantize = config.Quantize(max_accuracy_drop=max_drop)
+    return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), quantize)
+
+
+def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
+    """EfficientNet-Lite0 with the weights of the package that ships them, through the stages; see `pretrained`.
+
+    Args:
+        folder, tests, max_drop: as for `trained`.
+    """
+    from benchmarks import pretrained as lite
+
+    pictures = store.root() / "datasets" / "pictures"  # always there, so that the stages find what they made of it
+    made = lite.split(pictures, folder / "test")
+    data.write_split(folder / "split.json", made["split"])
+    arch, facts = f"{lite.__name__}:network", {"mean": lite.MEAN, "std": lite.STD}
+    settings = config.AdoptSettings(arch=arch, image_size=lite.IMAGE_SIZE, interpolation="bicubic", **facts)
+    paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
+    stage("adopt", settings, folder, source=lite.weights(), **paths)
+    quantize = config.Quantize(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
+    title = f"{PRETRAINED} on pictures"
+    return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), quantize)
+
+
+def divided(own: data.Split, images: int) -> data.Split:
+    """A split whose validation images, too, are of the train part of another; that one's validation images test."""
+    drawn = own.sample("train", images).parts["train"]
+    middle = round(len(drawn) * _TRAIN_SHARE)
+    parts = {"train": drawn[:middle], "val": drawn[middle:]}
+    return data.new_split(own.name, own.root, own.classes, own.sources, own.labels, parts)
+
+
+def _after_checkpoint(
+    title: str, folder: Path, mine: data.Split, test: data.Split, settings: config.Quantize
+) -> Subject:
+    checkpoint, fused = {"checkpoint": folder / "checkpoint.safetensors"}, {"fused": folder / "fused.pt2"}
+    place, verify = {"split": folder / "split.json"}, folder / "verify.json"
+    stage("reparameterize", config.NoSettings(), folder, **checkpoint, **place, **fused, report=folder / "fuse.json")
+    tolerance = config.Verify(float32_tolerance=_TOLERANCE)
+    stage("verify", tolerance, folder, **checkpoint, **place, **fused, output=verify)
+    refusal = None
+    try:
+        outputs = {"quantized": folder / "quantized.pt2", "report": folder / "quantize.json"}
+        stage("quantize", settings, folder, **fused, verify=verify, **place, **outputs)
+    except GateError as error:
+        refusal = str(error)
+    preprocessing = Preprocessing.from_dict(read_json(verify)["preprocessing"])
+    return Subject(title, folder, preprocessing, mine, test, settings.calibration_images, refusal)
+
+
+def stage(name: str, settings: "BaseModel", folder: Path, **paths: Path) -> None:
+    """Run a stage of the pipeline in a process of its own, as Snakemake does.
+
+    Raises:
+        GateError: its gate did not hold.
+        StageError: anything else went wrong; both with its own words.
+    """
+    options = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
+    command = [sys.executable, "-m", f"pipeline.{name}", "--settings", settings.model_dump_json(), *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().rpartition("error: ")[2]
+        is_gate = name == "quantize" and done.returncode == GateError.exit_code and "max_accuracy_drop" in said
+        raise (GateError if is_gate else StageError)(f"{name}: {said}")
