@@ -173,7 +173,7 @@ def _int8(forecasts: dict[str, dict[str, Any]]) -> list[str]:
 
 def _share(logit_error: float) -> str:
     """Of the logits' standard deviation, of a mean square over their variance."""
-    return f"{logit_error**0.5 * 100:.1f}"
+    return f"{logit_error**0.5 * 100:.1f}" if logit_error < 1 else "all"
 
 
 def _decibels(value: float | None) -> str:

@@ -9,6 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from repnets.report import FoldedRegion
 
 _OUTSTANDING = 10.0  # times the median channel's: what a gain is called outstanding from
+_WIDE = 4.0  # likewise, of an identity's
+_COSTLY = 10.0  # decibels
 
 _QAREPVGG = (
     "Train with QARepVGG's block, whose identity and 1x1 have no batch norm of their own (arXiv 2212.01593; the "
@@ -70,9 +72,9 @@ def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weig
             f"{middle:.2g}{constant}."
         )
         return Blame("gain", reason, _REMEDIES["dead" if path in dead else "gain"])
-    if identities and _is_the_identity(norms, region, channel, weight, tap):
-        path = identities[0]
-        gain = _gain(norms[path])
+    wide = [path for path in identities if float(_gain(norms[path])[channel] / _gain(norms[path]).median()) >= _WIDE]
+    if wide and _is_the_identity(norms, region, channel, weight, tap):
+        path, gain = wide[0], _gain(norms[wide[0]])
         reason = (
             f"The batch norm of its identity branch, {path!r}, has a gain of {float(gain[channel]):.3g} in channel "
             f"{channel} ({float(gain.median()):.2g} in the median channel): a single tap on the kernel's centre, "
@@ -90,6 +92,26 @@ def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weig
         f"{float(size.median()):.3g}."
     )
     return Blame("wide channel", reason, _REMEDIES["wide channel"])
+
+
+def of_tap(region: FoldedRegion | None, beside: float | None, without: float | None) -> Blame | None:
+    """Whether the taps of a layer's identity take the digits of its other branches.
+
+    Args:
+        region: That the layer was folded from; None where it was not folded.
+        beside: Signal to noise of the other branches in int8, dB; None where the layer has no such taps.
+        without: The same if there were no identity.
+
+    Returns:
+        None where they do not.
+    """
+    if region is None or beside is None or without is None or without - beside < _COSTLY:
+        return None
+    reason = (
+        f"Its identity branch, {region.identities[0]!r}, stands on the kernel's centre and sets the scales: int8 "
+        f"leaves the other branches {beside:.0f} dB, and {without:.0f} dB without the identity."
+    )
+    return Blame("identity", reason, _REMEDIES["identity"])
 
 
 def _is_the_identity(

@@ -43,8 +43,9 @@ class Weight:
         peak: Largest absolute weight over the root mean square of its channel, in the channel where that is most.
         snr_db: Signal to noise of the rounded weight, with a scale for each output channel.
         snr_db_per_tensor: The same with one scale for all.
-        snr_db_beside_tap: The same as `snr_db`, of all weights but the identity's taps, whose sizes set the scales:
+        snr_db_beside_tap: The same as `snr_db`, of all weights but the identity's taps, which may set the scales:
             what int8 leaves of the other branches. None where no identity was folded.
+        snr_db_without_tap: What it would leave of them if there were no identity. None likewise.
         tap: The identity's tap, the centre's weight of a channel for itself, over the root mean square of the rest of
             the channel, in the median channel. None likewise.
     """
@@ -56,6 +57,7 @@ class Weight:
     snr_db: float
     snr_db_per_tensor: float
     snr_db_beside_tap: float | None
+    snr_db_without_tap: float | None
     tap: float | None
 
 
@@ -208,11 +210,12 @@ def _weight(layer: Layer, region: FoldedRegion | None) -> Weight:
     rows = weight.flatten(1)
     largest = rows.abs().amax(1)
     noise = rounded_weight(weight) - weight
-    rest = tap = None
+    rest = without = tap = None
     if region is not None and region.identities and (at := _taps(weight, region)) is not None:
         beside = rows.clone()
         beside[at] = 0
         rest = _decibels(beside.square().sum(), noise.square().sum())
+        without = _decibels(beside.square().sum(), (rounded_weight(beside) - beside).square().sum())
         others = (beside.square().sum(1) / max(rows.shape[1] - 1, 1)).sqrt()
         tap = float((rows[at].abs() / others).nanmedian())
     return Weight(
@@ -225,6 +228,7 @@ def _weight(layer: Layer, region: FoldedRegion | None) -> Weight:
             weight.square().sum(), (rounded_weight(weight, per_tensor=True) - weight).square().sum()
         ),
         snr_db_beside_tap=rest,
+        snr_db_without_tap=without,
         tap=tap,
     )
 
@@ -298,13 +302,15 @@ def _risk(
     is_input = error.input > error.weight
     maker = layers[read.made_by[0]] if len(read.made_by) == 1 else None
     digits = f"its input, {read.snr_db:.0f} dB" if is_input else f"its weight, {row.weight.snr_db:.0f} dB"
-    lost = f"{digits} in int8, costs the logits {percent(error.both)} of their standard deviation"
-    is_makers = is_input and maker is not None and len(maker.weight) == len(one.largest)
-    if is_makers and _WIDE <= read.spread >= row.weight.spread:
+    lost = f"{digits} in int8, costs the logits {_percent(error.both)} of their standard deviation"
+    if maker is not None and len(maker.weight) == len(one.largest) and _WIDE <= read.spread >= row.weight.spread:
         layer, channel = maker, read.widest
+        why = (
+            "int8 has one scale for all" if is_input else "what int8 rounds off the weights that read it grows with it"
+        )
         told = (
             f"Layer {layer.name!r} makes a channel that is far wider than the others, up to {read.largest:.3g}, "
-            f"{read.spread:.3g} times the median channel, and int8 has one scale for all: of {row.name!r}, {lost}."
+            f"{read.spread:.3g} times the median channel, and {why}: of {row.name!r}, {lost}."
         )
     else:
         layer, channel = layers[row.name], row.weight.widest if is_input else int(one.by_channel.argmax())
@@ -314,15 +320,17 @@ def _risk(
     at = None if region is None else _taps(weight, region)
     tap = None if at is None else float(weight.flatten(1)[at][channel])
     found = blame.of_channel(model, region, channel, weight, tap)
-    if layer.name == row.name and found.cause not in ("identity", "gain"):
-        # a weight has a scale for each channel: what makes one wider than the others is no reason
+    if layer.name == row.name and found.cause != "gain":
+        # a weight has a scale for each channel: that one is wider than the others is no reason
+        found = None if is_input else blame.of_tap(region, row.weight.snr_db_beside_tap, row.weight.snr_db_without_tap)
+    if found is None:
         return Risk(row.name, row.name, "sensitive", error.both, f"{told} {_SENSITIVE}")
     return Risk(layer.name, row.name, found.cause, error.both, f"{told} {found.reason} {found.remedy}")
 
 
-def percent(logit_error: float) -> str:
+def _percent(logit_error: float) -> str:
     """An error of the logits as it is told: its root, the share of their standard deviation."""
-    return f"{logit_error**0.5 * 100:.3g} %"
+    return f"{logit_error**0.5 * 100:.3g} %" if logit_error < 1 else "all"
 
 
 def _plain(value: object) -> object:
