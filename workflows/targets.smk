@@ -9,7 +9,7 @@ for name, forms, models in dag.exports(CONFIG):
     files = [f"{folder}/{file}" for file in backends.file_names(target.backend, forms)]
     rule_of = "_".join([name, *forms])
     int8 = {"quantized": "artifacts/{model}/quantized.pt2"} if "quantized" in forms else {}
-    quantized = " --quantized {input.quantized}" if int8 else ""
+    quantized = "--quantized artifacts/{model}/quantized.pt2" if int8 else ""
 
     rule:
         name:
@@ -28,13 +28,15 @@ for name, forms, models in dag.exports(CONFIG):
             model="|".join(models),
         params:
             settings=dag.settings(CONFIG, "export", name),
+            quantized=quantized,
             code=store.code_digest("pipeline.export", backend),
             network=network,
         message:
             f"exporting {{wildcards.model}} for {name}"
         shell:
             "python -m pipeline.export --settings {params.settings:q} --checkpoint {input.checkpoint}"
-            " --fused {input.fused} --verify {input.verify} --manifest {output.manifest}" + quantized + " > {log} 2>&1"
+            " --fused {input.fused} --verify {input.verify} --manifest {output.manifest}"
+            " {params.quantized} > {log} 2>&1"
 
     rule:
         name:
@@ -54,14 +56,14 @@ for name, forms, models in dag.exports(CONFIG):
             model="|".join(models),
         params:
             settings=dag.settings(CONFIG, "check", name),
+            quantized=quantized,
             code=store.code_digest("pipeline.check", "pipeline.worker", backend),
         message:
             f"checking the {name} files of {{wildcards.model}}"
         shell:
             "python -m pipeline.check --settings {params.settings:q} --manifest {input.manifest} --files {input.files}"
             " --fused {input.fused} --verify {input.verify} --split {input.split} --output {output}"
-            + quantized
-            + " > {log} 2>&1"
+            " {params.quantized} > {log} 2>&1"
 
     rule:
         name:
@@ -85,6 +87,7 @@ for name, forms, models in dag.exports(CONFIG):
             machine=100,
         params:
             settings=dag.settings(CONFIG, "bench", name),
+            quantized=quantized,
             code=store.code_digest("pipeline.bench", "pipeline.backends.onnx", backend),
             network=network,
         message:
@@ -92,4 +95,4 @@ for name, forms, models in dag.exports(CONFIG):
         shell:
             "python -m pipeline.bench --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
             " --files {input.files} --fused {input.fused} --checkpoint {input.checkpoint}"
-            " --output {output.bench} --profile {output.profile}" + quantized + " > {log} 2>&1"
+            " --output {output.bench} --profile {output.profile} {params.quantized} > {log} 2>&1"

@@ -14,7 +14,7 @@ from repnets.quantization import ranges
 
 @pytest.fixture(scope="module")
 def program():
-    """Fused: two RepVGG blocks, the second with squeeze-and-excitation, a mean without its dimensions, a linear layer."""
+    """Fused: two RepVGG blocks, the second gated, a mean without its dimensions, a linear layer."""
     torch.manual_seed(0)
 
     class Net(nn.Module):
