@@ -156,7 +156,8 @@ def _allowed(stored: "np.ndarray", own: "np.ndarray", precision: str) -> "np.nda
     if own.size <= SMALLEST or (precision == "w4" and own.shape[1] % _BLOCK):
         return rounding
     if precision == "palette6":
-        return _to_nearest(stored, own) + 4 * rounding
+        # the weight and both numbers that it lies between were rounded, which moves the middle between these
+        return _to_nearest(stored, own) + 4 * (rounding + _HALF * np.abs(stored))
     block, levels = (own[0].size, 256) if precision == "w8" else (_BLOCK, 16)
     rows = own.reshape(len(own), -1, block, 1 if precision == "w8" else own[0, 0].size)
     span = np.maximum(rows.max(2, keepdims=True), 0) - np.minimum(rows.min(2, keepdims=True), 0)

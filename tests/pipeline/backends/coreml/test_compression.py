@@ -167,6 +167,19 @@ def test_a_changed_byte_of_the_stored_weights_is_caught(export, own, scheme, tmp
         backend.stored_weights(file, spec_of(scheme).precision, own)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 30.0])
+def test_a_palette_whose_numbers_are_rounded_to_half_is_held(size):
+    """Which number is the nearest was found before these were rounded, and the middle between two has moved since."""
+    own = np.random.default_rng(0).normal(0, size, (64, 400, 3, 3))
+    entries = np.linspace(own.min(), own.max(), 64)
+    halves = own.astype(np.float16).astype(np.float64)
+    places = np.searchsorted((entries[1:] + entries[:-1]) / 2, halves)
+    stored = entries.astype(np.float16).astype(np.float32)[places]
+    nearest = np.abs(own[..., None] - np.unique(stored)).min(-1)
+    assert (np.abs(stored - own) > nearest).any(), "no middle has moved, so nothing was tried"
+    assert (np.abs(stored - own) <= compression._allowed(stored, own, "palette6")).all()
+
+
 def test_a_coarse_palette_is_caught(own):
     """Each weight is the nearest of a few numbers, but these do not serve the layer."""
     weights = own["conv2d_1"].astype(np.float64)
