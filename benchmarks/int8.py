@@ -287,7 +287,7 @@ def report(result: Mapping[str, Any]) -> str:
     """Conditions and a markdown table for each network, held against the aims; what was not here, and why."""
     about = result["conditions"]
     used = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    busy = f"; {about['warning']}" if about["warning"] else ""
+    busy = f"; {about['warning']}" if about["warning"] and result["until"] else ""  # a class is right at any speed
     threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
     parts = [f"{about['cpu']}, {about['cores']} cores, {threads}, batch 1; {used}{busy}."]
     for title, found in result["networks"].items():

@@ -69,7 +69,7 @@ class Subject:
         if self.refusal:
             return "none held"
         report = read_json(self.folder / "quantize.json")
-        kept = ", ".join(one["name"] for one in report["steps"] if one["kept"])
+        kept = ", ".join(one["name"] for one in report["steps"] if one["kept"] and not one["name"].startswith("naive"))
         in_float = ", ".join(one["layer"] for one in report["in_float"]["layers"])
         return f"{kept}; in float: {in_float or 'no layer'}"
 

@@ -54,7 +54,7 @@ def test_each_figure_is_that_of_the_runtime_that_the_row_names(int8, subject, fo
         backend, one = backends.load(row.backend), found["rows"][row.name]
         start = backend.open_session if row.timed else backend.open_check_session
         session = start(subject.folder / row.file, 1)
-        classes = np.concatenate([session(images[at : at + 1]) for at in range(48)]).argmax(1)
+        classes = np.concatenate([session(images[at : at + 1]).copy() for at in range(48)]).argmax(1)
         assert one["accuracy"] == pytest.approx((classes == labels).mean()), row
         assert one["same_class"] == pytest.approx((classes == reference).mean()), row
         assert one["points"] == pytest.approx(100 * ((classes == labels).mean() - (reference == labels).mean())), row
@@ -162,7 +162,7 @@ def test_the_report_holds_the_aims_against_what_was_found(int8):
         result = {
             "networks": {"toy on digits": {**shared, "repair": "range setting; in float: no layer", "rows": rows}}
         }
-        return int8.report({**result, "unavailable": missing, "conditions": about})
+        return int8.report({**result, "until": {"min_runs": 50}, "unavailable": missing, "conditions": about})
 
     good, bad = printed(0.95, 0.94), printed(0.94, 0.95)
     assert good.startswith("a CPU, 2 cores, 1 thread, batch 1; torch 2; busy.")
