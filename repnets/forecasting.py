@@ -323,7 +323,8 @@ def _risk(
     found = blame.of_channel(model, region, channel, weight, tap)
     if layer.name == row.name and found.cause != "gain":
         # a weight has a scale for each channel: that one is wider than the others is no reason
-        found = None if is_input else blame.of_tap(region, row.weight.snr_db_beside_tap, row.weight.snr_db_without_tap)
+        parts = (row.weight.snr_db_beside_tap, row.weight.snr_db_without_tap)
+        found = None if is_input else blame.of_tap(model, region, *parts)
     if found is None:
         return Risk(row.name, row.name, "sensitive", error.both, f"{told} {_SENSITIVE}")
     return Risk(layer.name, row.name, found.cause, error.both, f"{told} {found.reason} {found.remedy}")

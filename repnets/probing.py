@@ -5,7 +5,7 @@ weight, and one for the whole of an activation (arXiv 1806.08342).
 
 The layers are not tried one after the other. To the first order, an error of a layer's output reaches the logits as
 its product with their gradient; and the gradient of the logits summed with random signs gives, squared and averaged,
-the sum of the squares of the errors of all logits. So one pass forwards and a few backwards tell of all layers.
+the sum of the squares of the errors of all logits. So two passes forwards and a few backwards tell of all layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence

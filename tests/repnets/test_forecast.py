@@ -227,15 +227,23 @@ def test_a_gain_is_named_by_its_batch_norm_and_a_dead_channel_is_told():
 
 @pytest.mark.parametrize(("without", "cause"), [(40.0, "identity"), (25.0, None), (None, None)])
 def test_the_tap_is_to_blame_where_the_other_branches_lose_by_it(without, cause):
-    _, result = made()
+    model, result = made()
     region = next(one for one in result.report.regions if one.name == "stage2.1")
-    found = blame.of_tap(region, 20.0, without)
+    found = blame.of_tap(model, region, 20.0, without)
     assert (found and found.cause) == cause
     if found:
         assert found.reason == (
             "Its identity branch, 'stage2.1.identity', stands on the kernel's centre and sets the scales: int8 leaves "
             "the other branches 20 dB, and 40 dB without the identity."
         )
+        assert "QARepVGG" in found.remedy
+
+
+def test_qarepvggs_block_is_no_remedy_for_itself():
+    model, result = made(block="quantizable")
+    region = next(one for one in result.report.regions if one.name == "stage2.1")
+    found = blame.of_tap(model, region, 20.0, 40.0)
+    assert "'stage2.1', stands on the kernel's centre" in found.reason and "QARepVGG" not in found.remedy
 
 
 def test_branches_of_one_width_are_blamed_together():
