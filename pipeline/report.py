@@ -32,7 +32,7 @@ _PROFILE = (
 _INT8 = (
     "A forecast from training images, before anything is quantized: what int8 adds to the logits, as a share of their "
     "standard deviation; `all` by all layers together, `worst` by the worst one alone, with the digits that its weight "
-    "and its input have in int8. A layer that adds more than 10 % will hurt. docs/int8-forecast.md tells more."
+    "and its input have in int8. A layer that adds more than 22 % will hurt. docs/int8-forecast.md tells more."
 )
 _REFERENCE = (
     "NOT the target's figures. Its runtime is not on this machine, so the same network, in {precision}, was "

@@ -94,10 +94,11 @@ def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weig
     return Blame("wide channel", reason, _REMEDIES["wide channel"])
 
 
-def of_tap(region: FoldedRegion | None, beside: float | None, without: float | None) -> Blame | None:
+def of_tap(model: nn.Module, region: FoldedRegion | None, beside: float | None, without: float | None) -> Blame | None:
     """Whether the taps of a layer's identity take the digits of its other branches.
 
     Args:
+        model: The branched network.
         region: That the layer was folded from; None where it was not folded.
         beside: Signal to noise of the other branches in int8, dB; None where the layer has no such taps.
         without: The same if there were no identity.
@@ -111,7 +112,8 @@ def of_tap(region: FoldedRegion | None, beside: float | None, without: float | N
         f"Its identity branch, {region.identities[0]!r}, stands on the kernel's centre and sets the scales: int8 "
         f"leaves the other branches {beside:.0f} dB, and {without:.0f} dB without the identity."
     )
-    return Blame("identity", reason, _REMEDIES["identity"])
+    remedy = _REMEDIES["identity"] if region.identities[0] in _norms(model, region) else _EQUALIZE
+    return Blame("identity", reason, remedy)
 
 
 def _is_the_identity(

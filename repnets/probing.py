@@ -5,7 +5,7 @@ weight, and one for the whole of an activation (arXiv 1806.08342).
 
 The layers are not tried one after the other. To the first order, an error of a layer's output reaches the logits as
 its product with their gradient; and the gradient of the logits summed with random signs gives, squared and averaged,
-the sum of the squares of the errors of all logits. So one pass forwards and a few backwards tell of all layers.
+the sum of the squares of the errors of all logits. So two passes forwards and a few backwards tell of all layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +84,9 @@ def layers_of(module: fx.GraphModule) -> list[Layer]:
     return [layer for node in module.graph.nodes if (layer := _layer(module, node)) is not None]
 
 
-def probe(module: fx.GraphModule, layers: Sequence[Layer], batches: Sequence[Tensor]) -> tuple[dict[str, Probe], float]:
+def probe(
+    module: fx.GraphModule, layers: Sequence[Layer], batches: Sequence[Tensor]
+) -> tuple[dict[str, Probe], Tensor]:
     """Run images through a fused network, and see what int8 would do to each layer while all others stay float.
 
     Args:
@@ -93,7 +95,7 @@ def probe(module: fx.GraphModule, layers: Sequence[Layer], batches: Sequence[Ten
         batches: Images, each (N, C, *spatial).
 
     Returns:
-        What was measured of each layer, by name; and the power of the logits, as differences from their mean.
+        What was measured of each layer, by name; and the logits, float64 (N, logits).
 
     Raises:
         RepnetsError: There is no image, nothing that the network gives depends smoothly on its input, or its logits
@@ -120,10 +122,9 @@ def probe(module: fx.GraphModule, layers: Sequence[Layer], batches: Sequence[Ten
             for place, (layer, x, y) in enumerate(calls):
                 _add(found[layer.name], layer, weights[layer.name], x, y, [draw[place] for draw in gradients])
     together = torch.cat(logits)
-    power = float((together - together.mean()).square().sum())
-    if not 0 < power < float("inf"):
-        raise RepnetsError(f"the logits are {'all the same' if power == 0 else 'not finite'}")
-    return found, power
+    if not together.isfinite().all() or (together == together[0, 0]).all():
+        raise RepnetsError(f"the logits are {'all the same' if together.isfinite().all() else 'not finite'}")
+    return found, together
 
 
 def _gradients(output: Tensor, values: list[Tensor], generator: torch.Generator) -> list[tuple[Tensor, ...]]:

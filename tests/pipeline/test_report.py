@@ -144,7 +144,7 @@ none of them: so their sum is not the time of an inference.
 
 A forecast from training images, before anything is quantized: what int8 adds to the logits, as a share of
 their standard deviation; `all` by all layers together, `worst` by the worst one alone, with the digits that
-its weight and its input have in int8. A layer that adds more than 10 % will hurt. docs/int8-forecast.md tells
+its weight and its input have in int8. A layer that adds more than 22 % will hurt. docs/int8-forecast.md tells
 more.
 
 | model | all % | worst layer | worst % | weight dB | input dB |

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import repnets
-from repnets import blocks
+from repnets import blame, blocks
 from repnets.forecasting import HURTS
 from repnets.networks.repvgg import build
 
@@ -88,6 +88,8 @@ def test_figures_of_a_weight_by_another_computation():
         decibels(weight, in_int8(weight, weight.abs().max()) - weight), abs=0.01
     )
     assert row.snr_db_beside_tap == pytest.approx(decibels(beside, by_channel - weight), abs=0.01)
+    alone = torch.stack([in_int8(channel, channel.abs().max()) for channel in beside])
+    assert row.snr_db_without_tap == pytest.approx(decibels(beside, alone - beside), abs=0.01)
     assert row.tap == pytest.approx(float((taps.abs() / rest).median()))
     assert row.snr_db_per_tensor < row.snr_db and row.snr_db_beside_tap < row.snr_db
 
@@ -166,7 +168,7 @@ def test_a_healthy_network_gives_no_alarm(block):
     [("stage2.1.identity", "stage2.2"), ("stage1.1.identity", "stage2.0")],
 )
 def test_a_wide_identity_is_named_and_nothing_else(norm, reader):
-    (risk,) = forecast(*made(norm)).risks
+    (risk,) = forecast(*made(norm, by=200.0)).risks
     layer = norm.rpartition(".")[0]
     assert (risk.layer, risk.hurts, risk.cause) == (layer, reader, "identity")
     assert risk.logit_error > HURTS
@@ -208,7 +210,7 @@ def test_a_wide_gain_in_all_channels_alike_hurts_nobody():
 
 def test_a_gain_is_named_by_its_batch_norm_and_a_dead_channel_is_told():
     """The same network, written with a variance that says that the channel was constant in training."""
-    model = calibrated(small(), "stage2.1.dense.bn", by=200)
+    model = calibrated(small(), "stage2.1.dense.bn", by=400)
     (risk,) = forecast(model).risks
     assert (risk.layer, risk.hurts, risk.cause) == ("stage2.1", "stage2.2", "gain")
     assert "The batch norm 'stage2.1.dense.bn' multiplies channel " in risk.message
@@ -223,10 +225,43 @@ def test_a_gain_is_named_by_its_batch_norm_and_a_dead_channel_is_told():
     assert "`recalibrate_bn`" in risk.message and "QARepVGG" not in risk.message
 
 
+@pytest.mark.parametrize(("without", "cause"), [(40.0, "identity"), (25.0, None), (None, None)])
+def test_the_tap_is_to_blame_where_the_other_branches_lose_by_it(without, cause):
+    model, result = made()
+    region = next(one for one in result.report.regions if one.name == "stage2.1")
+    found = blame.of_tap(model, region, 20.0, without)
+    assert (found and found.cause) == cause
+    if found:
+        assert found.reason == (
+            "Its identity branch, 'stage2.1.identity', stands on the kernel's centre and sets the scales: int8 leaves "
+            "the other branches 20 dB, and 40 dB without the identity."
+        )
+        assert "QARepVGG" in found.remedy
+
+
+def test_qarepvggs_block_is_no_remedy_for_itself():
+    model, result = made(block="quantizable")
+    region = next(one for one in result.report.regions if one.name == "stage2.1")
+    found = blame.of_tap(model, region, 20.0, 40.0)
+    assert "'stage2.1', stands on the kernel's centre" in found.reason and "QARepVGG" not in found.remedy
+
+
+def test_branches_of_one_width_are_blamed_together():
+    model, result = made()
+    region = next(one for one in result.report.regions if one.name == "stage2.0")
+    found = blame.of_channel(model, region, 3, result.module.get_submodule("stage2.0").weight, None)
+    scales = [model.get_submodule(f"stage2.0.{name}.bn").weight[3].item() for name in ("dense", "pointwise")]
+    assert found.cause == "branches"
+    assert found.reason == (
+        f"It adds up 2 batch norms, whose standard deviations in channel 3 are {scales[0]:.2g} of 'stage2.0.dense.bn', "
+        f"{scales[1]:.2g} of 'stage2.0.pointwise.bn'."
+    )
+
+
 def test_the_worst_comes_first():
     model = small()
     for norm in ("stage1.1.identity", "stage2.1.identity"):
-        model = calibrated(model, norm)
+        model = calibrated(model, norm, by=200)
     risks = forecast(model).risks
     assert {"stage1.1", "stage2.1"} <= {risk.layer for risk in risks}
     assert [risk.logit_error for risk in risks] == sorted((risk.logit_error for risk in risks), reverse=True)
