@@ -98,11 +98,18 @@ def reader(module: "GraphModule", name: str) -> str:
 
 
 def _owners(node: "Node") -> list[str]:
-    """The modules whose weights a node reads; of a dequantize, those of the layer that it is for."""
+    """The modules whose weights a node reads.
+
+    Of a weight's dequantize, those of the layer that it is for; of an activation's, those of the layer that it is from.
+    """
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name in weights_of(node)))
-    if not any(owners) and "dequantize" in str(node.target) and node.users:
+    if any(owners) or "quantize_per" not in str(node.target):
+        return owners
+    if "per_channel" in str(node.target):
         return _owners(next(iter(node.users)))
-    return owners
+    while not weights_of(node) and len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in weights_of(node)))
 
 
 def rounded_constants(module: "GraphModule") -> list[str]:

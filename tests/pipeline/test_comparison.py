@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.comparison import compare, first_departure
+from pipeline.comparison import Flip, compare, first_departure, flips, mean_error
 from pipeline.errors import GateError
 
 
@@ -97,3 +97,16 @@ def test_a_layer_of_zeros_can_be_compared():
     zeros = np.zeros((2, 2), dtype=np.float32)
     assert first_departure({"a": zeros}, {"a": zeros}, 0) is None
     assert first_departure({"a": zeros + 1e-3}, {"a": zeros}, 1e-3).layer == "a"
+
+
+def test_flips_are_the_images_of_another_class_the_widest_margin_first():
+    want = np.array([[4.0, 1.0, 0.0], [2.0, 1.5, 0.0], [0.0, 3.0, 3.0], [-4.0, 0.0, 0.0]], dtype=np.float32)
+    got = np.array([[3.0, 1.0, 0.0], [1.4, 1.5, 0.0], [3.5, 3.0, 3.0], [-4.0, 0.0, 0.1]], dtype=np.float32)
+    assert flips(got, want) == [Flip(2, 0, 1, 0.75), Flip(1, 1, 0, 0.125), Flip(3, 2, 1, 0.0)]
+    assert flips(want, want) == []
+
+
+def test_the_mean_error_is_that_of_each_images_worst_logit():
+    want = np.array([[4.0, 0.0], [-8.0, 0.0]], dtype=np.float32)
+    got = np.array([[4.0, 0.4], [-8.0, 0.0]], dtype=np.float32)
+    assert mean_error(got, want) == pytest.approx(0.2 / 8)

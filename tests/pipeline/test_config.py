@@ -212,6 +212,66 @@ def test_a_target_without_a_baseline_exports_the_fused_form_alone(project):
     assert project(target=TARGET + "baseline: none").forms("phone", "toy") == ("fused",)
 
 
+def test_an_int8_target_ships_the_quantized_form_beside_the_fused_one(project):
+    int8 = "backend: tensorrt\nprecision: int8\n"
+    read = project(target=int8)
+    assert read.forms("phone", "toy") == ("quantized", "fused")
+    settings = config.settings_of("export", read, "toy", "phone")
+    assert [settings.precision_of(form) for form in settings.forms] == ["int8", "fp16"]
+    assert project(target=int8 + "baseline: branched").forms("phone", "toy") == ("quantized", "branched")
+    assert project(target=int8 + "baseline: none").forms("phone", "toy") == ("quantized",)
+    settings = config.settings_of("export", project(target="backend: executorch\nprecision: int8"), "toy", "phone")
+    assert settings.precision_of("fused") == "fp32"
+
+
+def test_a_folded_model_has_an_int8_form_with_its_baseline(project, tmp_path):
+    save_file({"stage1.weight": np.zeros(1), "stage1.bias": np.zeros(1)}, tmp_path / "folded.safetensors")
+    read = project("models: {toy: {checkpoint: folded.safetensors}}", "backend: executorch\nprecision: int8")
+    assert read.forms("phone", "toy") == ("quantized", "fused")
+    read = project(
+        "models: {toy: {checkpoint: folded.safetensors}}",
+        "backend: executorch\nprecision: int8\nbaseline: branched",
+    )
+    assert read.forms("phone", "toy") == ("quantized",)
+
+
+def test_core_ml_in_int8_is_for_ios_17(project):
+    read = project(target="backend: coreml\nprecision: int8")
+    assert read.targets["phone"].options["minimum_deployment_target"] == "iOS17"
+    later = "backend: coreml\nprecision: int8\noptions: {minimum_deployment_target: iOS18}"
+    assert project(target=later).targets["phone"].options["minimum_deployment_target"] == "iOS18"
+    assert project(target="backend: coreml\nprecision: fp16").targets["phone"].options[
+        "minimum_deployment_target"
+    ] == "iOS16"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "backend: coreml\nprecision: int8\noptions:\n  minimum_deployment_target: iOS16",
+            "target.yaml, line 4: `precision: int8` needs iOS17 or later, not iOS16, whose Core ML has no int8",
+        ),
+        (
+            "backend: executorch\nprecision: w8",
+            "target.yaml, line 2: `precision: w8` compresses the weights alone, which only Core ML computes with. For "
+            "executorch, choose int8, fp16 or fp32.",
+        ),
+        (
+            "backend: coreml\nprecision: w4\nbaseline: fused",
+            "target.yaml, line 3: `precision: w4` ships the fused network, so `baseline: fused` would compare it with "
+            "itself",
+        ),
+        ("backend: coreml\nprecision: int4", "`precision`: there is no `int4`; did you mean `int8`?"),
+        ("backend: coreml\nprecision: fp16\nbaseline: branch", "there is no `branch`; did you mean `branched`?"),
+    ],
+)
+def test_precisions_and_baselines_that_do_not_fit(project, target, message):
+    with pytest.raises(InputError) as caught:
+        project(target=target)
+    assert message in str(caught.value)
+
+
 def test_a_model_that_came_folded_has_no_branched_form(project, tmp_path):
     save_file({"stage1.weight": np.zeros(1), "stage1.bias": np.zeros(1)}, tmp_path / "folded.safetensors")
     save_file({"stage1.dense.bn.bias": np.zeros(1)}, tmp_path / "whole.safetensors")
