@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import backends, export, forms, programs, store
+from pipeline import backends, bench, export, forms, programs, store
 from pipeline.backends import pytorch
-from pipeline.config import ExportSettings
+from pipeline.config import Bench, BenchSettings, ExportSettings
 from pipeline.data import open_split
 from pipeline.errors import GateError, InputError
 from pipeline.manifest import ExportSpec, Preprocessing, read_json
@@ -187,6 +187,24 @@ def test_the_tolerance_is_held_and_names_a_layer(made, quantized, run_check):
         run_check(made["coreml"], "coreml", quantized=quantized, tolerance=1e-30)
 
 
+def test_the_bench_tells_what_int8_gained(artifacts, quantized, made, tmp_path, capsys):
+    folder = shutil.copytree(made["onnx"], tmp_path / "toy")
+    checked = {"checked_by": "ONNX Runtime", "accuracy": {"branched": 0.9, "fused": 0.9, "file": 0.9}}
+    (folder / "check.json").write_text(json.dumps(checked))
+    quick = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
+    bench.run(
+        BenchSettings(backend="onnx", bench=quick),
+        manifest=folder / "manifest.json", check=folder / "check.json",
+        files=[file_of(folder, "onnx", form) for form in ("quantized", "fused")], fused=artifacts.fused,
+        checkpoint=artifacts.checkpoint, quantized=quantized, output=folder / "bench.json",
+        profile=folder / "profile.json",
+    )  # fmt: skip
+    measured, profile = read_json(folder / "bench.json"), read_json(folder / "profile.json")
+    assert list(measured["forms"]) == ["quantized", "fused"] and measured["precision"] == "int8"
+    assert "; quantized is " in (told := capsys.readouterr().out) and " times as fast as fused" in told
+    assert profile["form"] == "quantized"
+
+
 def test_a_lost_accuracy_says_what_to_try(artifacts, quantized, run_check, tmp_path):
     """Of an int8 program that knows one class alone; its file is faithful to it."""
     program, lineage = pytorch.read(quantized)
@@ -207,8 +225,8 @@ def test_layers_of_a_quantized_program_have_names(quantized):
     module = forms.module("quantized", None, None, quantized)
     titles = [programs.title(module, node.name) for node in module.graph.nodes]
     assert {
-        "conv2d_1 (stage2)", "dequantize_per_channel_1 (stage2)", "quantize_per_tensor", "quantize_per_tensor_2 (stage2)",
-        "dequantize_per_tensor_2 (stage2)", "linear (head.linear)",
+        "conv2d_1 (stage2)", "dequantize_per_channel_1 (stage2)", "quantize_per_tensor",
+        "quantize_per_tensor_2 (stage2)", "dequantize_per_tensor_2 (stage2)", "linear (head.linear)",
     } <= set(titles)  # fmt: skip
     assert programs.reader(module, "_frozen_param2") == "_frozen_param2 of dequantize_per_channel_2 (stage3)"
     assert programs.reader(module, "stage1.bias") == "stage1.bias"

@@ -77,14 +77,16 @@ class Clone:
         return Clone(folder / "clone", store)
 
 
-def fresh_clone(folder: Path, store: Path, config: str = CONFIG) -> Clone:
-    """The project's own files, nothing built."""
+def fresh_clone(
+    folder: Path, store: Path, config: str = CONFIG, targets: tuple[str, ...] = ("tensorrt", "coreml", "executorch")
+) -> Clone:
+    """The project's own files, nothing built; of its targets those that are named, since int8 takes its time."""
     folder.mkdir(parents=True)
     for name in ("pipeline", "repnets", "workflows", "profiles"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in PROJECT.glob("targets/*/target.yaml"):
-        (folder / "targets" / path.parent.name).mkdir(parents=True)
-        shutil.copy(path, folder / "targets" / path.parent.name)
+    for target in targets:
+        (folder / "targets" / target).mkdir(parents=True)
+        shutil.copy(PROJECT / "targets" / target / "target.yaml", folder / "targets" / target)
     shutil.copy(PROJECT / "Snakefile", folder)
     (folder / "config.yaml").write_text(config)
     return Clone(folder, store)

@@ -133,3 +133,15 @@ def test_a_checkpoint_that_came_folded_goes_straight_to_export(clone, tmp_path):
     assert (mine["file"], mine["fused"]) == (toy["file"], toy["fused"])
     assert "mine: came folded" in (clone.folder / "report.md").read_text()
     assert clone.snakemake("all").jobs == {}
+
+
+def test_the_int8_files_of_every_target_are_made_of_one_program(new_clone, tmp_path):
+    int8 = [f"{target}-int8" for target in TARGETS]
+    clone = new_clone(tmp_path / "clone", tmp_path / "store", targets=(*TARGETS, *int8))
+    run = clone.snakemake("--dry-run", *(f"targets/{target}/bench.json" for target in int8))
+    assert run.code == 0, run.output
+    once = ("split", "train", "reparameterize", "verify", "quantize")
+    each = [f"{stage}:{target}" for stage in ("export", "check", "bench", "summarize") for target in int8]
+    assert run.jobs == dict.fromkeys([*once, *each], 1)
+    assert run.output.count("--quantized artifacts/toy/quantized.pt2") == 1 + 3 * len(int8)
+    assert run.output.count('"forms":["quantized","fused"]') == len(int8)
