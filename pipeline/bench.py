@@ -10,8 +10,8 @@ little if something else was running (`busy`). profile.json tells where the time
 runtime can. docs/benchmarks.md says what each key means.
 
 Where the target's runtime is not on this machine, `status` is `unavailable`, with the reason and what to do.
-The same network's figures on ONNX Runtime, in fp32, then stand under `reference`: they say what the fold does
-on a CPU, and nothing about the target.
+The same network's figures on this CPU, by ONNX Runtime in fp32 or by ExecuTorch in int8, then stand under `reference`:
+they say what is gained on a CPU, and nothing about the target.
 """
 
 import json
@@ -39,7 +39,7 @@ from pipeline.config import Bench, BenchSettings
 from pipeline.errors import InputError
 from pipeline.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
 
-_REFERENCE = "onnx"
+_STAND_INS = {"fp32": ("onnx", "ONNX Runtime"), "int8": ("executorch", "ExecuTorch")}
 _PROFILE_SECONDS = 2
 _PROFILE_RUNS = (20, 200)
 _UNTIMED = dict.fromkeys(
@@ -107,7 +107,7 @@ def run(
         code=(
             "pipeline.bench",
             backend.__name__,
-            f"pipeline.backends.{_REFERENCE}",
+            *(f"pipeline.backends.{name}" for name, _ in _STAND_INS.values()),
             *checkpoints.code_modules(checkpoint),
         ),
         packages=("torch", *backend.PACKAGES),
@@ -132,9 +132,11 @@ def _bench(
         measured = _measure(settings.backend, opened, shape, settings.bench)
     else:
         measured = {"forms": dict.fromkeys(opened, _UNTIMED), "speedup": None, "runs": []}
-        networks = _export_reference(written, sources, scratch)
-        figures = _measure(_REFERENCE, networks, shape, settings.bench)
-        reference = {"runtime": "ONNX Runtime", "precision": _precision(written), **figures}
+        precision = "int8" if written["precision"] == "int8" else "fp32"
+        stand_in, runtime = _STAND_INS[precision]
+        networks = _export_reference(stand_in, written, sources, scratch)
+        figures = _measure(stand_in, networks, shape, settings.bench)
+        reference = {"runtime": runtime, "precision": precision, **figures}
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
     return {
         "status": "ok" if unavailable is None else "unavailable",
@@ -236,21 +238,21 @@ def _profile(backend: str, document: dict[str, Any], form: str, file: Path, prog
     return {"status": "ok", "reason": None, **about, "threads": run["threads"], "runs": runs, **told}
 
 
-def _precision(written: dict[str, Any]) -> str:
-    """Of the reference: int8 where the target is, else fp32."""
-    return "int8" if written["precision"] == "int8" else "fp32"
+def _export_reference(
+    stand_in: str, written: dict[str, Any], sources: dict[str, Path | None], scratch: Path
+) -> dict[str, Path]:
+    """The forms of the target as files of another backend: fp32, but for what the program has in int8.
 
-
-def _export_reference(written: dict[str, Any], sources: dict[str, Path | None], scratch: Path) -> dict[str, Path]:
-    """The forms of the target as ONNX files of the same input shape: fp32, but for what the program has in int8."""
-    onnx = backends.load(_REFERENCE)
+    ONNX Runtime's CPU is no stand-in for int8: it computes as integers only where no ReLU comes before the rounding.
+    """
+    backend = backends.load(stand_in)
     shape = tuple(written["input"]["shape"])
     spec = ExportSpec("fp32", shape, Preprocessing.from_dict(written["preprocessing"]))
     networks = {}
     for form in written["forms"]:
         module = forms.module(form, **sources)
-        networks[form] = scratch / f"{form}.onnx"
-        onnx.export(programs.static(module, shape), [networks[form]], spec)
+        networks[form] = scratch / backend.FILES[0].format(form=form)
+        backend.export(programs.static(module, shape), [networks[form]], spec)
     return networks
 
 

@@ -88,7 +88,7 @@ for name, forms, models in dag.exports(CONFIG):
         params:
             settings=dag.settings(CONFIG, "bench", name),
             quantized=quantized,
-            code=store.code_digest("pipeline.bench", "pipeline.backends.onnx", backend),
+            code=store.code_digest("pipeline.bench", "pipeline.backends.onnx", "pipeline.backends.executorch", backend),
             network=network,
         message:
             f"timing {{wildcards.model}} on {name}, alone on the machine"
