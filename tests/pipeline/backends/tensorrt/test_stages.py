@@ -1,4 +1,4 @@
-"""A target of an open batch through the stages themselves."""
+"""Targets through the stages themselves: of an open batch, and of int8."""
 
 import json
 
@@ -34,3 +34,31 @@ def test_an_open_batch_is_exported_and_checked_at_the_targets(artifacts, tmp_pat
     checked = json.loads((folder / "check.json").read_text())
     assert checked["images"] == 359 and checked["forms"]["fused"]["converter"]["max_relative_error"] < 1e-5
     assert "--optShapes=image:4x3x32x32" in (folder / "build_engine.sh").read_text()
+
+
+@pytest.mark.slow
+def test_int8_is_built_and_checked(artifacts, quantized, tmp_path):
+    folder = tmp_path / "targets" / "server-int8" / "toy"
+    settings = ExportSettings(
+        target="server-int8", model="toy", backend="tensorrt", precision="int8", forms=("quantized",), batch=3,
+        image_size=None,
+        options=TensorRTOptions(compute_capabilities=("8.6",), dynamic_batch={"min": 1, "opt": 4, "max": 8}).model_dump(
+            mode="json"
+        ),
+    )  # fmt: skip
+    given = {"fused": artifacts.fused, "verify": artifacts.verify, "quantized": quantized}
+    export.run(settings, checkpoint=artifacts.checkpoint, manifest=folder / "manifest.json", **given)
+    facts = json.loads((folder / "manifest.json").read_text())["forms"]["quantized"]["facts"]
+    assert facts["maker"] and (folder / "quantized.engine").stat().st_size > 100_000
+    names = backends.file_names("tensorrt", ("quantized",))
+    check.run(
+        CheckSettings(backend="tensorrt", check=Check()),
+        manifest=folder / "manifest.json",
+        files=[folder / name for name in names],
+        split=artifacts.split,
+        output=folder / "check.json",
+        **given,
+    )
+    found = json.loads((folder / "check.json").read_text())["forms"]["quantized"]
+    assert (found["census"]["int8"], found["census"]["convolution"]) == (4, 3)
+    assert found["precision"]["max_relative_error"] <= 0.05
