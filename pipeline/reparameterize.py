@@ -30,7 +30,7 @@ _SHOWN = 4
 _IMAGES = 128  # for the forecast; fewer where the network is so large that they would take minutes
 _FEWEST = 16
 _MACS = 4e11
-_BATCH = 32
+_BATCH = 8  # at once: what every layer gives is held for the way back
 
 
 def run(settings: NoSettings, *, checkpoint: Path, split: Path, fused: Path, report: Path) -> None:
