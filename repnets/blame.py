@@ -77,9 +77,13 @@ def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weig
         path, gain = wide[0], _gain(norms[wide[0]])
         reason = (
             f"The batch norm of its identity branch, {path!r}, has a gain of {float(gain[channel]):.3g} in channel "
-            f"{channel} ({float(gain.median()):.2g} in the median channel): a single tap on the kernel's centre, "
-            f"{_beside(weight[channel], tap):.3g} times the root mean square of the channel's other weights."
+            f"{channel} ({float(gain.median()):.2g} in the median channel)"
         )
+        if tap is not None:
+            times = _beside(weight[channel], tap)
+            reason += f": a single tap on the kernel's centre, {times:.3g} times the root mean square of the channel's "
+            reason += "other weights"
+        reason += "."
         return Blame("identity", reason, _REMEDIES["identity"])
     summed = {path: _scale(norms[path])[channel] for path in (region.branches if region else ()) if path in norms}
     if len(summed) > 1:
@@ -159,6 +163,6 @@ def _scale(norm: _BatchNorm) -> Tensor:
     return norm.weight.detach().double().abs()
 
 
-def _beside(row: Tensor, tap: float | None) -> float:
-    others = row.double().square().sum() - (tap or 0.0) ** 2
-    return abs(tap or 0.0) / float((others / max(row.numel() - 1, 1)).clamp_min(1e-30).sqrt())
+def _beside(row: Tensor, tap: float) -> float:
+    others = row.double().square().sum() - tap**2
+    return abs(tap) / float((others / max(row.numel() - 1, 1)).clamp_min(1e-30).sqrt())
