@@ -250,7 +250,7 @@ def test_core_ml_in_int8_is_for_ios_17(project):
     [
         (
             "backend: coreml\nprecision: int8\noptions:\n  minimum_deployment_target: iOS16",
-            "target.yaml, line 4: `precision: int8` needs iOS17 or later, not iOS16, whose Core ML has no int8",
+            "target.yaml, line 4: `precision: int8` needs iOS17 or later, not iOS16, whose Core ML does not read it",
         ),
         (
             "backend: executorch\nprecision: w8",
