@@ -1,6 +1,7 @@
 """What an exported file is held against: the validation set, and what the program it came from gives for it."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -107,6 +108,25 @@ class Reference:
         with torch.inference_mode():
             logits = _in_batches(programs.with_rounded_weights(self._module, precision), images)
         return images.numpy(), logits.numpy()
+
+    @cached_property
+    def last_digits(self) -> tuple[float, float]:
+        """How far the logits of an int8 program move by the order of float32 sums alone, of the largest logit: on
+        average over the same images, and at most.
+
+        A value in the middle between two integers goes one way or the other, and what follows amplifies it: the deeper
+        the network, the more. Torch computes it twice, with oneDNN's convolutions and without.
+        """
+        import torch
+
+        from pipeline.comparison import compare, mean_error
+
+        images, want = self.stored("fp32")
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore", UserWarning)  # setting one flag sets another, of Intel's GPUs
+            with torch.backends.mkldnn.flags(enabled=False):
+                got = _in_batches(self._module, torch.from_numpy(images)).numpy()
+        return mean_error(got, want), compare(got, want).relative_error
 
     def outputs_by_layer(self, image: "np.ndarray", exact: bool) -> "dict[str, np.ndarray]":
         """What each layer should give for an image, by its name: in float32, with rounded weights where `exact`."""
