@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
+from pipeline.backends.means import drops_the_image
 from pipeline.backends.noise import quiet
 
 # what moves numbers about and computes none, and what the capture asserts
@@ -25,7 +26,7 @@ _MOVES = tuple(
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule, Node
+    from torch.fx import GraphModule
 
     from repnets.quantization.simulation import Simulation
 
@@ -37,17 +38,16 @@ def network(program: "ExportedProgram") -> "GraphModule":
     """
     import torch
 
-    aten = torch.ops.aten
     module = copy.deepcopy(program.module(check_guards=False))
     graph = module.graph
     for node in graph.nodes:
-        if node.target is not aten.mean.dim or len(node.args) > 2 or node.kwargs or not _is_over_the_image(node):
+        if not drops_the_image(node):
             continue
         with graph.inserting_after(node):
-            flat = graph.call_function(aten.flatten.using_ints, (node, 1))
+            flat = graph.call_function(torch.ops.aten.flatten.using_ints, (node, 1))
         node.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
         flat.meta["val"] = node.meta["val"]
-        node.args = (*node.args, True)
+        node.args = (*node.args[:2], True)
         node.meta["val"] = node.meta["val"][..., None, None]
     module.recompile()
     return module
@@ -195,8 +195,3 @@ def _in_evaluation(module: "GraphModule") -> "GraphModule":
     for one in module.modules():
         one.training = False
     return module
-
-
-def _is_over_the_image(node: "Node") -> bool:
-    rank = node.args[0].meta["val"].dim()
-    return rank == 4 and sorted(dim % rank for dim in node.args[1]) == [2, 3]

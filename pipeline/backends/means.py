@@ -23,12 +23,12 @@ def keep_dimensions(program: "torch.export.ExportedProgram") -> "torch.export.Ex
     """
     import torch
 
-    if not any(map(_drops_the_image, program.graph.nodes)):
+    if not any(map(drops_the_image, program.graph.nodes)):
         return program
     module = copy.deepcopy(program.graph_module)
     for copied, node in zip(module.graph.nodes, program.graph.nodes, strict=True):
         copied.name = node.name  # the copy of a node called like a builtin, `input` say, has another name
-    for mean in filter(_drops_the_image, list(module.graph.nodes)):
+    for mean in filter(drops_the_image, list(module.graph.nodes)):
         value = mean.meta["val"]
         with module.graph.inserting_after(mean):
             flat = module.graph.call_function(torch.ops.aten.view.default, (mean, list(value.shape)))
@@ -49,8 +49,8 @@ def keep_dimensions(program: "torch.export.ExportedProgram") -> "torch.export.Ex
     )
 
 
-def _drops_the_image(node: "Node") -> bool:
-    """Whether a node is a mean over the last two of four dimensions that does not keep them."""
+def drops_the_image(node: "Node") -> bool:
+    """Whether a node is a mean over the last two of four dimensions that drops them, and not the network's output."""
     import torch
 
     if node.target is not torch.ops.aten.mean.dim or node.kwargs or any(node.args[2:]):
