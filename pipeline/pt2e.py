@@ -118,6 +118,7 @@ def convert(prepared: "GraphModule", found: "Simulation", image_size: int) -> "E
             largest = largest if _is_per_channel(observer) else largest.squeeze()
             observer.min_val, observer.max_val = -largest, largest
         converted = _in_evaluation(convert_pt2e(prepared))
+        _drop_unread(converted)
         return capture(converted, torch.zeros(2, 3, image_size, image_size))
 
 
@@ -182,6 +183,14 @@ def _observers(module: "GraphModule") -> "list[tuple[str, torch.nn.Module]]":
         for node in module.graph.nodes
         if node.op == "call_module" and isinstance(one := module.get_submodule(str(node.target)), ObserverBase)
     ]
+
+
+def _drop_unread(module: "GraphModule") -> None:
+    """Take out the float weights, which are there in int8 now."""
+    read = {node.target for node in module.graph.find_nodes(op="get_attr")}
+    for name in [name for name, _ in [*module.named_parameters(), *module.named_buffers()] if name not in read]:
+        owner, _, last = name.rpartition(".")
+        delattr(module.get_submodule(owner), last)
 
 
 def _is_per_channel(observer: "torch.nn.Module") -> bool:

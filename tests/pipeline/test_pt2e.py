@@ -66,6 +66,14 @@ def test_the_program_gives_what_its_simulation_gave_bit_by_bit(program, images):
         assert not torch.equal(made(images), checkpoints.as_module(program)(images))
 
 
+def test_of_a_weight_only_its_integers_and_scales_are_stored(program, images):
+    prepared = pt2e.prepare(pt2e.network(program))
+    made = pt2e.convert(prepared, calibrated(prepared, images), 16)
+    tensors = [one for one in (*made.state_dict.values(), *made.constants.values()) if isinstance(one, torch.Tensor)]
+    assert sum(one.dtype is torch.int8 for one in tensors) == 5
+    assert max(one.dim() for one in tensors if one.dtype is not torch.int8) == 1
+
+
 def test_biases_of_the_program_are_whole_steps_of_the_accumulators(program, images):
     prepared = pt2e.prepare(pt2e.network(program))
     found = calibrated(prepared, images)
