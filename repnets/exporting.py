@@ -1,6 +1,7 @@
 """Capture a network as a graph, having checked what the user hands in."""
 
 import copy
+import math
 from itertools import chain
 
 import torch
@@ -129,7 +130,7 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
             failure = error
             continue
         # an upper bound means that some feature map is 1 pixel at this size and was taken for a constant
-        if all(bounds.upper > 2**31 for bounds in program.range_constraints.values()):
+        if all(bounds.upper > 2**31 for bounds in program.range_constraints.values()) and not _rounds_sizes(program):
             return program.run_decompositions({}) if _writes_in_place(program) else program
     reason = str(failure).strip().partition("\n")[0]
     raise RepnetsError(
@@ -155,6 +156,11 @@ def _make_functional(model: nn.Module, example: Tensor) -> None:
 def _writes_in_place(program: ExportedProgram) -> bool:
     schemas = [getattr(node.target, "_schema", None) for node in program.graph.nodes]
     return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+def _rounds_sizes(program: ExportedProgram) -> bool:
+    """Whether the graph rounds a free size up or down, as padding to "same" does: torch 2.14 saves no such program."""
+    return any(node.target in (math.ceil, math.floor) for node in program.graph.nodes)
 
 
 def _runs(model: nn.Module, images: Tensor) -> bool:

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import pickle
 import warnings
 
@@ -215,6 +216,23 @@ def test_a_network_of_one_size_is_captured_at_that_size(randomise, relative_erro
     x = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
         assert relative_error(result.module(x), model(x)) < 1e-5
+
+
+def test_a_size_that_is_rounded_up_is_fixed_so_that_the_program_can_be_saved(tmp_path):
+    class Same(nn.Module):
+        """Pads as TensorFlow does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            missing = (math.ceil(x.shape[-1] / 2) - 1) * 2 + 3 - x.shape[-1]
+            return self.layer(nn.functional.pad(x, (0, missing, 0, missing)))
+
+    program = repnets.capture(Same().eval(), torch.zeros(2, 3, 8, 8))
+    torch.export.save(program, tmp_path / "same.pt2")
+    assert torch.export.load(tmp_path / "same.pt2").module()(torch.zeros(5, 3, 8, 8)).shape == (5, 4, 4, 4)
 
 
 def test_an_example_of_the_smallest_size_leaves_the_size_free(randomise, relative_error):
