@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[1]
 PRETRAINED = "efficientnet_lite0"
 DATA = ("digits", "fashion_mnist")
-IMAGE_SIZE = 32
+IMAGE_SIZES = {"mobileone_s0": 64}  # others: 32
 EPOCHS = {"digits": 10, "fashion_mnist": 3}
 _TRAIN_SHARE = 5 / 6  # of what the data set has to train with; the rest validates
 _TOLERANCE = 1e-3  # of verify: hardly trained networks are badly conditioned, and int8 errs ten times as much
@@ -100,7 +100,12 @@ def trained(
     data.write_split(folder / "split.json", mine)
     training = config.Training(epochs=epochs or EPOCHS[name], device="cpu")
     settings = config.TrainSettings(
-        arch=network, image_size=IMAGE_SIZE, interpolation="bilinear", mean=None, std=None, training=training
+        arch=network,
+        image_size=IMAGE_SIZES.get(network, 32),
+        interpolation="bilinear",
+        mean=None,
+        std=None,
+        training=training,
     )
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("train", settings, folder, **paths, metrics=folder / "metrics.jsonl")
