@@ -11,8 +11,8 @@ from torch import nn
 from pipeline.backends import executorch as backend
 from pipeline.backends import pte
 from pipeline.backends.half import half
-from pipeline.backends.noise import quiet
 from pipeline.backends.means import keep_dimensions
+from pipeline.backends.noise import quiet
 from pipeline.backends.pairs import fold_pairs
 
 NORM, CONVOLUTION = torch.ops.aten.batch_norm.default, torch.ops.aten.conv2d.default
