@@ -100,8 +100,13 @@ def run(
     store.cached(
         "bench",
         settings=settings.model_dump(mode="json"),
-        inputs={"manifest": manifest, "check": check, "fused": fused, "checkpoint": checkpoint}
-        | ({"quantized": quantized} if quantized else {})
+        inputs={
+            "manifest": manifest,
+            "check": check,
+            "fused": fused,
+            "quantized": quantized,
+            "checkpoint": checkpoint,
+        }
         | {file.name: file for file in files},
         outputs={"bench": output, "profile": profile},
         code=(

@@ -73,8 +73,7 @@ def run(
     store.cached(
         "check",
         settings=settings.model_dump(mode="json"),
-        inputs={"manifest": manifest, "fused": fused, "verify": verify, "split": split}
-        | ({"quantized": quantized} if quantized else {})
+        inputs={"manifest": manifest, "fused": fused, "quantized": quantized, "verify": verify, "split": split}
         | {file.name: file for file in files},
         outputs={"check": output},
         code=("pipeline.check", "pipeline.worker", backend.__name__),
@@ -218,9 +217,10 @@ class _Checked:
         return held | {"agreement": found.agreement, "accuracy": accuracy}
 
     def _compare(self, got: "np.ndarray", want: "np.ndarray") -> comparison.Comparison:
-        if self.gives_probabilities:
-            got, want = comparison.probabilities(got), comparison.probabilities(want)
-        return comparison.compare(got, want)
+        return comparison.compare(*self._comparable(got, want))
+
+    def _comparable(self, *logits: "np.ndarray") -> "tuple[np.ndarray, ...]":
+        return tuple(map(comparison.probabilities, logits)) if self.gives_probabilities else logits
 
     def _hold_converter(self, logits: "np.ndarray", float32: dict[str, Any]) -> dict[str, Any]:
         """The file in float32 on its stored weights, against the program with equally rounded ones in float64."""
@@ -293,9 +293,7 @@ class _Checked:
         if beside != "fp32":
             batch = self.reference.spec.input_shape[0]
             got = worker.predict(self.backend, self.file, images, session="exact", batch=batch)
-        if self.gives_probabilities:
-            got, want = comparison.probabilities(got), comparison.probabilities(want)
-        error, found = comparison.mean_error(got, want), comparison.compare(got, want)
+        error, found = comparison.mean_error(*self._comparable(got, want)), self._compare(got, want)
         allowed, tolerance = max(comparison.EXACT_INT8, _SLACK * self.reference.last_digits[0]), self._tolerance
         if not error <= allowed:
             raise GateError(

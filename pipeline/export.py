@@ -49,8 +49,7 @@ def run(
     store.cached(
         "export",
         settings=settings.model_dump(mode="json"),
-        inputs={"checkpoint": checkpoint, "fused": fused, "verify": verify}
-        | ({"quantized": quantized} if quantized else {}),
+        inputs={"checkpoint": checkpoint, "fused": fused, "quantized": quantized, "verify": verify},
         outputs={name: manifest.with_name(name) for name in names} | {"manifest": manifest},
         code=("pipeline.export", backend.__name__, *checkpoints.code_modules(checkpoint)),
         packages=("torch", *backend.PACKAGES),

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends.means import drops_the_image
+from pipeline.backends.means import keep_dimensions_in
 from pipeline.backends.noise import quiet
 
 # what moves numbers about and computes none, and what the capture asserts
@@ -39,17 +39,7 @@ def network(program: "ExportedProgram") -> "GraphModule":
     import torch
 
     module = copy.deepcopy(program.module(check_guards=False))
-    graph = module.graph
-    for node in graph.nodes:
-        if not drops_the_image(node):
-            continue
-        with graph.inserting_after(node):
-            flat = graph.call_function(torch.ops.aten.flatten.using_ints, (node, 1))
-        node.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
-        flat.meta["val"] = node.meta["val"]
-        node.args = (*node.args[:2], True)
-        node.meta["val"] = node.meta["val"][..., None, None]
-    module.recompile()
+    keep_dimensions_in(module, lambda mean, _: (torch.ops.aten.flatten.using_ints, (mean, 1)))
     return module
 
 

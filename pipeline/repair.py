@@ -100,7 +100,16 @@ class Repaired:
     @property
     def accuracy(self) -> float:
         """Top-1 of the int8 network on the validation images."""
-        return next(step.accuracy for step in reversed(self.steps) if step.kept)
+        return self._last_kept.accuracy
+
+    @property
+    def error(self) -> float:
+        """Of its logits on the calibration images."""
+        return self._last_kept.error
+
+    @property
+    def _last_kept(self) -> Step:
+        return next(step for step in reversed(self.steps) if step.kept)
 
 
 def repair(
@@ -158,8 +167,10 @@ class _Repair:
 
         return error(self.done.simulation.logits(self.calibration), self.want)
 
-    def _note(self, name: str, how: str, kept: bool = True) -> None:
-        step = Step(name, how, self._error(), self.measure(self.done.simulation), kept)
+    def _note(self, name: str, how: str, kept: bool = True, error: float | None = None) -> None:
+        """Write a step down; `error` where it is known, since it takes a pass of all calibration images."""
+        error = self._error() if error is None else error
+        step = Step(name, how, error, self.measure(self.done.simulation), kept)
         self.done.steps.append(step)
         print(step, flush=True)
 
@@ -204,7 +215,7 @@ class _Repair:
         if not equalization.pairs(simulation):
             print("equalization: no two layers follow each other with a ReLU or a mean alone between them", flush=True)
             return
-        before, start = self._error(), simulation.save()
+        before, start = self.done.error, simulation.save()
         seen = self._observed()
 
         def equalized(share: float) -> int:
@@ -225,7 +236,7 @@ class _Repair:
         """From here on the network's own weights are the equalized ones, which alone make the float network."""
         pt2e.copy_tensors(self.done.simulation.module, self.network)
         start = self.done.simulation.save()
-        before, count = self._error(), self._correct()
+        before, count = self.done.error, self._correct()
         self._keep_or_restore("bias correction", f"{count} layers", before, start)
 
     def _correct(self) -> int:
@@ -242,9 +253,9 @@ class _Repair:
             self.done.simulation.restore(start)
 
     def _keep_or_restore(self, name: str, how: str, before: float, start: "dict[str, Tensor]") -> None:
-        kept = self._error() < before
-        self._note(name, how, kept)
-        if not kept:
+        error = self._error()
+        self._note(name, how, error < before, error)
+        if not error < before:
             self.done.simulation.restore(start)
 
     def _keep_in_float(self) -> None:

@@ -94,7 +94,7 @@ def cached(
     stage: str,
     *,
     settings: Mapping[str, Any],
-    inputs: Mapping[str, Path],
+    inputs: Mapping[str, Path | None],
     outputs: Mapping[str, Path],
     code: Sequence[str],
     packages: Sequence[str],
@@ -106,7 +106,8 @@ def cached(
     Args:
         stage: name of the stage.
         settings: what it was told, as JSON types.
-        inputs: files and folders it reads; their content counts, their names and dates do not.
+        inputs: files and folders it reads; their content counts, their names and dates do not; None
+            where one is not given.
         outputs: where its results go. Each appears by a rename, whole or not at all.
         code: modules whose code shapes the result; what they import is found.
         packages: distributions whose versions shape the result.
@@ -158,7 +159,7 @@ def bring_dates_up(paths: Sequence[Path]) -> None:
 def _key(
     stage: str,
     settings: Mapping[str, Any],
-    inputs: Mapping[str, Path],
+    inputs: Mapping[str, Path | None],
     code: Sequence[str],
     packages: Sequence[str],
     host: str | None,
@@ -167,7 +168,7 @@ def _key(
         "stage": stage,
         "code": code_digest(*code),
         "settings": settings,
-        "inputs": {name: digest(path) for name, path in inputs.items()},
+        "inputs": {name: path and digest(path) for name, path in inputs.items()},
         "packages": versions(*packages),
         "python": list(sys.version_info[:2]),
         "host": host,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import prod
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 aten = torch.ops.aten
 
@@ -112,6 +112,12 @@ def node_shapes(graph: fx.Graph, example_shape: tuple[int, ...]) -> dict[fx.Node
         for node in graph.nodes
         if isinstance(node.meta.get("val"), Tensor)
     }
+
+
+def tensor_at(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of a qualified name, `head.linear.weight` say."""
+    owner, _, last = name.rpartition(".")
+    return getattr(module.get_submodule(owner), last)
 
 
 def calls(nodes: Iterable[fx.Node]) -> list[fx.Node]:

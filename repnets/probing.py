@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repnets.errors import RepnetsError
-from repnets.graphs import LAYERS
+from repnets.graphs import LAYERS, tensor_at
 from repnets.layers import CONV_MODULES, BorderConv, PooledLinear
-from repnets.quantization.simulation import LIMIT
+from repnets.quantization.simulation import LIMIT, rounded
 
 _DRAWS = 4  # of random signs
 _SEED = 0
@@ -67,16 +67,15 @@ class Probe:
     from_both: float = 0.0
 
 
-def rounded(x: Tensor, largest: Tensor) -> Tensor:
+def rounded_to(x: Tensor, largest: Tensor) -> Tensor:
     """A tensor as int8 holds it, where `largest`, which broadcasts, is what 127 stands for."""
-    step = (largest / LIMIT).clamp_min(torch.finfo(x.dtype).tiny)
-    return (x / step).round().clamp(-LIMIT, LIMIT) * step
+    return rounded(x, (largest / LIMIT).clamp_min(torch.finfo(x.dtype).tiny))
 
 
 def rounded_weight(weight: Tensor, *, per_tensor: bool = False) -> Tensor:
     """A weight as int8 holds it, with a scale for each output channel, or one for all of them."""
     size = weight.abs()
-    return rounded(weight, size.max() if per_tensor else size.amax(tuple(range(1, weight.dim())), keepdim=True))
+    return rounded_to(weight, size.max() if per_tensor else size.amax(tuple(range(1, weight.dim())), keepdim=True))
 
 
 def layers_of(module: fx.GraphModule) -> list[Layer]:
@@ -137,7 +136,7 @@ def _gradients(output: Tensor, values: list[Tensor], generator: torch.Generator)
 
 
 def _add(one: Probe, layer: Layer, weight: Tensor, x: Tensor, y: Tensor, gradients: list[Tensor]) -> None:
-    noise = rounded(x, one.largest.max()) - x
+    noise = rounded_to(x, one.largest.max()) - x
     one.input_power += _power(x)
     one.input_noise += _power(noise)
     by_weight, by_input = layer.call(x, weight) - y, layer.call(x + noise, layer.weight) - y
@@ -190,7 +189,4 @@ def _layer(module: fx.GraphModule, node: fx.Node) -> Layer | None:
 
 def _value(module: fx.GraphModule, one: object) -> object:
     """What an argument of a call is: a parameter or buffer of the module, or itself."""
-    if not isinstance(one, fx.Node):
-        return one
-    owner, _, last = str(one.target).rpartition(".")
-    return getattr(module.get_submodule(owner), last)
+    return tensor_at(module, str(one.target)) if isinstance(one, fx.Node) else one

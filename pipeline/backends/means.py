@@ -1,7 +1,8 @@
 """Global means written so that XNNPACK takes them."""
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -23,19 +24,12 @@ def keep_dimensions(program: "torch.export.ExportedProgram") -> "torch.export.Ex
     """
     import torch
 
-    if not any(map(drops_the_image, program.graph.nodes)):
+    if not any(map(_drops_the_image, program.graph.nodes)):
         return program
     module = copy.deepcopy(program.graph_module)
     for copied, node in zip(module.graph.nodes, program.graph.nodes, strict=True):
         copied.name = node.name  # the copy of a node called like a builtin, `input` say, has another name
-    for mean in filter(drops_the_image, list(module.graph.nodes)):
-        value = mean.meta["val"]
-        with module.graph.inserting_after(mean):
-            flat = module.graph.call_function(torch.ops.aten.view.default, (mean, list(value.shape)))
-        mean.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
-        flat.meta = {**mean.meta, "val": value}
-        mean.args, mean.meta["val"] = (*mean.args[:2], True), value[..., None, None]
-    module.recompile()
+    keep_dimensions_in(module, lambda mean, shape: (torch.ops.aten.view.default, (mean, list(shape))))
     return torch.export.ExportedProgram(
         root=module,
         graph=module.graph,
@@ -49,7 +43,26 @@ def keep_dimensions(program: "torch.export.ExportedProgram") -> "torch.export.Ex
     )
 
 
-def drops_the_image(node: "Node") -> bool:
+def keep_dimensions_in(
+    module: "torch.fx.GraphModule", drop: "Callable[[Node, Sequence[Any]], tuple[Any, tuple]]"
+) -> None:
+    """Do the same to a graph module, of free sizes too, in place.
+
+    Args:
+        module: of ATen operators, with their shapes noted.
+        drop: which operator, with which arguments, drops the dimensions: for a mean, and the shape that it had.
+    """
+    for mean in filter(_drops_the_image, list(module.graph.nodes)):
+        value = mean.meta["val"]
+        with module.graph.inserting_after(mean):
+            flat = module.graph.call_function(*drop(mean, value.shape))
+        mean.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
+        flat.meta = {**mean.meta, "val": value}
+        mean.args, mean.meta["val"] = (*mean.args[:2], True), value[..., None, None]
+    module.recompile()
+
+
+def _drops_the_image(node: "Node") -> bool:
     """Whether a node is a mean over the last two of four dimensions that drops them, and not the network's output."""
     import torch
 

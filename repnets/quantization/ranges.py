@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from repnets.quantization.simulation import LIMIT, Rounding, Simulation
+from repnets.quantization.simulation import LIMIT, Rounding, Simulation, rounded
 
 ACTIVATIONS = ("max", "percentile 99.99", "percentile 99.9", "mse")
 """Ways to choose an activation's range."""
@@ -70,8 +70,7 @@ class Seen:
         middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * width
         ends = _CUTS.double() * self.largest
         steps = (ends / LIMIT).clamp_min(_SMALLEST)[:, None]
-        rounded = (middles / steps).round().clamp_max(LIMIT) * steps
-        losses = ((rounded - middles).square() * self.counts).sum(1)
+        losses = ((rounded(middles, steps) - middles).square() * self.counts).sum(1)
         return float(ends[losses.argmin()])
 
 
@@ -144,7 +143,7 @@ def _least_loss(rows: Tensor, largest: Tensor) -> Tensor:
     scale = largest / LIMIT
     for cut in _CUTS:
         step = (largest * cut / LIMIT).clamp_min(_SMALLEST)[:, None]
-        loss = ((rows / step).round().clamp(-LIMIT, LIMIT) * step - rows).square().sum(1)
+        loss = (rounded(rows, step) - rows).square().sum(1)
         better = loss < best
         best, scale = torch.where(better, loss, best), torch.where(better, step[:, 0], scale)
     return scale

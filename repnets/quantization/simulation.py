@@ -14,11 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from repnets.graphs import tensor_at
+
 LIMIT = 127
 """Largest int8 value that is used; -128 is not, so that the range is symmetric."""
 
 LAYERS = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
 """Operators with a weight that is made int8."""
+
+
+def rounded(x: Tensor, step: Tensor) -> Tensor:
+    """A tensor as int8 holds it, where `step`, which broadcasts, is what 1 stands for."""
+    return (x / step).round().clamp(-LIMIT, LIMIT) * step
 
 
 class Rounding(nn.Module):
@@ -150,8 +157,8 @@ class Simulation:
             name=node.name,
             title=source.target.rpartition(".")[0] or source.target,
             node=node,
-            weight=_tensor(self.module, source.target),
-            bias=None if bias is None else _tensor(self.module, bias.target),
+            weight=tensor_at(self.module, source.target),
+            bias=None if bias is None else tensor_at(self.module, bias.target),
             weight_rounding=roundings[1],
             input_rounding=roundings[0],
         )
@@ -160,8 +167,3 @@ class Simulation:
 def error(got: Tensor, want: Tensor) -> float:
     """Mean squared difference of logits, of their variance over all images and classes: 0 is exact, 1 is chance."""
     return float((got - want).square().mean() / want.var(correction=0).clamp_min(1e-30))
-
-
-def _tensor(module: GraphModule, name: str) -> Tensor:
-    owner, _, last = name.rpartition(".")
-    return getattr(module.get_submodule(owner), last)
