@@ -1,12 +1,6 @@
 """A device as the stages see it, whatever its link: commands, copies, a scratch folder.
 
-Nothing outlives its link. A command on a device runs beside a feeder that reads the link's input to its end; the end
-comes when the host closes it, dies, or the link is cut, and then the feeder kills the command with all that it
-started. Input of a known length is handed on first, so that a command can see the end of its input while the link
-lasts. A scratch folder belongs to a process on the device that waits for the same end and then removes it.
-
-The shell lines are POSIX sh with `head -c`, `mktemp`, `tar` and `sha256sum` (or `shasum`), which BusyBox and Android
-have too.
+Nothing outlives its link: `lines` says how.
 """
 
 import hashlib
@@ -26,7 +20,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, TypeVar
 
-from pipeline.errors import DeviceError, InputError
+from pipeline.devices import lines
+from pipeline.errors import DeviceError
 
 TRIES_AFTER_SECONDS = (1.0, 3.0, 9.0)
 """Pauses before a copy whose link was cut is tried again; then it fails."""
@@ -34,30 +29,6 @@ TRIES_AFTER_SECONDS = (1.0, 3.0, 9.0)
 _BYTES_PER_SECOND = 200_000  # a copy that is slower than this is taken for stuck
 _SHORT_SECONDS = 60
 _FULL = re.compile(r"No space left|quota exceeded|File too large|File size limit|not enough space", re.IGNORECASE)
-
-# $PPID of a child is the feeder itself, which a command that ends has to end too. A command may close its input
-# before the link ends: then what comes is thrown away, and the end is waited for all the same.
-_SERVED = "cat && kill -s KILL 0; cat > /dev/null; kill -s KILL 0"
-_BOUNDED = "{head}exec > /dev/null; cat; kill -s KILL 0"
-_BESIDE = (
-    "exec 4>&2 2> /dev/null; {{ sh -c 'echo $PPID'; {feed}; }} 4>&- | {{ read -r feeder; "
-    'sh -c {command} 2>&4 4>&-; code=$?; kill -s KILL "$feeder"; [ "$code" -eq 255 ] && code=254; exit "$code"; }}'
-)
-
-_SCRATCH = """\
-t=${TMPDIR:-/tmp}
-[ -d "$t" ] && [ -w "$t" ] || t=/data/local/tmp
-for old in "$t"/repnets-scratch-*; do
-    pid=${old##*/repnets-scratch-}
-    [ -d "$old" ] && [ -O "$old" ] && ! kill -0 "${pid%%-*}" 2> /dev/null && rm -rf "$old"
-done
-trap '' HUP INT TERM PIPE
-umask 077
-d=$(mktemp -d "$t/repnets-scratch-$$-XXXXXX") || exit 73
-echo "$d"
-cat > /dev/null 2>&1
-rm -rf "$d" || { sleep 1; rm -rf "$d"; }
-"""
 
 _Result = TypeVar("_Result")
 
@@ -138,7 +109,7 @@ class Device:
                 source = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
                 source.write(input)
             try:
-                returncode, said = self._attend(self._bounded(command, input), source, stdout, timeout)
+                returncode, said = self._attend(lines.bounded(command, len(input or b"")), source, stdout, timeout)
             finally:
                 if source is not None:
                     source.close()
@@ -169,7 +140,7 @@ class Device:
         Raises:
             DeviceError: the link's own program is not installed.
         """
-        return self._popen(_BESIDE.format(feed=_SERVED, command=_quoted(command)), stdout=subprocess.PIPE, stderr=stderr)
+        return self._popen(lines.served(command), stdout=subprocess.PIPE, stderr=stderr)
 
     def explain(self, returncode: int, said: str) -> DeviceError | None:
         """What is wrong with the link, by the exit code of a started process and its error output; None if nothing."""
@@ -227,7 +198,7 @@ class Device:
             DeviceError: as `run`; the device is full.
         """
         with tempfile.TemporaryFile() as stderr, self._popen(
-            _SCRATCH, stdout=subprocess.PIPE, stderr=stderr
+            lines.SCRATCH, stdout=subprocess.PIPE, stderr=stderr
         ) as holder:  # fmt: skip
             too_late = threading.Timer(_SHORT_SECONDS, _kill, [holder])
             try:
@@ -262,24 +233,27 @@ class Device:
                 with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
                     tar.add(source, arcname=".")
                 packed.flush()
-                unpack = f"mkdir -p {_quoted_path(place)} && cd {_quoted_path(place)} && tar -xf -"
-                self._send(Path(packed.name), unpack)
-            self._verify(place, digests)
+                self._send(
+                    Path(packed.name), f"mkdir -p {lines.path(place)} && cd {lines.path(place)} && tar -xf -", place
+                )
+            if names:
+                self._send_bytes(digests.encode(), f"cd {lines.path(place)} && {lines.VERIFY}", place)
             return
-        part, folder = f"{place}.part", str(PurePosixPath(place).parent)
+        part, folder = lines.path(f"{place}.part"), lines.path(str(PurePosixPath(place).parent))
         mode = "755" if source.stat().st_mode & 0o100 else "644"
-        removed = f"{{ code=$?; rm -f {_quoted_path(part)}; exit $code; }}"
-        if told := self.link.push_argv(source, part):
-            self.output(f"mkdir -p {_quoted_path(folder)}")
+        digest = f"{_sha256(source)}  {place}.part"
+        keep = f"echo {shlex.quote(digest)} | {{ {lines.VERIFY}; }} && chmod {mode} {part}"
+        keep += f" && mv -f {part} {lines.path(place)}"
+        keep += f" || {{ code=$?; rm -f {part}; exit $code; }}"
+        if told := self.link.push_argv(source, f"{place}.part"):
+            self.output(f"mkdir -p {folder}")
             self._copy(told, source.stat().st_size)
+            self._send_bytes(b"", keep, place)
         else:
-            line = f"mkdir -p {_quoted_path(folder)} && cat > {_quoted_path(part)} || {removed}"
-            self._send(source, line)
-        self._verify(folder, f"{_sha256(source)}  {PurePosixPath(part).name}\n")
-        self.output(f"chmod {mode} {_quoted_path(part)} && mv -f {_quoted_path(part)} {_quoted_path(place)}")
+            self._send(source, f"mkdir -p {folder} && cat > {part} && {keep}", place)
 
     def _pull(self, place: str, target: Path) -> None:
-        there = _quoted_path(place)
+        there = lines.path(place)
         kind = self.output(f"if [ -d {there} ]; then echo folder; elif [ -f {there} ]; then echo file; fi").strip()
         if not kind:
             raise DeviceError(f"{self.name} has no {place}, so it cannot be copied from there.")
@@ -291,7 +265,7 @@ class Device:
             line = f"cat {there}" if kind == "file" else f"tar -cf - -C {there} ."
             with part.open("w+b") as written:
                 size = int(self.output(f"du -sk {there}").split()[0]) * 1024
-                returncode, said = self._attend(self._bounded(line, None), None, written, _seconds_for(size))
+                returncode, said = self._attend(lines.bounded(line, 0), None, written, _seconds_for(size))
             if returncode:
                 part.unlink()
                 raise self.failure(line, Completed(returncode, "", said))
@@ -303,13 +277,30 @@ class Device:
             tar.extractall(target, filter="data")
         part.unlink()
 
-    def _send(self, source: Path, line: str) -> None:
+    def _send(self, source: Path, line: str, place: str) -> None:
         """Give a whole file to a shell line there that has to succeed."""
         size = source.stat().st_size
         with source.open("rb") as content, tempfile.TemporaryFile() as stdout:
-            returncode, said = self._attend(self._bounded(line, size), content, stdout, _seconds_for(size))
-        if returncode:
-            raise self.failure(line, Completed(returncode, "", said))
+            returncode, said = self._attend(lines.bounded(line, size), content, stdout, _seconds_for(size))
+            self._arrived(Completed(returncode, _said(stdout), said), line, place)
+
+    def _send_bytes(self, content: bytes, line: str, place: str) -> None:
+        self._arrived(self.run(line, input=content, timeout=10 * _SHORT_SECONDS), line, place)
+
+    def _arrived(self, done: Completed, line: str, place: str) -> None:
+        """Raises where a copy failed, or is not what was sent."""
+        if done.returncode == lines.NO_DIGESTS:
+            raise DeviceError(
+                f"{self.name} has neither sha256sum nor shasum, so nothing can prove that a copy arrived whole. "
+                "Install coreutils or BusyBox there."
+            )
+        if wrong := [line.rpartition(":")[0] for line in done.stdout.splitlines() if line.endswith("FAILED")]:
+            raise DeviceError(
+                f"what arrived on {self.name} is not what was sent: the sha256 of {', '.join(wrong)} differs below "
+                f"{place}. Its memory or disk may be failing, or another program writes there; run again."
+            )
+        if done.returncode:
+            raise self.failure(line, done)
 
     def _copy(self, told: Sequence[str], size: int) -> None:
         """By the link's own command for it."""
@@ -323,35 +314,7 @@ class Device:
         if done.returncode:
             raise self.explain(done.returncode, said) or self.failure(told, Completed(done.returncode, "", said))
 
-    def _verify(self, folder: str, digests: str) -> None:
-        """Digests in the format of sha256sum; nothing where a folder is empty."""
-        if not digests:
-            return
-        line = (
-            f"cd {_quoted_path(folder)} && if command -v sha256sum > /dev/null; then sha256sum -c -; "
-            "elif command -v shasum > /dev/null; then shasum -a 256 -c -; else exit 127; fi"
-        )
-        done = self.run(line, input=digests.encode(), timeout=10 * _SHORT_SECONDS)
-        if done.returncode == 127:
-            raise DeviceError(
-                f"{self.name} has neither sha256sum nor shasum, so nothing can prove that a copy arrived whole. "
-                "Install coreutils or BusyBox there."
-            )
-        if done.returncode:
-            wrong = [line.rpartition(":")[0] for line in done.stdout.splitlines() if line.endswith("FAILED")]
-            raise DeviceError(
-                f"what arrived on {self.name} is not what was sent: the sha256 of {', '.join(wrong) or folder} "
-                f"differs. The device's memory or disk may be failing, or another program writes there; run again."
-            )
-
-    def _bounded(self, command: Sequence[str] | str, input: "bytes | int | None") -> str:
-        size = input if isinstance(input, int) else len(input or b"")
-        head = f"head -c {size}; " if size else ""
-        return _BESIDE.format(feed=_BOUNDED.format(head=head), command=_quoted(command))
-
-    def _attend(
-        self, line: str, source: IO[bytes] | None, stdout: IO[bytes], timeout: float
-    ) -> tuple[int, str]:
+    def _attend(self, line: str, source: IO[bytes] | None, stdout: IO[bytes], timeout: float) -> tuple[int, str]:
         """Run a line to its end. The link's input stays open meanwhile: its end would kill the command."""
         with tempfile.TemporaryFile() as stderr, self._popen(line, stdout=stdout, stderr=stderr) as popen:
             feeder = threading.Thread(target=_feed, args=(source, popen), daemon=True)
@@ -418,17 +381,6 @@ def _feed(source: IO[bytes], popen: subprocess.Popen[str]) -> None:
         while piece := source.read(1 << 16):
             pipe.write(piece)
         pipe.flush()
-
-
-def _quoted(command: Sequence[str] | str) -> str:
-    if not command:
-        raise InputError("there is no command to run on the device")
-    return shlex.quote(command if isinstance(command, str) else shlex.join(command))
-
-
-def _quoted_path(place: str) -> str:
-    """For the device's shell; a path that begins with a dash is no option."""
-    return shlex.quote(f"./{place}" if place.startswith("-") else place)
 
 
 def _seconds_for(size_bytes: int) -> float:

@@ -200,8 +200,8 @@ class SshDevice:
 
     Attributes:
         url: what `pipeline.devices.parse` and `device:` take. ``ssh://board`` is the same by an alias.
-        folder: all that it has: ``home`` (its $HOME), ``tmp`` (its $TMPDIR), ``known_hosts``, ``key``, ``config`` of the
-            client, ``sshd_config``.
+        folder: all that it has: ``home`` (its $HOME), ``tmp`` (its $TMPDIR), ``known_hosts``, ``key``, the
+            client's ``config``, ``sshd_config``.
         port: of the loopback address.
         sshd: the server's own process.
     """

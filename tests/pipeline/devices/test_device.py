@@ -17,7 +17,7 @@ def device(request, tmp_path, monkeypatch):
 
 
 def test_a_command_runs_to_its_end(device):
-    done = device.run("read -r word; echo \"$word\"; echo oops >&2; exit 3", input=b"hello\n")
+    done = device.run('read -r word; echo "$word"; echo oops >&2; exit 3', input=b"hello\n")
     assert (done.returncode, done.stdout, done.stderr) == (3, "hello\n", "oops\n")
 
 
