@@ -16,7 +16,8 @@ they say what is gained on a CPU, and nothing about the target.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from pipeline import (
     conditions,
     exported,
     forms,
+    grounds,
     intervals,
     layers,
     measure,
     programs,
     stage,
     store,
-    worker,
+    sustained,
 )
 from pipeline.config import Bench, BenchSettings
 from pipeline.errors import InputError
@@ -83,19 +85,21 @@ def run(
     Raises:
         InputError: a file that the manifest names is missing, or has other content than it says.
         StageError: a runtime failed, or ended its process; what stood there before is left in place.
+        DeviceError: the target's device cannot be reached or used; likewise.
     """
     backend = backends.load(settings.backend)
-    unavailable = backend.unavailable()
-    host = {"machine": conditions.fingerprint(), "unavailable": unavailable and asdict(unavailable)}
+    unavailable = backend.unavailable() if settings.device == "local" else None
+    host = {"machine": grounds.fingerprint(settings), "unavailable": unavailable and asdict(unavailable)}
 
     def build(places: dict[str, Path], scratch: Path) -> None:
         written, checked = read_json(manifest), read_json(check)
         opened = _opened_files(written, files, manifest)
         sources = {"checkpoint": checkpoint, "fused": fused, "quantized": quantized}
-        document = _bench(settings, unavailable, written, checked, opened, sources, scratch)
-        write_json(places["bench"], document)
-        shipped, file = next(iter(opened.items()))
-        write_json(places["profile"], _profile(settings.backend, document, shipped, file, quantized or fused))
+        with _ground(settings, unavailable, written, opened, sources, scratch) as ground:
+            document = _bench(settings, unavailable, written, checked, list(opened), ground)
+            write_json(places["bench"], document)
+            shipped = next(iter(opened))
+            write_json(places["profile"], _profile(settings.backend, document, shipped, ground, quantized or fused))
 
     store.cached(
         "bench",
@@ -122,35 +126,54 @@ def run(
     print("\n".join([_headline(read_json(output)), *_dearest(read_json(profile))]), flush=True)
 
 
+@contextmanager
+def _ground(
+    settings: BenchSettings,
+    unavailable: Unavailable | None,
+    written: dict[str, Any],
+    opened: dict[str, Path],
+    sources: dict[str, Path | None],
+    scratch: Path,
+) -> Iterator[grounds.Ground]:
+    """Where the files are timed; where the target's runtime is not here, the reference's files instead."""
+    if settings.device != "local":
+        with grounds.on_device(settings, opened, written["versions"]) as ground:
+            yield ground
+    elif unavailable is None:
+        yield grounds.here(settings.backend, opened)
+    else:
+        stand_in, _ = _STAND_INS[_reference_precision(written)]
+        yield grounds.here(stand_in, _export_reference(stand_in, written, sources, scratch))
+
+
+def _reference_precision(written: dict[str, Any]) -> str:
+    return "int8" if written["precision"] == "int8" else "fp32"
+
+
 def _bench(
     settings: BenchSettings,
     unavailable: Unavailable | None,
     written: dict[str, Any],
     checked: dict[str, Any],
-    opened: dict[str, Path],
-    sources: dict[str, Path | None],
-    scratch: Path,
+    names: list[str],
+    ground: grounds.Ground,
 ) -> dict[str, Any]:
     shape = tuple(written["input"]["shape"])
-    reference = None
-    if unavailable is None:
-        measured = _measure(settings.backend, opened, shape, settings.bench)
-    else:
-        measured = {"forms": dict.fromkeys(opened, _UNTIMED), "speedup": None, "runs": []}
-        precision = "int8" if written["precision"] == "int8" else "fp32"
-        stand_in, runtime = _STAND_INS[precision]
-        networks = _export_reference(stand_in, written, sources, scratch)
-        figures = _measure(stand_in, networks, shape, settings.bench)
-        reference = {"runtime": runtime, "precision": precision, **figures}
+    measured, reference = _measure(ground, names, shape, settings.bench), None
+    if unavailable is not None:
+        precision = _reference_precision(written)
+        reference = {"runtime": _STAND_INS[precision][1], "precision": precision, **measured}
+        measured = {"forms": dict.fromkeys(names, _UNTIMED), "speedup": None, "runs": [], "sustained": None}
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
     return {
         "status": "ok" if unavailable is None else "unavailable",
         "reason": unavailable.reason if unavailable else None,
         "remedy": unavailable.remedy if unavailable else None,
         **{key: written[key] for key in ("target", "model", "backend", "precision", "input")},
-        "forms": {form: measured["forms"][form] | facts[form] for form in opened},
+        "forms": {form: measured["forms"][form] | facts[form] for form in names},
         "speedup": measured["speedup"],
         "runs": measured["runs"],
+        "sustained": measured["sustained"],
         "reference": reference,
         "accuracy": {**checked["accuracy"], "checked_by": checked["checked_by"]},
         "conditions": (reference or measured)["runs"][0]["conditions"],
@@ -173,31 +196,35 @@ def _opened_files(written: dict[str, Any], files: list[Path], manifest: Path) ->
     return {form: places[next(iter(entry["files"]))] for form, entry in written["forms"].items()}
 
 
-def _measure(backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
+def _measure(ground: grounds.Ground, names: list[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
     """The figures of each form with the speed-up, for each number of threads; those of the first also at the top."""
-    runs = [_measure_on(threads, backend, files, shape, how) for threads in how.threads]
-    return {"forms": runs[0]["forms"], "speedup": runs[0]["speedup"], "runs": runs}
+    runs = [_measure_on(threads, ground, names, shape, how) for threads in how.threads]
+    lasting = None
+    if how.sustained_seconds:
+        image = exported.random_image(shape)
+        lasting = sustained.measure(ground, names[0], image, how.threads[0], how.sustained_seconds)
+    return {"forms": runs[0]["forms"], "speedup": runs[0]["speedup"], "runs": runs, "sustained": lasting}
 
 
 def _measure_on(
-    threads: int, backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench
+    threads: int, ground: grounds.Ground, names: list[str], shape: tuple[int, ...], how: Bench
 ) -> dict[str, Any]:
-    jobs = {form: worker.Job(backend, file) for form, file in files.items()}
-    until = measure.Until(**how.model_dump(exclude={"threads"}))
-    before = conditions.snapshot()
-    timed = worker.time_in_turn(jobs, exported.random_image(shape), threads, until=until)
-    after = conditions.snapshot()
+    until = measure.Until(**how.model_dump(exclude={"threads", "sustained_seconds"}))
+    image = exported.random_image(shape)
+    before = ground.snapshot()
+    timed = ground.time_in_turn(image, threads, until)
+    after = ground.snapshot()
     samples = timed.timing.samples_ms
-    shipped, *baseline = files
+    shipped, *baseline = names
     figures = {}
-    for form in files:
+    for form in names:
         latency = intervals.summary(samples[form])
         figures[form] = {
             "latency_ms": latency,
             "warmup": _warmup(timed.timing.warmup[form]),
             **timed.started[form],
             "throughput_per_second": round(shape[0] * 1000 / latency["mean"], 3),
-            "transfer_ms": worker.transfer_ms(jobs[form], exported.random_image(shape)),
+            "transfer_ms": ground.transfer_ms(form, image),
         }
     falling = [
         f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
@@ -205,12 +232,13 @@ def _measure_on(
         if entry["warmup"] and not entry["warmup"]["steady"]
     ]
     fed = {"batch": shape[0], "image": f"random normal, seed {exported.SEED}", **asdict(until)}
+    held = conditions.describe(threads, ground.versions, before, after, falling, ground.device)
     return {
         "threads": threads,
         "forms": figures,
         "speedup": intervals.speedup(samples[baseline[0]], samples[shipped]) if baseline else None,
         "stopped_by": timed.timing.stopped_by,
-        "conditions": conditions.describe(threads, backends.packages_of_figures(backend), before, after, falling) | fed,
+        "conditions": held | fed,
     }
 
 
@@ -225,7 +253,9 @@ def _warmup(launches: Sequence[measure.WarmUp]) -> dict[str, Any] | None:
     }
 
 
-def _profile(backend: str, document: dict[str, Any], form: str, file: Path, program: Path) -> dict[str, Any]:
+def _profile(
+    backend: str, document: dict[str, Any], form: str, ground: grounds.Ground, program: Path
+) -> dict[str, Any]:
     """Where the time of the file that ships goes, on as many threads as the headline's."""
     about = {key: document[key] for key in ("target", "model", "backend", "precision")} | {"form": form}
     if document["status"] != "ok":
@@ -235,7 +265,7 @@ def _profile(backend: str, document: dict[str, Any], form: str, file: Path, prog
     fewest, most = _PROFILE_RUNS
     runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
     shape = tuple(document["input"]["shape"])
-    operations = worker.profile(worker.Job(backend, file), exported.random_image(shape), run["threads"], runs)
+    operations = ground.profile(form, exported.random_image(shape), run["threads"], runs)
     if operations is None:
         reason = f"the {backend} backend does not tell where the time of an inference goes"
         return {"status": "unavailable", "reason": reason, **about}
