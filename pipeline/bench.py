@@ -95,7 +95,7 @@ def run(
         written, checked = read_json(manifest), read_json(check)
         opened = _opened_files(written, files, manifest)
         sources = {"checkpoint": checkpoint, "fused": fused, "quantized": quantized}
-        with _ground(settings, unavailable, written, opened, sources, scratch) as ground:
+        with _ground(settings, unavailable, written, files, opened, sources, scratch) as ground:
             document = _bench(settings, unavailable, written, checked, list(opened), ground)
             write_json(places["bench"], document)
             shipped = next(iter(opened))
@@ -131,13 +131,15 @@ def _ground(
     settings: BenchSettings,
     unavailable: Unavailable | None,
     written: dict[str, Any],
+    files: list[Path],
     opened: dict[str, Path],
     sources: dict[str, Path | None],
     scratch: Path,
 ) -> Iterator[grounds.Ground]:
     """Where the files are timed; where the target's runtime is not here, the reference's files instead."""
     if settings.device != "local":
-        with grounds.on_device(settings, opened, written["versions"]) as ground:
+        beside, shape = {file.name: file for file in files}, tuple(written["input"]["shape"])
+        with grounds.on_device(settings, opened, beside, shape, written["versions"]) as ground:
             yield ground
     elif unavailable is None:
         yield grounds.here(settings.backend, opened)
