@@ -20,9 +20,10 @@ SHORT_SECONDS = 60
 """That a command may take which does little."""
 
 # $PPID of a child is the feeder itself, which a command that ends has to end too. A command may close its input
-# before the link ends: then what comes is thrown away, and the end is waited for all the same.
+# before the link ends: then what comes is thrown away, and the end is waited for all the same. The feeder becomes
+# another program once it has fed, since only then no shell keeps its end of the pipe, whose end the command waits for.
 _SERVED = "cat && kill -s KILL 0; cat > /dev/null; kill -s KILL 0"
-_BOUNDED = "{head}exec > /dev/null; cat; kill -s KILL 0"
+_BOUNDED = "{head}exec sh -c 'cat; kill -s KILL 0' > /dev/null"
 _BESIDE = (
     "exec 4>&2 2> /dev/null; {{ sh -c 'echo $PPID'; {feed}; }} 4>&- | {{ read -r feeder; "
     'sh -c {command} 2>&4 4>&-; code=$?; kill -s KILL "$feeder"; [ "$code" -eq 255 ] && code=254; exit "$code"; }}'

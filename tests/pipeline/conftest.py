@@ -246,7 +246,7 @@ class SshDevice:
     def stop(self) -> None:
         self.cut()
         self.sshd.kill()
-        self.sshd.communicate()
+        self.sshd.wait()
 
 
 def _descendants(pid: int) -> list[tuple[int, str]]:
@@ -265,15 +265,13 @@ def _descendants(pid: int) -> list[tuple[int, str]]:
 
 
 def _sshd(folder: Path) -> subprocess.Popen:
-    started = subprocess.Popen(
-        ["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.PIPE, text=True
-    )
-    said = []
-    for line in started.stderr:
-        said.append(line)
-        if "Server listening" in line:
-            return started
-    raise AssertionError(f"sshd did not start: {''.join(said)}")
+    log = folder / "log"
+    log.write_text("")
+    started = subprocess.Popen(["/usr/sbin/sshd", "-D", "-E", str(log), "-f", str(folder / "sshd_config")])
+    while "Server listening" not in log.read_text():
+        assert started.poll() is None, f"sshd did not start: {log.read_text()}"
+        time.sleep(0.01)
+    return started
 
 
 @pytest.fixture
@@ -312,3 +310,34 @@ def ssh_device(tmp_path, monkeypatch):
     device = SshDevice(f"ssh://127.0.0.1:{port}", folder, port, _sshd(folder))
     yield device
     device.stop()
+
+
+@pytest.fixture
+def adb_device(tmp_path, monkeypatch):
+    """A stand-in for adb, first on PATH, that maps push, pull and shell to a folder; gives it. Its serial: STANDIN."""
+    folder = tmp_path / "phone"
+    (folder / "data" / "local" / "tmp").mkdir(parents=True)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "adb").write_text(
+        f"""#!{sys.executable}
+import os, shutil, subprocess, sys
+root = {str(folder)!r}
+there = lambda text: text.replace("/data/local/tmp", root + "/data/local/tmp") if root not in text else text
+with open(root + "/asked", "a") as log:
+    log.write(" ".join(sys.argv[1:4]) + "\\n")
+_, s, serial, what, *words = sys.argv
+if (s, serial) != ("-s", "STANDIN"):
+    sys.exit(f"adb: device '{{serial}}' not found")
+if what == "shell":
+    assert words[0] == "-T"
+    os.environ.pop("TMPDIR", None)
+    os.environ["TMPDIR"] = root + "/data/local/tmp"
+    os.execvp("sh", ["sh", "-c", there(words[1])])
+source, target = words if what == "pull" else (words[0], there(words[1]))
+shutil.copyfile(there(source) if what == "pull" else source, target)
+print(f"{{source}}: 1 file {{what}}ed")
+"""
+    )
+    (folder / "bin" / "adb").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
+    return folder
