@@ -32,6 +32,7 @@ from pipeline import (
     intervals,
     layers,
     measure,
+    power,
     programs,
     stage,
     store,
@@ -165,7 +166,8 @@ def _bench(
     if unavailable is not None:
         precision = _reference_precision(written)
         reference = {"runtime": _STAND_INS[precision][1], "precision": precision, **measured}
-        measured = {"forms": dict.fromkeys(names, _UNTIMED), "speedup": None, "runs": [], "sustained": None}
+        measured = {"forms": dict.fromkeys(names, _UNTIMED), "runs": []}
+        measured |= dict.fromkeys(("speedup", "power", "sustained"))
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
     return {
         "status": "ok" if unavailable is None else "unavailable",
@@ -175,6 +177,7 @@ def _bench(
         "forms": {form: measured["forms"][form] | facts[form] for form in names},
         "speedup": measured["speedup"],
         "runs": measured["runs"],
+        "power": measured["power"],
         "sustained": measured["sustained"],
         "reference": reference,
         "accuracy": {**checked["accuracy"], "checked_by": checked["checked_by"]},
@@ -201,11 +204,12 @@ def _opened_files(written: dict[str, Any], files: list[Path], manifest: Path) ->
 def _measure(ground: grounds.Ground, names: list[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
     """The figures of each form with the speed-up, for each number of threads; those of the first also at the top."""
     runs = [_measure_on(threads, ground, names, shape, how) for threads in how.threads]
-    lasting = None
+    image, lasting = exported.random_image(shape), None
+    drawn = power.measure(ground, names, image, how.threads[0])
     if how.sustained_seconds:
-        image = exported.random_image(shape)
         lasting = sustained.measure(ground, names[0], image, how.threads[0], how.sustained_seconds)
-    return {"forms": runs[0]["forms"], "speedup": runs[0]["speedup"], "runs": runs, "sustained": lasting}
+    headline = {key: runs[0][key] for key in ("forms", "speedup")}
+    return {**headline, "runs": runs, "power": drawn, "sustained": lasting}
 
 
 def _measure_on(
@@ -315,6 +319,14 @@ def _figures(name: str, figures: dict[str, Any]) -> list[str]:
         at = f", {threads}" if len(figures["runs"]) > 1 else ""
         times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in run["forms"].items()]
         lines.append(f"{name}{at}: {', '.join(times)}{_gained(*run['forms'], speedup=run['speedup'])}")
+    if drawn := figures["power"]:
+        each = [f"{form} {entry['energy_mj']:.3f} mJ" for form, entry in drawn["forms"].items()]
+        lines.append(f"  energy of an inference above idle ({drawn['idle_mw']} mW): {', '.join(each)}")
+    if lasting := figures["sustained"]:
+        lines.append(
+            f"  over {lasting['seconds']:g} s, {lasting['form']} went from {lasting['windows'][0]['p50_ms']:.3f} ms to "
+            f"{lasting['slowdown']:.2f} times that at worst"
+        )
     return lines
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import conditions
+from pipeline import conditions, devices, readings
 
 ADVICE = "so latencies may be too high; bench again on a quiet machine"
 HERE = conditions.snapshot()
@@ -119,3 +119,109 @@ def test_cores_are_those_that_the_process_may_use():
     project = Path(conditions.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=project, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+JETSON = {
+    "/proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit",
+    "/proc/cpuinfo": "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd42\nCPU revision\t: 1",
+    "/proc/meminfo": "MemTotal:        7802368 kB\nMemFree:  1 kB",
+    "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil",
+    "/sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "schedutil",
+    "/sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "1510400",
+    "/sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "1510400",
+    "/etc/nv_tegra_release": "# R36 (release), REVISION: 3.0, GCID: 36923193, BOARD: generic, EABI: aarch64",
+    "nvpmodel -q": "NV Power Mode: 15W\n0",
+    "nproc": "6",
+    "uname -s": "Linux",
+    "uname -r": "5.15.136-tegra",
+    "uname -m": "aarch64",
+    "/sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+    "/sys/class/thermal/thermal_zone0/temp": "46500",
+    "/sys/class/thermal/thermal_zone1/type": "tj-thermal",
+    "/sys/class/thermal/thermal_zone1/temp": "-256000",
+    "/proc/stat": "cpu  100 0 100 5000 0 0 0 0 0 0\ncpu0 1 1 1",
+    "/proc/loadavg": "0.52 0.58 0.59 1/612 5012",
+    "/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "729600",
+}
+PHONE = {
+    "getprop ro.product.manufacturer": "Google",
+    "getprop ro.product.model": "Pixel 8",
+    "getprop ro.build.version.release": "15",
+    "/proc/cpuinfo": "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd80\nCPU revision\t: 1",
+    "nproc": "9",
+    "uname -s": "Linux",
+    "uname -r": "5.15.137-android14",
+    "uname -m": "aarch64",
+}
+MAC = {
+    "sysctl -n hw.model": "Mac14,7",
+    "sysctl -n machdep.cpu.brand_string": "Apple M2",
+    "sysctl -n hw.memsize": "17179869184",
+    "sysctl -n hw.logicalcpu": "8",
+    "sysctl -n vm.loadavg": "{ 1.52 1.71 1.80 }",
+    "sw_vers -productVersion": "15.5",
+    "uname -m": "arm64",
+}
+
+
+@pytest.fixture
+def said_by(monkeypatch):
+    """Makes a machine say these things of itself, as such machines do; none was at hand. Gives its conditions."""
+
+    def read(texts):
+        monkeypatch.setattr(readings, "machine", lambda device: readings.Readings(texts))
+        monkeypatch.setattr(readings, "moment", lambda device: readings.Readings(texts))
+        device = readings.here()
+        seen = conditions.snapshot(device, own_seconds=1.5)
+        return conditions.describe(1, {"executorch": "1.5.1"}, seen, seen, device=device)
+
+    return read
+
+
+def test_what_a_jetson_says(said_by):
+    got = said_by(JETSON)
+    assert (got["device"], got["cores"], got["memory_gib"]) == ("NVIDIA Jetson Orin Nano Developer Kit", 6, 7)
+    assert got["cpu"] == "aarch64 (implementer, part, revision 0x41, 0xd42, 1)"
+    assert (got["power_mode"], got["jetson_clocks"]) == ("schedutil; NV Power Mode: 15W 0", True)
+    assert got["os"] == "Jetson Linux 36.3.0, Linux 5.15.136-tegra aarch64"
+    assert got["temperature_c_before"] == {"cpu-thermal": 46.5}, "no chip is 256 degrees below zero"
+    assert (got["cpu_mhz_before"], got["load_average_before"]) == (730, 0.52)
+    assert got["versions"] == {"executorch": "1.5.1"}
+
+
+def test_a_jetson_whose_clocks_are_free(said_by):
+    free = JETSON | {"/sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "729600"}
+    assert said_by(free)["jetson_clocks"] is False
+
+
+def test_what_a_phone_says(said_by):
+    got = said_by(PHONE)
+    assert (got["device"], got["os"]) == ("Google Pixel 8", "Android 15, Linux 5.15.137-android14 aarch64")
+    assert (got["jetson_clocks"], got["temperature_c_before"], got["power_mode"]) == (None, None, None)
+
+
+def test_what_a_mac_says(said_by):
+    got = said_by(MAC)
+    assert (got["device"], got["cpu"], got["cores"], got["memory_gib"]) == ("Mac14,7", "Apple M2", 8, 16)
+    assert (got["os"], got["load_average_before"]) == ("macOS 15.5", 1.52)
+
+
+def test_a_device_has_a_fingerprint_of_its_own(said_by):
+    said_by(JETSON)
+    jetson = conditions.fingerprint({"executorch": "1.5.1"}, readings.here())
+    assert jetson == conditions.fingerprint({"executorch": "1.5.1"}, readings.here())
+    said_by(JETSON | {"nvpmodel -q": "NV Power Mode: MAXN\n2"})
+    assert conditions.fingerprint({"executorch": "1.5.1"}, readings.here()) != jetson, "another power mode"
+    said_by(PHONE)
+    assert conditions.fingerprint({"executorch": "1.5.1"}, readings.here()) != jetson
+
+
+def test_a_device_reads_as_this_machine_does(ssh_device):
+    """The loopback device is this machine, so that both say the same."""
+    there = devices.parse(ssh_device.url)
+    mine, its = readings.machine(readings.here()).texts, readings.machine(there).texts
+    assert set(its) == set(mine)
+    assert {name: text for name, text in its.items() if name.startswith("uname")} == {
+        name: text for name, text in mine.items() if name.startswith("uname")
+    }
+    assert conditions.snapshot(there).machine_seconds >= HERE.machine_seconds

@@ -49,9 +49,8 @@ def test_files_and_modules_lie_in_the_scratch_folder_and_go_with_it(device, ssh_
     (tmp_path / "fused.pte").write_text("content")
     with remote.by_python(device, sys.executable, MODULE, ["pytest"], {}, [tmp_path / "fused.pte"]) as on:
         assert device.output(["cat", on.names[tmp_path / "fused.pte"]]) == "content"
-        told = device.output(
-            ["env", f"PYTHONPATH={on.place}/code", sys.executable, "-c", f"import {MODULE} as m; print(m.__file__)"]
-        )
+        script = f"import {MODULE} as module; print(module.__file__)"
+        told = device.output(["env", f"PYTHONPATH={on.place}/code", sys.executable, "-c", script])
         assert told == f"{on.place}/code/pipeline/backends/executorch_runtime.py\n"
         assert on.versions["pytest"] == metadata.version("pytest")
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
@@ -101,18 +100,16 @@ def test_a_runner_that_is_not_there(device):
 
 def test_a_runner_for_another_architecture(device, program):
     """An ELF file for a machine that nobody has."""
-    header = (
-        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 0xFEED, 1, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0)
-    )
+    rest = struct.pack("<HHIQQQIHHHHHH", 2, 0xFEED, 1, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + rest
     said = no_runner(device, program("runner", header))
     assert "is built for another architecture than the device's" in said
     assert device.output(["uname", "-m"]).strip() in said
 
 
 def test_a_program_that_is_no_runner(device, program):
-    assert "does not say that it is a runner (exit code 0: hello)" in no_runner(
-        device, program("runner", "#!/bin/sh\necho hello\n")
-    )
+    said = no_runner(device, program("runner", "#!/bin/sh\necho hello\n"))
+    assert "does not say that it is a runner (exit code 0: hello)" in said
 
 
 def test_a_program_that_may_not_be_run(device, ssh_device, program):
