@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -228,6 +230,24 @@ class SshDevice:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return len(sessions)
+
+    def runs(self, name: str) -> bool:
+        """Whether a process of this name runs on the device now."""
+        return name in [found for _, found in _descendants(self.sshd.pid)]
+
+    def cut_while(self, seen: Callable[[], bool]) -> Callable[[], int]:
+        """Cut the link as soon as something is seen; gives a function that waits for that: how many connections."""
+        found = []
+
+        def watch() -> None:
+            deadline = time.monotonic() + 120
+            while not seen() and time.monotonic() < deadline:
+                pass
+            found.append(self.cut())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        return lambda: thread.join() or found[0]
 
     def left(self) -> list[str]:
         """What still runs on the device half a minute after all should have ended, by name; empty once nothing does."""

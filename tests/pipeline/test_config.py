@@ -180,12 +180,45 @@ def test_a_mistake_is_named_with_its_place_and_the_nearest_right_thing(project, 
             "`precision: w4` needs iOS18 or later, not iOS17, whose Core ML does not read it",
         ),
         ("backend: [", "is not valid YAML"),
+        (
+            "backend: executorch\nprecision: fp32\ndevice: jetson",
+            "targets/phone/target.yaml, line 3: `jetson` names no device. Give `local`, `ssh://user@host:port`",
+        ),
+        (
+            "backend: coreml\nprecision: fp16\ndevice: ssh://mac",
+            "line 3: Core ML is timed on a Mac by running the project there, and on an iPhone beside it, not over ssh.",
+        ),
+        (
+            "backend: executorch\nprecision: fp32\nrunner: /opt/runner",
+            "line 3: `runner:` names a program on a device that runs ExecuTorch, but bench runs on this machine.",
+        ),
+        (
+            "backend: tensorrt\nprecision: fp16\ndevice: ssh://orin\ndevice_python: python3.11",
+            "line 4: `device_python:` names a program on a device that runs ExecuTorch, but tensorrt does not use one.",
+        ),
+        (
+            "backend: executorch\nprecision: fp32\ndevice: ssh://pi\nrunner: /opt/runner\ndevice_python: python3.11",
+            "line 4: `runner:` and `device_python:` each run the files. Leave one out.",
+        ),
     ],
 )
 def test_a_mistake_in_a_target(project, target, message):
     with pytest.raises(InputError) as caught:
         project(target=target)
     assert message in str(caught.value)
+
+
+def test_a_changed_device_runs_bench_alone_again(project):
+    """Its settings hold the device; those of export and check do not."""
+    here = project()
+    there = project(target=TARGET + "device: ssh://pi\ndevice_python: /opt/venv/bin/python\n")
+    settings = {
+        stage: [config.settings_of(stage, one, "toy", "phone") for one in (here, there)]
+        for stage in ("export", "check", "bench")
+    }
+    assert settings["export"][0] == settings["export"][1] and settings["check"][0] == settings["check"][1]
+    assert (settings["bench"][0].device, settings["bench"][1].device) == ("local", "ssh://pi")
+    assert settings["bench"][1].device_python == "/opt/venv/bin/python"
 
 
 def test_a_key_from_the_command_line_has_no_line(project):

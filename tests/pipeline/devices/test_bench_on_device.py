@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import bench, devices, export
 from pipeline.config import Bench, BenchSettings, ExportSettings
+from pipeline.errors import DeviceError
 
 QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
 ACCURACY = {"branched": 0.91, "fused": 0.92, "file": 0.93}
@@ -82,6 +83,18 @@ def test_a_runner_does_where_python_has_no_runtime(ssh_device, run_bench, runner
         "stage1", "stage2", "stage3", "head.linear",
     ]  # fmt: skip
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the runner is built with g++")
+def test_a_link_that_is_cut_in_a_benchmark(ssh_device, run_bench, runner, tmp_path):
+    endless = Bench(threads=[1], min_runs=10**6)
+    cut = ssh_device.cut_while(lambda: any(ssh_device.tmp.rglob("images.npy")) and ssh_device.runs("runner"))
+    with pytest.raises(DeviceError, match=r"the link to 127\.0\.0\.1 was cut.* What ran there for this ended with it"):
+        run_bench(endless, device=ssh_device.url, runner=runner)
+    assert cut() >= 2
+    assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
+    assert not (tmp_path / "toy" / "bench.json").exists()
 
 
 @pytest.mark.slow

@@ -5,8 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -111,21 +109,6 @@ def test_a_full_device_and_a_folder(ssh_device, tmp_path):
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
 
 
-def cut_while(ssh_device, seen):
-    """Cut the link as soon as something is seen on the device; how many connections that were, in a list."""
-    found = []
-
-    def watch():
-        deadline = time.monotonic() + 60
-        while not seen() and time.monotonic() < deadline:
-            pass
-        found.append(ssh_device.cut())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread, found
-
-
 @pytest.fixture
 def at_once(monkeypatch):
     monkeypatch.setattr(copying, "TRIES_AFTER_SECONDS", (0.0, 0.0))
@@ -135,10 +118,9 @@ def test_a_link_that_is_cut_in_a_copy_is_taken_up_again(ssh_device, tmp_path, at
     device, content = devices.parse(ssh_device.url), os.urandom(1 << 20) * 64
     (tmp_path / "large").write_bytes(content)
     part = ssh_device.home / "large.part"
-    watch, cut = cut_while(ssh_device, part.exists)
+    cut = ssh_device.cut_while(part.exists)
     device.push(tmp_path / "large", str(ssh_device.home / "large"))
-    watch.join()
-    assert cut[0] >= 1, "the link was cut"
+    assert cut() >= 1, "the link was cut"
     assert (ssh_device.home / "large").read_bytes() == content
     assert (ssh_device.left(), part.exists()) == ([], False)
 
@@ -146,24 +128,23 @@ def test_a_link_that_is_cut_in_a_copy_is_taken_up_again(ssh_device, tmp_path, at
 def test_a_temporary_folder_that_went_with_its_link_is_not_made_anew(ssh_device, tmp_path, at_once):
     device = devices.parse(ssh_device.url)
     (tmp_path / "large").write_bytes(os.urandom(1 << 20) * 64)
-    watch, cut = cut_while(ssh_device, lambda: any(ssh_device.tmp.rglob("large.part")))
+    cut = ssh_device.cut_while(lambda: any(ssh_device.tmp.rglob("large.part")))
 
     def copy():
         with device.scratch() as place:
             device.push(tmp_path / "large", f"{place}/large")
 
     said = said_by(copy)
-    watch.join()
-    assert cut[0] >= 2 and "the link to" in said and "was cut" in said
+    assert cut() >= 2 and "the link to" in said and "was cut" in said
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
 
 
 def test_a_link_that_is_cut_under_a_command(ssh_device):
     device = devices.parse(ssh_device.url)
     mark = ssh_device.home / "mark"
-    watch, _ = cut_while(ssh_device, mark.exists)
+    cut = ssh_device.cut_while(mark.exists)
     said = said_by(lambda: device.run(f"touch {mark}; trap '' TERM HUP; sleep 1000"))
-    watch.join()
+    assert cut() >= 1
     assert "the link to 127.0.0.1 was cut" in said and "What ran there for this ended with it" in said
     assert ssh_device.left() == []
 
