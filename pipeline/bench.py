@@ -16,7 +16,8 @@ they say what is gained on a CPU, and nothing about the target.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from typing import Any
 from pipeline import (
     backends,
     checkpoints,
-    conditions,
     figures,
     forms,
+    grounds,
     programs,
     stage,
     store,
@@ -65,19 +66,23 @@ def run(
     Raises:
         InputError: a file that the manifest names is missing, or has other content than it says.
         StageError: a runtime failed, or ended its process; what stood there before is left in place.
+        DeviceError: the target's device cannot be reached or used; likewise.
     """
     backend = backends.load(settings.backend)
-    unavailable = backend.unavailable()
-    host = {"machine": conditions.fingerprint(), "unavailable": unavailable and asdict(unavailable)}
+    unavailable = grounds.unavailable(settings)
+    host = {"machine": grounds.fingerprint(settings), "unavailable": unavailable and asdict(unavailable)}
 
     def build(places: dict[str, Path], scratch: Path) -> None:
         written, checked = read_json(manifest), read_json(check)
         opened = figures.opened(written, files, manifest)
         sources = {"checkpoint": checkpoint, "fused": fused, "quantized": quantized}
-        document = _bench(settings, unavailable, written, checked, opened, sources, scratch)
-        write_json(places["bench"], document)
-        shipped, file = next(iter(opened.items()))
-        write_json(places["profile"], figures.profile(settings.backend, document, shipped, file, quantized or fused))
+        with _ground(settings, unavailable, written, opened, sources, scratch) as ground:
+            document = _bench(settings, unavailable, written, checked, list(opened), ground)
+            write_json(places["bench"], document)
+            shipped = next(iter(opened))
+            write_json(
+                places["profile"], figures.profile(settings.backend, document, shipped, ground, quantized or fused)
+            )
 
     store.cached(
         "bench",
@@ -104,35 +109,52 @@ def run(
     print("\n".join([_headline(read_json(output)), *figures.dearest(read_json(profile))]), flush=True)
 
 
+@contextmanager
+def _ground(
+    settings: BenchSettings,
+    unavailable: Unavailable | None,
+    written: dict[str, Any],
+    opened: dict[str, Path],
+    sources: dict[str, Path | None],
+    scratch: Path,
+) -> Iterator[grounds.Ground]:
+    """Where the files are timed; where the target's runtime is not here, the reference's files instead."""
+    if unavailable is None:
+        with grounds.wanted(settings, opened, written["versions"]) as ground:
+            yield ground
+    else:
+        stand_in, _ = _STAND_INS[_reference_precision(written)]
+        yield grounds.here(stand_in, _export_reference(stand_in, written, sources, scratch))
+
+
+def _reference_precision(written: dict[str, Any]) -> str:
+    return "int8" if written["precision"] == "int8" else "fp32"
+
+
 def _bench(
     settings: BenchSettings,
     unavailable: Unavailable | None,
     written: dict[str, Any],
     checked: dict[str, Any],
-    opened: dict[str, Path],
-    sources: dict[str, Path | None],
-    scratch: Path,
+    names: list[str],
+    ground: grounds.Ground,
 ) -> dict[str, Any]:
     shape = tuple(written["input"]["shape"])
-    reference = None
-    if unavailable is None:
-        measured = figures.measure(settings.backend, opened, shape, settings.bench)
-    else:
-        measured = {"forms": dict.fromkeys(opened, figures.UNTIMED), "speedup": None, "runs": []}
-        precision = "int8" if written["precision"] == "int8" else "fp32"
-        stand_in, runtime = _STAND_INS[precision]
-        networks = _export_reference(stand_in, written, sources, scratch)
-        on_cpu = figures.measure(stand_in, networks, shape, settings.bench)
-        reference = {"runtime": runtime, "precision": precision, **on_cpu}
+    measured, reference = figures.measure(ground, names, shape, settings.bench), None
+    if unavailable is not None:
+        precision = _reference_precision(written)
+        reference = {"runtime": _STAND_INS[precision][1], "precision": precision, **measured}
+        measured = {"forms": dict.fromkeys(names, figures.UNTIMED), "speedup": None, "runs": [], "sustained": None}
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
     return {
         "status": "ok" if unavailable is None else "unavailable",
         "reason": unavailable.reason if unavailable else None,
         "remedy": unavailable.remedy if unavailable else None,
         **{key: written[key] for key in ("target", "model", "backend", "precision", "input")},
-        "forms": {form: measured["forms"][form] | facts[form] for form in opened},
+        "forms": {form: measured["forms"][form] | facts[form] for form in names},
         "speedup": measured["speedup"],
         "runs": measured["runs"],
+        "sustained": measured["sustained"],
         "reference": reference,
         "accuracy": {**checked["accuracy"], "checked_by": checked["checked_by"]},
         "conditions": (reference or measured)["runs"][0]["conditions"],

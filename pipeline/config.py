@@ -198,6 +198,9 @@ class BenchSettings(Strict):
 
     backend: str
     bench: Bench
+    device: str = "local"
+    device_python: str = "python3"
+    runner: str | None = None
 
 
 class RaceSettings(BenchSettings):

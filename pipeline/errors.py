@@ -25,6 +25,21 @@ class StageError(Exception):
     exit_code = 1
 
 
+class DeviceError(Exception):
+    """A device cannot be reached or used: a cut link, a refused key, a full disk, a command that does not end.
+
+    Args:
+        message: what, why and how to mend it.
+        is_cut: the link broke in the middle, so that trying again may help.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, is_cut: bool = False) -> None:
+        super().__init__(message)
+        self.is_cut = is_cut
+
+
 def first_line(error: BaseException) -> str:
     """What the first cause of an error says: one line, without its full stop; its kind where it says nothing."""
     while error.__cause__ is not None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, conditions, exported, intervals, layers, store, worker
+from pipeline import conditions, exported, grounds, intervals, layers, store, sustained
 from pipeline import measure as timing
 from pipeline.errors import InputError
 from pipeline.targets import Bench
@@ -54,36 +54,45 @@ def opened(written: dict[str, Any], files: list[Path], manifest: Path) -> dict[s
     return {form: places[next(iter(entry["files"]))] for form, entry in written["forms"].items()}
 
 
-def measure(backend: str, files: dict[str, Path], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
+def measure(ground: grounds.Ground, names: Sequence[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
     """The figures of each form, and the speed-up of the first over the second, for each number of threads.
 
     Args:
-        backend: whose runtime it is.
-        files: one or two, by their forms.
+        ground: where the files are.
+        names: of one or two of them, by their forms.
         shape: (N, C, H, W) of their input.
         how: how long, and on how many threads.
 
     Returns:
-        ``runs``, one for each number of threads; ``forms`` and ``speedup`` of the first.
+        ``runs``, one for each number of threads; ``forms`` and ``speedup`` of the first; ``sustained`` of the first
+        form, None where `how` does not ask for it.
     """
     runs = []
     for threads in how.threads:
-        run, samples = timed(backend, files, shape, threads, how)
-        shipped, *baseline = files
+        run, samples = timed(ground, names, shape, threads, how)
+        shipped, *baseline = names
         if baseline:
             run["speedup"] = intervals.speedup(samples[baseline[0]], samples[shipped])
         runs.append(run)
-    return {"forms": runs[0]["forms"], "speedup": runs[0]["speedup"], "runs": runs}
+    lasting = lasts(ground, names[0], shape, how)
+    return {"forms": runs[0]["forms"], "speedup": runs[0]["speedup"], "runs": runs, "sustained": lasting}
 
 
-def profile(backend: str, document: dict[str, Any], form: str, file: Path, program: Path) -> dict[str, Any]:
+def lasts(ground: grounds.Ground, name: str, shape: tuple[int, ...], how: Bench) -> dict[str, Any] | None:
+    """What `sustained.measure` finds of a file; None where `how` does not ask for it."""
+    if not how.sustained_seconds:
+        return None
+    return sustained.measure(ground, name, exported.random_image(shape), how.threads[0], how.sustained_seconds)
+
+
+def profile(backend: str, document: dict[str, Any], form: str, ground: grounds.Ground, program: Path) -> dict[str, Any]:
     """profile.json: where the time of the file that ships goes, on as many threads as the headline's.
 
     Args:
         backend: whose runtime it is.
         document: bench.json.
         form: of the file, by its name there.
-        file: the file.
+        ground: where the file is.
         program: the .pt2 that it was made of, for the names of its layers.
     """
     about = {key: document[key] for key in ("target", "model", "backend", "precision")} | {"form": form}
@@ -94,7 +103,7 @@ def profile(backend: str, document: dict[str, Any], form: str, file: Path, progr
     fewest, most = _PROFILE_RUNS
     runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
     shape = tuple(document["input"]["shape"])
-    operations = worker.profile(worker.Job(backend, file), exported.random_image(shape), run["threads"], runs)
+    operations = ground.profile(form, exported.random_image(shape), run["threads"], runs)
     if operations is None:
         reason = f"the {backend} backend does not tell where the time of an inference goes"
         return {"status": "unavailable", "reason": reason, **about}
@@ -130,13 +139,13 @@ def dearest(profile: dict[str, Any]) -> list[str]:
 
 
 def timed(
-    backend: str, files: Mapping[str, Path], shape: tuple[int, ...], threads: int, how: Bench
+    ground: grounds.Ground, names: Sequence[str], shape: tuple[int, ...], threads: int, how: Bench
 ) -> "tuple[dict[str, Any], Samples]":
     """Time files in turn on one number of threads.
 
     Args:
-        backend: whose runtime it is.
-        files: by the name of a form, or any other.
+        ground: where they are.
+        names: of all of them, in the order of the rounds.
         shape: (N, C, H, W) of their input.
         threads: for the runtime.
         how: how long.
@@ -144,21 +153,21 @@ def timed(
     Returns:
         An entry of ``runs`` in bench.json, ``speedup`` still None; and the samples, by name.
     """
-    jobs = {form: worker.Job(backend, file) for form, file in files.items()}
-    until = timing.Until(**how.model_dump(exclude={"threads"}))
-    before = conditions.snapshot()
-    taken = worker.time_in_turn(jobs, exported.random_image(shape), threads, until=until)
-    after = conditions.snapshot()
+    until = timing.Until(**how.model_dump(exclude={"threads", "sustained_seconds"}))
+    image = exported.random_image(shape)
+    before = ground.snapshot()
+    taken = ground.time_in_turn(image, threads, until)
+    after = ground.snapshot()
     samples = taken.timing.samples_ms
     forms = {}
-    for form in files:
+    for form in names:
         latency = intervals.summary(samples[form])
         forms[form] = {
             "latency_ms": latency,
             "warmup": _warmup(taken.timing.warmup[form]),
             **taken.started[form],
             "throughput_per_second": round(shape[0] * 1000 / latency["mean"], 3),
-            "transfer_ms": worker.transfer_ms(jobs[form], exported.random_image(shape)),
+            "transfer_ms": ground.transfer_ms(form, image),
         }
     falling = [
         f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
@@ -171,7 +180,7 @@ def timed(
         "forms": forms,
         "speedup": None,
         "stopped_by": taken.timing.stopped_by,
-        "conditions": conditions.describe(threads, backends.packages_of_figures(backend), before, after, falling) | fed,
+        "conditions": conditions.describe(threads, ground.versions, before, after, falling, ground.device) | fed,
     }
     return run, samples
 

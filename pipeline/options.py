@@ -1,10 +1,16 @@
-"""What a target can set under `options:`, backend by backend."""
+"""What a target can set under `options:`, backend by backend; and which device it can be timed on."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.strict import Strict
+from pipeline import devices
+from pipeline.errors import InputError
+from pipeline.strict import Strict, where
+
+PYTHON = "python3"
+"""The program on a device that runs ExecuTorch, where nothing else is named."""
 
 DEFAULT_SYSTEM: Literal["iOS16"] = "iOS16"
 
@@ -78,3 +84,32 @@ BY_BACKEND: dict[str, type[Strict]] = {
     "executorch": ExecuTorchOptions,
 }
 """The options of each backend."""
+
+
+def check_device(backend: str, device: str, python: str, runner: str | None, path: Path) -> None:
+    """What target.yaml says of the device that bench runs on.
+
+    Raises:
+        InputError: it names no device, or one that the backend cannot be timed on; a program on a device where none
+            is used.
+    """
+    try:
+        is_local = devices.parse(device).is_local
+    except InputError as error:
+        raise InputError(f"{where(path, ('device',))}: {error}") from None
+    if backend == "coreml" and not is_local:
+        raise InputError(
+            f"{where(path, ('device',))}: Core ML is timed on a Mac by running the project there, and on an iPhone "
+            f"beside it, not over {device.partition(':')[0]}. Leave `device:` out; docs/core-ml-on-a-mac.md tells more."
+        )
+    for key, value, default in (("runner", runner, None), ("device_python", python, PYTHON)):
+        if value != default and (is_local or backend != "executorch"):
+            why = "bench runs on this machine" if is_local else f"{backend} does not use one"
+            raise InputError(
+                f"{where(path, (key,))}: `{key}:` names a program on a device that runs ExecuTorch, but {why}. Leave "
+                "it out, or set `device:` to such a device."
+            )
+    if runner is not None and python != PYTHON:
+        raise InputError(
+            f"{where(path, ('runner',))}: `runner:` and `device_python:` each run the files. Leave one out."
+        )

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import backends, conditions, figures, intervals, stage, store
+from pipeline import backends, figures, grounds, intervals, stage, store
 from pipeline.config import RaceSettings
 from pipeline.errors import GateError, InputError
 from pipeline.manifest import Unavailable, read_json, write_json
@@ -103,20 +103,23 @@ def run(
         InputError: a file is missing, or not the one that its manifest describes.
         GateError: no candidate holds its gates; names each and why. What stood there before is left in place.
         StageError: a runtime failed, or ended its process.
+        DeviceError: the target's device cannot be reached or used.
     """
     backend = backends.load(settings.backend)
-    unavailable = backend.unavailable()
-    host = {"machine": conditions.fingerprint(), "unavailable": unavailable and asdict(unavailable)}
+    unavailable = grounds.unavailable(settings)
+    host = {"machine": grounds.fingerprint(settings), "unavailable": unavailable and asdict(unavailable)}
     programs = {"fused": fused, "quantized": quantized}
 
     def build(places: dict[str, Path], _: Path) -> None:
         candidates = _candidates(manifests, checks, files, report)
-        winner, document = _race(settings, candidates, unavailable)
-        write_json(places["bench"], document)
-        form = next(iter(winner.written["forms"]))
-        told = figures.profile(settings.backend, document, winner.precision, winner.file, programs[form] or fused)
-        write_json(places["profile"], told)
-        _copy(winner, places["chosen"])
+        held = _held(settings, candidates)
+        versions = next(iter(held.values())).written["versions"]
+        with grounds.wanted(settings, {name: one.file for name, one in held.items()}, versions) as ground:
+            best, document = _race(settings, candidates, held, unavailable, ground)
+            write_json(places["bench"], document)
+            program = programs[next(iter(held[best].written["forms"]))] or fused
+            write_json(places["profile"], figures.profile(settings.backend, document, best, ground, program))
+        _copy(held[best], places["chosen"])
 
     store.cached(
         "race",
@@ -183,10 +186,8 @@ def _candidates(
     return found
 
 
-def _race(
-    settings: RaceSettings, candidates: Mapping[str, _Candidate], unavailable: Unavailable | None
-) -> tuple[_Candidate, dict[str, Any]]:
-    """The winner, and bench.json."""
+def _held(settings: RaceSettings, candidates: Mapping[str, _Candidate]) -> dict[str, _Candidate]:
+    """Those that hold their gates, at least one."""
     held = {name: one for name, one in candidates.items() if one.lost is None}
     if not held:
         reasons = " ".join(f"{name}: {one.lost}" for name, one in candidates.items())
@@ -194,11 +195,21 @@ def _race(
             f"no precision of {settings.model} holds its gates on {settings.target}, so there is none to choose. "
             f"{reasons} Add another to `candidates`, or allow a larger `check.max_accuracy_drop`."
         )
+    return held
+
+
+def _race(
+    settings: RaceSettings,
+    candidates: Mapping[str, _Candidate],
+    held: Mapping[str, _Candidate],
+    unavailable: Unavailable | None,
+    ground: grounds.Ground,
+) -> tuple[str, dict[str, Any]]:
+    """The precision that won, and bench.json."""
     runs: list[dict[str, Any]] = []
+    shape = tuple(next(iter(held.values())).written["input"]["shape"])
     if unavailable is None:
-        shape = tuple(next(iter(held.values())).written["input"]["shape"])
-        places = {name: one.file for name, one in held.items()}
-        taken = [figures.timed(settings.backend, places, shape, n, settings.bench) for n in settings.bench.threads]
+        taken = [figures.timed(ground, list(held), shape, n, settings.bench) for n in settings.bench.threads]
         best = fastest({name: one.size_bytes for name, one in held.items()}, taken[0][1])
     else:
         taken, best = [], min(held, key=lambda name: held[name].size_bytes)
@@ -207,8 +218,9 @@ def _race(
     for run, samples in taken:
         speedup = intervals.speedup(samples[baseline], samples[best]) if baseline else None
         runs.append(run | {"forms": {name: run["forms"][name] for name in order}, "speedup": speedup})
+    lasting = figures.lasts(ground, best, shape, settings.bench) if runs else None
     winner, timed = held[best], runs[0]["forms"] if runs else dict.fromkeys(order, figures.UNTIMED)
-    return winner, {
+    return best, {
         "status": "ok" if unavailable is None else "unavailable",
         "reason": unavailable.reason if unavailable else None,
         "remedy": unavailable.remedy if unavailable else None,
@@ -219,6 +231,7 @@ def _race(
         "forms": {name: timed[name] | held[name].facts for name in order},
         "speedup": runs[0]["speedup"] if runs else None,
         "runs": runs,
+        "sustained": lasting,
         "reference": None,
         "accuracy": {**winner.checked["accuracy"], "checked_by": winner.checked["checked_by"]},
         "conditions": runs[0]["conditions"] if runs else None,

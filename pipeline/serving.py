@@ -165,6 +165,11 @@ def _profile(state: _State, *, file: str, runs: int) -> dict[str, Any]:
     return {"layers": profile and profile(Path(file), state.threads, state.image(), runs)}
 
 
+def _usage(state: _State) -> dict[str, Any]:
+    """CPU time of this process so far."""
+    return {"cpu_seconds": time.process_time()}
+
+
 def _since_ms(begin: int) -> float:
     return (time.perf_counter_ns() - begin) / 1e6
 
@@ -197,6 +202,7 @@ _ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "time_files": _time_files,
     "transfer": _transfer,
     "profile": _profile,
+    "usage": _usage,
 }
 
 

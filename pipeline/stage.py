@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline import config, strict
-from pipeline.errors import GateError, InputError, StageError
+from pipeline.errors import DeviceError, GateError, InputError, StageError
 from repnets.errors import RepnetsError
 
 
@@ -27,7 +27,7 @@ def main(run: Callable[..., Any], argv: Sequence[str] | None = None) -> int:
         argv: the options; default ``sys.argv[1:]``.
 
     Returns:
-        0, 2 where the input or the configuration is at fault, 1 for a failed gate or stage.
+        0, 2 where the input or the configuration is at fault, 1 for a failed gate, stage or device.
     """
     signature = inspect.signature(run)
     parser, paths = _parser(run, signature)
@@ -48,11 +48,11 @@ def answered(act: Callable[[], None], debug: bool) -> int:
         debug: also show the traceback.
 
     Returns:
-        0, 2 where the input or the configuration is at fault, 1 for a failed gate or stage.
+        0, 2 where the input or the configuration is at fault, 1 for a failed gate, stage or device.
     """
     try:
         act()
-    except (InputError, GateError, StageError, RepnetsError) as error:
+    except (InputError, GateError, StageError, DeviceError, RepnetsError) as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)

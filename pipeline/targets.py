@@ -41,6 +41,9 @@ class Bench(Strict):
     target_width: float = Field(
         0.02, ge=0, description="of the speed-up's interval, as a share of it; narrow enough to stop early"
     )
+    sustained_seconds: float = Field(
+        0, ge=0, description="that the file which ships runs on alone, to show throttling; 0: it does not"
+    )
 
 
 WEIGHTS_ALONE = ("w8", "w4", "palette6")
@@ -83,6 +86,9 @@ class Target(Strict):
     )
     batch: int = Field(1, ge=1)
     image_size: int | None = Field(None, ge=1, description="default: the size that the model was trained at")
+    device: str = Field("local", description="where bench runs: local, ssh://user@host:port, adb:SERIAL")
+    device_python: str = Field("python3", min_length=1, description="on the device, where ExecuTorch is installed")
+    runner: str | None = Field(None, min_length=1, description="on the device, instead of Python: devices/runner.cpp")
     options: dict[str, Any] = Field(default_factory=dict)
     check: Check = Check()
     bench: Bench = Bench()
@@ -165,6 +171,7 @@ def _with_options(target: Target, path: Path) -> Target:
     oldest = _oldest_system(target.backend, target.precision)
     given = {"minimum_deployment_target": oldest} | target.options if oldest else target.options
     chosen = validate(options.BY_BACKEND[target.backend], given, path, ("options",))
+    options.check_device(target.backend, target.device, target.device_python, target.runner, path)
     if target.precision in WEIGHTS_ALONE and target.backend != "coreml":
         raise InputError(
             f"{where(path, ('precision',))}: `precision: {target.precision}` compresses the weights alone, which "

@@ -6,33 +6,28 @@ A runtime's number of threads holds for a whole process, and so does what it lef
 has a fresh process for itself, with its threads set in the environment before anything is loaded.
 
 Arrays travel as .npy in a temporary folder, requests and replies as one line of JSON each over the process's
-stdin and stdout; what a runtime prints goes to a log, whose last lines are quoted where it fails.
+stdin and stdout; what a runtime prints goes to a log, whose last lines are quoted where it fails. A job may run on a
+device (`remote`): then the process is started there, and all else is the same.
 """
 
-import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import errors, measure, serving
+from pipeline import errors, measure
+from pipeline.process import Process, opened
+from pipeline.remote import Remote
 
 if TYPE_CHECKING:
     import numpy as np
 
-_PROJECT = Path(__file__).resolve().parents[1]
 _CHUNK_BYTES = 64_000_000
-_QUOTED_LINES = 3
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
+_ASKED_SECONDS = 1.0  # of runs in one request: the way there and back is no pause then
 
 _UNKNOWN_START = {"load_ms": None, "first_inference_ms": None, "peak_memory_bytes": None}
 
@@ -44,10 +39,17 @@ class Job:
     Attributes:
         backend: module under pipeline.backends, or the dotted name of one elsewhere.
         file: the exported file.
+        on: the device that it was brought to; None for this machine.
     """
 
     backend: str
     file: Path
+    on: Remote | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the file lies for the process that opens it."""
+        return str(self.file) if self.on is None else self.on.names[self.file]
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def predict(
     import numpy as np
 
     logits = []
-    with _process(backend, threads) as process:
+    with opened(backend, threads) as process:
         process.ask("open", file=str(file), session=session)
         for piece in _pieces(images, batch):
             process.give(piece)
@@ -125,7 +127,7 @@ def outputs_by_layer(backend: str, file: Path, image: "np.ndarray", *, exact: bo
     """
     import numpy as np
 
-    with _process(backend, 1, image) as process:
+    with opened(backend, 1, image) as process:
         names = process.ask("layers", file=str(file), exact=exact)["names"]
         return {name: np.load(process.folder / f"layer{index}.npy") for index, name in enumerate(names)}
 
@@ -155,13 +157,13 @@ def time_in_turn(jobs: Mapping[str, Job], image: "np.ndarray", threads: int, *, 
     @contextmanager
     def launch() -> Iterator[dict[str, measure.Block]]:
         with ExitStack() as stack:
-            running = {name: stack.enter_context(_process(job.backend, threads, image)) for name, job in jobs.items()}
+            running = {name: stack.enter_context(_process_of(job, threads, image)) for name, job in jobs.items()}
             for name, process in running.items():  # all at once: an import can take seconds
-                process.send("prepare", file=str(jobs[name].file), imported=imported[name])
+                process.send("prepare", file=jobs[name].place, imported=imported[name])
             for process in running.values():
                 process.receive()
             for name, process in running.items():
-                start = process.ask("start", file=str(jobs[name].file))
+                start = process.ask("start", file=jobs[name].place)
                 imported[name] += start.pop("imported")
                 starts[name].append(start)
             yield {name: partial(_block_ms, process) for name, process in running.items()}
@@ -185,8 +187,10 @@ def transfer_ms(job: Job, image: "np.ndarray") -> dict[str, float] | None:
     Raises:
         StageError: the runtime failed, or ended the process.
     """
-    with _process(job.backend, 1, image) as process:
-        return process.ask("transfer", file=str(job.file))["ms"]
+    if job.on is not None:  # what is served there computes on the CPU
+        return None
+    with _process_of(job, 1, image) as process:
+        return process.ask("transfer", file=job.place)["ms"]
 
 
 def profile(job: Job, image: "np.ndarray", threads: int, runs: int) -> list[dict[str, Any]] | None:
@@ -204,24 +208,45 @@ def profile(job: Job, image: "np.ndarray", threads: int, runs: int) -> list[dict
     Raises:
         StageError: the runtime failed, or ended the process.
     """
-    with _process(job.backend, threads, image) as process:
-        return process.ask("profile", file=str(job.file), runs=runs)["layers"]
+    with _process_of(job, threads, image) as process:
+        return process.ask("profile", file=job.place, runs=runs)["layers"]
 
 
-def _block_ms(process: "_Process") -> list[float]:
+@contextmanager
+def alone(job: Job, image: "np.ndarray", threads: int) -> Iterator[Callable[[float], list[float]]]:
+    """A file that runs alone, without a pause: each call goes on for some seconds and gives the ms of each run.
+
+    Raises:
+        StageError: the runtime failed, or ended the process.
+        DeviceError: the link to the device was cut.
+    """
+    with _process_of(job, threads, image) as process:
+        process.ask("start", file=job.place)
+
+        def run_for(seconds: float) -> list[float]:
+            begin, taken = time.monotonic(), _block_ms(process)
+            while (left := seconds - (time.monotonic() - begin)) > 0:
+                runs = min(left, _ASKED_SECONDS) * 1000 / statistics.median(taken)
+                taken += process.ask("block", runs=max(1, round(runs)))["ms"]
+            return taken
+
+        yield run_for
+
+
+def _block_ms(process: Process) -> list[float]:
     return process.ask("block", runs=measure.BLOCK)["ms"]
 
 
 def _timed_by_backend(
     jobs: Mapping[str, Job], image: "np.ndarray", threads: int, until: measure.Until
 ) -> measure.Timing | None:
-    backend, *others = {job.backend for job in jobs.values()}
-    if others:
+    first, *others = jobs.values()
+    if first.on is not None or any(job.backend != first.backend for job in others):
         return None
-    with _process(backend, threads, image) as process:
+    with _process_of(first, threads, image) as process:
         rounds = process.ask(
             "time_files",
-            files={name: str(job.file) for name, job in jobs.items()},
+            files={name: job.place for name, job in jobs.items()},
             warmup_seconds=until.warmup_seconds,
             min_runs=until.min_runs,
             max_seconds=until.max_seconds,
@@ -247,101 +272,5 @@ def _pieces(images: "np.ndarray | Iterable[np.ndarray]", batch: int) -> "Iterato
             yield part[start : start + rows]
 
 
-@dataclass
-class _Process:
-    """A running `pipeline.serving`.
-
-    Attributes:
-        folder: for arrays, and its log.
-        doing, subject: what it last said that it does, and with which file.
-    """
-
-    popen: subprocess.Popen[str]
-    backend: str
-    folder: Path
-    doing: str = "starting"
-    subject: str = field(default="the exported files")
-
-    def give(self, image: "np.ndarray") -> None:
-        """Lay an image, or several, where it reads them."""
-        import numpy as np
-
-        np.save(self.folder / "images.npy", np.ascontiguousarray(image, dtype=np.float32))
-
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        self.send(do, **request)
-        return self.receive()
-
-    def send(self, do: str, **request: Any) -> None:
-        self.doing, self.subject = "starting", request.get("file", self.subject)
-        with suppress(BrokenPipeError):  # it has died: the replies have ended too
-            self.popen.stdin.write(json.dumps({"do": do, **request}) + "\n")
-            self.popen.stdin.flush()
-
-    def receive(self) -> dict[str, Any]:
-        for line in self.popen.stdout:
-            reply = json.loads(line)
-            if "doing" in reply:
-                self.doing, self.subject = reply["doing"], reply["file"]
-            elif "error" in reply:
-                raise _as_exception(reply, self)
-            else:
-                return reply
-        raise errors.StageError(_obituary(self.popen.wait(), self))
-
-
-@contextmanager
-def _process(backend: str, threads: int, image: "np.ndarray | None" = None) -> Iterator[_Process]:
-    environment = os.environ | {name: str(threads) for name in _THREAD_VARIABLES}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory(prefix="repnets-") as name:
-        folder = Path(name)
-        with (folder / "log").open("wb") as log, subprocess.Popen(
-            [sys.executable, "-m", serving.__name__, backend, str(threads), name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-        ) as popen:  # fmt: skip
-            process = _Process(popen, backend, folder)
-            try:
-                if image is not None:
-                    process.give(image)
-                yield process
-            finally:
-                popen.kill()  # it has answered all that it was asked, so there is nothing to lose
-                with suppress(BrokenPipeError):  # a request that it died before reading
-                    popen.stdin.close()
-
-
-def _as_exception(reply: dict[str, Any], process: _Process) -> Exception:
-    kind, message = reply["error"], reply["message"]
-    if kind in ("InputError", "GateError", "StageError"):
-        return getattr(errors, kind)(message)
-    return errors.StageError(
-        f"{process.subject}: the {process.backend} runtime failed while {process.doing} it: {kind}: "
-        f"{message.rstrip('.')}. Export the file again; if it fails again, this runtime cannot run this network."
-        f"{_last_words(process.folder)}"
-    )
-
-
-def _obituary(returncode: int, process: _Process) -> str:
-    """What, why and how to mend it, of a worker that ended without a reply."""
-    if returncode >= 0:
-        cause = f"ended with exit code {returncode}"
-        why = "that is most often a library that is missing or cannot be loaded"
-        remedy = "Mend what its last lines name, or install the project again"
-    elif -returncode == signal.SIGKILL:
-        cause, why = "died of SIGKILL", "that is most often the system, because memory ran out"
-        remedy = "Close other programs, or use a smaller batch or image size"
-    else:
-        cause = f"died of {signal.Signals(-returncode).name} ({signal.strsignal(-returncode)})"
-        why = "that is most often a damaged file, or one made by another version of the runtime"
-        remedy = "Delete the file and run again, which exports it anew; its manifest.json names the versions"
-    return (
-        f"{process.subject}: the process of the {process.backend} runtime {cause} while {process.doing} it; {why}. "
-        f"{remedy}.{_last_words(process.folder)}"
-    )
-
-
-def _last_words(folder: Path) -> str:
-    lines = (folder / "log").read_bytes().decode(errors="replace").splitlines()
-    said = [" ".join(line.split()) for line in lines if line.strip()][-_QUOTED_LINES:]
-    return f" It said last: {' | '.join(said)}" if said else ""
+def _process_of(job: Job, threads: int, image: "np.ndarray") -> AbstractContextManager[Process]:
+    return opened(job.backend, threads, image, job.on)

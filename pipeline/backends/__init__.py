@@ -13,6 +13,8 @@ A backend has
 
 where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes). And, where it can,
 
+    SERVED_BY                                               the module that a device's own Python runs a file with: it
+                                                            has `open_session`, and imports little of this project
     FLOAT_BESIDE_INT8                                       ``fp16`` where the numbers of an int8 file that are not int8
                                                             are stored and computed so; default: ``fp32``
     inspect(files, facts, spec)                             raises where what the files say of themselves is not what

@@ -19,6 +19,7 @@ FILES: tuple[str, ...] = ("{form}.pte",)
 EXTRAS: tuple[str, ...] = ()
 PACKAGES: tuple[str, ...] = ("torch", "executorch")
 CHECKED_BY = "ExecuTorch"
+SERVED_BY = executorch_runtime.__name__
 
 open_session = open_check_session = executorch_runtime.open_session
 profile = executorch_runtime.profile

@@ -1,8 +1,14 @@
 """A toy network with randomised statistics, as the stages leave it on disk; and modules of the user's own."""
 
+import getpass
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -186,3 +192,119 @@ def own_modules(tmp_path, monkeypatch):
 
     yield write
     write({})
+
+
+@dataclass
+class SshDevice:
+    """A real sshd on the loopback address: a Linux device behind `ssh`.
+
+    Attributes:
+        url: what `pipeline.devices.parse` and `device:` take. ``ssh://board`` is the same by an alias.
+        folder: all that it has: ``home`` (its $HOME), ``tmp`` (its $TMPDIR), ``known_hosts``, ``key``, the
+            client's ``config``, ``sshd_config``.
+        port: of the loopback address.
+        sshd: the server's own process.
+    """
+
+    url: str
+    folder: Path
+    port: int
+    sshd: subprocess.Popen
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def tmp(self) -> Path:
+        return self.folder / "tmp"
+
+    def cut(self) -> int:
+        """Kill the server's side of every connection, as a pulled cable would; how many there were."""
+        children = _descendants(self.sshd.pid)
+        sessions = [pid for pid, name in children if name.startswith("sshd")]
+        for pid in sessions:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(sessions)
+
+    def commands(self) -> list[str]:
+        """What runs on the device now, by name; its shells and sshd's own processes among them."""
+        return [name for _, name in _descendants(self.sshd.pid)]
+
+    def set_up(self, *lines: str) -> None:
+        """Start sshd anew with these lines before its own ones, which the first of each key wins over."""
+        self.stop()
+        own = (self.folder / "sshd_config").read_text()
+        (self.folder / "sshd_config").write_text("".join(f"{line}\n" for line in lines) + own)
+        self.sshd = _sshd(self.folder)
+
+    def stop(self) -> None:
+        self.cut()
+        self.sshd.kill()
+        self.sshd.communicate()
+
+
+def _descendants(pid: int) -> list[tuple[int, str]]:
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            name, rest = (folder / "stat").read_text().partition("(")[2].rsplit(")", 1)
+            parents[int(folder.name)] = (int(rest.split()[1]), name)
+    found, waiting = [], [pid]
+    while waiting:
+        parent = waiting.pop()
+        children = [(child, name) for child, (above, name) in parents.items() if above == parent]
+        found += children
+        waiting += [child for child, _ in children]
+    return found
+
+
+def _sshd(folder: Path) -> subprocess.Popen:
+    started = subprocess.Popen(
+        ["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.PIPE, text=True
+    )
+    said = []
+    for line in started.stderr:
+        said.append(line)
+        if "Server listening" in line:
+            return started
+    raise AssertionError(f"sshd did not start: {''.join(said)}")
+
+
+@pytest.fixture
+def ssh_device(tmp_path, monkeypatch):
+    """A Linux device behind ssh, with its own host key, user key, known_hosts and client configuration.
+
+    The client finds them through $REPNETS_SSH, which is set here, and which commands that a test starts inherit.
+    It needs Debian's openssh-server; sshd runs as this user.
+    """
+    folder = tmp_path / "device"
+    for name in ("home", "tmp"):
+        (folder / name).mkdir(parents=True)
+    for name in ("host_key", "key"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(folder / name)], check=True
+        )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "authorized_keys").write_text((folder / "key.pub").read_text())
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {(folder / 'host_key.pub').read_text()}")
+    (folder / "config").write_text(
+        f"Host board\n HostName 127.0.0.1\n Port {port}\n"
+        f"Host *\n User {getpass.getuser()}\n IdentityFile {folder}/key\n IdentitiesOnly yes\n IdentityAgent none\n"
+        f" UserKnownHostsFile {folder}/known_hosts\n GlobalKnownHostsFile /dev/null\n"
+    )
+    (folder / "sshd_config").write_text(
+        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
+        f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
+        f"KbdInteractiveAuthentication no\nMaxStartups 100\nPermitRootLogin yes\n"
+        f"SetEnv HOME={folder}/home TMPDIR={folder}/tmp\n"
+    )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd locks itself up before a login
+    monkeypatch.setenv("REPNETS_SSH", f"ssh -F {folder}/config")
+    device = SshDevice(f"ssh://127.0.0.1:{port}", folder, port, _sshd(folder))
+    yield device
+    device.stop()

@@ -1,0 +1,61 @@
+"""An Android device behind the system's own adb, over a cable or the network."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_TROUBLE = re.compile(r"^(?:adb|error)(?:\.exe)?: (.*)", re.MULTILINE)
+_CUT = re.compile(r"closed|protocol fault|connect error|read failed|EOF|connection reset|failed to read", re.IGNORECASE)
+_OF_A_COPY = re.compile(r"failed to copy|failed to stat|couldn't create file|remote ")
+
+
+@dataclass(frozen=True)
+class Adb:
+    """The link to a device by its serial number, or by host:port where adb is connected over the network."""
+
+    serial: str
+    shell_home: str = "/data/local/tmp/repnets"
+
+    def argv(self, line: str) -> list[str]:
+        """What runs a shell line there. -T: bytes as they are, no terminal between."""
+        return ["adb", "-s", self.serial, "shell", "-T", line]
+
+    def push_argv(self, source: Path, place: str) -> list[str]:
+        """What copies one file there."""
+        return ["adb", "-s", self.serial, "push", str(source), place]
+
+    def pull_argv(self, place: str, target: Path) -> list[str]:
+        """What copies one file here."""
+        return ["adb", "-s", self.serial, "pull", place, str(target)]
+
+    def trouble(self, returncode: int, said: str) -> tuple[str, bool] | None:
+        """What is wrong with the link and how to mend it, and whether it was cut; None where nothing is."""
+        found = _TROUBLE.findall(said) if returncode else []
+        if not found or _OF_A_COPY.search(found[-1]):
+            return None
+        what = found[-1].rstrip(".")
+        if "unauthorized" in what:
+            return (
+                f"the Android device {self.serial} has not allowed this computer. Unlock it and accept the question "
+                "on its screen; if there is none: adb kill-server, then plug it in anew.",
+                False,
+            )
+        if "not found" in what or "no devices" in what or "offline" in what:
+            return (
+                f"adb does not reach the device {self.serial}: {what}. Switch on USB debugging in its developer "
+                f"options, plug it in, and see what is listed: adb devices -l",
+                False,
+            )
+        if _CUT.search(what):
+            return (
+                f"the link to the Android device {self.serial} was cut ({what}). See to the cable, and run again.",
+                True,
+            )
+        return f"adb to {self.serial} failed: {what}. Try by hand: adb -s {self.serial} shell", False
+
+    def missing(self) -> str:
+        """What to do where adb is not found."""
+        return (
+            f"`adb` is not on PATH, and the device {self.serial} is reached through it. Install Android's platform "
+            "tools (Debian: apt-get install adb)."
+        )

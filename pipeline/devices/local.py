@@ -1,0 +1,32 @@
+"""This machine as a device, by the same shell lines as any other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Local:
+    """The link that cannot break."""
+
+    shell_home: str = "${HOME:?}/.local/share/repnets"
+
+    def argv(self, line: str) -> list[str]:
+        """What runs a shell line here."""
+        return ["sh", "-c", line]
+
+    def push_argv(self, source: Path, place: str) -> Sequence[str] | None:
+        """None: through the shell."""
+        return None
+
+    def pull_argv(self, place: str, target: Path) -> Sequence[str] | None:
+        """None: through the shell."""
+        return None
+
+    def trouble(self, returncode: int, said: str) -> tuple[str, bool] | None:
+        """None: there is no link that could break."""
+        return None
+
+    def missing(self) -> str:
+        """What to do where the link's own program is not found."""
+        return "this machine has no POSIX shell `sh` on PATH."
