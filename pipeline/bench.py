@@ -76,7 +76,7 @@ def run(
         written, checked = read_json(manifest), read_json(check)
         opened = figures.opened(written, files, manifest)
         sources = {"checkpoint": checkpoint, "fused": fused, "quantized": quantized}
-        with _ground(settings, unavailable, written, opened, sources, scratch) as ground:
+        with _ground(settings, unavailable, written, files, opened, sources, scratch) as ground:
             document = _bench(settings, unavailable, written, checked, list(opened), ground)
             write_json(places["bench"], document)
             shipped = next(iter(opened))
@@ -114,13 +114,14 @@ def _ground(
     settings: BenchSettings,
     unavailable: Unavailable | None,
     written: dict[str, Any],
+    files: list[Path],
     opened: dict[str, Path],
     sources: dict[str, Path | None],
     scratch: Path,
 ) -> Iterator[grounds.Ground]:
     """Where the files are timed; where the target's runtime is not here, the reference's files instead."""
     if unavailable is None:
-        with grounds.wanted(settings, opened, written["versions"]) as ground:
+        with grounds.wanted(settings, opened, files, written) as ground:
             yield ground
     else:
         stand_in, _ = _STAND_INS[_reference_precision(written)]

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,33 +49,33 @@ def here(backend: str, files: Mapping[str, Path]) -> Ground:
 
 
 @contextmanager
-def on_device(
-    settings: BenchSettings, files: Mapping[str, Path], made_by: Mapping[str, str | None]
+def wanted(
+    settings: BenchSettings, files: Mapping[str, Path], exported: Sequence[Path], written: Mapping[str, Any]
 ) -> Iterator[Ground]:
-    """On the device that the settings name; everything is brought there, and goes again at the end.
+    """Where the settings say: here, or on a device, where everything is brought, and goes again at the end.
 
     Args:
-        settings: their `device` is not ``local``.
-        files: the exported files.
-        made_by: versions of what exported them.
+        settings: name the backend and the device.
+        files: what is timed, by form.
+        exported: all that the backend wrote: these files, and what it wrote beside them.
+        written: their manifest.
 
     Raises:
         DeviceError: the device cannot be reached or is full, or has no runtime for these files.
     """
-    device, backend = devices.parse(settings.device), backends.load(settings.backend)
-    with _brought(settings, device, backend, list(files.values()), made_by) as on:
-        jobs = {form: worker.Job(settings.backend, file, on) for form, file in files.items()}
-        yield _served(jobs, device, on.versions, lambda: sum(on.used_seconds))
-
-
-@contextmanager
-def wanted(settings: BenchSettings, files: Mapping[str, Path], made_by: Mapping[str, str | None]) -> Iterator[Ground]:
-    """Where the settings say: on this machine, or `on_device`, whose parameters and errors these are."""
     if settings.device == "local":
         yield here(settings.backend, files)
-    else:
-        with on_device(settings, files, made_by) as ground:
-            yield ground
+        return
+    device, backend = devices.parse(settings.device), backends.load(settings.backend)
+    if hasattr(backend, "on_device"):
+        beside = next(file for file in exported if file.name in backend.EXTRAS)
+        with backend.on_device(device, files, beside, tuple(written["input"]["shape"])) as built:
+            yield _built(built, device, files)
+        return
+    with _brought(settings, device, backend, list(files.values()), written["versions"]) as on:
+        jobs = {form: worker.Job(settings.backend, file, on) for form, file in files.items()}
+        ground = _served(jobs, device, on.versions, lambda: sum(on.used_seconds))
+        yield ground if settings.runner is None else replace(ground, profile=partial(_traced, backend, jobs))
 
 
 def unavailable(settings: BenchSettings) -> Unavailable | None:
@@ -88,6 +89,38 @@ def _brought(
     if settings.runner is not None:
         return remote.by_runner(device, settings.runner, files)
     return remote.by_python(device, settings.device_python, backend.SERVED_BY, backend.PACKAGES, made_by, files)
+
+
+def _built(built: Any, device: Device, files: Mapping[str, Path]) -> Ground:
+    """Where the device's own program takes the times, with an image of its own."""
+
+    def time_in_turn(image: "np.ndarray", threads: int, until: measure.Until) -> worker.Timed:
+        rounds = built.time_files(
+            warmup_seconds=until.warmup_seconds, min_runs=until.min_runs, max_seconds=until.max_seconds
+        )
+        return worker.Timed(measure.taken_elsewhere(rounds), {form: dict(worker.UNKNOWN_START) for form in files})
+
+    @contextmanager
+    def alone(form: str, image: "np.ndarray", threads: int) -> Iterator[Callable[[float], list[float]]]:
+        yield partial(built.time_alone, form)
+
+    return Ground(
+        device,
+        {"tensorrt": built.place.version},
+        time_in_turn,
+        lambda form, image: built.transfer_ms(form),
+        lambda form, image, threads, runs: built.profile(form, runs),
+        alone,
+        lambda: None,
+    )
+
+
+def _traced(
+    backend: Any, jobs: Mapping[str, worker.Job], form: str, image: "np.ndarray", threads: int, runs: int
+) -> list[dict[str, Any]]:
+    """A runner leaves the reading of its trace to the host."""
+    dump = worker.trace(jobs[form], image, threads, backend.WARMUP_RUNS + runs)
+    return backend.read_trace(dump, runs, jobs[form].file)
 
 
 def _served(
@@ -120,7 +153,9 @@ def fingerprint(settings: BenchSettings) -> str:
     if settings.device == "local":
         return conditions.fingerprint()
     device, backend = devices.parse(settings.device), backends.load(settings.backend)
-    if settings.runner is not None:
+    if hasattr(backend, "on_device"):
+        versions = backend.versions(device)
+    elif settings.runner is not None:
         versions = remote.runner_versions(device, settings.runner)
     else:
         versions = remote.python_versions(device, settings.device_python, backend.PACKAGES)

@@ -113,8 +113,8 @@ def run(
     def build(places: dict[str, Path], _: Path) -> None:
         candidates = _candidates(manifests, checks, files, report)
         held = _held(settings, candidates)
-        versions = next(iter(held.values())).written["versions"]
-        with grounds.wanted(settings, {name: one.file for name, one in held.items()}, versions) as ground:
+        opened, written = {name: one.file for name, one in held.items()}, next(iter(held.values())).written
+        with grounds.wanted(settings, opened, files, written) as ground:
             best, document = _race(settings, candidates, held, unavailable, ground)
             write_json(places["bench"], document)
             program = programs[next(iter(held[best].written["forms"]))] or fused

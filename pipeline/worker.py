@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64_000_000
 _ASKED_SECONDS = 1.0  # of runs in one request: the way there and back is no pause then
 
-_UNKNOWN_START = {"load_ms": None, "first_inference_ms": None, "peak_memory_bytes": None}
+UNKNOWN_START = {"load_ms": None, "first_inference_ms": None, "peak_memory_bytes": None}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def time_in_turn(jobs: Mapping[str, Job], image: "np.ndarray", threads: int, *, 
             yield {name: partial(_block_ms, process) for name, process in running.items()}
 
     if timing := _timed_by_backend(jobs, image, threads, until):
-        return Timed(timing, {name: dict(_UNKNOWN_START) for name in jobs})
+        return Timed(timing, {name: dict(UNKNOWN_START) for name in jobs})
     timing = measure.time_in_turn(launch, until)
     return Timed(timing, {name: _median_start(found) for name, found in starts.items()})
 
@@ -210,6 +210,18 @@ def profile(job: Job, image: "np.ndarray", threads: int, runs: int) -> list[dict
     """
     with _process_of(job, threads, image) as process:
         return process.ask("profile", file=job.place, runs=runs)["layers"]
+
+
+def trace(job: Job, image: "np.ndarray", threads: int, runs: int) -> bytes:
+    """What a runner on a device writes of its runs: the runtime's own event trace.
+
+    Raises:
+        StageError, DeviceError: as `profile`.
+    """
+    with _process_of(job, threads, image) as process:
+        place = process.ask("trace", file=job.place, runs=runs)["trace"]
+        job.on.device.pull(place, process.folder / "trace")
+        return (process.folder / "trace").read_bytes()
 
 
 @contextmanager

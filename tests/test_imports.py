@@ -59,8 +59,11 @@ def test_imports_run_one_way(path):
     if module.startswith("repnets"):
         assert within(names, "pipeline") == set(), "repnets knows nothing of the pipeline"
     elif module.startswith("pipeline.backends"):
-        allowed = ("pipeline.backends", "pipeline.manifest", "pipeline.errors")
-        assert within(names, "pipeline") == within(names, *allowed), "backends know manifest's types alone"
+        allowed = ("pipeline.backends", "pipeline.devices", "pipeline.manifest", "pipeline.errors")
+        assert within(names, "pipeline") == within(names, *allowed), "backends know manifest's types and devices alone"
+    elif module.startswith("pipeline.devices"):
+        allowed = ("pipeline.devices", "pipeline.errors")
+        assert within(names, "pipeline") == within(names, *allowed), "devices know nothing of what runs on them"
     else:
         assert within(names, *stages) == set(), "a stage is called by its rule, never imported"
 

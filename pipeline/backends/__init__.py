@@ -15,6 +15,8 @@ where a session takes float32 (N, 3, H, W) and gives float32 logits (N, classes)
 
     SERVED_BY                                               the module that a device's own Python runs a file with: it
                                                             has `open_session`, and imports little of this project
+    on_device(device, files, script, shape), versions(device)   instead, where a program of the device's own builds and
+                                                            times them
     FLOAT_BESIDE_INT8                                       ``fp16`` where the numbers of an int8 file that are not int8
                                                             are stored and computed so; default: ``fp32``
     inspect(files, facts, spec)                             raises where what the files say of themselves is not what

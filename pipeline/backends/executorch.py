@@ -22,7 +22,8 @@ CHECKED_BY = "ExecuTorch"
 SERVED_BY = executorch_runtime.__name__
 
 open_session = open_check_session = executorch_runtime.open_session
-profile = executorch_runtime.profile
+profile, read_trace = executorch_runtime.profile, executorch_runtime.read_trace
+WARMUP_RUNS = executorch_runtime.WARMUP_RUNS
 
 
 def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec: ExportSpec) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from pipeline.manifest import versions
 if TYPE_CHECKING:
     import numpy as np
 
-_WARMUP_RUNS = 10
+WARMUP_RUNS = 10
+"""Executions that a profile leaves out."""
+
 _KINDS = (  # of XNNPACK's operators and ExecuTorch's kernels, by what their names hold
     ("convolution", "dwconv", "depthwise"),
     ("convolution", "conv", "convolution"),
@@ -59,18 +61,31 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
         InputError, StageError: as `open_session`; the trace is not what this reads.
     """
     program, run = _open(file, threads, trace=True)
-    for _ in range(_WARMUP_RUNS + runs):
+    for _ in range(WARMUP_RUNS + runs):
         run(image)
     with tempfile.TemporaryDirectory(prefix="repnets-") as folder:
         trace = Path(folder, "trace.etdp")
         program.write_etdump_result_to_file(str(trace), str(trace.with_suffix(".bin")))
-        executions = [execution for execution in _executions(trace.read_bytes()) if execution][_WARMUP_RUNS:]
+        return read_trace(trace.read_bytes(), runs, file)
+
+
+def read_trace(dump: bytes, runs: int, file: Path) -> list[dict[str, Any]]:
+    """What `profile` gives, of an event trace with `WARMUP_RUNS` executions and then those that count.
+
+    Args:
+        dump: the trace, an ETDump.
+        runs: that count.
+        file: what ran.
+
+    Raises:
+        StageError: the trace is not what this reads.
+    """
+    executions = [execution for execution in _executions(dump) if execution][WARMUP_RUNS:]
     names = [[name for name, _ in execution] for execution in executions]
     if len(executions) != runs or any(one != names[0] for one in names):
         raise StageError(
-            f"{file}: the event trace of ExecuTorch {versions('executorch')['executorch']} holds {len(executions)} "
-            f"executions of {runs}, or they differ, so where the time goes cannot be told. Use the version that the "
-            f"project names, or report it."
+            f"{file}: ExecuTorch's event trace holds {len(executions)} executions of {runs}, or they differ, so where "
+            "the time goes cannot be told. Use the version of ExecuTorch that the project names, or report it."
         )
     columns = zip(*executions, strict=True)
     return [

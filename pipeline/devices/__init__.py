@@ -13,7 +13,8 @@ import re
 from urllib.parse import urlsplit
 
 from pipeline.devices import adb, local, ssh
-from pipeline.devices.device import Completed, Device, Link
+from pipeline.devices.device import Device, Link
+from pipeline.devices.lines import Completed
 from pipeline.errors import InputError
 
 __all__ = ["Completed", "Device", "Link", "parse"]

@@ -3,34 +3,25 @@
 Nothing outlives its link: `lines` says how.
 """
 
-import hashlib
 import os
 import re
 import shlex
 import signal
 import subprocess
-import tarfile
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import IO, Protocol, TypeVar
+from pathlib import Path
+from typing import IO, Protocol
 
-from pipeline.devices import lines
+from pipeline.devices import copying, lines
+from pipeline.devices.lines import SHORT_SECONDS, Completed
 from pipeline.errors import DeviceError
 
-TRIES_AFTER_SECONDS = (1.0, 3.0, 9.0)
-"""Pauses before a copy whose link was cut is tried again; then it fails."""
-
-_BYTES_PER_SECOND = 200_000  # a copy that is slower than this is taken for stuck
-_SHORT_SECONDS = 60
 _FULL = re.compile(r"No space left|quota exceeded|File too large|File size limit|not enough space", re.IGNORECASE)
-
-_Result = TypeVar("_Result")
 
 
 class Link(Protocol):
@@ -54,20 +45,6 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
-class Completed:
-    """A command that ended.
-
-    Attributes:
-        returncode: its exit code, 128 and more for a signal, never 255.
-        stdout, stderr: what it wrote.
-    """
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@dataclass(frozen=True)
 class Device:
     """A machine that files are brought to and run on.
 
@@ -78,6 +55,11 @@ class Device:
 
     name: str
     link: Link
+
+    @cached_property
+    def scratches(self) -> list[str]:
+        """Those that are open. One that has gone with its link must not be made anew by a copy that is tried again."""
+        return []
 
     @property
     def is_local(self) -> bool:
@@ -90,7 +72,7 @@ class Device:
         return self.output(f'printf %s "{self.link.shell_home}"')
 
     def run(
-        self, command: Sequence[str] | str, *, timeout: float = _SHORT_SECONDS, input: bytes | None = None
+        self, command: Sequence[str] | str, *, timeout: float = SHORT_SECONDS, input: bytes | None = None
     ) -> Completed:
         """Run a command to its end.
 
@@ -109,14 +91,14 @@ class Device:
                 source = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
                 source.write(input)
             try:
-                returncode, said = self._attend(lines.bounded(command, len(input or b"")), source, stdout, timeout)
+                returncode, said = self.attend(lines.bounded(command, len(input or b"")), source, stdout, timeout)
             finally:
                 if source is not None:
                     source.close()
             stdout.seek(0)
             return Completed(returncode, stdout.read().decode(errors="replace"), said)
 
-    def output(self, command: Sequence[str] | str, *, timeout: float = _SHORT_SECONDS) -> str:
+    def output(self, command: Sequence[str] | str, *, timeout: float = SHORT_SECONDS) -> str:
         """What a command prints that has to succeed.
 
         Raises:
@@ -175,7 +157,7 @@ class Device:
         Raises:
             DeviceError: as `run`; the device is full; what arrived is not what was sent.
         """
-        self._again(lambda: self._push(source, place))
+        copying.again(lambda: copying.push(self, source, place))
 
     def pull(self, place: str, target: Path) -> None:
         """Copy a file or a folder from the device; `target` is the path that it has here afterwards.
@@ -183,7 +165,7 @@ class Device:
         Raises:
             DeviceError: as `run`; it is not there.
         """
-        self._again(lambda: self._pull(place, target))
+        copying.again(lambda: copying.pull(self, place, target))
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
@@ -200,121 +182,35 @@ class Device:
         with tempfile.TemporaryFile() as stderr, self._popen(
             lines.SCRATCH, stdout=subprocess.PIPE, stderr=stderr
         ) as holder:  # fmt: skip
-            too_late = threading.Timer(_SHORT_SECONDS, _kill, [holder])
+            too_late = threading.Timer(SHORT_SECONDS, _kill, [holder])
             try:
                 too_late.start()
                 place = holder.stdout.readline().strip()
                 if not place:
                     returncode = holder.wait()
                     if not too_late.is_alive():
-                        raise self._too_late(_SHORT_SECONDS)
-                    said = _said(stderr)
+                        raise self.too_late(SHORT_SECONDS)
+                    said = lines.read_back(stderr)
                     raise self.explain(returncode, said) or self.failure("mktemp -d", Completed(returncode, "", said))
                 too_late.cancel()
+                self.scratches.append(place)
                 try:
                     yield place
                 except Exception as error:  # that its folder is gone says less than that the link is
-                    if holder.poll() and (trouble := self.explain(holder.returncode, _said(stderr))):
+                    if holder.poll() and (trouble := self.explain(holder.returncode, lines.read_back(stderr))):
                         raise trouble from error
                     raise
+                finally:
+                    self.scratches.remove(place)
             finally:
                 too_late.cancel()
                 with suppress(BrokenPipeError):
                     holder.stdin.close()
                 with suppress(subprocess.TimeoutExpired):
-                    holder.wait(_SHORT_SECONDS)
+                    holder.wait(SHORT_SECONDS)
                 _kill(holder)
 
-    def _push(self, source: Path, place: str) -> None:
-        if source.is_dir():
-            names = sorted(file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
-            digests = "".join(f"{_sha256(source / name)}  {name}\n" for name in names)
-            with tempfile.NamedTemporaryFile(suffix=".tar") as packed:
-                with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
-                    tar.add(source, arcname=".")
-                packed.flush()
-                self._send(
-                    Path(packed.name), f"mkdir -p {lines.path(place)} && cd {lines.path(place)} && tar -xf -", place
-                )
-            if names:
-                self._send_bytes(digests.encode(), f"cd {lines.path(place)} && {lines.VERIFY}", place)
-            return
-        part, folder = lines.path(f"{place}.part"), lines.path(str(PurePosixPath(place).parent))
-        mode = "755" if source.stat().st_mode & 0o100 else "644"
-        digest = f"{_sha256(source)}  {place}.part"
-        keep = f"echo {shlex.quote(digest)} | {{ {lines.VERIFY}; }} && chmod {mode} {part}"
-        keep += f" && mv -f {part} {lines.path(place)}"
-        keep += f" || {{ code=$?; rm -f {part}; exit $code; }}"
-        if told := self.link.push_argv(source, f"{place}.part"):
-            self.output(f"mkdir -p {folder}")
-            self._copy(told, source.stat().st_size)
-            self._send_bytes(b"", keep, place)
-        else:
-            self._send(source, f"mkdir -p {folder} && cat > {part} && {keep}", place)
-
-    def _pull(self, place: str, target: Path) -> None:
-        there = lines.path(place)
-        kind = self.output(f"if [ -d {there} ]; then echo folder; elif [ -f {there} ]; then echo file; fi").strip()
-        if not kind:
-            raise DeviceError(f"{self.name} has no {place}, so it cannot be copied from there.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part")
-        if kind == "file" and (told := self.link.pull_argv(place, part)):
-            self._copy(told, int(self.output(f"wc -c < {there}")))
-        else:
-            line = f"cat {there}" if kind == "file" else f"tar -cf - -C {there} ."
-            with part.open("w+b") as written:
-                size = int(self.output(f"du -sk {there}").split()[0]) * 1024
-                returncode, said = self._attend(lines.bounded(line, 0), None, written, _seconds_for(size))
-            if returncode:
-                part.unlink()
-                raise self.failure(line, Completed(returncode, "", said))
-        if kind == "file":
-            part.replace(target)
-            return
-        target.mkdir(exist_ok=True)
-        with tarfile.open(part) as tar:
-            tar.extractall(target, filter="data")
-        part.unlink()
-
-    def _send(self, source: Path, line: str, place: str) -> None:
-        """Give a whole file to a shell line there that has to succeed."""
-        size = source.stat().st_size
-        with source.open("rb") as content, tempfile.TemporaryFile() as stdout:
-            returncode, said = self._attend(lines.bounded(line, size), content, stdout, _seconds_for(size))
-            self._arrived(Completed(returncode, _said(stdout), said), line, place)
-
-    def _send_bytes(self, content: bytes, line: str, place: str) -> None:
-        self._arrived(self.run(line, input=content, timeout=10 * _SHORT_SECONDS), line, place)
-
-    def _arrived(self, done: Completed, line: str, place: str) -> None:
-        """Raises where a copy failed, or is not what was sent."""
-        if done.returncode == lines.NO_DIGESTS:
-            raise DeviceError(
-                f"{self.name} has neither sha256sum nor shasum, so nothing can prove that a copy arrived whole. "
-                "Install coreutils or BusyBox there."
-            )
-        if wrong := [line.rpartition(":")[0] for line in done.stdout.splitlines() if line.endswith("FAILED")]:
-            raise DeviceError(
-                f"what arrived on {self.name} is not what was sent: the sha256 of {', '.join(wrong)} differs below "
-                f"{place}. Its memory or disk may be failing, or another program writes there; run again."
-            )
-        if done.returncode:
-            raise self.failure(line, done)
-
-    def _copy(self, told: Sequence[str], size: int) -> None:
-        """By the link's own command for it."""
-        try:
-            done = subprocess.run(told, capture_output=True, stdin=subprocess.DEVNULL, timeout=_seconds_for(size))
-        except FileNotFoundError:
-            raise DeviceError(self.link.missing()) from None
-        except subprocess.TimeoutExpired:
-            raise self._too_late(_seconds_for(size)) from None
-        said = (done.stderr + done.stdout).decode(errors="replace")
-        if done.returncode:
-            raise self.explain(done.returncode, said) or self.failure(told, Completed(done.returncode, "", said))
-
-    def _attend(self, line: str, source: IO[bytes] | None, stdout: IO[bytes], timeout: float) -> tuple[int, str]:
+    def attend(self, line: str, source: IO[bytes] | None, stdout: IO[bytes], timeout: float) -> tuple[int, str]:
         """Run a line to its end. The link's input stays open meanwhile: its end would kill the command."""
         with tempfile.TemporaryFile() as stderr, self._popen(line, stdout=stdout, stderr=stderr) as popen:
             feeder = threading.Thread(target=_feed, args=(source, popen), daemon=True)
@@ -324,14 +220,14 @@ class Device:
                     feeder.start()
                 returncode = popen.wait(timeout)
             except subprocess.TimeoutExpired:
-                raise self._too_late(timeout) from None
+                raise self.too_late(timeout) from None
             finally:
                 _kill(popen)
                 if source is not None:
                     feeder.join()
                 with suppress(BrokenPipeError):
                     popen.stdin.close()
-            said = _said(stderr)
+            said = lines.read_back(stderr)
         if trouble := self.explain(returncode, said):
             raise trouble
         return returncode, said
@@ -344,23 +240,11 @@ class Device:
         except FileNotFoundError:
             raise DeviceError(self.link.missing()) from None
 
-    def _too_late(self, seconds: float) -> DeviceError:
+    def too_late(self, seconds: float) -> DeviceError:
         return DeviceError(
             f"{self.name} did not finish within {seconds:.0f} s, and was told to stop. See whether it is busy, or "
             "stuck (`top` there), and run again."
         )
-
-    def _again(self, act: Callable[[], _Result]) -> _Result:
-        was_cut = False
-        for pause in (*TRIES_AFTER_SECONDS, None):
-            try:
-                return act()
-            except DeviceError as error:
-                was_cut |= error.is_cut
-                if pause is None or not was_cut:
-                    raise
-            time.sleep(pause)
-        raise AssertionError("unreachable")
 
 
 def _kill(popen: subprocess.Popen[str]) -> None:
@@ -370,23 +254,9 @@ def _kill(popen: subprocess.Popen[str]) -> None:
             os.killpg(popen.pid, signal.SIGKILL)
 
 
-def _said(stderr: IO[bytes]) -> str:
-    stderr.seek(0)
-    return stderr.read().decode(errors="replace")
-
-
 def _feed(source: IO[bytes], popen: subprocess.Popen[str]) -> None:
     pipe = popen.stdin.buffer
     with suppress(BrokenPipeError):  # the command did not want all of it, or the link is gone
         while piece := source.read(1 << 16):
             pipe.write(piece)
         pipe.flush()
-
-
-def _seconds_for(size_bytes: int) -> float:
-    return _SHORT_SECONDS + size_bytes / _BYTES_PER_SECOND
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

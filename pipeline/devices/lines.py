@@ -11,8 +11,13 @@ have too.
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
 
 from pipeline.errors import InputError
+
+SHORT_SECONDS = 60
+"""That a command may take which does little."""
 
 # $PPID of a child is the feeder itself, which a command that ends has to end too. A command may close its input
 # before the link ends: then what comes is thrown away, and the end is waited for all the same.
@@ -38,11 +43,25 @@ cat > /dev/null 2>&1
 rm -rf "$d" || { sleep 1; rm -rf "$d"; }
 """
 
-NO_DIGESTS = 77
+NO_DIGESTS, NO_SCRATCH = 77, 76
 VERIFY = (
     "if command -v sha256sum > /dev/null; then sha256sum -c -; "
     f"elif command -v shasum > /dev/null; then shasum -a 256 -c -; else exit {NO_DIGESTS}; fi"
 )
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ended.
+
+    Attributes:
+        returncode: its exit code, 128 and more for a signal, never 255.
+        stdout, stderr: what it wrote.
+    """
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def served(command: Sequence[str] | str) -> str:
@@ -56,6 +75,11 @@ def bounded(command: Sequence[str] | str, size: int) -> str:
     return _BESIDE.format(feed=_BOUNDED.format(head=head), command=_quoted(command))
 
 
+def within(folder: str | None) -> str:
+    """The beginning of a line that writes below a scratch folder: with it, nothing makes the folder anew."""
+    return f"[ -d {path(folder)} ] || exit {NO_SCRATCH}; " if folder else ""
+
+
 def path(place: str) -> str:
     """A path, quoted; one that begins with a dash is no option."""
     return shlex.quote(f"./{place}" if place.startswith("-") else place)
@@ -65,3 +89,9 @@ def _quoted(command: Sequence[str] | str) -> str:
     if not command:
         raise InputError("there is no command to run on the device")
     return shlex.quote(command if isinstance(command, str) else shlex.join(command))
+
+
+def read_back(written: IO[bytes]) -> str:
+    """What a command wrote into a file that is open here."""
+    written.seek(0)
+    return written.read().decode(errors="replace")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -200,8 +201,8 @@ class SshDevice:
 
     Attributes:
         url: what `pipeline.devices.parse` and `device:` take. ``ssh://board`` is the same by an alias.
-        folder: all that it has: ``home`` (its $HOME), ``tmp`` (its $TMPDIR), ``known_hosts``, ``key``, the
-            client's ``config``, ``sshd_config``.
+        folder: all that it has: ``home`` (its $HOME), ``tmp`` (its $TMPDIR), ``bin`` (first of its $PATH);
+            ``known_hosts``, ``key``, the client's ``config``, ``sshd_config``.
         port: of the loopback address.
         sshd: the server's own process.
     """
@@ -228,9 +229,12 @@ class SshDevice:
                 os.kill(pid, signal.SIGKILL)
         return len(sessions)
 
-    def commands(self) -> list[str]:
-        """What runs on the device now, by name; its shells and sshd's own processes among them."""
-        return [name for _, name in _descendants(self.sshd.pid)]
+    def left(self) -> list[str]:
+        """What still runs on the device half a minute after all should have ended, by name; empty once nothing does."""
+        deadline = time.monotonic() + 30
+        while (found := [name for _, name in _descendants(self.sshd.pid)]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return found
 
     def set_up(self, *lines: str) -> None:
         """Start sshd anew with these lines before its own ones, which the first of each key wins over."""
@@ -280,7 +284,7 @@ def ssh_device(tmp_path, monkeypatch):
     It needs Debian's openssh-server; sshd runs as this user.
     """
     folder = tmp_path / "device"
-    for name in ("home", "tmp"):
+    for name in ("home", "tmp", "bin"):
         (folder / name).mkdir(parents=True)
     for name in ("host_key", "key"):
         subprocess.run(
@@ -300,7 +304,7 @@ def ssh_device(tmp_path, monkeypatch):
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
         f"KbdInteractiveAuthentication no\nMaxStartups 100\nPermitRootLogin yes\n"
-        f"SetEnv HOME={folder}/home TMPDIR={folder}/tmp\n"
+        f"SetEnv HOME={folder}/home TMPDIR={folder}/tmp PATH={folder}/bin:/usr/bin:/bin\n"
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # where sshd locks itself up before a login

@@ -11,6 +11,7 @@ from pipeline.backends import onnx
 from pipeline.backends.onnx import census, open_check_session, open_exact_session, outputs_by_layer
 from pipeline.backends.tensorrt.engines import check_engine, compute_capability, engine_maker, inspect
 from pipeline.backends.tensorrt.exporting import BUILDS, build, export, host, write_extras
+from pipeline.backends.tensorrt.remote import on_device, versions
 from pipeline.backends.tensorrt.running import open_clock, open_session, profile, time_files, transfer_ms, unavailable
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "export",
     "host",
     "inspect",
+    "on_device",
     "open_check_session",
     "open_clock",
     "open_exact_session",
@@ -31,6 +33,7 @@ __all__ = [
     "time_files",
     "transfer_ms",
     "unavailable",
+    "versions",
     "write_extras",
 ]
 

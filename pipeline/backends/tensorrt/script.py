@@ -22,7 +22,8 @@ _TEXT = """\
 # Build a TensorRT engine from each ONNX file in this folder, for the GPU of the device that this runs
 # on, and time it. An engine runs only on the GPU architecture and TensorRT version it was built for.
 #
-#   sh build_engine.sh
+#   sh build_engine.sh          builds and times
+#   sh build_engine.sh build    builds
 #
 # Needs trtexec: on a Jetson it is part of JetPack (/usr/src/tensorrt/bin), elsewhere of TensorRT.
 # Gives <form>.engine and <form>.times.json, a list with one entry a run: computeMs, latencyMs and more.
@@ -44,6 +45,7 @@ for onnx in *.onnx; do
     trtexec --onnx="$onnx" --saveEngine="$form.engine.new" --timingCacheFile="$cache" \\
         @BUILD@
     mv "$form.engine.new" "$form.engine"
+    [ "${1:-}" = build ] && continue
     trtexec --loadEngine="$form.engine" --exportTimes="$form.times.json" \\
         @TIME@
 done

@@ -2,18 +2,19 @@
 
 Written for TensorRT 10.3 to 11.4 from its options and its code that writes the files read here; it has not
 run here, for want of a GPU. Versions differ in their defaults (CUDA graphs, spinning, transfers), so all
-options are given.
+options are given. It runs on this machine or on a device (`remote`); the calls are the same.
 """
 
 import json
 import math
 import re
+import shlex
 import shutil
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from pipeline.backends import onnx
 from pipeline.backends.tensorrt import layers
 from pipeline.backends.tensorrt.engines import engine_maker
 from pipeline.backends.tensorrt.options import Options
+from pipeline.devices import Device, parse
 from pipeline.errors import InputError, StageError
 
 if TYPE_CHECKING:
@@ -32,9 +34,62 @@ STEADY = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
 _PLACES = ("/usr/src/tensorrt/bin",)  # JetPack's, which is not on PATH
 _ROUNDS = 10
 _TRANSFERS = 50
+_BUILD_SECONDS = 4 * 3600
+_RUN_SECONDS = 600  # beside the seconds that are timed
 _SUMMARY = re.compile(r"(?:\[[^\]]*\] \[\w\] )?(Latency|Enqueue Time|H2D Latency|GPU Compute Time|D2H Latency): (.*)")
 _FIGURE = re.compile(r"(\w+(?:\([\d.]+%\))?) = ([\d.e+-]+|inf) ms")
 _VERDICT = re.compile(r"&&&& (\w+) TensorRT\.trtexec \[TensorRT v(\d+)\](?: \[b(\d+)\])?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trtexec runs.
+
+    Attributes:
+        device: this machine, or another.
+        program: trtexec's path there.
+        folder: there, for what it writes.
+        version: TensorRT's.
+    """
+
+    device: Device
+    program: str
+    folder: str
+    version: str
+
+    def run(self, told: Sequence[str], what: str, seconds: float = 0) -> str:
+        """Run trtexec; gives what it printed.
+
+        Args:
+            told: its options.
+            what: the file that it is about, for errors.
+            seconds: that it is asked to time.
+
+        Raises:
+            StageError: it failed; with its own last errors.
+            DeviceError: the link to the device was cut.
+        """
+        return run(self.device, self.program, told, what, _RUN_SECONDS + seconds)
+
+    def read(self, name: str) -> str:
+        """A file that trtexec wrote into the folder. ValueError where there is none."""
+        done = self.device.run(["cat", f"{self.folder}/{name}"])
+        if done.returncode:
+            raise ValueError(f"no {name}")
+        return done.stdout
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that trtexec loads.
+
+    Attributes:
+        path: where trtexec runs.
+        shape: the option that gives an open batch its shape; else none.
+    """
+
+    path: str
+    shape: Sequence[str] = ()
 
 
 def find() -> Path | None:
@@ -83,24 +138,44 @@ def build(onnx_file: Path, engine_file: Path, options: Options, timing_cache: st
     Raises:
         StageError: trtexec failed; with its own last errors.
     """
-    name, shape = _input_of(onnx_file)
+    name, shape = input_of(onnx_file)
+    device, program = _here()
     if "{version}" in timing_cache:
-        timing_cache = timing_cache.replace("{version}", version(_run(["--help"], None)))
+        timing_cache = timing_cache.replace("{version}", version(run(device, program, ["--help"])))
     cache = Path(timing_cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     files = [f"--onnx={onnx_file}", f"--saveEngine={engine_file}", f"--timingCacheFile={cache}"]
-    return version(_run([*files, *build_options(options, name, shape)], onnx_file))
+    told = [*files, *build_options(options, name, shape)]
+    return version(run(device, program, told, str(onnx_file), _BUILD_SECONDS))
 
 
 def time_files(
     files: Mapping[str, Path], image: "np.ndarray", *, warmup_seconds: float, min_runs: int, max_seconds: float
 ) -> dict[str, list[list[float]]]:
-    """Time the forms of a network in turn: rounds of one trtexec call a form, short ones.
+    """Time the forms of a network in turn on this machine; see `time_engines`.
 
     Args:
         files: the .onnx of each form, or its .engine; an engine that is not of this TensorRT is built anew
             from the .onnx beside it, for the batch of the image and otherwise by default options.
         image: float32 (N, 3, H, W); its shape alone counts, since trtexec makes its own data.
+        warmup_seconds, min_runs, max_seconds: as there.
+
+    Raises:
+        InputError: a file is not an engine, or not valid ONNX.
+        StageError: trtexec failed.
+    """
+    with _engines(files, image.shape) as (place, engines):
+        return time_engines(place, engines, warmup_seconds=warmup_seconds, min_runs=min_runs, max_seconds=max_seconds)
+
+
+def time_engines(
+    place: Place, engines: Mapping[str, Engine], *, warmup_seconds: float, min_runs: int, max_seconds: float
+) -> dict[str, list[list[float]]]:
+    """Time engines in turn: rounds of one trtexec call an engine, short ones.
+
+    Args:
+        place: where trtexec runs.
+        engines: by form.
         warmup_seconds: of each call. min_runs: of each form, all rounds together. max_seconds: for all the
             timed runs of all forms together; trtexec's own start and load come on top.
 
@@ -109,72 +184,106 @@ def time_files(
         as many runs as fit into their time, so their lengths differ.
 
     Raises:
-        InputError: a file is not an engine, or not valid ONNX.
         StageError: trtexec failed.
+        DeviceError: the link to the device was cut.
     """
-    seconds = max_seconds / (_ROUNDS * len(files))
-    told = [
-        *STEADY,
-        f"--warmUp={math.ceil(warmup_seconds * 1000)}",
-        f"--duration={seconds:.3f}",
-        f"--iterations={math.ceil(min_runs / _ROUNDS)}",
-    ]
-    rounds: dict[str, list[list[float]]] = {form: [] for form in files}
-    with _engines(files, image.shape) as (_, engines):
-        for _ in range(_ROUNDS):
-            for form, (engine, shape) in engines.items():
-                rounds[form].append(_timed(engine, [*told, *shape]))
+    seconds = max_seconds / (_ROUNDS * len(engines))
+    rounds: dict[str, list[list[float]]] = {form: [] for form in engines}
+    for _ in range(_ROUNDS):
+        for form, engine in engines.items():
+            rounds[form].append(
+                time_engine(place, engine, warmup_seconds, seconds, iterations=math.ceil(min_runs / _ROUNDS))
+            )
     return rounds
 
 
+def time_engine(
+    place: Place, engine: Engine, warmup_seconds: float, seconds: float, iterations: int = 1
+) -> list[float]:
+    """What the GPU took for each inference in one call of trtexec, ms, transfers left out.
+
+    Raises:
+        StageError, DeviceError: as `time_engines`.
+    """
+    told = [
+        *STEADY, f"--warmUp={math.ceil(warmup_seconds * 1000)}", f"--duration={seconds:.3f}",
+        f"--iterations={iterations}", *engine.shape, f"--exportTimes={place.folder}/times.json",
+    ]  # fmt: skip
+    printed = place.run([f"--loadEngine={engine.path}", *told], engine.path, warmup_seconds + seconds)
+    try:
+        return read_times(place.read("times.json"))
+    except ValueError:
+        # Its printed figures are of the same runs; of those the median is the best single one.
+        summary = read_summary(printed).get("GPU Compute Time", {})
+        if "median" in summary:
+            return [summary["median"]]
+        raise StageError(
+            f"trtexec ran {engine.path}, but gave no times. Run build_engine.sh by hand to see what it prints."
+        ) from None
+
+
 def transfer_ms(file: Path, image: "np.ndarray") -> dict[str, float]:
-    """What it takes to bring an input to the GPU and its output back: medians, ms, of copies from pinned memory.
+    """What it takes on this machine to bring an input to the GPU and its output back; see `transfers_ms`.
 
     Raises:
         InputError, StageError: as `time_files`.
     """
-    with _engines({"file": file}, image.shape) as (mine, engines), tempfile.TemporaryDirectory() as folder:
-        engine, shape = engines["file"]
-        times = Path(folder, "times.json")
-        # Version 10 makes transfers unless it is told not to, and does not know the option that 11 needs.
-        asked = ["--includeDataTransfers"] if int(mine.split(".")[0]) >= 11 else []
-        steady = [option for option in STEADY if option != "--noDataTransfers"]
-        told = [*steady, *asked, "--warmUp=200", "--duration=0", f"--iterations={_TRANSFERS}", *shape]
-        _run([f"--loadEngine={engine}", *told, f"--exportTimes={times}"], file)
-        try:
-            text = times.read_text()
-            found = {"host_to_device": read_times(text, "h2dMs"), "device_to_host": read_times(text, "d2hMs")}
-        except (OSError, ValueError) as error:
-            raise StageError(f"trtexec ran {engine}, but gave no times of its transfers ({error}).") from None
+    with _engines({"file": file}, image.shape) as (place, engines):
+        return transfers_ms(place, engines["file"])
+
+
+def transfers_ms(place: Place, engine: Engine) -> dict[str, float]:
+    """What it takes to bring an input to the GPU and its output back: medians, ms, of copies from pinned memory.
+
+    Raises:
+        StageError, DeviceError: as `time_engines`.
+    """
+    # Version 10 makes transfers unless it is told not to, and does not know the option that 11 needs.
+    asked = ["--includeDataTransfers"] if int(place.version.split(".")[0]) >= 11 else []
+    steady = [option for option in STEADY if option != "--noDataTransfers"]
+    told = [*steady, *asked, "--warmUp=200", "--duration=0", f"--iterations={_TRANSFERS}", *engine.shape]
+    place.run([f"--loadEngine={engine.path}", *told, f"--exportTimes={place.folder}/transfers.json"], engine.path)
+    try:
+        text = place.read("transfers.json")
+        found = {"host_to_device": read_times(text, "h2dMs"), "device_to_host": read_times(text, "d2hMs")}
+    except ValueError as error:
+        raise StageError(f"trtexec ran {engine.path}, but gave no times of its transfers ({error}).") from None
     return {way: statistics.median(taken) for way, taken in found.items()}
 
 
 def profile(file: Path, image: "np.ndarray", runs: int) -> list[dict[str, Any]]:
+    """Where the time of one inference goes on this machine; see `profile_engine`.
+
+    Raises:
+        InputError, StageError: as `time_files`.
+    """
+    with _engines({"file": file}, image.shape) as (place, engines):
+        return profile_engine(place, engines["file"], runs)
+
+
+def profile_engine(place: Place, engine: Engine, runs: int) -> list[dict[str, Any]]:
     """Where the time of one inference goes: ``name``, ``kind`` and ``ms`` (the median of the runs) of each layer.
 
     The sum is above the time of a whole inference: timing each layer keeps them from overlapping.
 
     Raises:
-        InputError, StageError: as `time_files`.
+        StageError, DeviceError: as `time_engines`.
     """
-    with _engines({"file": file}, image.shape) as (_, engines), tempfile.TemporaryDirectory() as folder:
-        engine, shape = engines["file"]
-        times, information = Path(folder, "profile.json"), Path(folder, "layers.json")
-        _run(
-            [
-                f"--loadEngine={engine}", "--dumpProfile", "--separateProfileRun", "--profilingVerbosity=detailed",
-                f"--exportProfile={times}", f"--exportLayerInfo={information}", "--useSpinWait", "--noDataTransfers",
-                "--warmUp=200", "--duration=0", f"--iterations={runs}", *shape,
-            ],
-            file,
-        )  # fmt: skip
-        try:
-            return layers.joined(read_profile(times.read_text()), information.read_text())
-        except (OSError, ValueError) as error:
-            raise StageError(
-                f"trtexec ran {engine}, but left no profile of it ({error}). Run it by hand to see what it prints: "
-                f"trtexec --loadEngine={engine} --dumpProfile --separateProfileRun."
-            ) from None
+    place.run(
+        [
+            f"--loadEngine={engine.path}", "--dumpProfile", "--separateProfileRun", "--profilingVerbosity=detailed",
+            f"--exportProfile={place.folder}/profile.json", f"--exportLayerInfo={place.folder}/layers.json",
+            "--useSpinWait", "--noDataTransfers", "--warmUp=200", "--duration=0", f"--iterations={runs}", *engine.shape,
+        ],
+        engine.path,
+    )  # fmt: skip
+    try:
+        return layers.joined(read_profile(place.read("profile.json")), place.read("layers.json"))
+    except ValueError as error:
+        raise StageError(
+            f"trtexec ran {engine.path}, but left no profile of it ({error}). Run it by hand to see what it prints: "
+            f"trtexec --loadEngine={engine.path} --dumpProfile --separateProfileRun."
+        ) from None
 
 
 def read_times(text: str, what: str = "computeMs") -> list[float]:
@@ -233,40 +342,39 @@ def version(printed: str) -> str:
     )
 
 
-def _timed(engine: Path, told: Sequence[str]) -> list[float]:
-    with tempfile.TemporaryDirectory() as folder:
-        times = Path(folder, "times.json")
-        printed = _run([f"--loadEngine={engine}", *told, f"--exportTimes={times}"], engine)
-        try:
-            return read_times(times.read_text())
-        except (OSError, ValueError):
-            # Its printed figures are of the same runs; of those the median is the best single one.
-            summary = read_summary(printed).get("GPU Compute Time", {})
-            if "median" in summary:
-                return [summary["median"]]
-            raise StageError(
-                f"trtexec ran {engine}, but gave no times. Run build_engine.sh by hand to see what it prints."
-            ) from None
+def input_of(onnx_file: Path) -> tuple[str, list[int | None]]:
+    """Name and shape of the one input of an ONNX file; None for a dimension that it leaves open."""
+    one = onnx.check(onnx_file).graph.input[0]
+    return one.name, [None if size.dim_param else size.dim_value for size in one.type.tensor_type.shape.dim]
+
+
+def run(device: Device, program: str, told: Sequence[str], what: str = "", seconds: float = _RUN_SECONDS) -> str:
+    """Run trtexec; gives what it printed. See `Place.run`."""
+    done = device.run(f"{shlex.join([program, *told])} 2>&1", timeout=seconds)
+    if done.returncode:
+        errors = [line.partition("[E] ")[2] for line in done.stdout.splitlines() if "[E] " in line]
+        said = " | ".join(errors[-3:]) or " ".join(done.stdout.split())[-300:] or "nothing"
+        raise StageError(f"trtexec ended with {done.returncode}{f' on {what}' if what else ''}; it said: {said}")
+    return done.stdout
 
 
 @contextmanager
-def _engines(
-    files: Mapping[str, Path], shape: Sequence[int]
-) -> Iterator[tuple[str, dict[str, tuple[Path, list[str]]]]]:
-    """trtexec's version; and by form, an engine that it loads, and the option that gives it its shape."""
-    mine = version(_run(["--help"], None))
+def _engines(files: Mapping[str, Path], shape: Sequence[int]) -> Iterator[tuple[Place, dict[str, Engine]]]:
+    """Where trtexec runs, on this machine; and by form, an engine that it loads."""
+    device, program = _here()
+    mine = version(run(device, program, ["--help"]))
     with tempfile.TemporaryDirectory() as folder:
         engines = {}
         for form, file in files.items():
-            name, own = _input_of(file.with_suffix(".onnx"))
+            name, own = input_of(file.with_suffix(".onnx"))
             engine = file.with_suffix(".engine")
             is_open = own[0] is None
             if not _is_mine(engine, mine):
                 engine = Path(folder, f"{form}.engine")
                 batch = dict.fromkeys(("min", "opt", "max"), shape[0]) if is_open else None
                 build(file.with_suffix(".onnx"), engine, Options(dynamic_batch=batch), f"{folder}/build.timing")
-            engines[form] = engine, shape_option(name, shape) if is_open else []
-        yield mine, engines
+            engines[form] = Engine(str(engine), shape_option(name, shape) if is_open else ())
+        yield Place(device, program, folder, mine), engines
 
 
 def _is_mine(engine: Path, mine: str) -> bool:
@@ -277,20 +385,8 @@ def _is_mine(engine: Path, mine: str) -> bool:
     return maker == "TensorRT" and made_with.split(".")[:3] == mine.split(".")[:3]
 
 
-def _input_of(onnx_file: Path) -> tuple[str, list[int | None]]:
-    """Name and shape of the one input of an ONNX file; None for a dimension that it leaves open."""
-    one = onnx.check(onnx_file).graph.input[0]
-    return one.name, [None if size.dim_param else size.dim_value for size in one.type.tensor_type.shape.dim]
-
-
-def _run(told: Sequence[str], file: Path | None) -> str:
-    """Run trtexec; gives what it printed."""
+def _here() -> tuple[Device, str]:
     program = find()
     if program is None:
         raise StageError("trtexec is not on this machine: install JetPack's or NVIDIA's TensorRT.")
-    done = subprocess.run([str(program), *told], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        errors = [line.partition("[E] ")[2] for line in done.stdout.splitlines() if "[E] " in line]
-        said = " | ".join(errors[-3:]) or " ".join(done.stdout.split())[-300:] or "nothing"
-        raise StageError(f"trtexec ended with {done.returncode}{f' on {file}' if file else ''}; it said: {said}")
-    return done.stdout
+    return parse("local"), str(program)
