@@ -109,7 +109,7 @@ def trained(
     )
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("train", settings, folder, **paths, metrics=folder / "metrics.jsonl")
-    quantize = config.Quantize(max_accuracy_drop=max_drop)
+    quantize = config.QuantizeSettings(max_accuracy_drop=max_drop)
     return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 
@@ -128,7 +128,7 @@ def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
     settings = config.AdoptSettings(arch=arch, image_size=lite.IMAGE_SIZE, interpolation="bicubic", **facts)
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("adopt", settings, folder, source=lite.weights(), **paths)
-    quantize = config.Quantize(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
+    quantize = config.QuantizeSettings(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
     title = f"{PRETRAINED} on pictures"
     return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), quantize)
 
@@ -142,7 +142,7 @@ def divided(own: data.Split, images: int) -> data.Split:
 
 
 def _after_checkpoint(
-    title: str, folder: Path, mine: data.Split, test: data.Split, settings: config.Quantize
+    title: str, folder: Path, mine: data.Split, test: data.Split, settings: config.QuantizeSettings
 ) -> Subject:
     checkpoint, fused = {"checkpoint": folder / "checkpoint.safetensors"}, {"fused": folder / "fused.pt2"}
     place, verify = {"split": folder / "split.json"}, folder / "verify.json"

@@ -25,37 +25,17 @@ from typing import Any
 from pipeline import (
     backends,
     checkpoints,
-    conditions,
-    exported,
+    figures,
     forms,
     grounds,
-    intervals,
-    layers,
-    measure,
-    power,
     programs,
     stage,
     store,
-    sustained,
 )
-from pipeline.config import Bench, BenchSettings
-from pipeline.errors import InputError
+from pipeline.config import BenchSettings
 from pipeline.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
 
 _STAND_INS = {"fp32": ("onnx", "ONNX Runtime"), "int8": ("executorch", "ExecuTorch")}
-_PROFILE_SECONDS = 2
-_PROFILE_RUNS = (20, 200)
-_UNTIMED = dict.fromkeys(
-    (
-        "latency_ms",
-        "warmup",
-        "load_ms",
-        "first_inference_ms",
-        "peak_memory_bytes",
-        "throughput_per_second",
-        "transfer_ms",
-    )
-)
 
 
 def run(
@@ -89,18 +69,20 @@ def run(
         DeviceError: the target's device cannot be reached or used; likewise.
     """
     backend = backends.load(settings.backend)
-    unavailable = backend.unavailable() if settings.device == "local" else None
+    unavailable = grounds.unavailable(settings)
     host = {"machine": grounds.fingerprint(settings), "unavailable": unavailable and asdict(unavailable)}
 
     def build(places: dict[str, Path], scratch: Path) -> None:
         written, checked = read_json(manifest), read_json(check)
-        opened = _opened_files(written, files, manifest)
+        opened = figures.opened(written, files, manifest)
         sources = {"checkpoint": checkpoint, "fused": fused, "quantized": quantized}
         with _ground(settings, unavailable, written, files, opened, sources, scratch) as ground:
             document = _bench(settings, unavailable, written, checked, list(opened), ground)
             write_json(places["bench"], document)
             shipped = next(iter(opened))
-            write_json(places["profile"], _profile(settings.backend, document, shipped, ground, quantized or fused))
+            write_json(
+                places["profile"], figures.profile(settings.backend, document, shipped, ground, quantized or fused)
+            )
 
     store.cached(
         "bench",
@@ -124,7 +106,7 @@ def run(
         host=json.dumps(host, sort_keys=True),
         build=build,
     )
-    print("\n".join([_headline(read_json(output)), *_dearest(read_json(profile))]), flush=True)
+    print("\n".join([_headline(read_json(output)), *figures.dearest(read_json(profile))]), flush=True)
 
 
 @contextmanager
@@ -138,12 +120,9 @@ def _ground(
     scratch: Path,
 ) -> Iterator[grounds.Ground]:
     """Where the files are timed; where the target's runtime is not here, the reference's files instead."""
-    if settings.device != "local":
-        beside, shape = {file.name: file for file in files}, tuple(written["input"]["shape"])
-        with grounds.on_device(settings, opened, beside, shape, written["versions"]) as ground:
+    if unavailable is None:
+        with grounds.wanted(settings, opened, files, written) as ground:
             yield ground
-    elif unavailable is None:
-        yield grounds.here(settings.backend, opened)
     else:
         stand_in, _ = _STAND_INS[_reference_precision(written)]
         yield grounds.here(stand_in, _export_reference(stand_in, written, sources, scratch))
@@ -162,11 +141,11 @@ def _bench(
     ground: grounds.Ground,
 ) -> dict[str, Any]:
     shape = tuple(written["input"]["shape"])
-    measured, reference = _measure(ground, names, shape, settings.bench), None
+    measured, reference = figures.measure(ground, names, shape, settings.bench), None
     if unavailable is not None:
         precision = _reference_precision(written)
         reference = {"runtime": _STAND_INS[precision][1], "precision": precision, **measured}
-        measured = {"forms": dict.fromkeys(names, _UNTIMED), "runs": []}
+        measured = {"forms": dict.fromkeys(names, figures.UNTIMED), "runs": []}
         measured |= dict.fromkeys(("speedup", "power", "sustained"))
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
     return {
@@ -184,99 +163,6 @@ def _bench(
         "conditions": (reference or measured)["runs"][0]["conditions"],
         "files": {form: list(entry["files"]) for form, entry in written["forms"].items()},
     }
-
-
-def _opened_files(written: dict[str, Any], files: list[Path], manifest: Path) -> dict[str, Path]:
-    """The file of each form that a runtime opens; all of them are what the manifest says."""
-    places = {file.name: file for file in files}
-    for entry in written["forms"].values():
-        for name, facts in entry["files"].items():
-            if name not in places:
-                raise InputError(f"{manifest} names {name}, but it was not given; pass it with --files.")
-            if store.digest(places[name]) != facts["sha256"]:
-                raise InputError(
-                    f"{places[name]} is not the file that {manifest} describes, so its figures would stand "
-                    f"under a wrong name. Delete it and run again, which exports it anew."
-                )
-    return {form: places[next(iter(entry["files"]))] for form, entry in written["forms"].items()}
-
-
-def _measure(ground: grounds.Ground, names: list[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
-    """The figures of each form with the speed-up, for each number of threads; those of the first also at the top."""
-    runs = [_measure_on(threads, ground, names, shape, how) for threads in how.threads]
-    image, lasting = exported.random_image(shape), None
-    drawn = power.measure(ground, names, image, how.threads[0])
-    if how.sustained_seconds:
-        lasting = sustained.measure(ground, names[0], image, how.threads[0], how.sustained_seconds)
-    headline = {key: runs[0][key] for key in ("forms", "speedup")}
-    return {**headline, "runs": runs, "power": drawn, "sustained": lasting}
-
-
-def _measure_on(
-    threads: int, ground: grounds.Ground, names: list[str], shape: tuple[int, ...], how: Bench
-) -> dict[str, Any]:
-    until = measure.Until(**how.model_dump(exclude={"threads", "sustained_seconds"}))
-    image = exported.random_image(shape)
-    before = ground.snapshot()
-    timed = ground.time_in_turn(image, threads, until)
-    after = ground.snapshot()
-    samples = timed.timing.samples_ms
-    shipped, *baseline = names
-    figures = {}
-    for form in names:
-        latency = intervals.summary(samples[form])
-        figures[form] = {
-            "latency_ms": latency,
-            "warmup": _warmup(timed.timing.warmup[form]),
-            **timed.started[form],
-            "throughput_per_second": round(shape[0] * 1000 / latency["mean"], 3),
-            "transfer_ms": ground.transfer_ms(form, image),
-        }
-    falling = [
-        f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
-        for form, entry in figures.items()
-        if entry["warmup"] and not entry["warmup"]["steady"]
-    ]
-    fed = {"batch": shape[0], "image": f"random normal, seed {exported.SEED}", **asdict(until)}
-    held = conditions.describe(threads, ground.versions, before, after, falling, ground.device)
-    return {
-        "threads": threads,
-        "forms": figures,
-        "speedup": intervals.speedup(samples[baseline[0]], samples[shipped]) if baseline else None,
-        "stopped_by": timed.timing.stopped_by,
-        "conditions": held | fed,
-    }
-
-
-def _warmup(launches: Sequence[measure.WarmUp]) -> dict[str, Any] | None:
-    """Over all launches; None where the runtime took the time in a way of its own, and does not tell."""
-    if not launches:
-        return None
-    return {
-        "runs": sum(one.runs for one in launches),
-        "seconds": round(sum(one.seconds for one in launches), 3),
-        "steady": all(one.steady for one in launches),
-    }
-
-
-def _profile(
-    backend: str, document: dict[str, Any], form: str, ground: grounds.Ground, program: Path
-) -> dict[str, Any]:
-    """Where the time of the file that ships goes, on as many threads as the headline's."""
-    about = {key: document[key] for key in ("target", "model", "backend", "precision")} | {"form": form}
-    if document["status"] != "ok":
-        return {"status": document["status"], "reason": document["reason"], **about}
-    run = document["runs"][0]
-    inference_ms = run["forms"][form]["latency_ms"]["p50"]
-    fewest, most = _PROFILE_RUNS
-    runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
-    shape = tuple(document["input"]["shape"])
-    operations = ground.profile(form, exported.random_image(shape), run["threads"], runs)
-    if operations is None:
-        reason = f"the {backend} backend does not tell where the time of an inference goes"
-        return {"status": "unavailable", "reason": reason, **about}
-    told = layers.document(operations, program, inference_ms)
-    return {"status": "ok", "reason": None, **about, "threads": run["threads"], "runs": runs, **told}
 
 
 def _export_reference(
@@ -301,52 +187,14 @@ def _headline(document: dict[str, Any]) -> str:
     name = f"{document['model']} on {document['target']}"
     lines = []
     if document["status"] == "ok":
-        lines += _figures(name, document)
+        lines += figures.in_words(name, document)
     else:
         lines.append(f"{name}: {document['status']}: {document['reason']}\n  to get a figure: {document['remedy']}")
     if reference := document["reference"]:
-        lines += _figures(f"  reference, {reference['runtime']} {reference['precision']} here", reference)
+        lines += figures.in_words(f"  reference, {reference['runtime']} {reference['precision']} here", reference)
     warnings = {run["conditions"]["warning"] for run in (reference or document)["runs"]}
     lines += [f"  warning: {warning}" for warning in sorted(filter(None, warnings))]
     return "\n".join(lines)
-
-
-def _figures(name: str, figures: dict[str, Any]) -> list[str]:
-    """A line for each number of threads."""
-    lines = []
-    for run in figures["runs"]:
-        threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
-        at = f", {threads}" if len(figures["runs"]) > 1 else ""
-        times = [f"{form} {entry['latency_ms']['p50']:.3f} ms" for form, entry in run["forms"].items()]
-        lines.append(f"{name}{at}: {', '.join(times)}{_gained(*run['forms'], speedup=run['speedup'])}")
-    if drawn := figures["power"]:
-        each = [f"{form} {entry['energy_mj']:.3f} mJ" for form, entry in drawn["forms"].items()]
-        lines.append(f"  energy of an inference above idle ({drawn['idle_mw']} mW): {', '.join(each)}")
-    if lasting := figures["sustained"]:
-        lines.append(
-            f"  over {lasting['seconds']:g} s, {lasting['form']} went from {lasting['windows'][0]['p50_ms']:.3f} ms to "
-            f"{lasting['slowdown']:.2f} times that at worst"
-        )
-    return lines
-
-
-def _gained(shipped: str, baseline: str | None = None, *, speedup: dict[str, Any] | None) -> str:
-    if speedup is None:
-        return ""
-    interval = ""
-    if speedup["low"] is not None:
-        interval = f" (95 % interval {speedup['low']:.2f} to {speedup['high']:.2f})"
-    return f"; {shipped} is {speedup['median']:.2f} times as fast as {baseline}{interval}"
-
-
-def _dearest(profile: dict[str, Any]) -> list[str]:
-    if profile["status"] != "ok":
-        return []
-    head = f"  of {profile['inference_ms']:.3f} ms, all operations take {profile['sum_ms']:.3f} ms, the dearest:"
-    return [head] + [
-        f"  {layers.milliseconds(one):>9} ms {one['share']:6.1%}  {one['layer'] or '-'}  ({one['name']})"
-        for one in layers.dearest(profile)
-    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

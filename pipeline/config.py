@@ -1,4 +1,4 @@
-"""config.yaml and targets/<name>/target.yaml as strict models; an unknown key is an error.
+"""config.yaml as strict models, and what each stage is told of it; an unknown key is an error.
 
 Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
 """
@@ -9,20 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from pipeline import foreign, networks, options
+from pipeline import foreign, networks, targets
 from pipeline.errors import InputError, nearest
-from pipeline.strict import Strict, read_yaml, unknown_key, validate, where
+from pipeline.strict import Strict, unknown_key, validate, where
+from pipeline.targets import Bench, Check, Target
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
-
-
-def _each_once(threads: tuple[int, ...]) -> tuple[int, ...]:
-    if not threads or len(set(threads)) < len(threads):
-        raise ValueError(f"give one number of threads, or several different ones, not {list(threads)}")
-    return threads
 
 
 class Data(Strict):
@@ -109,81 +104,30 @@ class Quantize(Strict):
     qat_learning_rate: float = Field(1e-3, gt=0, description="of a weight's size, for Adam; falls to 0 as a cosine")
 
 
-class Check(Strict):
-    """Gates on the exported file."""
-
-    tolerance: float | None = Field(
-        None, gt=0, description="relative error against the program; default 1e-4 for fp32, 2e-2 for fp16"
-    )
-    max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="top-1 of the file below that of the fused net")
-
-
-class Bench(Strict):
-    """How long a benchmark runs, and on how many threads. Each number of threads is measured for itself."""
-
-    threads: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
-        BeforeValidator(lambda given: (given,) if isinstance(given, int) else given),
-        AfterValidator(_each_once),
-    ] = Field((1,), description="one number or several; the first is the headline")
-    warmup_seconds: float = Field(0.2, ge=0, description="of each form in each launch; on until it is steady")
-    min_runs: int = Field(50, ge=10, description="of each form")
-    max_seconds: float = Field(3.0, gt=0, description="for all the timed runs of both forms together")
-    target_width: float = Field(
-        0.02, ge=0, description="of the speed-up's interval, as a share of it; narrow enough to stop early"
-    )
-    sustained_seconds: float = Field(
-        0, ge=0, description="that the file which ships runs on alone, to show throttling; 0: it does not"
-    )
-
-
-WEIGHTS_ALONE = ("w8", "w4", "palette6")
-"""Precisions that compress the weights; the arithmetic is float16."""
-
-
-class Target(Strict):
-    """A deployment: targets/<name>/target.yaml."""
-
-    name: str
-    backend: Literal["tensorrt", "coreml", "executorch"]
-    precision: Literal["fp32", "fp16", "int8", "w8", "w4", "palette6"] = Field(
-        description="int8: of weights and activations; w8, w4, palette6: Core ML's, of the weights alone"
-    )
-    baseline: Literal["fused", "branched", "none"] | None = Field(
-        None, description="what the file is timed beside; default: fused for int8, else branched"
-    )
-    batch: int = Field(1, ge=1)
-    image_size: int | None = Field(None, ge=1, description="default: the size that the model was trained at")
-    device: str = Field("local", description="where bench runs: local, ssh://user@host:port, adb:SERIAL")
-    device_python: str = Field("python3", min_length=1, description="on the device, where ExecuTorch is installed")
-    runner: str | None = Field(None, min_length=1, description="on the device, instead of Python: devices/runner.cpp")
-    options: dict[str, Any] = Field(default_factory=dict)
-    check: Check = Check()
-    bench: Bench = Bench()
-
-    @property
-    def forms(self) -> tuple[str, ...]:
-        """What is exported of a network: the form that ships, and the baseline where there is one."""
-        is_int8 = self.precision == "int8"
-        baseline = self.baseline or ("fused" if is_int8 else "branched")
-        return ("quantized" if is_int8 else "fused", *([] if baseline == "none" else [baseline]))
-
-
 class Config(Strict):
-    """A whole run: config.yaml, what the command line changed in it, and every target."""
+    """A whole run: config.yaml, what the command line changed in it, and every target.
+
+    Attributes:
+        candidates: of each target of `precision: auto`, what it chooses from, as targets of one precision each.
+    """
 
     data: Data
     models: dict[str, Model]
     verify: Verify
     quantize: Quantize
     targets: dict[str, Target]
+    candidates: dict[str, tuple[Target, ...]]
 
-    def forms(self, target: str, model: str) -> tuple[str, ...]:
+    def exported(self, target: str) -> tuple[Target, ...]:
+        """What is exported for a target: itself, or, of `precision: auto`, its candidates."""
+        return self.candidates.get(target) or (self.targets[target],)
+
+    def forms(self, target: Target, model: str) -> tuple[str, ...]:
         """The forms of a model that a target exports: the one that ships, and the baseline where there is one.
 
         A network that came folded has no branched form.
         """
-        forms = self.targets[target].forms
+        forms = target.forms
         return forms if self.models[model].form == "training" else tuple(form for form in forms if form != "branched")
 
 
@@ -246,6 +190,7 @@ class CheckSettings(Strict):
 
     backend: str
     check: Check
+    may_lose: bool = Field(False, description="a candidate of auto, which only drops out where its precision loses")
 
 
 class BenchSettings(Strict):
@@ -258,20 +203,43 @@ class BenchSettings(Strict):
     runner: str | None = None
 
 
-def settings_of(stage: str, config: Config, model: str | None = None, target: str | None = None) -> Strict:
+class RaceSettings(BenchSettings):
+    """Of the stage `race`."""
+
+    target: str
+    model: str
+
+
+class QuantizeSettings(Quantize):
+    """Of the stage `quantize`."""
+
+    may_lose: bool = Field(False, description="int8 is only a candidate, of targets of `precision: auto`")
+
+
+def settings_of(
+    stage: str, config: Config, model: str | None = None, target: str | None = None, precision: str | None = None
+) -> Strict:
     """The part of a configuration that one stage reads, so that it runs again only when that part changes.
 
+    Args:
+        stage: its name.
+        config: all of it.
+        model, target: which of them is meant, for a stage of one.
+        precision: which candidate, where the target is of `precision: auto` and the stage is not `race`.
+
     Raises:
-        InputError: a model or target that the configuration does not name.
+        InputError: a model, target or candidate that the configuration does not name.
     """
     if model is not None and model not in config.models:
         raise InputError(f"the configuration has no model `{model}`{nearest(model, list(config.models))}")
     if target is not None and target not in config.targets:
         raise InputError(f"there is no target `{target}`{nearest(target, list(config.targets))}")
+    is_held = any(one.precision == "int8" for one in config.targets.values())
+    is_tried = any(one.precision == "int8" for several in config.candidates.values() for one in several)
     classes: dict[str, tuple[type[Strict], dict[str, Any]]] = {
         "split": (SplitSettings, dict(config.data)),
         "verify": (Verify, dict(config.verify)),
-        "quantize": (Quantize, dict(config.quantize)),
+        "quantize": (QuantizeSettings, {**dict(config.quantize), "may_lose": is_tried and not is_held}),
     }
     if model is not None:
         trained = {**dict(config.data), **dict(config.models[model])}
@@ -281,19 +249,32 @@ def settings_of(stage: str, config: Config, model: str | None = None, target: st
             "recalibrate": (RecalibrateSettings, trained),
         }
     if target is not None:
+        meant = config.targets[target] if stage == "race" else _of_precision(config, target, precision)
         deployed = {
-            **dict(config.targets[target]),
+            **dict(meant),
             "target": target,
             "model": model,
-            "forms": config.forms(target, model) if model else (),
+            "forms": config.forms(meant, model) if model else (),
+            "may_lose": target in config.candidates,
         }
         classes |= {
             "export": (ExportSettings, deployed),
             "check": (CheckSettings, deployed),
             "bench": (BenchSettings, deployed),
+            "race": (RaceSettings, deployed),
         }
     settings, values = classes.get(stage, (NoSettings, {}))
     return settings(**{name: values[name] for name in settings.model_fields})
+
+
+def _of_precision(config: Config, target: str, precision: str | None) -> Target:
+    if precision is None and target not in config.candidates:
+        return config.targets[target]
+    found = {one.precision: one for one in config.exported(target)}
+    if precision not in found:
+        what = f"no candidate `{precision}`" if precision else "several candidates; say which with --precision"
+        raise InputError(f"the target `{target}` has {what}{nearest(precision or '', list(found))}")
+    return found[precision]
 
 
 def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
@@ -321,8 +302,8 @@ def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
         raise InputError(f"{source}: `models:` names no network, so there is nothing to build. Add one, e.g. `toy:`.")
     verify = validate(Verify, values.get("verify") or {}, source, ("verify",))
     quantize = validate(Quantize, values.get("quantize") or {}, source, ("quantize",))
-    targets = _targets(values.get("targets") or {}, root)
-    return Config(data=data, models=models, verify=verify, quantize=quantize, targets=targets)
+    declared, candidates = targets.load(values.get("targets") or {}, root)
+    return Config(data=data, models=models, verify=verify, quantize=quantize, targets=declared, candidates=candidates)
 
 
 def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:
@@ -353,53 +334,3 @@ def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], dat
             f"halves them to one, not {model.image_size}. Set `image_size: {smallest}` under models.{name} or data."
         )
     return model
-
-
-def _targets(overrides: Mapping[str, Any], root: Path) -> dict[str, Target]:
-    files = {path.parent.name: path for path in sorted(root.glob("targets/*/target.yaml"))}
-    for name, override in overrides.items():
-        if name not in files:
-            place = where(root / "config.yaml", ("targets", name))
-            raise InputError(f"{place}: there is no targets/{name}/target.yaml{nearest(name, list(files))}")
-        if not isinstance(override or {}, Mapping):
-            raise InputError(f"targets.{name} must hold keys of target.yaml, but it is {override!r}.")
-    return {name: _target(name, path, overrides.get(name) or {}) for name, path in files.items()}
-
-
-def _target(name: str, path: Path, override: Mapping[str, Any]) -> Target:
-    values = _merge(read_yaml(path), override)
-    if "backend" in values and values["backend"] not in options.BY_BACKEND:
-        place = where(path, ("backend",))
-        raise InputError(
-            f"{place}: there is no backend `{values['backend']}`{nearest(values['backend'], list(options.BY_BACKEND))}"
-        )
-    target = validate(Target, {"name": name, **values}, path, ())
-    oldest = options.OLDEST_SYSTEM.get(target.precision) if target.backend == "coreml" else None
-    given = {"minimum_deployment_target": oldest} | target.options if oldest else target.options
-    chosen = validate(options.BY_BACKEND[target.backend], given, path, ("options",))
-    options.check_device(target.backend, target.device, target.device_python, target.runner, path)
-    if target.precision in WEIGHTS_ALONE and target.backend != "coreml":
-        raise InputError(
-            f"{where(path, ('precision',))}: `precision: {target.precision}` compresses the weights alone, which "
-            f"only Core ML computes with. For {target.backend}, choose int8, fp16 or fp32."
-        )
-    if target.baseline == "fused" and target.precision != "int8":
-        raise InputError(
-            f"{where(path, ('baseline',))}: `precision: {target.precision}` ships the fused network, so "
-            "`baseline: fused` would compare it with itself. Choose branched or none."
-        )
-    if oldest and chosen.minimum_deployment_target < oldest:
-        raise InputError(
-            f"{where(path, ('options', 'minimum_deployment_target'))}: `precision: {target.precision}` needs {oldest} "
-            f"or later, not {chosen.minimum_deployment_target}, whose Core ML does not read it. Set "
-            f"`minimum_deployment_target: {oldest}`, or choose another precision."
-        )
-    return target.model_copy(update={"options": chosen.model_dump(mode="json")})
-
-
-def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in override.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged

@@ -3,11 +3,14 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, networks, store
+from pipeline import backends, config, networks, store, targets
 from pipeline.errors import InputError
+
+_BUILT = ("artifacts/*/*.*", "targets/*/*/*.*", *(f"targets/*/*/{one}/*.*" for one in targets.PRECISIONS))
 
 
 def configure(values: Mapping[str, Any]) -> config.Config:
@@ -27,29 +30,78 @@ def configure(values: Mapping[str, Any]) -> config.Config:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(InputError.exit_code) from None
-    store.bring_dates_up([*Path("artifacts").glob("*/*.*"), *Path("targets").glob("*/*/*.*")])
+    store.bring_dates_up([file for pattern in _BUILT for file in Path().glob(pattern)])
     return read
 
 
-def settings(read: config.Config, stage: str, target: str | None = None) -> Callable[[Any], str]:
+def settings(
+    read: config.Config, stage: str, target: str | None = None, precision: str | None = None
+) -> Callable[[Any], str]:
     """A function of a job's wildcards: what its stage is told, as JSON.
 
     A rule runs again when that changes, and only then.
     """
 
     def of_job(wildcards: Any) -> str:
-        return config.settings_of(stage, read, wildcards.get("model"), target).model_dump_json()
+        return config.settings_of(stage, read, wildcards.get("model"), target, precision).model_dump_json()
 
     return of_job
 
 
-def exports(read: config.Config) -> list[tuple[str, tuple[str, ...], list[str]]]:
-    """Each target with the forms that it exports, and the models of which it exports those."""
-    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for target in read.targets:
-        for model in read.models:
-            groups.setdefault((target, read.forms(target, model)), []).append(model)
-    return [(*key, models) for key, models in groups.items()]
+@dataclass(frozen=True)
+class Exports:
+    """Files of one target, or of one candidate of it, that are exported of some models alike.
+
+    Attributes:
+        target: its name.
+        backend: of the target.
+        candidate: the precision, where the target chooses from several; else None.
+        forms: of each model: the one that ships, and the baseline where there is one.
+        models: names.
+    """
+
+    target: str
+    backend: str
+    candidate: str | None
+    forms: tuple[str, ...]
+    models: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Where the files of `{model}` lie."""
+        return "/".join(["targets", self.target, "{model}", *filter(None, [self.candidate])])
+
+    @property
+    def files(self) -> list[str]:
+        """The files of `{model}`."""
+        return [f"{self.folder}/{name}" for name in backends.file_names(self.backend, self.forms)]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What they need besides fused.pt2 and the checkpoint, by the stages' names for it."""
+        return {"quantized": "artifacts/{model}/quantized.pt2"} if "quantized" in self.forms else {}
+
+    @property
+    def name(self) -> str:
+        """Of the rules."""
+        return "_".join(filter(None, [self.target, self.candidate, *self.forms]))
+
+
+def exports(read: config.Config) -> list[Exports]:
+    """All files that are exported."""
+    groups: dict[tuple[str, str, str | None, tuple[str, ...]], list[str]] = {}
+    for name in read.targets:
+        for target in read.exported(name):
+            candidate = target.precision if name in read.candidates else None
+            for model in read.models:
+                key = (name, target.backend, candidate, read.forms(target, model))
+                groups.setdefault(key, []).append(model)
+    return [Exports(*key, tuple(models)) for key, models in groups.items()]
+
+
+def races(read: config.Config) -> dict[str, list[Exports]]:
+    """Of each target of `precision: auto`, the files that it chooses from; the same of every model."""
+    return {name: [made for made in exports(read) if made.target == name] for name in read.candidates}
 
 
 def network(read: config.Config) -> Callable[[Any], str]:

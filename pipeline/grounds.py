@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import backends, conditions, devices, measure, remote, worker
 from pipeline.config import BenchSettings
 from pipeline.devices import Device
+from pipeline.manifest import Unavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,34 +49,38 @@ def here(backend: str, files: Mapping[str, Path]) -> Ground:
 
 
 @contextmanager
-def on_device(
-    settings: BenchSettings,
-    files: Mapping[str, Path],
-    beside: Mapping[str, Path],
-    shape: tuple[int, ...],
-    made_by: Mapping[str, str | None],
+def wanted(
+    settings: BenchSettings, files: Mapping[str, Path], exported: Sequence[Path], written: Mapping[str, Any]
 ) -> Iterator[Ground]:
-    """On the device that the settings name; everything is brought there, and goes again at the end.
+    """Where the settings say: here, or on a device, where everything is brought, and goes again at the end.
 
     Args:
-        settings: their `device` is not ``local``.
-        files: the exported files, by form.
-        beside: what the backend wrote beside them, by name.
-        shape: (N, 3, H, W) of the image.
-        made_by: versions of what exported them.
+        settings: name the backend and the device.
+        files: what is timed, by form.
+        exported: all that the backend wrote: these files, and what it wrote beside them.
+        written: their manifest.
 
     Raises:
         DeviceError: the device cannot be reached or is full, or has no runtime for these files.
     """
+    if settings.device == "local":
+        yield here(settings.backend, files)
+        return
     device, backend = devices.parse(settings.device), backends.load(settings.backend)
     if hasattr(backend, "on_device"):
-        with backend.on_device(device, files, beside[backend.EXTRAS[0]], shape) as built:
+        beside = next(file for file in exported if file.name in backend.EXTRAS)
+        with backend.on_device(device, files, beside, tuple(written["input"]["shape"])) as built:
             yield _built(built, device, files)
         return
-    with _brought(settings, device, backend, list(files.values()), made_by) as on:
+    with _brought(settings, device, backend, list(files.values()), written["versions"]) as on:
         jobs = {form: worker.Job(settings.backend, file, on) for form, file in files.items()}
         ground = _served(jobs, device, on.versions, lambda: sum(on.used_seconds))
         yield ground if settings.runner is None else replace(ground, profile=partial(_traced, backend, jobs))
+
+
+def unavailable(settings: BenchSettings) -> Unavailable | None:
+    """Why the target's runtime cannot be used on this machine; None where it can, or where a device is to run it."""
+    return backends.load(settings.backend).unavailable() if settings.device == "local" else None
 
 
 def _brought(

@@ -12,6 +12,8 @@ from pipeline.strict import Strict, where
 PYTHON = "python3"
 """The program on a device that runs ExecuTorch, where nothing else is named."""
 
+DEFAULT_SYSTEM: Literal["iOS16"] = "iOS16"
+
 
 class DynamicBatch(Strict):
     """The batches that an engine takes, and the one that it is tuned for."""
@@ -46,7 +48,7 @@ class CoreMLOptions(Strict):
     """Core ML: the oldest system to run on, what goes into the package besides the network, and where bench runs it."""
 
     minimum_deployment_target: Literal["iOS15", "iOS16", "iOS17", "iOS18"] = Field(
-        "iOS16", description="or, where the precision needs a later one, that"
+        DEFAULT_SYSTEM, description="or, where the precision needs a later one, that"
     )
     class_labels: bool = Field(False, description="a classifier: softmax, class label and probabilities come out")
     normalization: bool = Field(False, description="takes an image of 0..255; mean and std are in the package")

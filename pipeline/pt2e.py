@@ -26,7 +26,7 @@ _MOVES = tuple(
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
 
     from repnets.quantization.simulation import Simulation
 
@@ -64,6 +64,13 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
             reads = {node.args[0]: config.input_activation}
             annotation = QuantizationAnnotation(reads, config.output_activation, _annotated=True)
             node.meta[Q_ANNOTATION_KEY] = annotation
+        for layer, clamp in _clamped(prepared):
+            # rounded after the clamp alone: what it cuts off would take most digits of what it leaves
+            if layer.name not in in_float:
+                image, weight = layer.args[:2]
+                reads = {image: config.input_activation, weight: config.weight}
+                layer.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, None, _annotated=True)
+                clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({}, config.output_activation, _annotated=True)
         quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(lambda node: node.name not in in_float)
         prepared = prepare_pt2e(prepared, quantizer)
     return _in_evaluation(prepared)
@@ -137,6 +144,17 @@ def in_float(prepared: "GraphModule") -> dict[str, int]:
             and not str(node.target).startswith(_MOVES)
         )
     )
+
+
+def _clamped(module: "GraphModule") -> "list[tuple[Node, Node]]":
+    """Convolutions and linear layers that a ReLU6 or another hard tanh alone reads, each with that."""
+    import torch
+
+    aten = torch.ops.aten
+    layers = (aten.conv2d.default, aten.linear.default)
+    clamps = [node for target in (aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default)
+              for node in module.graph.find_nodes(op="call_function", target=target)]  # fmt: skip
+    return [(node.args[0], node) for node in clamps if node.args[0].target in layers and len(node.args[0].users) == 1]
 
 
 def _config() -> Any:

@@ -6,7 +6,8 @@ out. What int8 breaks is repaired, step by step; docs/int8.md says how. quantize
 fused.pt2; quantize.json says what each step did, which layers are in float and why, and which images it was made with.
 
 Gate: the top-1 accuracy of the int8 program on the validation images is within `quantize.max_accuracy_drop` of the
-fused network's.
+fused network's. Where int8 is only tried, for targets of `precision: auto`, a program that loses more is written too,
+and quantize.json says so: then int8 is not chosen.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import checkpoints, data, programs, pt2e, repair, stage, store
 from pipeline.backends import pytorch
-from pipeline.config import Quantize
+from pipeline.config import QuantizeSettings
 from pipeline.errors import GateError, InputError, first_line
 from pipeline.manifest import Preprocessing, read_json, versions, write_json
 
@@ -34,7 +35,7 @@ _SHOWN = 5
 _BATCH = 64
 
 
-def run(settings: Quantize, *, fused: Path, verify: Path, split: Path, quantized: Path, report: Path) -> None:
+def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, quantized: Path, report: Path) -> None:
     """Quantize one network.
 
     Args:
@@ -61,7 +62,7 @@ def run(settings: Quantize, *, fused: Path, verify: Path, split: Path, quantized
     print(_headline(read_json(report)), flush=True)
 
 
-def _quantize(settings: Quantize, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
+def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
     import torch
 
     program, lineage = pytorch.read(fused)
@@ -83,7 +84,9 @@ def _quantize(settings: Quantize, fused: Path, verify: Path, split: Path, places
     reached = accuracy(checkpoints.as_module(written))
     document = _document(done, reached, about, outside, lineage | {"fused": store.digest(fused)})
     if done.float_accuracy - reached > settings.max_accuracy_drop:
-        raise GateError(_refusal(fused, settings, document))
+        if not settings.may_lose:
+            raise GateError(_refusal(fused, settings, document))
+        document |= {"status": "lost", "reason": _refusal(fused, settings, document)}
     torch.export.save(
         written, places["quantized"], extra_files={"lineage.json": json.dumps(document["lineage"] | {"int8": about})}
     )
@@ -122,7 +125,7 @@ def _require_runs(network: "GraphModule", image: "Tensor", fused: Path) -> None:
         ) from error
 
 
-def _training(settings: Quantize, images: data.Split, preprocessing: Preprocessing) -> "repair.Training | None":
+def _training(settings: QuantizeSettings, images: data.Split, preprocessing: Preprocessing) -> "repair.Training | None":
     if not settings.qat_epochs:
         return None
 
@@ -138,9 +141,11 @@ def _training(settings: Quantize, images: data.Split, preprocessing: Preprocessi
 def _document(
     done: repair.Repaired, reached: float, about: dict[str, Any], outside: dict[str, int], lineage: dict[str, Any]
 ) -> dict[str, Any]:
-    """quantize.json."""
+    """quantize.json of a program that holds its gate."""
     usual = statistics.median(done.sensitivities.values()) if done.sensitivities else None
     return {
+        "status": "ok",
+        "reason": None,
         "scheme": {
             "weights": {"dtype": "int8", "symmetric": True, "granularity": "output channel", "range": done.ways[1]},
             "activations": {"dtype": "int8", "symmetric": True, "granularity": "tensor", "range": done.ways[0]},
@@ -168,7 +173,7 @@ def _document(
     }
 
 
-def _refusal(fused: Path, settings: Quantize, document: dict[str, Any]) -> str:
+def _refusal(fused: Path, settings: QuantizeSettings, document: dict[str, Any]) -> str:
     """What was reached, where it is lost, and what to try."""
     accuracy = document["accuracy"]
     worst = ", ".join(f"{layer} ({error:.1e})" for layer, error in list(document["sensitivity"].items())[:_SHOWN])
@@ -191,6 +196,8 @@ def _headline(document: dict[str, Any]) -> str:
         f"int8: {len(document['layers'])} layers, right on {accuracy['quantized']:.2%} of the validation images; "
         f"in float {accuracy['fused']:.2%}"
     )
+    if document["status"] == "lost":
+        line += f"\n  lost: {document['reason']}"
     if kept["layers"]:
         line += f"\n  in float: {', '.join(one['layer'] for one in kept['layers'])}"
     if kept["operations"]:

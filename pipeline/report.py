@@ -16,7 +16,7 @@ from pipeline.manifest import read_json
 
 _WIDTH = 110
 _NONE = "-"
-_LEFT = ("model", "target", "status", "stands in for", "layer", "worst layer", "operation")
+_LEFT = ("model", "target", "status", "stands in for", "layer", "worst layer", "operation", "precision", "on the front")
 _LEGEND = (
     "`branched` is the network as it was trained, `fused` the same network with its branches folded into "
     "single convolutions, `file` what a device runs: the fused network, exported, or in int8 the quantized one. % is "
@@ -33,6 +33,11 @@ _INT8 = (
     "A forecast from training images, before anything is quantized: what int8 adds to the logits, as a share of their "
     "standard deviation; `all` by all layers together, `worst` by the worst one alone, with the digits that its weight "
     "and its input have in int8. A layer that adds more than 22 % will hurt. docs/int8-forecast.md tells more."
+)
+_RACE = (
+    "Targets of `precision: auto` ship the fastest file that holds its gates, or where two are as fast, the smaller; "
+    "where their runtime is not on this machine, the smallest. A file is on the front where no other that holds its "
+    "gates is at least as accurate, as fast and as small, and better in one."
 )
 _REFERENCE = (
     "NOT the target's figures. Its runtime is not on this machine, so the same network, in {precision}, was "
@@ -68,6 +73,7 @@ def _report(
     rows = [row for document in documents for row in _rows(document)]
     parts = ["# What the fold gained", _wrapped(_LEGEND), _table(_without_single_threads(rows))]
     parts += _notes(documents)
+    parts += _races(documents)
     referred: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for document in documents:
         if reference := document["reference"]:
@@ -129,6 +135,30 @@ def _without_single_threads(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     if {row["threads"] for row in rows} <= {"1", _NONE}:
         return [{name: cell for name, cell in row.items() if name != "threads"} for row in rows]
     return rows
+
+
+def _races(documents: list[dict[str, Any]]) -> list[str]:
+    """What the targets of `precision: auto` chose from."""
+    rows, reasons = [], []
+    for document in documents:
+        for one in document.get("tried", []):
+            is_chosen = one["precision"] == document["chosen"]
+            rows.append(
+                {
+                    "model": document["model"],
+                    "target": document["target"],
+                    "precision": one["precision"],
+                    "status": f"chosen by {document['chosen_by']}" if is_chosen else one["status"],
+                    "file %": _percent(one["accuracy"]),
+                    "file ms": _NONE if one["p50_ms"] is None else f"{one['p50_ms']:.3f}",
+                    "file MB": f"{one['size_bytes'] / 1e6:.2f}",
+                    "on the front": "yes" if one["pareto"] else _NONE,
+                }
+            )
+            if one["reason"]:
+                reasons.append(f"- {document['model']} on {document['target']}, {one['precision']}: {one['reason']}")
+    notes = ["\n".join(_wrapped(reason, "  ") for reason in reasons)] if reasons else []
+    return ["## What auto chose from", _wrapped(_RACE), _table(rows), *notes] if rows else []
 
 
 def _dearest(profile: dict[str, Any]) -> list[dict[str, str]]:
@@ -212,8 +242,12 @@ def _notes(documents: list[dict[str, Any]]) -> list[str]:
         f"- {_listed(targets)}: {status}. {reason.rstrip('.')}. To get figures: {remedy.rstrip('.')}."
         for (status, reason, remedy), targets in reasons.items()
     ]
-    if quantized := [document["target"] for document in documents if list(document["forms"])[1:] == ["fused"]]:
-        lines.append(f"- {_listed(quantized)}: speed-up is over `fused`.")
+    baselines: dict[str, list[str]] = {}
+    for document in documents:
+        other = next(iter(list(document["forms"])[1:]), "branched")
+        if other != "branched" and not ("chosen" in document and document["speedup"] is None):
+            baselines.setdefault(other, []).append(document["target"])
+    lines += [f"- {_listed(targets)}: speed-up is over `{baseline}`." for baseline, targets in baselines.items()]
     for checker, targets in checkers.items():
         by = f"file % was taken with {checker}" if checker else "file % is unknown, nothing here runs the file"
         lines.append(f"- {_listed(targets)}: {by}.")
@@ -227,7 +261,7 @@ def _conditions(documents: list[dict[str, Any]]) -> str:
     for document in documents:
         target, is_ok = document["target"], document["status"] == "ok"
         name = target if is_ok else f"reference for {target}"
-        for run in (document if is_ok else document["reference"])["runs"]:
+        for run in (document if is_ok else document["reference"] or document)["runs"]:
             held = run["conditions"]
             versions = ", ".join(f"{package} {version}" for package, version in held["versions"].items() if version)
             text = (

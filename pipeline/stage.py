@@ -83,6 +83,7 @@ def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argp
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--model", metavar="NAME", help="the model in config.yaml whose settings are meant")
     parser.add_argument("--target", metavar="NAME", help="the target whose settings are meant")
+    parser.add_argument("--precision", metavar="NAME", help="which candidate of a target of `precision: auto`")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(stage=stage)
     return parser, paths
@@ -91,7 +92,7 @@ def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argp
 def _settings(options: argparse.Namespace, model: type[strict.Strict]) -> strict.Strict:
     if options.settings is None:
         loaded = config.load(strict.read_yaml(options.config), options.config.parent)
-        return config.settings_of(options.stage, loaded, options.model, options.target)
+        return config.settings_of(options.stage, loaded, options.model, options.target, options.precision)
     try:
         return model.model_validate_json(options.settings)
     except ValidationError as error:

@@ -33,8 +33,10 @@ from pipeline.manifest import versions
 
 _ROOM = 1 << 20  # bytes; with less left on the disk than this, it counts as full
 
-_TIME_STAMP = ".snakemake_timestamp"
-_PLUMBING = {f"pipeline.{name}" for name in ("config", "errors", "options", "sources", "stage", "store", "strict")}
+TIME_STAMP = ".snakemake_timestamp"
+_PLUMBING = {
+    f"pipeline.{name}" for name in ("config", "errors", "options", "sources", "stage", "store", "strict", "targets")
+}
 
 Build = Callable[[dict[str, Path], Path], None]
 
@@ -56,7 +58,7 @@ def digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     total = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != _TIME_STAMP):
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != TIME_STAMP):
         total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
 

@@ -92,5 +92,11 @@ def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseMod
 
 
 def _choices(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    kinds = get_args(_model_at(model, path[:-1]).model_fields[str(path[-1])].annotation)
-    return [choice for kind in kinds for choice in (get_args(kind) or [kind]) if isinstance(choice, str)]
+    """The words that a setting can be, or each item of one."""
+    keys = [part for part in path if isinstance(part, str)]
+    waiting, found = [_model_at(model, keys[:-1]).model_fields[keys[-1]].annotation], []
+    while waiting:
+        kind = waiting.pop(0)
+        found += [kind] if isinstance(kind, str) else []
+        waiting += get_args(kind)
+    return found

@@ -1,19 +1,20 @@
 # Once a target and model: the files are exported, checked and timed. The names of the files depend on the
 # target's backend and on the forms that it exports of a model, so each target has rules of its own, and one set more
-# for models that came folded; a folder with a target.yaml is all it takes.
+# for models that came folded; a folder with a target.yaml is all it takes. What a target of `precision: auto` chooses
+# from is exported and checked alike, candidate by candidate; then they race, instead of a benchmark.
 
-for name, forms, models in dag.exports(CONFIG):
+for made in dag.exports(CONFIG):
+    name, folder, files = made.target, made.folder, made.files
     target = CONFIG.targets[name]
     backend = f"pipeline.backends.{target.backend}"
-    folder = f"targets/{name}/{{model}}"
-    files = [f"{folder}/{file}" for file in backends.file_names(target.backend, forms)]
-    rule_of = "_".join([name, *forms])
-    int8 = {"quantized": "artifacts/{model}/quantized.pt2"} if "quantized" in forms else {}
+    int8 = made.inputs
     quantized = "--quantized artifacts/{model}/quantized.pt2" if int8 else ""
+    logs = "/".join(["logs/{model}", name, *filter(None, [made.candidate])])
+    shown = f"{name} in {made.candidate}" if made.candidate else name
 
     rule:
         name:
-            f"export_{rule_of}"
+            f"export_{made.name}"
         input:
             **int8,
             checkpoint=weights,
@@ -23,16 +24,16 @@ for name, forms, models in dag.exports(CONFIG):
             [directory(file) if file.endswith(".mlpackage") else file for file in files],
             manifest=f"{folder}/manifest.json",
         log:
-            f"logs/{{model}}/{name}/export.log",
+            f"{logs}/export.log",
         wildcard_constraints:
-            model="|".join(models),
+            model="|".join(made.models),
         params:
-            settings=dag.settings(CONFIG, "export", name),
+            settings=dag.settings(CONFIG, "export", name, made.candidate),
             quantized=quantized,
             code=store.code_digest("pipeline.export", backend),
             network=network,
         message:
-            f"exporting {{wildcards.model}} for {name}"
+            f"exporting {{wildcards.model}} for {shown}"
         shell:
             "python -m pipeline.export --settings {params.settings:q} --checkpoint {input.checkpoint}"
             " --fused {input.fused} --verify {input.verify} --manifest {output.manifest}"
@@ -40,7 +41,7 @@ for name, forms, models in dag.exports(CONFIG):
 
     rule:
         name:
-            f"check_{rule_of}"
+            f"check_{made.name}"
         input:
             **int8,
             files=files,
@@ -51,23 +52,26 @@ for name, forms, models in dag.exports(CONFIG):
         output:
             f"{folder}/check.json",
         log:
-            f"logs/{{model}}/{name}/check.log",
+            f"{logs}/check.log",
         wildcard_constraints:
-            model="|".join(models),
+            model="|".join(made.models),
         params:
-            settings=dag.settings(CONFIG, "check", name),
+            settings=dag.settings(CONFIG, "check", name, made.candidate),
             quantized=quantized,
             code=store.code_digest("pipeline.check", "pipeline.worker", backend),
         message:
-            f"checking the {name} files of {{wildcards.model}}"
+            f"checking the {shown} files of {{wildcards.model}}"
         shell:
             "python -m pipeline.check --settings {params.settings:q} --manifest {input.manifest} --files {input.files}"
             " --fused {input.fused} --verify {input.verify} --split {input.split} --output {output}"
             " {params.quantized} > {log} 2>&1"
 
+    if made.candidate:
+        continue
+
     rule:
         name:
-            f"bench_{rule_of}"
+            f"bench_{made.name}"
         input:
             **int8,
             files=files,
@@ -79,9 +83,9 @@ for name, forms, models in dag.exports(CONFIG):
             bench=f"{folder}/bench.json",
             profile=f"{folder}/profile.json",
         log:
-            f"logs/{{model}}/{name}/bench.log",
+            f"{logs}/bench.log",
         wildcard_constraints:
-            model="|".join(models),
+            model="|".join(made.models),
         threads: max(target.bench.threads)
         resources:
             machine=100,
@@ -96,3 +100,38 @@ for name, forms, models in dag.exports(CONFIG):
             "python -m pipeline.bench --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
             " --files {input.files} --fused {input.fused} --checkpoint {input.checkpoint}"
             " --output {output.bench} --profile {output.profile} {params.quantized} > {log} 2>&1"
+
+
+for name, candidates in dag.races(CONFIG).items():
+    target = CONFIG.targets[name]
+    int8 = [file for made in candidates for file in made.inputs.values()]
+
+    rule:
+        name:
+            f"race_{name}"
+        input:
+            files=[file for made in candidates for file in made.files],
+            manifests=[f"{made.folder}/manifest.json" for made in candidates],
+            checks=[f"{made.folder}/check.json" for made in candidates],
+            fused="artifacts/{model}/fused.pt2",
+            quantized=int8,
+            report=["artifacts/{model}/quantize.json"] if int8 else [],
+        output:
+            bench=f"targets/{name}/{{model}}/bench.json",
+            profile=f"targets/{name}/{{model}}/profile.json",
+            chosen=directory(f"targets/{name}/{{model}}/chosen"),
+        log:
+            f"logs/{{model}}/{name}/race.log",
+        threads: max(target.bench.threads)
+        resources:
+            machine=100,
+        params:
+            settings=dag.settings(CONFIG, "race", name),
+            int8="--quantized artifacts/{model}/quantized.pt2 --report artifacts/{model}/quantize.json" if int8 else "",
+            code=store.code_digest("pipeline.race", f"pipeline.backends.{target.backend}"),
+        message:
+            f"choosing the precision of {{wildcards.model}} on {name}, alone on the machine"
+        shell:
+            "python -m pipeline.race --settings {params.settings:q} --manifests {input.manifests} --checks {input.checks}"
+            " --files {input.files} --fused {input.fused} --output {output.bench} --profile {output.profile}"
+            " --chosen {output.chosen} {params.int8} > {log} 2>&1"

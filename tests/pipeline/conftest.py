@@ -112,13 +112,13 @@ def artifacts(tmp_path_factory) -> Artifacts:
 def quantized(artifacts) -> Path:
     """The toy network in int8, made by the stage itself. It is untrained, so that no accuracy is held."""
     from pipeline import quantize
-    from pipeline.config import Quantize
+    from pipeline.config import QuantizeSettings
 
     patch = pytest.MonkeyPatch()
     patch.setenv("REPNETS_STORE", str(artifacts.folder / "store"))
     try:
         quantize.run(
-            Quantize(calibration_images=128, max_accuracy_drop=1.0),
+            QuantizeSettings(calibration_images=128, max_accuracy_drop=1.0),
             fused=artifacts.fused, verify=artifacts.verify, split=artifacts.split,
             quantized=artifacts.quantized, report=artifacts.quantized.with_name("quantize.json"),
         )  # fmt: skip

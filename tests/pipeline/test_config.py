@@ -1,5 +1,6 @@
 """The configuration: what is accepted, and what each mistake is answered with."""
 
+import re
 import textwrap
 
 import numpy as np
@@ -39,6 +40,10 @@ def project(tmp_path, monkeypatch):
         return config.load(yaml.safe_load(textwrap.dedent(text)))
 
     return write
+
+
+def forms(read):
+    return read.forms(read.targets["phone"], "toy")
 
 
 def test_a_model_takes_the_common_settings_and_changes_some(project):
@@ -241,18 +246,18 @@ def test_a_core_ml_target_is_for_the_oldest_system_that_reads_its_precision(proj
 
 
 def test_a_target_without_a_baseline_exports_the_fused_form_alone(project):
-    assert project().forms("phone", "toy") == ("fused", "branched")
-    assert project(target=TARGET + "baseline: none").forms("phone", "toy") == ("fused",)
+    assert forms(project()) == ("fused", "branched")
+    assert forms(project(target=TARGET + "baseline: none")) == ("fused",)
 
 
 def test_an_int8_target_ships_the_quantized_form_beside_the_fused_one(project):
     int8 = "backend: tensorrt\nprecision: int8\n"
     read = project(target=int8)
-    assert read.forms("phone", "toy") == ("quantized", "fused")
+    assert forms(read) == ("quantized", "fused")
     settings = config.settings_of("export", read, "toy", "phone")
     assert [settings.precision_of(form) for form in settings.forms] == ["int8", "fp16"]
-    assert project(target=int8 + "baseline: branched").forms("phone", "toy") == ("quantized", "branched")
-    assert project(target=int8 + "baseline: none").forms("phone", "toy") == ("quantized",)
+    assert forms(project(target=int8 + "baseline: branched")) == ("quantized", "branched")
+    assert forms(project(target=int8 + "baseline: none")) == ("quantized",)
     settings = config.settings_of("export", project(target="backend: executorch\nprecision: int8"), "toy", "phone")
     assert settings.precision_of("fused") == "fp32"
 
@@ -260,12 +265,12 @@ def test_an_int8_target_ships_the_quantized_form_beside_the_fused_one(project):
 def test_a_folded_model_has_an_int8_form_with_its_baseline(project, tmp_path):
     save_file({"stage1.weight": np.zeros(1), "stage1.bias": np.zeros(1)}, tmp_path / "folded.safetensors")
     read = project("models: {toy: {checkpoint: folded.safetensors}}", "backend: executorch\nprecision: int8")
-    assert read.forms("phone", "toy") == ("quantized", "fused")
+    assert forms(read) == ("quantized", "fused")
     read = project(
         "models: {toy: {checkpoint: folded.safetensors}}",
         "backend: executorch\nprecision: int8\nbaseline: branched",
     )
-    assert read.forms("phone", "toy") == ("quantized",)
+    assert forms(read) == ("quantized",)
 
 
 def test_core_ml_in_int8_is_for_ios_17(project):
@@ -324,11 +329,92 @@ def test_a_model_that_came_folded_has_no_branched_form(project, tmp_path):
         "toy": ("fused", "branched"), "mine": ("fused",), "other": ("fused", "branched"),
         "missing": ("fused", "branched"),
     }  # fmt: skip
-    assert dag.exports(read) == [
-        ("phone", ("fused", "branched"), ["toy", "other", "missing"]), ("phone", ("fused",), ["mine"]),
-    ]  # fmt: skip
+    assert [(made.name, made.models, made.folder, made.inputs) for made in dag.exports(read)] == [
+        ("phone_fused_branched", ("toy", "other", "missing"), "targets/phone/{model}", {}),
+        ("phone_fused", ("mine",), "targets/phone/{model}", {}),
+    ]
 
 
 def test_the_form_is_not_for_the_user_to_say(project):
     with pytest.raises(InputError, match=r"unknown key `models.toy.form`"):
         project("models: {toy: {form: deploy}}")
+
+
+AUTO = "backend: coreml\nprecision: auto\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "precisions"),
+    [
+        ("backend: executorch\nprecision: auto", ["fp32", "fp16", "int8"]),
+        ("backend: tensorrt\nprecision: auto\ncandidates: [int8, fp16]", ["int8", "fp16"]),
+        (AUTO, ["fp16", "w8", "palette6"]),
+        (AUTO + "options: {minimum_deployment_target: iOS17}", ["fp16", "int8", "w8", "palette6"]),
+        (AUTO + "options: {minimum_deployment_target: iOS18}", ["fp16", "int8", "w8", "w4", "palette6"]),
+    ],
+)
+def test_auto_tries_what_the_backend_has_and_the_system_reads(project, target, precisions):
+    read = project(target=target)
+    assert [one.precision for one in read.candidates["phone"]] == precisions
+    assert [forms for one in read.candidates["phone"] if (forms := one.forms) not in (("fused",), ("quantized",))] == []
+
+
+def test_a_candidate_that_is_named_takes_the_system_that_it_needs(project):
+    read = project(target=AUTO + "candidates: [fp16, w4]")
+    systems = [one.options["minimum_deployment_target"] for one in read.candidates["phone"]]
+    assert systems == ["iOS16", "iOS18"]
+
+
+def test_the_rules_of_auto_are_those_of_its_candidates_and_a_race(project):
+    read = project(target="backend: executorch\nprecision: auto\ncandidates: [fp32, int8]")
+    made = dag.exports(read)
+    assert [one.folder for one in made] == ["targets/phone/{model}/fp32", "targets/phone/{model}/int8"]
+    assert [one.files for one in made] == [
+        ["targets/phone/{model}/fp32/fused.pte"], ["targets/phone/{model}/int8/quantized.pte"],
+    ]  # fmt: skip
+    assert made[1].inputs == {"quantized": "artifacts/{model}/quantized.pt2"}
+    assert dag.races(read) == {"phone": made}
+    assert dag.races(project()) == {}
+
+
+def test_what_the_stages_of_a_candidate_are_told(project):
+    read = project(target="backend: executorch\nprecision: auto\ncandidates: [fp32, int8]")
+    told = config.settings_of("export", read, "toy", "phone", "int8")
+    assert (told.precision, told.forms, told.target) == ("int8", ("quantized",), "phone")
+    assert config.settings_of("check", read, "toy", "phone", "fp32").may_lose
+    assert config.settings_of("race", read, "toy", "phone").model == "toy"
+    with pytest.raises(InputError, match=r"the target `phone` has several candidates; say which with --precision"):
+        config.settings_of("export", read, "toy", "phone")
+    with pytest.raises(InputError, match=r"the target `phone` has no candidate `int4`; did you mean `int8`\?"):
+        config.settings_of("check", read, "toy", "phone", "int4")
+    assert not config.settings_of("check", project(), "toy", "phone").may_lose
+
+
+def test_int8_may_lose_only_where_no_target_ships_it(project, tmp_path):
+    assert not config.settings_of("quantize", project()).may_lose
+    assert config.settings_of("quantize", project(target="backend: executorch\nprecision: auto")).may_lose
+    (tmp_path / "targets" / "pi").mkdir()
+    (tmp_path / "targets" / "pi" / "target.yaml").write_text("backend: executorch\nprecision: int8")
+    assert not config.settings_of("quantize", project(target="backend: executorch\nprecision: auto")).may_lose
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (TARGET + "candidates: [fp32, int8]", "candidates are what `precision: auto` chooses from; leave them out"),
+        (AUTO + "baseline: none", "auto times its candidates against each other; leave out `baseline`"),
+        (AUTO + "candidates: [fp16]", "give two or more different precisions to choose from, not ['fp16']"),
+        (AUTO + "candidates: [fp16, fp17]", "there is no `fp17`; did you mean `fp16`?"),
+        (
+            "backend: executorch\nprecision: auto\ncandidates: [fp32, w8]",
+            "`precision: w8` compresses the weights alone",
+        ),
+        (
+            AUTO + "candidates: [fp16, w4]\noptions: {minimum_deployment_target: iOS16}",
+            "`precision: w4` needs iOS18 or later, not iOS16",
+        ),
+    ],
+)
+def test_a_mistake_in_what_auto_chooses_from(project, target, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        project(target=target)

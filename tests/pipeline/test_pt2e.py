@@ -66,6 +66,41 @@ def test_the_program_gives_what_its_simulation_gave_bit_by_bit(program, images):
         assert not torch.equal(made(images), checkpoints.as_module(program)(images))
 
 
+class Clamped(nn.Module):
+    """Convolutions of large outputs, of which a ReLU6 leaves little."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, groups=16)
+        self.relu, self.head = nn.ReLU6(inplace=True), nn.Linear(16, 5)
+        with torch.no_grad():
+            self.first.weight.mul_(100)
+
+    def forward(self, x):
+        x = nn.functional.relu6(self.second(self.relu(self.first(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_a_relu6_cuts_off_takes_no_digits(images):
+    """The range of what comes out of the first convolution is over ten times that of what the ReLU6 leaves."""
+    torch.manual_seed(0)
+    prepared = pt2e.prepare(pt2e.network(capture(Clamped().eval(), images)))
+    found = calibrated(prepared, images)
+    clamps = [node for node in found.module.graph.nodes if str(node.target).startswith(("aten.hardtanh", "aten.relu6"))]
+    assert [str(node.args[0].target) for node in clamps] == ["aten.conv2d.default"] * 2, "nothing is rounded between"
+    scales = [found.module.get_submodule(str(next(iter(node.users)).target)).scale for node in clamps]
+    assert scales[0] == 6 / 127 and scales[1] <= 6 / 127
+
+
+def test_a_layer_before_a_relu6_that_stays_in_float(images):
+    torch.manual_seed(0)
+    network = pt2e.network(capture(Clamped().eval(), images))
+    first = next(node.name for node in network.graph.nodes if str(node.target).startswith("aten.conv2d"))
+    made = pt2e.convert(kept := pt2e.prepare(network, in_float=(first,)), calibrated(kept, images), 16)
+    assert pytorch.count(made)["int8"] == 2
+    assert pytorch.count(pt2e.convert(whole := pt2e.prepare(network), calibrated(whole, images), 16))["int8"] == 3
+
+
 def test_of_a_weight_only_its_integers_and_scales_are_stored(program, images):
     prepared = pt2e.prepare(pt2e.network(program))
     made = pt2e.convert(prepared, calibrated(prepared, images), 16)

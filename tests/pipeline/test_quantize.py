@@ -10,7 +10,7 @@ from torch import nn
 import repnets
 from pipeline import quantize
 from pipeline.backends import pytorch
-from pipeline.config import Quantize
+from pipeline.config import QuantizeSettings
 from pipeline.errors import GateError, InputError
 from repnets.blocks import RepVGGBlock
 from repnets.fusion import capture
@@ -20,7 +20,7 @@ from repnets.health import recalibrated
 def make(artifacts, folder, fused=None, **settings):
     folder.mkdir(exist_ok=True)
     quantize.run(
-        Quantize(**{"calibration_images": 128, "max_accuracy_drop": 1.0, **settings}),
+        QuantizeSettings(**{"calibration_images": 128, "max_accuracy_drop": 1.0, **settings}),
         fused=fused or artifacts.fused,
         verify=artifacts.verify,
         split=artifacts.split,
@@ -212,6 +212,16 @@ def test_a_gate_that_cannot_be_held_says_what_was_reached_and_what_to_try(not_eq
     assert "in int8 it is right on" in text and "allowed is a drop of 0.00% (quantize.max_accuracy_drop)" in text
     assert "The layers that lose most" in text and "`quantize.qat_epochs` above 0" in text
     assert list((tmp_path / "no").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_int8_that_is_only_tried_may_lose_and_says_so(not_equalizable, artifacts, tmp_path, capsys):
+    settings = {"max_accuracy_drop": 0.0, "max_float_layers": 0, "may_lose": True}
+    program, report = make(artifacts, tmp_path / "tried", fused=not_equalizable, **settings)
+    assert report["status"] == "lost" and "in int8 it is right on" in report["reason"]
+    assert report["accuracy"]["quantized"] < report["accuracy"]["fused"]
+    assert "lost: " in capsys.readouterr().out
+    assert pytorch.count(pytorch.read(program)[0])["int8"] == len(report["layers"])
 
 
 @pytest.mark.slow

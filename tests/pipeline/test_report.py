@@ -289,3 +289,44 @@ def test_the_command_line(written, tmp_path):
     ]
     assert report.main(command) == 0
     assert (tmp_path / "again.md").read_text() == page
+
+
+def raced(chosen="int8", **changes):
+    tried = [
+        {"precision": "fp32", "status": "ok", "reason": None, "accuracy": 0.98, "p50_ms": 0.9, "size_bytes": 900_000,
+         "pareto": True},
+        {"precision": "int8", "status": "ok", "reason": None, "accuracy": 0.97, "p50_ms": 0.3, "size_bytes": 240_000,
+         "pareto": True},
+        {"precision": "w4", "status": "lost", "reason": "top-1 is 50.00%.", "accuracy": 0.5, "p50_ms": None,
+         "size_bytes": 140_000, "pareto": False},
+    ]  # fmt: skip
+    document = measured(target="pixel", chosen=chosen, chosen_by="latency", tried=tried, **figures(14.4, 3.29))
+    document["forms"] = {"int8": {"size_bytes": 240_000}, "fp32": {"size_bytes": 900_000}}
+    document["runs"][0]["forms"] = {
+        form: {"latency_ms": {"p50": time}} for form, time in (("int8", 0.3), ("fp32", 0.9))
+    }
+    return document | changes
+
+
+def test_what_auto_chose_from_is_a_table_of_its_own(written):
+    text = written(measured(), raced())
+    table = text.partition("## What auto chose from")[2].partition("##")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| toy")]
+    assert rows == [
+        ["toy", "pixel", "fp32", "ok", "98.00", "0.900", "0.90", "yes"],
+        ["toy", "pixel", "int8", "chosen by latency", "97.00", "0.300", "0.24", "yes"],
+        ["toy", "pixel", "w4", "lost", "50.00", "-", "0.14", "-"],
+    ]
+    assert "- toy on pixel, w4: top-1 is 50.00%." in table
+    assert "- pixel: speed-up is over `fp32`." in text
+
+
+def test_auto_without_its_runtime_has_no_figure_and_no_reference(written):
+    changes = {"status": "unavailable", "reason": REASON, "remedy": REMEDY, "runs": [], "speedup": None}
+    text = written(measured(), raced(chosen_by="size", **changes))
+    assert "chosen by size" in text and "speed-up is over" not in text
+    assert f"- pixel: unavailable. {REASON} To get figures: {REMEDY}" in text.replace("\n  ", " ")
+
+
+def test_a_report_without_auto_says_nothing_of_it(written):
+    assert "auto" not in written(measured())
