@@ -174,7 +174,7 @@ def python_versions(device: Device, python: str, packages: Sequence[str]) -> dic
             f"`{python}` on {device.name} cannot say which packages it has: {_last(done.stderr)}. It may be too old: "
             f"Python {_dotted(OLDEST_PYTHON)} or later is needed. Set `device_python:` in target.yaml to such a one."
         )
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def runner_versions(device: Device, runner: str) -> dict[str, str | None]:

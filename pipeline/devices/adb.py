@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_TROUBLE = re.compile(r"^(?:adb|error)(?:\.exe)?: (.*)", re.MULTILINE)
-_CUT = re.compile(r"closed|protocol fault|connect error|read failed|EOF|connection reset|failed to read", re.IGNORECASE)
-_OF_A_COPY = re.compile(r"failed to copy|failed to stat|couldn't create file|remote ")
+_ABSENT = r"device '.*' not found|device offline|no devices/emulators found|device still (?:authorizing|connecting)"
+_CUT = r"closed|protocol fault.*|failed to read copy response.*|connection reset.*"
+_OTHER = r"device unauthorized.*|insufficient permissions.*|more than one device.*|cannot connect to daemon.*"
+_TROUBLE = re.compile(rf"^(?:adb: )?(?:error: )?({_ABSENT}|{_CUT}|{_OTHER})\.?$", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Adb:
     def trouble(self, returncode: int, said: str) -> tuple[str, bool] | None:
         """What is wrong with the link and how to mend it, and whether it was cut; None where nothing is."""
         found = _TROUBLE.findall(said) if returncode else []
-        if not found or _OF_A_COPY.search(found[-1]):
+        if not found:  # what a command there says begins with "error: " too
             return None
         what = found[-1].rstrip(".")
         if "unauthorized" in what:
@@ -40,13 +41,13 @@ class Adb:
                 "on its screen; if there is none: adb kill-server, then plug it in anew.",
                 False,
             )
-        if "not found" in what or "no devices" in what or "offline" in what:
+        if re.fullmatch(_ABSENT, what, re.IGNORECASE):
             return (
                 f"adb does not reach the device {self.serial}: {what}. Switch on USB debugging in its developer "
                 f"options, plug it in, and see what is listed: adb devices -l",
                 False,
             )
-        if _CUT.search(what):
+        if re.fullmatch(_CUT, what, re.IGNORECASE):
             return (
                 f"the link to the Android device {self.serial} was cut ({what}). See to the cable, and run again.",
                 True,

@@ -193,6 +193,12 @@ class Device:
                     said = lines.read_back(stderr)
                     raise self.explain(returncode, said) or self.failure("mktemp -d", Completed(returncode, "", said))
                 too_late.cancel()
+                if not place.startswith("/"):
+                    raise DeviceError(
+                        f"the shell on {self.name} prints `{place[:80]}` before it runs a command, so what commands "
+                        "print cannot be told from it. Let its startup files (~/.bashrc, say) print nothing where it "
+                        "is not interactive."
+                    )
                 self.scratches.append(place)
                 try:
                     yield place

@@ -60,8 +60,11 @@ def test_what_adb_says_is_understood(code, said, is_cut, told):
     assert (error.is_cut, told in str(error)) == (is_cut, True)
 
 
-def test_a_command_that_fails_there_is_not_taken_for_the_links_failure():
-    assert devices.parse("adb:X").explain(1, "ls: /nowhere: No such file or directory") is None
+@pytest.mark.parametrize(
+    "said", ["ls: /nowhere: No such file or directory", "error: trtexec is not on PATH", "error: closed early"]
+)
+def test_a_command_that_fails_there_is_not_taken_for_the_links_failure(said):
+    assert devices.parse("adb:X").explain(1, said) is None
 
 
 def test_files_go_by_adbs_own_copy(adb_device, tmp_path):

@@ -10,12 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import bench, devices, export
+from pipeline import backends, bench, devices, export
 from pipeline.config import Bench, BenchSettings, ExportSettings
 from pipeline.errors import DeviceError
+from pipeline.manifest import ExportSpec, Preprocessing
 
 QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
 ACCURACY = {"branched": 0.91, "fused": 0.92, "file": 0.93}
+
+
+def export_to(folder, artifacts, backend):
+    settings = ExportSettings(
+        target="board", model="toy", backend=backend, precision="fp32", forms=("fused", "branched"), batch=1,
+        image_size=None, options={},
+    )  # fmt: skip
+    paths = {"checkpoint": artifacts.checkpoint, "fused": artifacts.fused, "verify": artifacts.verify}
+    export.run(settings, **paths, manifest=folder / "manifest.json")
+    checked = {"status": "ok", "checked_by": "ExecuTorch", "accuracy": ACCURACY}
+    (folder / "check.json").write_text(json.dumps(checked))
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +37,9 @@ def exported(artifacts, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("REPNETS_STORE", str(folder.parent / "store"))
     try:
-        settings = ExportSettings(
-            target="board", model="toy", backend="executorch", precision="fp32", forms=("fused", "branched"), batch=1,
-            image_size=None, options={},
-        )  # fmt: skip
-        paths = {"checkpoint": artifacts.checkpoint, "fused": artifacts.fused, "verify": artifacts.verify}
-        export.run(settings, **paths, manifest=folder / "manifest.json")
+        export_to(folder, artifacts, "executorch")
     finally:
         patch.undo()
-    checked = {"status": "ok", "checked_by": "ExecuTorch", "accuracy": ACCURACY}
-    (folder / "check.json").write_text(json.dumps(checked))
     return folder
 
 
@@ -95,6 +100,38 @@ def test_a_link_that_is_cut_in_a_benchmark(ssh_device, run_bench, runner, tmp_pa
     assert cut() >= 2
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
     assert not (tmp_path / "toy" / "bench.json").exists()
+
+
+@pytest.mark.slow
+def test_trtexec_alone_is_enough_for_tensorrt(ssh_device, trtexec, artifacts, tmp_path, capsys):
+    """With a stand-in for trtexec: it shows the way of the files, nothing of TensorRT."""
+    told, how = trtexec(), QUICK.model_copy(update={"sustained_seconds": 1})
+    folder = tmp_path / "toy"
+    export_to(folder, artifacts, "onnx")
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"backend": "tensorrt"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    spec = ExportSpec("fp32", (1, 3, 32, 32), Preprocessing.from_dict(manifest["preprocessing"]))
+    backends.load("tensorrt").write_extras([folder / "build_engine.sh"], spec)
+    bench.run(
+        BenchSettings(backend="tensorrt", bench=how, device=ssh_device.url),
+        manifest=folder / "manifest.json",
+        check=folder / "check.json",
+        files=[*sorted(folder.glob("*.onnx")), folder / "build_engine.sh"],
+        fused=artifacts.fused,
+        checkpoint=artifacts.checkpoint,
+        output=folder / "bench.json",
+        profile=folder / "profile.json",
+    )
+    got, profile = (json.loads((folder / name).read_text()) for name in ("bench.json", "profile.json"))
+    assert (got["status"], got["reference"], got["speedup"]["median"]) == ("ok", None, 1)
+    for entry in got["forms"].values():
+        assert (entry["latency_ms"]["p50"], entry["load_ms"], entry["peak_memory_bytes"]) == (0.8, None, None)
+        assert entry["transfer_ms"] == {"host_to_device": 0.02, "device_to_host": 0.01}
+    assert got["conditions"]["versions"] == {"tensorrt": "10.3.0"} and got["conditions"]["other_load"] is None
+    assert profile["status"] == "ok" and [one["kind"] for one in profile["operations"]] == ["CaskConvolution"]
+    assert got["sustained"]["windows"][0]["p50_ms"] == 0.8
+    assert [call["onnx"] for call in told() if "saveEngine" in call] == ["branched.onnx", "fused.onnx"]
+    assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
 
 
 @pytest.mark.slow

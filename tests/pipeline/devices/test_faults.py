@@ -109,6 +109,14 @@ def test_a_full_device_and_a_folder(ssh_device, tmp_path):
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
 
 
+def test_a_shell_that_greets_is_told(ssh_device):
+    ssh_device.set_up('ForceCommand echo Welcome to this board; eval "$SSH_ORIGINAL_COMMAND"')
+    with pytest.raises(DeviceError, match=r"the shell on ssh://.* prints `Welcome to this board` before it runs"):  # noqa: SIM117
+        with devices.parse(ssh_device.url).scratch():
+            pass
+    assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
+
+
 @pytest.fixture
 def at_once(monkeypatch):
     monkeypatch.setattr(copying, "TRIES_AFTER_SECONDS", (0.0, 0.0))

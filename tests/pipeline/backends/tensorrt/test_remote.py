@@ -1,55 +1,11 @@
 """TensorRT on a device: what trtexec is asked there, by a stand-in that writes what the real one writes."""
 
-import json
-import sys
-
 import pytest
 
 from pipeline import devices
 from pipeline.backends import tensorrt as backend
 from pipeline.backends.tensorrt import remote
 from pipeline.errors import DeviceError, StageError
-
-TRTEXEC_STAND_IN = """#!{python}
-# A stand-in for trtexec: it writes the files that trtexec writes, and says nothing of TensorRT.
-import json, os, pathlib, sys
-told = dict(option.lstrip("-").partition("=")[::2] for option in sys.argv[1:])
-with open({log!r}, "a") as log:
-    log.write(json.dumps(told) + "\\n")
-print("&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec")
-if "saveEngine" in told:
-    assert os.path.exists(told["onnx"]), "the ONNX file was brought"
-    header = b"ftrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([10, 3, 0, 30])
-    pathlib.Path(told["saveEngine"]).write_bytes(header)
-    cache = pathlib.Path(told["timingCacheFile"])
-    cache.write_text(cache.read_text() + "again" if cache.exists() else "once")
-if "loadEngine" in told:
-    assert os.path.exists(told["loadEngine"]), "the engine was built"
-run = {{"computeMs": 0.8, "h2dMs": 0.02, "d2hMs": 0.01, "latencyMs": 0.83}}
-if "exportTimes" in told:
-    pathlib.Path(told["exportTimes"]).write_text(json.dumps([run] * 5))
-if "exportProfile" in told:
-    pathlib.Path(told["exportProfile"]).write_text(json.dumps([{{"count": 3}}, {{"name": "conv", "medianMs": 0.3}}]))
-    layers = {{"Layers": [{{"Name": "conv", "LayerType": "CaskConvolution"}}]}}
-    pathlib.Path(told["exportLayerInfo"]).write_text(json.dumps(layers))
-print("[01/01/2026-00:00:00] [E] Error[2]: no kernel image" if {code} and "saveEngine" in told else "")
-print("&&&& PASSED TensorRT.trtexec [TensorRT v100300] # trtexec")
-sys.exit({code} if "saveEngine" in told else 0)
-"""
-
-
-@pytest.fixture
-def trtexec(ssh_device):
-    """Puts the stand-in on the device's PATH; gives a function for what it was told."""
-
-    def make(code=0):
-        log = ssh_device.folder / "calls"
-        program = ssh_device.folder / "bin" / "trtexec"
-        program.write_text(TRTEXEC_STAND_IN.format(python=sys.executable, log=str(log), code=code))
-        program.chmod(0o755)
-        return lambda: [json.loads(line) for line in log.read_text().splitlines()]
-
-    return make
 
 
 @pytest.fixture
