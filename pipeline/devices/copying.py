@@ -26,7 +26,7 @@ _Result = TypeVar("_Result")
 
 
 def again(act: Callable[[], _Result]) -> _Result:
-    """Do something, and once more after a pause where the link was cut; then also where the device cannot be reached."""
+    """Do something, and again after a pause where the link was cut; then also where the device cannot be reached."""
     was_cut = False
     for pause in (*TRIES_AFTER_SECONDS, None):
         try:
