@@ -180,8 +180,6 @@ def measured(subject: subjects.Subject, rows: Sequence[Row], options: argparse.N
     import numpy as np
 
     calibration = subject.calibration()
-    refused = [row for row in rows if row.kind == OURS] if subject.refusal else []
-    rows = [row for row in rows if row not in refused]
     for row in rows:
         bar.set_description(f"{subject.title}: {row.file}")
         if not (subject.folder / row.file).exists():
@@ -200,7 +198,7 @@ def measured(subject: subjects.Subject, rows: Sequence[Row], options: argparse.N
         bar.set_description(f"{subject.title}: timing")
         timed = {row.name: job for row, job in jobs.items() if row.timed}
         samples = worker.time_in_turn(timed, images[:1], options.threads, until=until).timing.samples_ms
-    bar.update(1 + 2 * len(refused))
+    bar.update()
     right = {row: float((found == labels).mean()) for row, found in classes.items()}
     return {
         "test_images": len(labels),
@@ -311,8 +309,7 @@ def lines(found: Mapping[str, Any], unavailable: Mapping[str, Any]) -> list[tupl
     for row in ROWS:
         one = found["rows"].get(row.name)
         if one is None:
-            why = "unavailable" if row.name in unavailable else "refused"
-            made.append((row.kind, row.runtime, why, *("-",) * (len(HEAD) - 3)))
+            made.append((row.kind, row.runtime, "unavailable", *("-",) * (len(HEAD) - 3)))
             continue
         faster = "1" if row == BASELINE else peers.times(one["speedup"])
         made.append(
@@ -327,13 +324,12 @@ def lines(found: Mapping[str, Any], unavailable: Mapping[str, Any]) -> list[tupl
 
 def verdict(found: Mapping[str, Any]) -> str:
     """What the aims ask, and whether it holds."""
-    if found["refusal"]:
-        return f"The stage quantize refused: {found['refusal']}"
     rows = {row: found["rows"][row.name] for row in ROWS if row.name in found["rows"]}
     ours = {row: one for row, one in rows.items() if row.kind == OURS}
     others = {row: one for row, one in rows.items() if row.kind not in (OURS, FLOAT) and "naive" not in row.kind}
     worst = min(ours, key=lambda row: ours[row]["points"])
-    said = [
+    said = [f"the stage quantize would not ship it: {found['refusal']}"] if found["refusal"] else []
+    said += [
         f"within {AIM_POINTS} points of float: {_yes(ours[worst]['points'] >= -AIM_POINTS)} "
         f"({ours[worst]['points']:+.2f} by {worst.runtime})"
     ]

@@ -1,9 +1,9 @@
 """An int8 network made as good as it gets: steps of repair in a fixed order, each kept only where it helps.
 
 Within a step, calibration images (training data) alone decide. What costs nothing on the device is always tried: range
-setting, cross-layer equalization, bias correction. If the accuracy on the validation images then is not within what is
-allowed, the layers that lose most are kept in float, as few as will do; and if that is not enough, and the settings
-allow it, the network is trained in int8 for some epochs.
+setting, cross-layer equalization, rounding a layer's weights together, bias correction. If the accuracy on the
+validation images then is not within what is allowed, the layers that lose most are kept in float, as few as will do;
+and if that is not enough, and the settings allow it, the network is trained in int8 for some epochs.
 """
 
 import statistics
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from repnets.quantization.simulation import Simulation
 
 
-_BIAS_IMAGES = 256  # at once, with what every layer gives for them
+_IMAGES = 256  # for the steps that look at every layer; at once, with what all of them give
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ class _Repair:
         limits: Limits,
     ) -> None:
         self.network, self.calibration, self.measure, self.limits = network, calibration, accuracy, limits
+        self.moments: dict[str, Tensor] = {}
         prepared = pt2e.prepare(network)
         simulation = pt2e.simulation(prepared)
         with simulation.as_float():
@@ -152,6 +153,7 @@ class _Repair:
         self._naive()
         self._ranges()
         self._equalization()
+        self._rounding()
         self._bias()
         if not self._holds():
             self._keep_in_float()
@@ -232,19 +234,31 @@ class _Repair:
         count = equalized(best)
         self._keep_or_restore("equalization", f"{count} pairs of layers, share {best}", before, start)
 
-    def _bias(self) -> None:
+    def _rounding(self) -> None:
         """From here on the network's own weights are the equalized ones, which alone make the float network."""
+        from repnets.quantization import rounding
+
         pt2e.copy_tensors(self.done.simulation.module, self.network)
+        before, start = self.done.error, self.done.simulation.save()
+        self.moments = rounding.second_moments(self.done.simulation, [self._images()])
+        count = rounding.round_together(self.done.simulation, self.moments)
+        if not self._keep_or_restore("rounding together", f"the weights of {count} layers", before, start):
+            self.moments = {}
+
+    def _bias(self) -> None:
         start = self.done.simulation.save()
         before, count = self.done.error, self._correct()
         self._keep_or_restore("bias correction", f"{count} layers", before, start)
 
     def _correct(self) -> int:
-        import torch
-
         from repnets.quantization import bias
 
-        return bias.correct(self.done.simulation, torch.cat(list(self.calibration))[:_BIAS_IMAGES])
+        return bias.correct(self.done.simulation, self._images())
+
+    def _images(self) -> "Tensor":
+        import torch
+
+        return torch.cat(list(self.calibration))[:_IMAGES]
 
     def _correct_if_it_helps(self) -> None:
         before, start = self._error(), self.done.simulation.save()
@@ -252,11 +266,12 @@ class _Repair:
         if self._error() >= before:
             self.done.simulation.restore(start)
 
-    def _keep_or_restore(self, name: str, how: str, before: float, start: "dict[str, Tensor]") -> None:
+    def _keep_or_restore(self, name: str, how: str, before: float, start: "dict[str, Tensor]") -> bool:
         error = self._error()
         self._note(name, how, error < before, error)
         if not error < before:
             self.done.simulation.restore(start)
+        return error < before
 
     def _keep_in_float(self) -> None:
         """The layers that lose most, 1, 2, 4 and so on of them, until the accuracy is within the limits."""
@@ -274,11 +289,14 @@ class _Repair:
                 return
 
     def _start_again(self, in_float: list[str]) -> None:
-        """The equalized network with fresh scales, and some layers in float."""
+        """The equalized network with fresh scales, and some layers in float; the others are rounded as they were."""
+        from repnets.quantization import rounding
+
         self.done.in_float = in_float
         self.done.prepared = pt2e.prepare(self.network, in_float)
         self.done.simulation = pt2e.simulation(self.done.prepared)
         self._set(self._observed())
+        rounding.round_together(self.done.simulation, self.moments)
 
     def _train(self, training: Training) -> None:
         from repnets.quantization.training import distil

@@ -4,7 +4,11 @@ Between two layers with nothing but positively homogeneous operations between th
 mean), channel i of the first may be divided by any s_i > 0 and the second's weights for it multiplied: the network
 computes the same (arXiv 1906.04721, section 4.1). An activation has one scale for all its channels, so a channel far
 wider than the rest costs them their digits; s_i is chosen as arXiv 2211.10438 does, from the range of the activation
-and that of the weights that read it.
+and that of the weights that read it. A depthwise layer has a scale for each of these, so there the activation alone
+counts.
+
+A ReLU6 is homogeneous below 6. A channel that stays below may be made wider up to there, and a value larger than any
+seen then saturates, as it does at the end of any int8 range; a channel that reaches 6 keeps its scale.
 """
 
 from __future__ import annotations
@@ -40,11 +44,14 @@ class Pair:
     Attributes:
         first, second: The layers.
         between: The rounding of what the second reads.
+        caps: Where a ReLU6 or another hard tanh from 0 on lies between: where it ends, and the rounding of what it
+            gives.
     """
 
     first: Layer
     second: Layer
     between: Rounding
+    caps: tuple[tuple[float, Rounding], ...] = ()
 
 
 def pairs(simulation: Simulation) -> list[Pair]:
@@ -52,14 +59,21 @@ def pairs(simulation: Simulation) -> list[Pair]:
     layers = {layer.node: layer for layer in simulation.layers}
     found = []
     for first in simulation.layers:
-        second = layers.get(_reader(simulation, first.node))
-        if second is not None and _channels_in(second) == len(first.weight) and not _is_transposed(first):
-            found.append(Pair(first, second, second.input_rounding))
+        way = _way(simulation, first.node)
+        caps = [(end, way[place + 1]) for place, node in enumerate(way) if (end := _cap(node)) is not None]
+        capped = tuple((end, rounding) for end, node in caps if (rounding := simulation.rounding(node)) is not None)
+        if not way or len(capped) < len(caps) or _is_transposed(first):
+            continue
+        second = layers[way[-1]]
+        if _channels_in(second) == len(first.weight):
+            found.append(Pair(first, second, second.input_rounding, capped))
     return found
 
 
 def equalize(simulation: Simulation, seen: dict[Rounding, Seen], share: float) -> int:
     """Scale the channels between each pair of layers, in place; the float network stays the same.
+
+    Behind a ReLU6 it does as far as `seen` goes: what is larger than that is cut off there.
 
     Args:
         simulation: Scales of its roundings are to be set anew afterwards, from activations that are observed anew.
@@ -72,7 +86,7 @@ def equalize(simulation: Simulation, seen: dict[Rounding, Seen], share: float) -
     found = pairs(simulation)
     with torch.no_grad():
         for pair in found:
-            by = _scales(seen[pair.between].by_channel[len(pair.first.weight)], _read(pair.second), share)
+            by = _scales(pair, seen, share)
             pair.first.weight.div_(by.view(-1, *[1] * (pair.first.weight.dim() - 1)))
             if pair.first.bias is not None:
                 pair.first.bias.div_(by)
@@ -80,14 +94,24 @@ def equalize(simulation: Simulation, seen: dict[Rounding, Seen], share: float) -
     return len(found)
 
 
-def _scales(activation: Tensor, weights: Tensor, share: float) -> Tensor:
-    """s_i; 1 for a channel that is never active or never read, and the widest channel keeps its range."""
+def _scales(pair: Pair, seen: dict[Rounding, Seen], share: float) -> Tensor:
+    """s_i; 1 for a channel that is never active or never read; on average 1, or where there is a cap at most 1."""
+    channels = len(pair.first.weight)
+    activation, weights = seen[pair.between].by_channel[channels], _read(pair.second)
     alive = (activation > 0) & (weights > 0)
     if not bool(alive.any()):
         return torch.ones_like(activation)
-    by = torch.where(alive, activation.pow(share) / weights.clamp_min(1e-30).pow(1 - share), 1.0)
-    middle = by[alive].log().mean().exp()
-    return torch.where(alive, (by / middle).clamp(1 / _MOST, _MOST), 1.0)
+    if pair.second.groups == channels:
+        share = 1.0
+    by = activation.pow(share) / weights.clamp_min(1e-30).pow(1 - share)
+    if pair.caps:
+        by = by * weights.max().pow(1 - share) / min(end for end, _ in pair.caps) ** share
+    else:
+        by = by / by[alive].log().mean().exp()
+    by = by.clamp(1 / _MOST, _MOST)
+    for end, rounding in pair.caps:
+        by = by.maximum(seen[rounding].by_channel[channels] / end).clamp(max=1)
+    return torch.where(alive, by, 1.0)
 
 
 def _read(layer: Layer) -> Tensor:
@@ -113,13 +137,32 @@ def _is_transposed(layer: Layer) -> bool:
     return layer.weight_rounding.axis != 0
 
 
-def _reader(simulation: Simulation, node: Node) -> Node | None:
-    """The layer that alone reads what a node gives, if only homogeneous operations lie between."""
+def _way(simulation: Simulation, node: Node) -> list[Node]:
+    """From a layer to the one that alone reads it, which comes last; empty if not all between is homogeneous."""
+    layers, way = {layer.node for layer in simulation.layers}, []
     while len(node.users) == 1:
         user = next(iter(node.users))
-        if user in {layer.node for layer in simulation.layers}:
-            return user if user.args[0] is node else None
-        if user.target not in _HOMOGENEOUS and simulation.rounding(user) is None:
-            return None
+        way.append(user)
+        if user in layers:
+            return way if user.args[0] is node else []
+        if not _is_homogeneous(user) and simulation.rounding(user) is None:
+            return []
         node = user
-    return None
+    return []
+
+
+def _is_homogeneous(node: Node) -> bool:
+    if node.target is torch.ops.aten.pad.default:
+        mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
+        return mode == "constant" and not value
+    return node.target in _HOMOGENEOUS or _cap(node) is not None
+
+
+def _cap(node: Node) -> float | None:
+    """Where a clamp from 0 on ends; None for any other operation."""
+    if node.target is torch.ops.aten.relu6.default:
+        return 6.0
+    if node.target not in (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default):
+        return None
+    lowest, end = (*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :])
+    return float(end) if lowest == 0 else None

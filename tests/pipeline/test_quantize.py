@@ -146,7 +146,8 @@ def test_the_report_says_by_what_and_with_which_images(quantized):
     assert report["scheme"]["weights"]["granularity"] == "output channel"
     assert report["scheme"]["activations"]["range"].split()[0] in ("max", "percentile", "mse")
     assert [step["name"] for step in report["steps"]] == [
-        "naive, one scale a weight", "naive, one scale a channel", "range setting", "equalization", "bias correction",
+        "naive, one scale a weight", "naive, one scale a channel", "range setting", "equalization",
+        "rounding together", "bias correction",
     ]  # fmt: skip
     kept = [step["error"] for step in report["steps"] if step["kept"]]
     assert kept == sorted(kept, reverse=True)

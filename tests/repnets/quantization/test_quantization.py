@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from repnets.quantization import bias, equalization, ranges, sensitivity, training
+from repnets.quantization import bias, equalization, ranges, rounding, sensitivity, training
 from repnets.quantization.simulation import LIMIT, Rounding, Simulation, error
 
 
@@ -24,10 +24,13 @@ def calibrated(simulation, images):
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_rounding_is_that_of_symmetric_int8(axis):
-    x = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 6, 3, generator=random)
     rounding = Rounding(axis)
     rounding.enabled = True
-    rounding.scale = torch.rand(1 if axis is None else x.shape[axis]) * 0.02 + 0.001  # some are clipped
+    rounding.scale = (
+        torch.rand(1 if axis is None else x.shape[axis], generator=random) * 0.01 + 0.001
+    )  # some are clipped
     scale = rounding.scale.numpy()
     if axis is not None:
         scale = scale.reshape([-1 if dim == axis else 1 for dim in range(3)])
@@ -143,7 +146,7 @@ def test_equalization_leaves_the_float_network_as_it_is_and_int8_loses_less(cali
     assert error(simulation.logits([images]), want) < before / 2
 
 
-@pytest.mark.parametrize("kind", ["hardswish", "read twice", "relu6"])
+@pytest.mark.parametrize("kind", ["hardswish", "read twice", "hardtanh", "pad of ones", "pad of edges"])
 def test_what_is_not_homogeneous_or_is_read_twice_is_not_equalized(kind, images, simulate):
     class Between(nn.Module):
         def __init__(self):
@@ -154,12 +157,87 @@ def test_what_is_not_homogeneous_or_is_read_twice_is_not_equalized(kind, images,
             y = self.first(x)
             if kind == "hardswish":
                 return self.second(functional.hardswish(y)).mean((2, 3))
-            if kind == "relu6":
-                return self.second(functional.relu6(y)).mean((2, 3))
+            if kind == "hardtanh":
+                return self.second(functional.hardtanh(y)).mean((2, 3))
+            if kind == "pad of ones":
+                return self.second(functional.pad(y.relu(), (1, 1, 1, 1), value=1.0)).mean((2, 3))
+            if kind == "pad of edges":
+                return self.second(functional.pad(y.relu(), (1, 1, 1, 1), "replicate")).mean((2, 3))
             y = y.relu()
             return (self.second(y) + y).mean((2, 3))
 
     assert equalization.pairs(simulate(Between(), images)) == []
+
+
+def test_zeros_around_an_image_are_as_good_as_nothing(images, simulate):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.second(functional.pad(self.first(x).relu(), (0, 1, 0, 1))).mean((2, 3))
+
+    assert len(equalization.pairs(simulate(Padded(), images))) == 1
+
+
+def test_behind_a_relu6_channels_are_widened_up_to_its_end(images, simulate):
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            with torch.no_grad():
+                self.first.weight *= torch.logspace(-0.5, 1.5, 8).view(-1, 1, 1, 1)
+
+        def forward(self, x):
+            return self.second(functional.relu6(self.first(x))).mean((2, 3))
+
+    torch.manual_seed(0)
+    simulation = simulate(Between(), images)
+    with simulation.as_float():
+        want = simulation.logits([images])
+    (pair,) = equalization.pairs(simulation)
+    assert [end for end, _ in pair.caps] == [6.0]
+    before = ranges.observe(simulation, [images])[pair.between].by_channel[8]
+    assert before.min() < 1 and (before == 6).sum() >= 2
+    equalization.equalize(simulation, ranges.observe(simulation, [images]), 0.5)
+    after = ranges.observe(simulation, [images])[pair.between].by_channel[8]
+    torch.testing.assert_close(after, torch.full((8,), 6.0))
+    with simulation.as_float():
+        torch.testing.assert_close(simulation.logits([images]), want, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_rounded_together_lose_less_of_what_they_compute(simulation, images):
+    """Inputs that hardly vary beside their mean: then the errors of a kernel's weights add up."""
+    bright = images + 5
+    ranges.set_activations(ranges.observe(simulation, [bright]), "max")
+    ranges.set_weights(simulation, "max")
+    with simulation.as_float():
+        want = simulation.logits([bright])
+    moments = rounding.second_moments(simulation, [bright])
+    with simulation.only([layer.weight_rounding for layer in simulation.layers]):
+        before = error(simulation.logits([bright]), want)
+        assert rounding.round_together(simulation, moments) == 4
+        assert error(simulation.logits([bright]), want) < before / 2
+    for layer in simulation.layers:
+        steps = layer.weight.flatten(1) / layer.weight_rounding.scale[:, None]
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+        assert steps.abs().max() <= LIMIT + 1e-4
+
+
+def test_the_moments_are_those_of_what_the_kernels_read(calibrated, images):
+    """By the convolution itself: the mean square of its output is w M w^T."""
+    simulation, _ = calibrated
+    moments = rounding.second_moments(simulation, [images])
+    seen = []
+    with simulation.as_float(), torch.no_grad():
+        first = simulation.layers[0]
+        first.input_rounding.watch = seen.append
+        simulation.logits([images])
+        output = nn.functional.conv2d(seen[0], first.weight, padding=1)
+    flat = first.weight.flatten(1).double()
+    squares = torch.einsum("ok,kl,ol->o", flat, moments[first.name][0], flat)
+    torch.testing.assert_close(squares, output.double().square().sum((0, 2, 3)), rtol=1e-5, atol=0)
 
 
 def test_bias_correction_makes_the_mean_of_every_layer_right(calibrated, images):
