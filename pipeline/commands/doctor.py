@@ -1,0 +1,215 @@
+"""`repnets doctor`: what this machine and the named devices can build, check and bench, and what brings the rest."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, devices, probe
+from pipeline import doctor as examined
+from pipeline.commands.tables import aligned
+from pipeline.config import Config, Target
+from pipeline.doctor import Can, Host
+from pipeline.errors import DeviceError, InputError, StageError, nearest
+from pipeline.manifest import Unavailable, write_json
+from pipeline.probe import Probe
+from pipeline.requirements import Found
+from pipeline.strict import read_yaml
+
+HELP = """\
+Look at this machine, and at the devices that are named, and say of each target what can be built, checked and
+benched, what is missing, why it matters, and the command that brings it. Nothing is built, installed or changed.
+
+DEVICE is where files are to run:
+  ssh://user@host:port   a Jetson, a Raspberry Pi, a Mac, over the system's own ssh, with your keys and ~/.ssh/config
+  adb:SERIAL             an Android phone or tablet, over the system's own adb; `adb devices` lists them
+A device is asked once, by its shell; nothing is written there.
+
+build and check take no device: what cannot run here is checked by another runtime, see docs/proof.md. bench takes the
+target's own runtime. `on a device` means that it is not here.
+
+Exit code 0: every target in question can be built and checked here, and each device answered. 1: not so. 2: the
+configuration or an option cannot be used.
+
+examples:
+  repnets doctor
+  repnets doctor --target tensorrt ssh://anna@jetson.local
+  repnets doctor adb:0123456789ABCDEF --json doctor.json
+"""
+
+RUNNER = """\
+A runner is a small program that runs a .pte where there is no Python.
+  Linux (x86_64, aarch64)  install g++ and `pip install executorch` there: the wheel has ExecuTorch's C++ libraries and
+                           headers, and bench builds the runner from its source with them.
+  Android                  build ExecuTorch's libraries with the NDK on this machine; docs/devices.md has the commands."""
+
+_SECONDS = 60  # for a device to answer in
+
+
+def doctor(
+    names: Sequence[str] = (),
+    *,
+    targets: Sequence[str] | None = None,
+    python: str = "python3",
+    settings: Path = Path("config.yaml"),
+    document: Path | None = None,
+) -> None:
+    """Print what this machine and some devices can do for the configured targets.
+
+    Args:
+        names: devices, as `devices.parse` reads them.
+        targets: those in question; default: all that are configured.
+        python: the Python on the devices.
+        settings: the config.yaml with the targets beside it.
+        document: where to write the same as JSON.
+
+    Raises:
+        InputError: the configuration cannot be used, or has no such target, or a device is not named properly.
+        StageError: a target cannot be built or checked here.
+        DeviceError: a device did not answer.
+    """
+    configured = config.load(read_yaml(settings), settings.parent)
+    for name in targets or ():
+        if name not in configured.targets:
+            raise InputError(f"there is no target `{name}`{nearest(name, list(configured.targets))}")
+    chosen = [configured.targets[name] for name in targets or configured.targets]
+    parsed = [devices.parse(name) for name in names]
+    host = examined.examine(configured, [target.name for target in chosen])
+    print(_host(host, chosen))
+    answers = {device.name: _ask(device, python) for device in parsed}
+    for name, answer in answers.items():
+        print(f"\n{_device(name, answer, chosen)}")
+    if answers:
+        print(f"\n{RUNNER}")
+    if document:
+        write_json(document, _document(host, chosen, answers))
+    _conclude(host, answers)
+
+
+def _ask(device: Any, python: str) -> Probe | DeviceError:
+    try:
+        done = device.run(["sh", "-c", probe.SCRIPT, "sh", device.home, python], timeout=_SECONDS)
+    except DeviceError as error:
+        return error
+    return probe.read(_text(done.stdout))
+
+
+def _text(said: bytes | str) -> str:
+    return said.decode(errors="replace") if isinstance(said, bytes) else said
+
+
+def _conclude(host: Host, answers: Mapping[str, Probe | DeviceError]) -> None:
+    silent = [answer for answer in answers.values() if isinstance(answer, DeviceError)]
+    if host.unmet:
+        names = ", ".join(one.target for one in host.unmet)
+        raise StageError(f"{names} cannot be built and checked here; what is missing, and how to get it, is above.")
+    print("\nevery target in question can be built and checked here")
+    if silent:
+        raise silent[0]
+
+
+def _host(host: Host, targets: Sequence[Target]) -> str:
+    about = aligned(_facts(host.probe, f"Python {host.python}", f"where results are kept: {host.store}"))
+    gpu = f"compute capability {host.gpu}" if host.gpu else "none with a working driver"
+    needed = [_row(one, targets) for one in host.found if _needed(one, targets)]
+    rows = [("target", "build", "check", "bench")]
+    rows += [(one.target, one.build.how, one.check.how, one.bench.how) for one in host.verdicts]
+    parts = ["this machine", _indented(f"{about}\nnvidia   {gpu}"), "", _indented(aligned(needed)), ""]
+    parts.append(_indented(aligned(rows)))
+    for what, why in _missing(host):
+        parts += ["", f"{what}", _indented(f"why  {why.reason}\ndo   {why.remedy}")]
+    return "\n".join(parts)
+
+
+def _needed(one: Found, targets: Sequence[Target]) -> bool:
+    return bool(examined.needed_by(one, targets))
+
+
+def _row(one: Found, targets: Sequence[Target]) -> tuple[str, ...]:
+    version = "yes" if one.version and one.requirement.is_program else one.version or "missing"
+    return (one.requirement.name, version, one.requirement.why, one.remedy)
+
+
+def _missing(host: Host) -> list[tuple[str, Unavailable]]:
+    """What cannot be done, with each reason once, under the names of all targets that it concerns."""
+    found: dict[tuple[str, Unavailable], list[str]] = {}
+    for verdict in host.verdicts:
+        for work in ("build", "check", "bench"):
+            for why in getattr(verdict, work).missing:
+                found.setdefault((work, why), []).append(verdict.target)
+    return [(f"no {work} here of {', '.join(targets)}", why) for (work, why), targets in found.items()]
+
+
+def _device(name: str, answer: Probe | DeviceError, targets: Sequence[Target]) -> str:
+    if isinstance(answer, DeviceError):
+        return f"{name}\n{_indented(f'error    {answer}')}"
+    python = f"Python {answer.python}" if answer.python else "no Python"
+    facts = _facts(answer, python, "where bundles go")
+    runtimes = ", ".join(f"{package} {version}" for package, version in answer.packages.items())
+    facts.append(
+        ("runtimes", ", ".join(filter(None, (runtimes, answer.trtexec and f"trtexec {answer.trtexec}"))) or "none")
+    )
+    facts.append(("compiler", f"g++ {answer.gcc}" if answer.gcc else "no g++"))
+    facts.append(("installed", ", ".join(f"{one} {digest}" for one, digest in answer.installed) or "nothing"))
+    install = examined.can_install(answer)
+    abilities = {target.name: examined.can_run(target, answer) for target in targets}
+    rows = [("target", "bench and self-test"), *((one, can.how) for one, can in abilities.items())]
+    parts = [name, _indented(aligned(facts)), "", _indented(aligned(rows))]
+    whys: dict[Unavailable, list[str]] = {}
+    for one, can in (("ship", install), *abilities.items()):
+        for why in can.missing:
+            whys.setdefault(why, []).append(one)
+    for why, concerned in whys.items():
+        parts += ["", f"not there: {', '.join(concerned)}", _indented(f"why  {why.reason}\ndo   {why.remedy}")]
+    return "\n".join(parts)
+
+
+def _facts(about: Probe, python: str, place: str) -> list[tuple[str, str]]:
+    system = filter(None, (about.described, f"{about.system} {about.release}", about.architecture, python))
+    cores = f"{about.cores} core{'s' * (about.cores != 1)}" if about.cores else None
+    memory = f"{about.memory_gib} GiB of memory" if about.memory_gib else None
+    free = f"{about.free_gib} GiB free" if about.free_gib is not None else "free space unknown"
+    return [
+        ("system", ", ".join(system)),
+        ("machine", ", ".join(filter(None, (about.model, about.cpu, cores, memory)))),
+        ("disk", f"{free}, {place}"),
+    ]
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent(text, "  ")
+
+
+def _document(host: Host, targets: Iterable[Target], answers: Mapping[str, Probe | DeviceError]) -> dict[str, Any]:
+    return {
+        "met": not host.unmet,
+        "host": {**_plain(host.probe), "python": host.python, "gpu": host.gpu, "store": host.store},
+        "requirements": [
+            {
+                "name": one.requirement.name,
+                "version": one.version,
+                "wanted": one.wanted,
+                "met": one.is_met,
+                "why": one.requirement.why,
+                "remedy": one.remedy,
+            }
+            for one in host.found
+        ],
+        "targets": {
+            one.target: {work: asdict(getattr(one, work)) for work in ("build", "check", "bench")}
+            for one in host.verdicts
+        },
+        "devices": {name: _answer(answer, targets) for name, answer in answers.items()},
+    }
+
+
+def _answer(answer: Probe | DeviceError, targets: Iterable[Target]) -> dict[str, Any]:
+    if isinstance(answer, DeviceError):
+        return {"error": str(answer)}
+    can = {target.name: asdict(examined.can_run(target, answer)) for target in targets}
+    return {**_plain(answer), "ship": asdict(examined.can_install(answer)), "targets": can}
+
+
+def _plain(about: Probe) -> dict[str, Any]:
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(about).items()}

@@ -1,0 +1,399 @@
+"""What lies on a device after `repnets ship`, and the few shell scripts that change it. No Python is needed there.
+
+    <home>/<model>-<target>/
+        versions/<digest12>/    the unpacked bundles, the last few
+        current                 a symbolic link to one of them, replaced in one step
+        history.json            which were current, oldest first, when, by whom, and what their self-tests said
+        lock                    held by one ship at a time; names who holds it, or held it last
+        .incoming-<token>*      what a ship is bringing; gone when it ends, however it ends
+
+The lock is the kernel's (flock), of a process on the device: it ends with the process, so none is ever stale. The
+process reads what this computer sends it every few seconds, and where that stops, the link having been cut or this
+computer having died, it removes what was half copied and ends.
+"""
+
+import getpass
+import json
+import platform
+import re
+import shlex
+import subprocess
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.devices import Device
+from pipeline.errors import DeviceError
+
+KEPT = 3
+"""Versions that stay beside the current one, to go back to."""
+
+_BEAT_SECONDS = 5.0
+_SILENCE_SECONDS = 60  # after which a holder takes the other side for dead
+_NAME = re.compile(r"[\w.-]+")
+
+_HOLD = r"""
+trap '' HUP INT TERM PIPE
+cd "$1" 2> /dev/null || mkdir -p "$1" && cd "$1" || exit 73
+exec 9>> lock || exit 73
+if command -v flock > /dev/null; then flock -n 9
+else python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2> /dev/null; fi
+code=$?
+[ "$code" -lt 126 ] || exit 77
+[ "$code" -eq 0 ] || { cat lock; exit 75; }
+printf '%s\n' "$2" "$3" "$$" > lock || exit 73
+rm -rf .incoming-*
+echo held
+exec 2> /dev/null
+if command -v timeout > /dev/null; then
+    while [ "$(timeout "$4" head -c 1 9>&-)" ]; do :; done
+else cat > /dev/null; fi
+rm -rf ".incoming-$2"* || { sleep 1; rm -rf ".incoming-$2"*; }
+"""
+
+_STATE = r"""
+cd "$1" 2> /dev/null || exit 0
+shift
+for name in "$@"; do
+    [ -d "$name/versions" ] || continue
+    printf 'name %s\n' "$name"
+    printf 'current %s\n' "$(readlink "$name/current" 2> /dev/null)"
+    for one in "$name"/versions/*; do [ ! -d "$one" ] || printf 'version %s\n' "${one##*/}"; done
+    printf 'history %s\n' "$(cat "$name/history.json" 2> /dev/null)"
+done
+"""
+
+_DIGESTS = r"""
+cd "$1" || exit 1
+find . ! -type f ! -type d -exec printf 'odd  %s\n' {} \;
+if command -v sha256sum > /dev/null; then find . -type f -exec sha256sum {} +
+else find . -type f -exec shasum -a 256 {} +; fi
+"""
+
+_UNPACK = r"""
+set -e
+mkdir "$1"
+tar -xf "$1.tar" -C "$1"
+rm -f "$1.tar"
+"""
+
+# The link is replaced by rename(2): `mv -T` does that, but Android's refuses where the link is one to a folder, and
+# there `ln -sfn` does. (BusyBox's `ln -sfn` would take the link away first.)
+_POINT = r"""
+point() {
+    rm -f ".incoming-$1.link"
+    ln -s "$2" ".incoming-$1.link" || return 1
+    mv -fT ".incoming-$1.link" current 2> /dev/null && return 0
+    case "$(readlink "$(command -v ln)")" in
+        *toybox*) ln -sfn "$2" current && rm -f ".incoming-$1.link" && return 0;;
+    esac
+    python3 -c 'import os, sys; os.replace(sys.argv[1], "current")' ".incoming-$1.link" 2> /dev/null && return 0
+    rm -f ".incoming-$1.link"
+    return 78
+}
+cd "$1" || exit 1
+[ "$(sed -n 1p lock)" = "$2" ] || exit 76
+"""
+
+# A version that is there already is replaced file by file, each in one step: it may be the current one.
+_SWITCH = (
+    _POINT
+    + r"""
+cat > ".incoming-$2.history" || exit 1
+mkdir -p versions || exit 1
+if [ -d "versions/$3" ]; then
+    (cd ".incoming-$2" && find . -type d) | while read -r one; do mkdir -p "versions/$3/$one" || exit 1; done || exit 1
+    (cd ".incoming-$2" && find . -type f) | while read -r one; do
+        mv -f ".incoming-$2/$one" "versions/$3/$one" || exit 1
+    done || exit 1
+    rm -rf ".incoming-$2"
+else
+    mv ".incoming-$2" "versions/$3" || exit 1
+fi
+mv -f ".incoming-$2.history" history.json || exit 1
+point "$2" "versions/$3"
+"""
+)
+
+_BACK = (
+    _POINT
+    + r"""
+[ -d "versions/$3" ] || exit 1
+point "$2" "versions/$3"
+"""
+)
+
+_PRUNE = r"""
+cd "$1/versions" || exit 1
+shift
+for one in "$@"; do rm -rf "./$one"; done
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version that was switched to.
+
+    Attributes:
+        version: the first twelve hex digits of the digest; the name of its folder.
+        digest: of the bundle's content, sha256.
+        since: when, UTC, ISO 8601.
+        by: the user and computer that shipped it.
+        signed_by: whose signature was verified; None where none was asked for.
+        selftest: what it printed last; None where it was left out.
+    """
+
+    version: str
+    digest: str
+    since: str
+    by: str
+    signed_by: str | None = None
+    selftest: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """What is installed of one model and target.
+
+    Attributes:
+        name: ``<model>-<target>``.
+        current: the version that `current` leads to; None where it leads nowhere.
+        versions: all that are there.
+        history: those that were current, oldest first; those after the current one were taken back.
+    """
+
+    name: str
+    current: str | None = None
+    versions: tuple[str, ...] = ()
+    history: tuple[Entry, ...] = field(default=())
+
+    @property
+    def previous(self) -> Entry | None:
+        """What a rollback goes to: the last that was current before the current one and is still there."""
+        names = [entry.version for entry in self.history]
+        before = names.index(self.current) if self.current in names else len(names)
+        return next((entry for entry in self.history[:before][::-1] if entry.version in self.versions), None)
+
+    def entry(self, version: str | None) -> Entry | None:
+        """What is known of a version."""
+        return next((entry for entry in self.history if entry.version == version), None)
+
+    def after(self, new: Entry) -> tuple[Entry, ...]:
+        """The history once this one is current: what had been taken back is forgotten."""
+        names = [entry.version for entry in self.history]
+        upto = names.index(self.current) + 1 if self.current in names else len(names)
+        return (*(entry for entry in self.history[:upto] if entry.version != new.version), new)[-KEPT - 1 :]
+
+
+def look(device: Device, name: str | None = None) -> list[State]:
+    """What is installed on a device, by name.
+
+    Args:
+        name: ``<model>-<target>``; default: all.
+
+    Raises:
+        DeviceError: the device cannot be asked.
+    """
+    listed = 'cd "$1" 2> /dev/null || exit 0; for one in *; do [ ! -d "$one/versions" ] || echo "$one"; done'
+    home = device.home
+    names = [name] if name else device.output(script(listed, home)).split()
+    said = device.output(script(_STATE, home, *names)) if names else ""
+    states: list[State] = []
+    for line in said.splitlines():
+        key, _, value = line.partition(" ")
+        if key == "name":
+            states.append(State(value))
+        elif states:
+            states[-1] = _with(states[-1], key, value, device)
+    return states
+
+
+def _with(state: State, key: str, value: str, device: Device) -> State:
+    about = dict(vars(state))
+    if key == "current":
+        about["current"] = value.rpartition("/")[2] or None
+    elif key == "version":
+        about["versions"] += (value,)
+    elif key == "history" and value:
+        try:
+            about["history"] = tuple(Entry(**entry) for entry in json.loads(value))
+        except (ValueError, TypeError) as error:
+            raise DeviceError(
+                f"{device.home}/{state.name}/history.json on {device.name} is damaged ({error}), so it is not known "
+                f"what was installed before. Remove that file there, and ship again; nothing else has to go."
+            ) from None
+    return State(**about)
+
+
+def script(text: str, *words: str) -> list[str]:
+    """The command that runs a script on a device, with its ``$1``, ``$2``, ..."""
+    return ["sh", "-c", text, "sh", *words]
+
+
+def who() -> str:
+    """Of this computer, for others to read who ships."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name
+        user = "somebody"
+    return f"{user}@{platform.node() or 'a computer'}"
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class Held:
+    """One installation, held by this process alone.
+
+    Attributes:
+        device, name: where, and of what.
+        token: of this hold; files of that name belong to it.
+    """
+
+    device: Device
+    name: str
+    token: str
+
+    @property
+    def folder(self) -> str:
+        """On the device."""
+        return f"{self.device.home}/{self.name}"
+
+    @property
+    def incoming(self) -> str:
+        """Where a bundle is unpacked first; the bundle itself goes beside it."""
+        return f"{self.folder}/.incoming-{self.token}"
+
+    def state(self) -> State:
+        """What is installed now."""
+        return next(iter(look(self.device, self.name)), State(self.name))
+
+    def require_room(self, size_bytes: int) -> None:
+        """Raises DeviceError where the disk there has less left."""
+        said = self.device.output(script('df -Pk "$1" | tail -n 1', self.folder)).split()
+        free_bytes = int(said[3]) * 1024 if len(said) > 3 and said[3].isdigit() else size_bytes
+        if free_bytes < size_bytes:
+            raise DeviceError(
+                f"{self.device.name} has no room: {free_bytes / 1e6:.1f} MB are left in {self.folder}, and this takes "
+                f"{size_bytes / 1e6:.1f} MB while it is unpacked. Make room there (df -h shows where)."
+            )
+
+    def unpack(self) -> None:
+        """Unpack `incoming`.tar beside itself."""
+        self.device.output(script(_UNPACK, self.incoming), timeout=600)
+
+    def digests(self, folder: str) -> dict[str, str]:
+        """Sha256 of every file below a folder there, by its path in it; ``odd`` for what is no file."""
+        found = {}
+        for line in self.device.output(script(_DIGESTS, folder), timeout=600).splitlines():
+            digest, _, path = line.partition("  ")
+            found[path.removeprefix("./")] = digest
+        return found
+
+    def switch(self, entry: Entry, history: Sequence[Entry]) -> None:
+        """Make what was unpacked a version, and the current one. Until the very last step nothing is changed."""
+        content = json.dumps([vars(one) for one in history]).encode()
+        told = script(_SWITCH, self.folder, self.token, entry.version)
+        self._changed(told, self.device.run(told, timeout=600, input=content))
+
+    def back(self, entry: Entry) -> None:
+        """Make an older version the current one."""
+        told = script(_BACK, self.folder, self.token, entry.version)
+        self._changed(told, self.device.run(told))
+
+    def prune(self, state: State) -> None:
+        """Remove the versions that are in the history no more."""
+        kept = {entry.version for entry in state.history} | {state.current}
+        if old := [version for version in state.versions if version not in kept]:
+            self.device.output(script(_PRUNE, self.folder, *old), timeout=600)
+
+    def _changed(self, told: Sequence[str], done: Any) -> None:
+        if done.returncode == 76:
+            raise DeviceError(
+                f"the lock on {self.folder} was lost while the link to {self.device.name} was down, and another ship "
+                "has it now. Ship again."
+            )
+        if done.returncode == 78:
+            raise DeviceError(
+                f"{self.device.name} has nothing that replaces a link in one step: its mv has no -T, and there is no "
+                "Python 3. Install coreutils there, or Python 3."
+            )
+        if done.returncode:
+            raise self.device.failure(shlex.join(told[4:]), done)
+
+
+@contextmanager
+def hold(device: Device, name: str) -> Iterator[Held]:
+    """Hold the installation of one model and target, so that nobody else changes it.
+
+    When this ends, or the link does, or this computer dies, the device removes what was half copied.
+
+    Raises:
+        DeviceError: somebody else holds it, with who and since when; the device cannot lock, or not be reached.
+    """
+    if not _NAME.fullmatch(name):
+        raise DeviceError(f"`{name}` cannot be the name of a folder on a device.")
+    held = Held(device, name, uuid.uuid4().hex[:12])
+    told = shlex.join(script(_HOLD, held.folder, held.token, f"{who()}, {now()}", str(_SILENCE_SECONDS)))
+    with tempfile.TemporaryFile("w+") as stderr:
+        try:
+            holder = subprocess.Popen(
+                device.link.argv(told), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise DeviceError(device.link.missing()) from None
+        ended = threading.Event()
+        with holder:
+            beating = threading.Thread(target=_beat, args=(holder, ended), daemon=True)
+            beating.start()
+            try:
+                said = holder.stdout.readline().strip()
+                if said != "held":
+                    holder.stdin.close()
+                    rest = [said, *holder.stdout.read().split("\n")]
+                    stderr.seek(0)
+                    raise _refused(held, holder.wait(), rest, stderr)
+                yield held
+            finally:
+                ended.set()
+                with suppress(OSError, ValueError):
+                    holder.stdin.close()
+                beating.join()
+
+
+def _beat(holder: subprocess.Popen[str], ended: threading.Event) -> None:
+    with suppress(OSError, ValueError):  # the holder is gone, or its input was closed
+        while not ended.wait(_BEAT_SECONDS):
+            holder.stdin.write(".")
+            holder.stdin.flush()
+
+
+def _refused(held: Held, code: int, said: Sequence[str], stderr: Any) -> DeviceError:
+    words, device = stderr.read(), held.device
+    if trouble := device.explain(code, words):
+        return trouble
+    if code == 75:
+        holder = said[1] if len(said) > 1 else "somebody"
+        process = f" (process {said[2]} there)" if len(said) > 2 and said[2] else ""
+        return DeviceError(
+            f"another ship to {device.name} holds {held.name} now: {holder}{process}. Wait until it has ended, and "
+            f"ship again. If that computer is gone for good, its lock goes by itself within {_SILENCE_SECONDS} s."
+        )
+    if code == 77:
+        return DeviceError(
+            f"{device.name} has neither flock nor Python 3, so two ships could not be kept apart. Install util-linux "
+            "or BusyBox there, or Python 3."
+        )
+    return DeviceError(
+        f"nothing can be installed in {held.folder} on {device.name}: "
+        f"{' '.join(words.split()) or f'exit code {code}'}. See to the rights of that folder, and to its disk."
+    )
