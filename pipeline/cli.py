@@ -1,4 +1,4 @@
-"""The command `repnets`: networks, checkpoints for other tools, and exported files held against each other."""
+"""The command `repnets`: networks, checkpoints for other tools, exported files compared, and devices."""
 
 import argparse
 import sys
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import stage
+from pipeline.commands import doctor as doctors
+from pipeline.commands import ship as ships
 from pipeline.commands.bench import bench
 from pipeline.commands.check import check
 from pipeline.commands.convert import LAYOUTS, SUFFIXES, convert
@@ -95,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(_command(commands, convert, "write a checkpoint for another tool, or read one of it", _CONVERT))
     _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
     _add_bench(_command(commands, bench, "time exported files against each other", _BENCH))
+    _add_doctor(_command(commands, doctors.doctor, "say what this machine and devices can do", doctors.HELP))
+    _add_ship(_command(commands, ships.ship, "install a bundle on a device, or take it back", ships.SHIP_HELP))
+    _add_devices(_command(commands, ships.devices, "list what is installed on a device", ships.DEVICES_HELP))
     return parser
 
 
@@ -151,6 +156,52 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
         "--max-seconds", type=float, metavar="S", help=f"of all timed runs together; default: {Until.max_seconds:g}"
     )
     command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
+
+
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("names", nargs="*", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
+    command.add_argument("--target", action="append", dest="targets", metavar="NAME", help="of these; default: all")
+    command.add_argument("--config", type=Path, default=Path("config.yaml"), dest="settings", metavar="FILE")
+    _add_python(command)
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON")
+
+
+def _add_ship(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="a .tar of dist/; with --rollback also a name")
+    command.add_argument("device", nargs="?", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
+    command.add_argument("--rollback", action="store_true", help="make the version before current again")
+    command.add_argument("--layout", type=Path, metavar="FOLDER", help="lay it out there for an app's project instead")
+    command.add_argument(
+        "--require-signature", type=Path, metavar="FILE", help="ssh's allowed_signers: refuse what none of them signed"
+    )
+    command.add_argument(
+        "--no-selftest", action="store_false", dest="selftest", help="switch untested, where the device has no runtime"
+    )
+    _add_python(command)
+    command.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=ships.SELFTEST_SECONDS,
+        metavar="S",
+        help="for the self-test; default: %(default)s",
+    )
+
+
+def _add_devices(command: argparse.ArgumentParser) -> None:
+    command.add_argument("device", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON")
+
+
+def _add_python(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--python", default="python3", metavar="PROGRAM", help="the Python on the device; default: %(default)s"
+    )
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise ValueError
+    return seconds
 
 
 def _number(text: str) -> int:

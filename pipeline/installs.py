@@ -23,7 +23,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,39 +34,53 @@ KEPT = 3
 """Versions that stay beside the current one, to go back to."""
 
 _BEAT_SECONDS = 5.0
+_LONG_SECONDS = 600  # to unpack, to read or to remove what is large
 _SILENCE_SECONDS = 60  # after which a holder takes the other side for dead
 _NAME = re.compile(r"[\w.-]+")
 
-_HOLD = r"""
+_TELL = r"""
+tell() {
+    [ -d "$1/versions" ] || return 0
+    printf 'name %s\n' "$1"
+    printf 'current %s\n' "$(readlink "$1/current" 2> /dev/null)"
+    for one in "$1"/versions/*; do [ ! -d "$one" ] || printf 'version %s\n' "${one##*/}"; done
+    printf 'history %s\n' "$(cat "$1/history.json" 2> /dev/null)"
+}
+"""
+
+_LOOK = (
+    _TELL
+    + r"""
+cd "$1" 2> /dev/null || exit 0
+for name in *; do tell "$name"; done
+"""
+)
+
+# 9>&9: Android's shell keeps its own descriptors from the programs that it starts.
+_HOLD = (
+    _TELL
+    + r"""
 trap '' HUP INT TERM PIPE
 cd "$1" 2> /dev/null || mkdir -p "$1" && cd "$1" || exit 73
 exec 9>> lock || exit 73
-if command -v flock > /dev/null; then flock -n 9
-else python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2> /dev/null; fi
+if command -v flock > /dev/null; then flock -n 9 9>&9
+else python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 9>&9 2> /dev/null; fi
 code=$?
 [ "$code" -lt 126 ] || exit 77
 [ "$code" -eq 0 ] || { cat lock; exit 75; }
 printf '%s\n' "$2" "$3" "$$" > lock || exit 73
 rm -rf .incoming-*
+(cd .. && tell "${1##*/}")
+printf 'df %s\n' "$(df -Pk . | tail -n 1)"
 echo held
 exec 2> /dev/null
 if command -v timeout > /dev/null; then
     while [ "$(timeout "$4" head -c 1 9>&-)" ]; do :; done
 else cat > /dev/null; fi
+: > lock
 rm -rf ".incoming-$2"* || { sleep 1; rm -rf ".incoming-$2"*; }
 """
-
-_STATE = r"""
-cd "$1" 2> /dev/null || exit 0
-shift
-for name in "$@"; do
-    [ -d "$name/versions" ] || continue
-    printf 'name %s\n' "$name"
-    printf 'current %s\n' "$(readlink "$name/current" 2> /dev/null)"
-    for one in "$name"/versions/*; do [ ! -d "$one" ] || printf 'version %s\n' "${one##*/}"; done
-    printf 'history %s\n' "$(cat "$name/history.json" 2> /dev/null)"
-done
-"""
+)
 
 _DIGESTS = r"""
 cd "$1" || exit 1
@@ -75,12 +89,12 @@ if command -v sha256sum > /dev/null; then find . -type f -exec sha256sum {} +
 else find . -type f -exec shasum -a 256 {} +; fi
 """
 
-_UNPACK = r"""
-set -e
-mkdir "$1"
-tar -xf "$1.tar" -C "$1"
-rm -f "$1.tar"
+_UNPACK = (
+    r"""
+mkdir "$1" && tar -xf "$1.tar" -C "$1" && rm -f "$1.tar" || exit 1
 """
+    + _DIGESTS
+)
 
 # The link is replaced by rename(2): `mv -T` does that, but Android's refuses where the link is one to a folder, and
 # there `ln -sfn` does. (BusyBox's `ln -sfn` would take the link away first.)
@@ -190,21 +204,18 @@ class State:
         return (*(entry for entry in self.history[:upto] if entry.version != new.version), new)[-KEPT - 1 :]
 
 
-def look(device: Device, name: str | None = None) -> list[State]:
+def look(device: Device) -> list[State]:
     """What is installed on a device, by name.
 
-    Args:
-        name: ``<model>-<target>``; default: all.
-
     Raises:
-        DeviceError: the device cannot be asked.
+        DeviceError: the device cannot be asked; what it noted of its installs is damaged.
     """
-    listed = 'cd "$1" 2> /dev/null || exit 0; for one in *; do [ ! -d "$one/versions" ] || echo "$one"; done'
-    home = device.home
-    names = [name] if name else device.output(script(listed, home)).split()
-    said = device.output(script(_STATE, home, *names)) if names else ""
+    return _read(device.output(script(_LOOK, device.home)).splitlines(), device)
+
+
+def _read(said: Sequence[str], device: Device) -> list[State]:
     states: list[State] = []
-    for line in said.splitlines():
+    for line in said:
         key, _, value = line.partition(" ")
         if key == "name":
             states.append(State(value))
@@ -256,11 +267,15 @@ class Held:
     Attributes:
         device, name: where, and of what.
         token: of this hold; files of that name belong to it.
+        state: what was installed when it began.
+        free_bytes: on the disk there, then; None where the device does not say.
     """
 
     device: Device
     name: str
     token: str
+    state: State
+    free_bytes: int | None = None
 
     @property
     def folder(self) -> str:
@@ -272,37 +287,27 @@ class Held:
         """Where a bundle is unpacked first; the bundle itself goes beside it."""
         return f"{self.folder}/.incoming-{self.token}"
 
-    def state(self) -> State:
-        """What is installed now."""
-        return next(iter(look(self.device, self.name)), State(self.name))
-
     def require_room(self, size_bytes: int) -> None:
         """Raises DeviceError where the disk there has less left."""
-        said = self.device.output(script('df -Pk "$1" | tail -n 1', self.folder)).split()
-        free_bytes = int(said[3]) * 1024 if len(said) > 3 and said[3].isdigit() else size_bytes
-        if free_bytes < size_bytes:
+        if self.free_bytes is not None and self.free_bytes < size_bytes:
             raise DeviceError(
-                f"{self.device.name} has no room: {free_bytes / 1e6:.1f} MB are left in {self.folder}, and this takes "
-                f"{size_bytes / 1e6:.1f} MB while it is unpacked. Make room there (df -h shows where)."
+                f"{self.device.name} has no room: {self.free_bytes / 1e6:.1f} MB are left in {self.folder}, and this "
+                f"takes {size_bytes / 1e6:.1f} MB while it is unpacked. Make room there (df -h shows where)."
             )
 
-    def unpack(self) -> None:
-        """Unpack `incoming`.tar beside itself."""
-        self.device.output(script(_UNPACK, self.incoming), timeout=600)
+    def unpack(self) -> dict[str, str]:
+        """Unpack `incoming`.tar to `incoming`; what is there then, as `digests` tells it."""
+        return _digests(self.device.output(script(_UNPACK, self.incoming), timeout=_LONG_SECONDS))
 
     def digests(self, folder: str) -> dict[str, str]:
-        """Sha256 of every file below a folder there, by its path in it; ``odd`` for what is no file."""
-        found = {}
-        for line in self.device.output(script(_DIGESTS, folder), timeout=600).splitlines():
-            digest, _, path = line.partition("  ")
-            found[path.removeprefix("./")] = digest
-        return found
+        """Sha256 of every file below a folder there, by its path in it; ``odd`` for what is neither file nor folder."""
+        return _digests(self.device.output(script(_DIGESTS, folder), timeout=_LONG_SECONDS))
 
     def switch(self, entry: Entry, history: Sequence[Entry]) -> None:
         """Make what was unpacked a version, and the current one. Until the very last step nothing is changed."""
         content = json.dumps([vars(one) for one in history]).encode()
         told = script(_SWITCH, self.folder, self.token, entry.version)
-        self._changed(told, self.device.run(told, timeout=600, input=content))
+        self._changed(told, self.device.run(told, timeout=_LONG_SECONDS, input=content))
 
     def back(self, entry: Entry) -> None:
         """Make an older version the current one."""
@@ -310,10 +315,10 @@ class Held:
         self._changed(told, self.device.run(told))
 
     def prune(self, state: State) -> None:
-        """Remove the versions that are in the history no more."""
+        """Remove the versions that are not in the history any more."""
         kept = {entry.version for entry in state.history} | {state.current}
         if old := [version for version in state.versions if version not in kept]:
-            self.device.output(script(_PRUNE, self.folder, *old), timeout=600)
+            self.device.output(script(_PRUNE, self.folder, *old), timeout=_LONG_SECONDS)
 
     def _changed(self, told: Sequence[str], done: Any) -> None:
         if done.returncode == 76:
@@ -330,6 +335,11 @@ class Held:
             raise self.device.failure(shlex.join(told[4:]), done)
 
 
+def _digests(said: str) -> dict[str, str]:
+    lines = [line.partition("  ") for line in said.splitlines()]
+    return {path.removeprefix("./"): digest for digest, _, path in lines}
+
+
 @contextmanager
 def hold(device: Device, name: str) -> Iterator[Held]:
     """Hold the installation of one model and target, so that nobody else changes it.
@@ -341,7 +351,7 @@ def hold(device: Device, name: str) -> Iterator[Held]:
     """
     if not _NAME.fullmatch(name):
         raise DeviceError(f"`{name}` cannot be the name of a folder on a device.")
-    held = Held(device, name, uuid.uuid4().hex[:12])
+    held = Held(device, name, uuid.uuid4().hex[:12], State(name))
     told = shlex.join(script(_HOLD, held.folder, held.token, f"{who()}, {now()}", str(_SILENCE_SECONDS)))
     with tempfile.TemporaryFile("w+") as stderr:
         try:
@@ -355,19 +365,41 @@ def hold(device: Device, name: str) -> Iterator[Held]:
         with holder:
             beating = threading.Thread(target=_beat, args=(holder, ended), daemon=True)
             beating.start()
+            too_late = threading.Timer(_SILENCE_SECONDS, holder.kill)
+            too_late.start()
             try:
-                said = holder.stdout.readline().strip()
-                if said != "held":
-                    holder.stdin.close()
-                    rest = [said, *holder.stdout.read().split("\n")]
+                said = []
+                while (line := holder.stdout.readline()) and line != "held\n":
+                    said.append(line.rstrip("\n"))
+                too_late.cancel()
+                if not line:
+                    code = holder.wait()
                     stderr.seek(0)
-                    raise _refused(held, holder.wait(), rest, stderr)
-                yield held
+                    raise _refused(held, code, said, stderr.read())
+                yield replace(held, state=_state(said, held), free_bytes=_free_bytes(said))
             finally:
+                too_late.cancel()
                 ended.set()
+                was_lost = holder.poll() is not None
                 with suppress(OSError, ValueError):
                     holder.stdin.close()
                 beating.join()
+                with suppress(subprocess.TimeoutExpired):
+                    holder.wait(_SILENCE_SECONDS)
+                holder.kill()
+                if was_lost:  # it cleaned up when the link went; a copy that was tried again came after that
+                    with suppress(DeviceError):
+                        device.run(script('rm -rf "$1" "$1".*', held.incoming))
+
+
+def _state(said: Sequence[str], held: Held) -> State:
+    return next(iter(_read([line for line in said if not line.startswith("df ")], held.device)), held.state)
+
+
+def _free_bytes(said: Sequence[str]) -> int | None:
+    """Of what df prints: the file system, its size, used, available in KiB; a name of it may hold spaces."""
+    found = re.search(r"^df .* \d+ +\d+ +(\d+) +\d+%", "\n".join(said), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def _beat(holder: subprocess.Popen[str], ended: threading.Event) -> None:
@@ -377,8 +409,8 @@ def _beat(holder: subprocess.Popen[str], ended: threading.Event) -> None:
             holder.stdin.flush()
 
 
-def _refused(held: Held, code: int, said: Sequence[str], stderr: Any) -> DeviceError:
-    words, device = stderr.read(), held.device
+def _refused(held: Held, code: int, said: Sequence[str], words: str) -> DeviceError:
+    device = held.device
     if trouble := device.explain(code, words):
         return trouble
     if code == 75:

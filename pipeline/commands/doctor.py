@@ -9,8 +9,8 @@ from typing import Any
 from pipeline import config, devices, probe
 from pipeline import doctor as examined
 from pipeline.commands.tables import aligned
-from pipeline.config import Config, Target
-from pipeline.doctor import Can, Host
+from pipeline.config import Target
+from pipeline.doctor import Host
 from pipeline.errors import DeviceError, InputError, StageError, nearest
 from pipeline.manifest import Unavailable, write_json
 from pipeline.probe import Probe
@@ -42,7 +42,7 @@ RUNNER = """\
 A runner is a small program that runs a .pte where there is no Python.
   Linux (x86_64, aarch64)  install g++ and `pip install executorch` there: the wheel has ExecuTorch's C++ libraries and
                            headers, and bench builds the runner from its source with them.
-  Android                  build ExecuTorch's libraries with the NDK on this machine; docs/devices.md has the commands."""
+  Android                  build ExecuTorch's libraries with the NDK, on this machine; docs/devices.md has the commands"""
 
 _SECONDS = 60  # for a device to answer in
 
@@ -113,12 +113,15 @@ def _host(host: Host, targets: Sequence[Target]) -> str:
     about = aligned(_facts(host.probe, f"Python {host.python}", f"where results are kept: {host.store}"))
     gpu = f"compute capability {host.gpu}" if host.gpu else "none with a working driver"
     needed = [_row(one, targets) for one in host.found if _needed(one, targets)]
+    lacking = [(one.requirement.name, one.remedy) for one in host.found if _needed(one, targets) and not one.is_met]
     rows = [("target", "build", "check", "bench")]
     rows += [(one.target, one.build.how, one.check.how, one.bench.how) for one in host.verdicts]
-    parts = ["this machine", _indented(f"{about}\nnvidia   {gpu}"), "", _indented(aligned(needed)), ""]
-    parts.append(_indented(aligned(rows)))
+    parts = ["this machine", _indented(f"{about}\nnvidia   {gpu}"), "", _indented(aligned(needed))]
+    if lacking:
+        parts += ["", "to get what is missing", _indented(aligned(lacking))]
+    parts += ["", "what can be done here", _indented(aligned(rows))]
     for what, why in _missing(host):
-        parts += ["", f"{what}", _indented(f"why  {why.reason}\ndo   {why.remedy}")]
+        parts += ["", f"{what}", _why(why)]
     return "\n".join(parts)
 
 
@@ -128,7 +131,8 @@ def _needed(one: Found, targets: Sequence[Target]) -> bool:
 
 def _row(one: Found, targets: Sequence[Target]) -> tuple[str, ...]:
     version = "yes" if one.version and one.requirement.is_program else one.version or "missing"
-    return (one.requirement.name, version, one.requirement.why, one.remedy)
+    wanted = "" if one.is_met or one.version is None else f"; {one.wanted} is needed"
+    return (one.requirement.name, f"{version}{wanted}", one.requirement.why)
 
 
 def _missing(host: Host) -> list[tuple[str, Unavailable]]:
@@ -161,7 +165,7 @@ def _device(name: str, answer: Probe | DeviceError, targets: Sequence[Target]) -
         for why in can.missing:
             whys.setdefault(why, []).append(one)
     for why, concerned in whys.items():
-        parts += ["", f"not there: {', '.join(concerned)}", _indented(f"why  {why.reason}\ndo   {why.remedy}")]
+        parts += ["", f"not there: {', '.join(concerned)}", _why(why)]
     return "\n".join(parts)
 
 
@@ -175,6 +179,14 @@ def _facts(about: Probe, python: str, place: str) -> list[tuple[str, str]]:
         ("machine", ", ".join(filter(None, (about.model, about.cpu, cores, memory)))),
         ("disk", f"{free}, {place}"),
     ]
+
+
+def _why(why: Unavailable) -> str:
+    lines = (("why", why.reason), ("do", why.remedy))
+    return "\n".join(
+        textwrap.fill(text, 118, initial_indent=f"  {word:5}", subsequent_indent=" " * 7, break_on_hyphens=False)
+        for word, text in lines
+    )
 
 
 def _indented(text: str) -> str:

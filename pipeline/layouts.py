@@ -1,0 +1,4 @@
+"""TEMP"""
+
+
+def lay_out(bundle, folder, signers): ...

@@ -1,0 +1,376 @@
+"""Bundles on this machine and on a device behind a real sshd: installed, taken back, and every fault on the way."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline import bundles, devices, installs, shipping
+from pipeline.errors import DeviceError, GateError, InputError
+
+OK = 'print(\'{"status": "ok", "max_error": 1e-7, "tolerance": 1e-4, "images": 3, "runtime": "none"}\')'
+HANGS = "import time\ntime.sleep(100000)"
+NAME = "toy-executorch"
+
+
+def make(folder: Path, content: str = "1", selftest: str = OK, size: int = 0) -> Path:
+    """A small bundle; its self-test is real Python."""
+    members = {
+        "fused.pte": (content * 100).encode() + os.urandom(size),
+        "deep/labels.txt": b"a\nb\n",
+        "selftest.py": selftest.encode(),
+    }
+    document = {"model": "toy", "target": "executorch", "backend": "executorch", "run": ["python3", "selftest.py"]}
+    return bundles.write(folder, members, document)
+
+
+def version(bundle: Path) -> str:
+    return bundle.stem.rpartition("-")[2]
+
+
+@dataclass(frozen=True)
+class Board:
+    device: devices.Device
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.home / ".local/share/repnets" / NAME
+
+    @property
+    def current(self) -> str:
+        return os.readlink(self.folder / "current").removeprefix("versions/")
+
+    def lies_there(self) -> dict[str, str]:
+        """Everything below its home: links with where they lead, files with their content, but for the lock's."""
+        found = {}
+        for path in sorted(self.home.rglob("*")):
+            if path.is_symlink():
+                found[str(path.relative_to(self.home))] = f"-> {os.readlink(path)}"
+            elif path.is_file():
+                found[str(path.relative_to(self.home))] = "" if path.name == "lock" else path.read_bytes().hex()
+        return found
+
+    def install(self, folder: Path) -> dict[str, str]:
+        """A first version; what lies there then."""
+        ship(make(folder, "first"), self.device)
+        return self.lies_there()
+
+
+def ship(bundle: Path, device: devices.Device, **options) -> shipping.Shipped:
+    return shipping.ship(bundle, device, **{"python": sys.executable, "say": lambda said: None, **options})
+
+
+@pytest.fixture(params=["local", pytest.param("ssh", marks=pytest.mark.slow)])
+def board(request, tmp_path, monkeypatch):
+    """A device, and where its home is."""
+    if request.param == "ssh":
+        there = request.getfixturevalue("ssh_device")
+        return Board(devices.parse(there.url), there.home)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return Board(devices.parse("local"), tmp_path / "home")
+
+
+@pytest.fixture
+def ssh_board(ssh_device):
+    return Board(devices.parse(ssh_device.url), ssh_device.home)
+
+
+def test_a_bundle_is_installed_then_a_second_and_taken_back(ssh_device, board.device, tmp_path):
+    first, second = make(tmp_path, "1"), make(tmp_path, "2")
+    said = []
+    shipped = ship(first, board.device, say=said.append)
+    assert shipped.before is None and shipped.kept == ()
+    assert said[1:] == [
+        f"{board.device.name}: copied, and every digest is right",
+        f"{board.device.name}: self-test ok, max error 1e-07, tolerance 0.0001, images 3, none",
+    ]
+    folder = board.folder
+    assert shipped.folder == str(folder)
+    assert (folder / "current" / "fused.pte").read_bytes() == b"1" * 100
+    assert (folder / "current" / "deep" / "labels.txt").read_bytes() == b"a\nb\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["current", "history.json", "lock", "versions"]
+
+    shipped = ship(second, board.device)
+    assert (shipped.before, shipped.kept, board.current) == (
+        version(first), (version(first),), version(second),
+    )  # fmt: skip
+    assert (folder / "current" / "fused.pte").read_bytes() == b"2" * 100
+
+    shipped = shipping.roll_back(NAME, board.device)
+    assert (shipped.before, board.current) == (version(second), version(first))
+    with pytest.raises(InputError, match=f"no version of {NAME} from before {version(first)}, so there is nothing"):
+        shipping.roll_back(NAME, board.device)
+    (state,) = installs.look(board.device)
+    assert (state.current, sorted(state.versions)) == (version(first), sorted([version(first), version(second)]))
+
+
+def test_the_last_few_versions_stay(ssh_device, board.device, tmp_path):
+    made = [make(tmp_path, str(number)) for number in range(6)]
+    for bundle in made:
+        shipped = ship(bundle, board.device)
+    assert shipped.kept == tuple(map(version, made[4:1:-1]))
+    assert sorted(installs.look(board.device)[0].versions) == sorted(map(version, made[2:]))
+    for bundle in made[4:1:-1]:
+        assert shipping.roll_back(NAME, board.device).entry.version == version(bundle)
+    with pytest.raises(InputError, match="nothing to go back to"):
+        shipping.roll_back(NAME, board.device)
+    assert ship(made[0], board.device).kept == (version(made[2]),)  # what was taken back is no longer before it
+    assert sorted(installs.look(board.device)[0].versions) == sorted(map(version, (made[0], made[2])))
+
+
+def test_the_same_bundle_again_mends_what_was_damaged(ssh_device, board.device, installed, tmp_path):
+    place = board.folder / "current"
+    (place / "fused.pte").write_bytes(b"damaged")
+    (place / "made there.engine").write_bytes(b"stays")
+    shipped = ship(make(tmp_path, "first"), board.device)
+    assert (shipped.before, shipped.kept) == (shipped.entry.version, ())
+    assert (place / "fused.pte").read_bytes() == b"first" * 100
+    assert (place / "made there.engine").read_bytes() == b"stays"
+
+
+def test_a_damaged_version_is_not_gone_back_to(ssh_device, board.device, installed, tmp_path):
+    before = board.current
+    ship(second := make(tmp_path, "2"), board.device)
+    place = board.folder / "versions" / before
+    (place / "fused.pte").write_bytes(b"damaged")
+    with pytest.raises(
+        DeviceError, match=rf"fused.pte is not what the bundle holds.*Of {NAME}, {version(second)} stays"
+    ):
+        shipping.roll_back(NAME, board.device)
+    manifest = (place / "bundle.json").read_text()
+    (place / "bundle.json").write_text(manifest.replace('"toy"', '"boy"'))
+    with pytest.raises(
+        DeviceError, match=r"bundle.json on ssh://.* is damaged, so that version cannot be gone back to"
+    ):
+        shipping.roll_back(NAME, board.device)
+    assert board.current == version(second)
+
+
+def test_what_is_not_there_is_not_taken_back(device, installed):
+    with pytest.raises(InputError, match=f"boy-tensorrt is not installed on ssh://.*; there is: {NAME}"):
+        shipping.roll_back("boy-tensorrt", board.device)
+
+
+@pytest.mark.parametrize(
+    ("selftest", "options", "error", "message"),
+    [
+        (
+            'import sys\nprint(\'{"status": "failed", "reason": "image 2 is off by 0.5"}\')\nsys.exit(1)', {},
+            GateError, r"self-test failed on ssh://.*, exit code 1: image 2 is off by 0.5\.",
+        ),
+        ("raise SystemError('no such luck')", {}, GateError, r"exit code 1: Traceback .* SystemError: no such luck\."),
+        ("print('fine')", {}, GateError, r"self-test failed on ssh://.*, exit code 0: fine\."),
+        (
+            'import sys\nprint(\'{"status": "unavailable", "reason": "no executorch"}\')\nsys.exit(3)', {},
+            DeviceError, r"cannot run on ssh://.*: no executorch\. Install .*--no-selftest",
+        ),
+        (OK, {"python": "python9"}, DeviceError, r"cannot run on ssh://.*: there is no python9\. .*--no-selftest"),
+        (HANGS, {"timeout": 1}, DeviceError, r"the self-test was ended: ssh://.* did not finish within 1 s.*--timeout"),
+    ],
+    ids=["fails", "crashes", "says nothing", "no runtime", "no Python", "hangs"],
+)  # fmt: skip
+def test_a_self_test_that_does_not_pass_leaves_what_was(
+    ssh_device, board.device, installed, tmp_path, selftest, options, error, message
+):
+    with pytest.raises(error, match=message) as raised:
+        ship(make(tmp_path, "2", selftest), board.device, **options)
+    assert raised.value.exit_code == 1
+    assert f"Of {NAME}, {board.current} stays current there." in str(raised.value)
+    assert board.lies_there() == installed
+    assert not [name for name in ssh_device.commands() if name.startswith("python")]
+
+
+def test_it_can_be_shipped_untested_where_there_is_no_runtime(ssh_device, board.device, installed, tmp_path):
+    bundle = make(tmp_path, "2", "import sys\nsys.exit(3)")
+    assert ship(bundle, board.device, selftest=False).entry.selftest is None
+    assert board.current == version(bundle)
+
+
+def test_two_ships_at_once(ssh_device, board.device, installed, tmp_path):
+    """The first waits in its self-test, on the device, until the second has been refused."""
+    os.mkfifo(ssh_device.tmp / "fifo")
+    first = make(tmp_path, "2", f"open({str(ssh_device.tmp / 'fifo')!r}).read()\n{OK}")
+    shipped = []
+    shipping_it = threading.Thread(target=lambda: shipped.append(ship(first, board.device)))
+    shipping_it.start()
+    with (ssh_device.tmp / "fifo").open("w"):  # opens when the self-test does
+        with pytest.raises(
+            DeviceError, match=f"another ship to ssh://.* holds {NAME} now: {installs.who()}, 20"
+        ) as held:
+            ship(make(tmp_path, "3"), board.device)
+        with pytest.raises(DeviceError, match="another ship to"):
+            shipping.roll_back(NAME, board.device)
+        assert held.value.exit_code == 1
+        assert {key: value for key, value in board.lies_there().items() if ".incoming" not in key} == installed
+    shipping_it.join()
+    assert shipped[0].entry.version == board.current == version(first)
+    assert shipping.roll_back(NAME, board.device).entry.version != version(first)  # and the lock is free
+
+
+def test_a_dead_computers_lock_is_free_and_what_it_left_goes(ssh_device, board.device, installed):
+    code = f"""
+        import sys
+        from pipeline import devices, installs
+        device = devices.parse({board.device.name!r})
+        with installs.hold(board.device, {NAME!r}) as held:
+            device.output(['mkdir', held.incoming])
+            print('held', flush=True)
+            sys.stdin.read()
+    """
+    project = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=project
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(DeviceError, match="holds"), installs.hold(board.device, NAME):
+            pass
+        other.kill()
+    for _ in range(100):  # the device learns of it by the end of its input
+        try:
+            with installs.hold(board.device, NAME):
+                break
+        except DeviceError as error:
+            assert "holds" in str(error)
+    else:
+        pytest.fail("the lock of a dead computer is still held")
+    assert board.lies_there() == installed
+
+
+def cutting(ssh_device, what: str) -> None:
+    """From now on the link breaks in the middle of every copy; `what` is run there right before."""
+    wrapper = ssh_device.folder / "cut.sh"
+    wrapper.write_text(
+        'case "$SSH_ORIGINAL_COMMAND" in\n'
+        "*cat*.tar.part*)\n"
+        "    exec 3<&0\n"
+        '    head -c 100000 <&3 | sh -c "$SSH_ORIGINAL_COMMAND" &\n'
+        f'    part="$HOME/.local/share/repnets/{NAME}/.incoming-*.tar.part"\n'
+        "    until ls $part 2> /dev/null; do :; done\n"
+        f"    {what}\n"
+        "    kill -KILL $PPID;;\n"
+        '*) exec sh -c "$SSH_ORIGINAL_COMMAND";;\n'
+        "esac\n"
+    )
+    ssh_device.set_up(f"ForceCommand sh {wrapper}")
+
+
+def test_a_link_that_is_cut_in_the_middle_of_every_copy(ssh_device, ssh_board, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.devices.device.TRIES_AFTER_SECONDS", (0, 0))
+    cutting(ssh_device, f"echo cut >> {ssh_device.tmp}/cuts")
+    with pytest.raises(DeviceError, match=r"the link to 127.0.0.1 was cut.*stays current there") as raised:
+        ship(make(tmp_path, "2", size=5_000_000), board.device)
+    assert raised.value.exit_code == 1
+    assert (ssh_device.tmp / "cuts").read_text() == "cut\n" * 3
+    assert board.lies_there() == installed
+
+
+def test_a_link_that_is_cut_for_good(ssh_device, ssh_board, tmp_path, monkeypatch):
+    """All connections break, the lock's among them, and no new one is taken: the device cleans up by itself."""
+    monkeypatch.setattr("pipeline.devices.device.TRIES_AFTER_SECONDS", (0,))
+    os.mkfifo(ssh_device.tmp / "fifo")
+    cutting(ssh_device, f"echo copying > {ssh_device.tmp}/fifo")
+    raised = []
+
+    def try_it() -> None:
+        with pytest.raises(DeviceError) as found:
+            ship(make(tmp_path, "2", size=5_000_000), board.device)
+        raised.append(found.value)
+
+    shipping_it = threading.Thread(target=try_it)
+    shipping_it.start()
+    assert (ssh_device.tmp / "fifo").read_text() == "copying\n"
+    ssh_device.stop()
+    shipping_it.join()
+    assert "cannot be reached" in str(raised[0])
+    assert f"See what is current, once the link is back: repnets devices {board.device.name}" in str(raised[0])
+    ssh_device.set_up()
+    with installs.hold(board.device, NAME):  # free again, once the device has found out
+        pass
+    assert board.lies_there() == installed
+
+
+@pytest.fixture
+def small_disk(ssh_device):
+    """Mount a small file system as the device's home; how is given to it."""
+
+    def mount(options: str) -> None:
+        told = ["mount", "-t", "tmpfs", "-o", options, "none", str(ssh_device.home)]
+        done = subprocess.run(told, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no small disk can be mounted by this user: {done.stderr.strip()}")
+        mounted.append(ssh_device.home)
+
+    mounted: list[Path] = []
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_device_that_is_full_is_told_before_the_copy(ssh_device, board.device, small_disk, tmp_path):
+    small_disk("size=3m")
+    ship(make(tmp_path, "1"), board.device)
+    installed = board.lies_there()
+    with pytest.raises(DeviceError, match=r"has no room: \d.\d MB are left in .*, and this takes 6.1 MB .*stays"):
+        ship(make(tmp_path, "2", size=2_500_000), board.device)
+    assert board.lies_there() == installed
+
+
+def test_a_device_that_gets_full_on_the_way(ssh_device, board.device, small_disk, tmp_path):
+    """No more files can be made, which df does not tell: the unpacking fails."""
+    small_disk("size=30m,nr_inodes=17")
+    ship(make(tmp_path, "1"), board.device)
+    installed = board.lies_there()
+    with pytest.raises(DeviceError, match=r"has no room left: .*No space left on device.*stays current there") as full:
+        ship(make(tmp_path, "2"), board.device)
+    assert full.value.exit_code == 1
+    assert board.lies_there() == installed
+
+
+def test_a_place_that_cannot_be_written(ssh_device, board.device):
+    (ssh_device.home / ".local").write_text("a file where a folder has to be")
+    with pytest.raises(DeviceError, match=r"nothing can be installed in .*: .*\. See to the rights of that folder"):
+        ship(make(ssh_device.folder), board.device)
+
+
+def test_a_history_that_is_damaged_is_named(ssh_device, board.device, installed):
+    (board.folder / "history.json").write_text("[{")
+    with pytest.raises(DeviceError, match=r"history.json on ssh://.* is damaged .*Remove that file there"):
+        installs.look(board.device)
+
+
+TOOLS = (
+    *("cat", "chmod", "df", "find", "flock", "head", "ln", "mkdir", "mv", "printf", "readlink", "rm", "sed"),
+    *("sha256sum", "sleep", "tail", "tar", "timeout"),
+)
+
+
+@pytest.mark.parametrize(
+    ("box", "shell"), [("toybox", "mksh"), ("busybox", "busybox")], ids=["as Android has them", "as BusyBox has them"]
+)
+def test_the_scripts_run_on_small_tools(tmp_path, monkeypatch, box, shell):
+    """Android's shell is mksh, its tools toybox's; none of it has Python."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in TOOLS:
+        (tools / tool).symlink_to(shutil.which(box))
+    (tools / "sh").symlink_to(shutil.which(shell))
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    device = devices.parse("local")
+    first, second = make(tmp_path, "1"), make(tmp_path, "2")
+    ship(first, board.device, selftest=False)
+    ship(second, board.device, selftest=False)
+    assert current(tmp_path / "home") == version(second)
+    with installs.hold(board.device, NAME), pytest.raises(DeviceError, match="another ship to local holds"):
+        ship(first, board.device)
+    shipping.roll_back(NAME, board.device)
+    assert current(tmp_path / "home") == version(first)
+    assert not [name for name in lies_there(tmp_path / "home") if ".incoming" in name]
