@@ -181,9 +181,8 @@ def _add_ship(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--timeout",
         type=_seconds,
-        default=ships.SELFTEST_SECONDS,
         metavar="S",
-        help="for the self-test; default: %(default)s",
+        help="for the self-test; default: a minute more than it takes its runtime to be stuck",
     )
 
 

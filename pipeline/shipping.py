@@ -16,7 +16,8 @@ from pipeline.devices import Device
 from pipeline.errors import DeviceError, GateError, InputError
 from pipeline.installs import Entry, Held, State
 
-SELFTEST_SECONDS = 300
+_SELFTEST_SECONDS = 300
+_GRACE_SECONDS = 60  # beside what the self-test allows its runtime
 _VERDICTS = {0: "ok", 1: "failed", 3: "unavailable"}
 _SPARE_BYTES = 1 << 20
 
@@ -49,7 +50,7 @@ def ship(
     allowed_signers: Path | None = None,
     selftest: bool = True,
     python: str = "python3",
-    timeout: float = SELFTEST_SECONDS,
+    timeout: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Shipped:
     """Install a bundle.
@@ -60,7 +61,7 @@ def ship(
         allowed_signers: ssh's file of that name; the bundle's signature has to be of somebody in it.
         selftest: run the bundle's own on the device before the switch.
         python: the program there that the self-test runs on.
-        timeout: seconds that the self-test may take.
+        timeout: seconds that the self-test may take; default: a minute more than it allows its runtime by itself.
         say: told of each step.
 
     Raises:
@@ -70,10 +71,10 @@ def ship(
             self-test; the link was cut; the self-test did not end.
     """
     manifest = bundles.open_bundle(path).manifest
-    signer = _signer(path, allowed_signers) if allowed_signers else None
+    signed_by = signer(path, allowed_signers) if allowed_signers else None
     name, version = f"{manifest['model']}-{manifest['target']}", manifest["digest"][:12]
     size = path.stat().st_size
-    signed = f", signed by {signer}" if signer else ""
+    signed = f", signed by {signed_by}" if signed_by else ""
     say(f"{path.name}: whole, {len(manifest['files'])} files, {size / 1e6:.1f} MB{signed}")
     with _held(device, name) as held:
         before = held.state
@@ -81,9 +82,10 @@ def ship(
         device.push(path, f"{held.incoming}.tar")
         _require_same(held, held.incoming, held.unpack(), manifest)
         say(f"{device.name}: copied, and every digest is right")
-        verdict = _selftest(held, manifest, python, timeout) if selftest else None
+        limit = timeout or manifest.get("time_limit_s", _SELFTEST_SECONDS) + _GRACE_SECONDS
+        verdict = _selftest(held, manifest, python, limit) if selftest else None
         say(f"{device.name}: self-test {_told(verdict)}")
-        entry = Entry(version, manifest["digest"], installs.now(), installs.who(), signer, verdict)
+        entry = Entry(version, manifest["digest"], installs.now(), installs.who(), signed_by, verdict)
         history = before.after(entry)
         held.switch(entry, history)
         after = State(name, version, (*before.versions, version), history)
@@ -155,7 +157,7 @@ def _shipped(held: Held, state: State, before: State, warning: str | None) -> Sh
     return Shipped(state.name, held.folder, state.entry(state.current), before.current, kept, warning)
 
 
-def _signer(path: Path, allowed_signers: Path) -> str:
+def signer(path: Path, allowed_signers: Path) -> str:
     """Whose signature a bundle has, of those in the file. Raises InputError where it is of none of them."""
     told = ["ssh-keygen", "-Y", "find-principals", "-s", str(bundles.signature_of(path)), "-f", str(allowed_signers)]
     try:

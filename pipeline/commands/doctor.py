@@ -40,7 +40,7 @@ examples:
 
 RUNNER = """\
 A runner is a small program that runs a .pte where there is no Python.
-  Linux (x86_64, aarch64)  install g++ and `pip install executorch` there: the wheel has ExecuTorch's C++ libraries and
+  PLACEHOLDER
                            headers, and bench builds the runner from its source with them.
   Android                  build ExecuTorch's libraries with the NDK, on this machine; docs/devices.md has the commands"""
 

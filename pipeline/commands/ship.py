@@ -7,7 +7,7 @@ from pipeline import installs, layouts, shipping
 from pipeline.commands.tables import aligned
 from pipeline.errors import InputError
 from pipeline.manifest import write_json
-from pipeline.shipping import SELFTEST_SECONDS, Shipped
+from pipeline.shipping import Shipped
 
 SHIP_HELP = f"""\
 Install a bundle on a device, so that it can be trusted and taken back. BUNDLE is a file that `snakemake` wrote to
@@ -22,8 +22,8 @@ then runs on the device: the network on real images, held to the outputs of the 
 
   <home>/<model>-<target>/current     what an application opens; home is ~/.local/share/repnets, on Android
                                       /data/local/tmp/repnets
-The {installs.KEPT} versions before stay there. --rollback makes the one before current again; BUNDLE is then the file or
-the name that `repnets devices DEVICE` lists.
+The {installs.KEPT} versions before stay there. --rollback makes the one before current again; BUNDLE is then the file,
+or the name that `repnets devices DEVICE` lists.
 
 --layout FOLDER installs nothing: it lays the bundle out as an app's project takes it, the .mlpackage for Xcode or the
 .pte for an Android app's assets, and says what to do next. No DEVICE is given then.
@@ -57,7 +57,7 @@ def ship(
     require_signature: Path | None = None,
     selftest: bool = True,
     python: str = "python3",
-    timeout: float = SELFTEST_SECONDS,
+    timeout: float | None = None,
 ) -> None:
     """Install a bundle on a device, go back to the version before, or lay a bundle out for an app.
 
@@ -74,7 +74,9 @@ def ship(
     if layout is not None:
         if device is not None or rollback:
             raise InputError("--layout FOLDER installs nothing, so it goes with no DEVICE and no --rollback.")
-        print(layouts.lay_out(bundle, layout, require_signature))
+        if require_signature is not None:
+            shipping.signer(bundle, require_signature)
+        print(layouts.lay_out(bundle, layout))
         return
     if device is None:
         raise InputError("name a DEVICE to ship to: local, ssh://user@host:port, adb:SERIAL; or --layout FOLDER.")
