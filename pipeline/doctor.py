@@ -141,7 +141,10 @@ def _built(target: Target, found: Sequence[Found]) -> str:
 
 
 def _bench(target: Target) -> Can:
-    """By the backend's own word; a target of another device's is benched there."""
+    """By the backend's own word; a target with a `device:` is benched there."""
+    if target.device != "local":
+        why = Unavailable(f"bench runs on {target.device}.", f"Ask it what it has: repnets doctor {target.device}")
+        return Can(False, f"on {target.device}", (why,))
     missing = backends.load(target.backend).unavailable()
     if missing is None:
         return Can(True, f"by {backends.RUNTIMES[target.backend]}")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import bundles, installs
+from pipeline import bundles, holding, installs
 from pipeline.devices import Device
 from pipeline.errors import DeviceError, GateError, InputError
-from pipeline.installs import Entry, Held, State
+from pipeline.holding import Held
+from pipeline.installs import Entry, State
 
 _SELFTEST_SECONDS = 300
 _GRACE_SECONDS = 60  # beside what the self-test allows its runtime
@@ -129,7 +130,7 @@ def _held(device: Device, name: str) -> Iterator[Held]:
     """Hold an installation; an error says in what state it was left."""
     held = None
     try:
-        with installs.hold(device, name) as held:
+        with holding.hold(device, name) as held:
             yield held
     except (DeviceError, GateError) as error:
         if held is None:

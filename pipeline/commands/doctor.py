@@ -38,11 +38,20 @@ examples:
   repnets doctor adb:0123456789ABCDEF --json doctor.json
 """
 
-RUNNER = """\
-A runner is a small program that runs a .pte where there is no Python.
-  PLACEHOLDER
-                           headers, and bench builds the runner from its source with them.
-  Android                  build ExecuTorch's libraries with the NDK, on this machine; docs/devices.md has the commands"""
+_RUNNER = """\
+A runner is a small program that runs a .pte where no Python with executorch is; `runner:` in target.yaml names it.
+  Linux, on the device (x86_64 or aarch64; sudo apt-get install g++ unzip), from the wheel's own C++ libraries:
+    python3 -m pip download --no-deps executorch=={version} && unzip -q executorch-*.whl
+    sh build_runner.sh executorch runner        build_runner.sh and runner.cpp are in pipeline/devices/
+  Android, on this machine, with the NDK in $ANDROID_NDK (after ExecuTorch's own scripts; nobody has run it yet):
+    git clone --branch v{version} --recurse-submodules --shallow-submodules https://github.com/pytorch/executorch
+    cmake -S executorch -B out -DCMAKE_TOOLCHAIN_FILE=$ANDROID_NDK/build/cmake/android.toolchain.cmake \\
+      -DANDROID_ABI=arm64-v8a -DANDROID_PLATFORM=android-26 -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=out \\
+      -DEXECUTORCH_BUILD_XNNPACK=ON -DEXECUTORCH_BUILD_KERNELS_OPTIMIZED=ON -DEXECUTORCH_BUILD_DEVTOOLS=ON \\
+      -DEXECUTORCH_BUILD_EXTENSION_MODULE=ON -DEXECUTORCH_BUILD_EXTENSION_TENSOR=ON \\
+      -DEXECUTORCH_BUILD_EXTENSION_DATA_LOADER=ON -DEXECUTORCH_BUILD_EXTENSION_FLAT_TENSOR=ON \\
+      -DEXECUTORCH_BUILD_EXTENSION_NAMED_DATA_MAP=ON -DEXECUTORCH_ENABLE_EVENT_TRACER=ON
+    cmake --build out -j --target install       then compile runner.cpp with the NDK's clang++ against out/"""
 
 _SECONDS = 60  # for a device to answer in
 
@@ -80,8 +89,8 @@ def doctor(
     answers = {device.name: _ask(device, python) for device in parsed}
     for name, answer in answers.items():
         print(f"\n{_device(name, answer, chosen)}")
-    if answers:
-        print(f"\n{RUNNER}")
+    if any(target.backend == "executorch" for target in chosen):
+        print(f"\n{_RUNNER.format(version=_executorch(host))}")
     if document:
         write_json(document, _document(host, chosen, answers))
     _conclude(host, answers)
@@ -123,6 +132,12 @@ def _host(host: Host, targets: Sequence[Target]) -> str:
     for what, why in _missing(host):
         parts += ["", f"{what}", _why(why)]
     return "\n".join(parts)
+
+
+def _executorch(host: Host) -> str:
+    """The version that the files are made with, or the oldest that will do."""
+    found = next(one for one in host.found if one.requirement.name == "executorch")
+    return found.version or found.wanted.partition(",")[0].lstrip(">=")
 
 
 def _needed(one: Found, targets: Sequence[Target]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import bundles, devices, installs, shipping
+from pipeline import bundles, devices, holding, installs, shipping
 from pipeline.errors import DeviceError, GateError, InputError
 
 OK = 'print(\'{"status": "ok", "max_error": 1e-7, "tolerance": 1e-4, "images": 3, "runtime": "none"}\')'
@@ -258,9 +258,9 @@ def test_a_dead_computers_lock_is_free_and_what_it_left_goes(board, tmp_path):
     installed = board.install(tmp_path)
     code = f"""
         import sys
-        from pipeline import devices, installs
+        from pipeline import devices, holding
         device = devices.parse({board.device.name!r})
-        with installs.hold(device, {NAME!r}) as held:
+        with holding.hold(device, {NAME!r}) as held:
             device.output(['mkdir', held.incoming])
             print('held', flush=True)
             sys.stdin.read()
@@ -270,12 +270,12 @@ def test_a_dead_computers_lock_is_free_and_what_it_left_goes(board, tmp_path):
         [sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=project
     ) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(DeviceError, match="holds"), installs.hold(board.device, NAME):
+        with pytest.raises(DeviceError, match="holds"), holding.hold(board.device, NAME):
             pass
         other.kill()
     for _ in range(100):  # the device learns of it by the end of its input
         try:
-            with installs.hold(board.device, NAME):
+            with holding.hold(board.device, NAME):
                 break
         except DeviceError as error:
             assert "holds" in str(error)
@@ -338,7 +338,7 @@ def test_a_link_that_is_cut_for_good(ssh_device, ssh_board, tmp_path, monkeypatc
     assert "cannot be reached" in str(raised[0])
     assert f"See what is current, once the link is back: repnets devices {ssh_board.device.name}" in str(raised[0])
     ssh_device.set_up()
-    with installs.hold(ssh_board.device, NAME):  # free again, once the device has found out
+    with holding.hold(ssh_board.device, NAME):  # free again, once the device has found out
         pass
     assert ssh_board.lies_there() == installed
 
@@ -419,7 +419,7 @@ def test_the_scripts_run_on_small_tools(tmp_path, monkeypatch, box, shell):
     ship(first, board.device, selftest=False)
     ship(second, board.device, selftest=False)
     assert board.current == version(second)
-    with installs.hold(board.device, NAME), pytest.raises(DeviceError, match="another ship to local holds"):
+    with holding.hold(board.device, NAME), pytest.raises(DeviceError, match="another ship to local holds"):
         ship(first, board.device)
     shipping.roll_back(NAME, board.device)
     assert board.current == version(first)
