@@ -105,19 +105,20 @@ def needed_by(one: Found, targets: Sequence[Target]) -> list[str]:
 
 
 def _verdict(target: Target, found: Sequence[Found], inputs: Sequence[Unavailable]) -> Verdict:
-    build = (*inputs, *_lacking(target, found, "build"))
+    build = (*inputs, *_lacking(target, found, "all"), *_lacking(target, found, "build"))
     check = _lacking(target, found, "check")
+    can_check = not build and not check
     backend = backends.load(target.backend)
     return Verdict(
         target.name,
         build=Can(not build, _built(target, found) if not build else "no", build),
-        check=Can(not check, f"by {backend.CHECKED_BY}" if not check else "no", check),
+        check=Can(can_check, f"by {backend.CHECKED_BY}" if can_check else "no", check),
         bench=_bench(target),
     )
 
 
 def _lacking(target: Target, found: Sequence[Found], work: str) -> tuple[Unavailable, ...]:
-    needed = [one for one in found if needed_by(one, [target]) and {"all", work} & set(one.requirement.work)]
+    needed = [one for one in found if needed_by(one, [target]) and one.requirement.work == work]
     return tuple(
         Unavailable(f"{one.requirement.name} {lack(one)}: {one.requirement.why}.", one.remedy)
         for one in needed
@@ -133,7 +134,7 @@ def lack(one: Found) -> str:
 def _built(target: Target, found: Sequence[Found]) -> str:
     if target.backend != "tensorrt":
         return "yes"
-    makers = {one.requirement.name for one in found if "engine" in one.requirement.work and one.is_met}
+    makers = {one.requirement.name for one in found if one.requirement.work == "engine" and one.is_met}
     on_gpu = engines.compute_capability() is not None
     if on_gpu and makers & {"tensorrt", "trtexec"}:
         return "ONNX, engine"
@@ -148,7 +149,7 @@ def _bench(target: Target) -> Can:
     missing = backends.load(target.backend).unavailable()
     if missing is None:
         return Can(True, f"by {backends.RUNTIMES[target.backend]}")
-    return Can(False, "on a device", (missing,))
+    return Can(False, "not here", (missing,))
 
 
 def _inputs(config: Config) -> tuple[Unavailable, ...]:
@@ -188,14 +189,14 @@ def can_install(device: Probe) -> Can:
     """Whether `repnets ship` finds there what it works with."""
     has_python = "python3" in device.tools
     needs = (
-        ("tar", "unpacks the bundle", "tar" in device.tools),
-        ("sha256sum", "verifies each file", has_python or {"sha256sum", "shasum"} & set(device.tools)),
-        ("flock", "keeps two ships apart", has_python or "flock" in device.tools),
-        ("mv -T", "replaces the link `current` in one step", has_python or device.switch),
+        ("tar", "unpacks the bundle", "tar" in device.tools, "tar"),
+        ("sha256sum", "verifies each file", {"sha256sum", "shasum"} & set(device.tools), "coreutils"),
+        ("flock", "keeps two ships apart", has_python or "flock" in device.tools, "util-linux, or Python 3"),
+        ("mv -T", "replaces the link `current` in one step", has_python or device.switch, "coreutils, or Python 3"),
     )
     missing = tuple(
-        Unavailable(f"There is no {name}, which {why}.", "Install it there, or Python 3, which serves as well.")
-        for name, why, there in needs
+        Unavailable(f"There is no {name}, which {why}.", f"Install {package} there; BusyBox has it too.")
+        for name, why, there, package in needs
         if not there
     )
     return Can(not missing, "yes" if not missing else "no", missing)

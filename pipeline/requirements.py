@@ -23,16 +23,16 @@ class Requirement:
     Attributes:
         name: of the Python distribution, or of the program.
         why: what it does here, a few words.
-        work: what cannot be done without: ``all``, or ``build`` or ``check`` with ``backends`` or ``precision``
-            ``int8``; ``device`` and ``sign``, which no target is built with; ``engine``.
-        backends: whose targets need it; empty: any.
+        work: what cannot be done without it: ``all``; ``build``, and then nothing is checked either; ``check``;
+            ``engine``; ``device`` and ``sign``, which no target is built with.
+        backends: whose targets need it, ``int8`` for those of that precision; empty: all.
         is_program: a program on PATH, and no distribution.
         linux, mac: the command that brings a program.
     """
 
     name: str
     why: str
-    work: tuple[str, ...] = ("all",)
+    work: str = "all"
     backends: tuple[str, ...] = ()
     is_program: bool = False
     linux: str = ""
@@ -72,29 +72,29 @@ PACKAGES = (
     Requirement("snakemake", "decides what is to be built"),
     Requirement("threadpoolctl", "threads of numerical libraries"),
     Requirement("tqdm", "progress bars"),
-    Requirement("torchao", "int8 programs (comes with executorch)", ("build",), ("int8",)),
-    Requirement("executorch", "writes and runs .pte; quantizes to int8", ("build", "check"), ("executorch", "int8")),
-    Requirement("onnx", "ONNX files, which TensorRT builds from", ("build", "check"), ("tensorrt",)),
-    Requirement("onnxscript", "torch's ONNX exporter", ("build",), ("tensorrt",)),
-    Requirement("onnxruntime", "runs ONNX files in check, and as the reference", ("check",), ("tensorrt",)),
-    Requirement("coremltools", "writes ML programs; on a Mac runs them", ("build", "check"), ("coreml",)),
+    Requirement("torchao", "int8 programs (comes with executorch)", "build", ("int8",)),
+    Requirement("executorch", "writes and runs .pte; quantizes to int8", "build", ("executorch", "int8")),
+    Requirement("onnx", "ONNX files, which TensorRT builds from", "build", ("tensorrt",)),
+    Requirement("onnxscript", "torch's ONNX exporter", "build", ("tensorrt",)),
+    Requirement("onnxruntime", "runs ONNX files in check, and as the reference", "check", ("tensorrt",)),
+    Requirement("coremltools", "writes ML programs; on a Mac runs them", "build", ("coreml",)),
 )  # fmt: skip
 """Distributions without which a target is not built or not checked."""
 
 ENGINES = (
-    Requirement("tensorrt", "engines for this machine's GPU", ("engine",), ("tensorrt",)),
-    Requirement("tensorrt-rtx-cu13", "engines for RTX GPUs, built without one", ("engine",), ("tensorrt",)),
+    Requirement("tensorrt", "engines for this machine's GPU", "engine", ("tensorrt",)),
+    Requirement("tensorrt-rtx-cu13", "engines for RTX GPUs, built without one", "engine", ("tensorrt",)),
     Requirement(
-        "trtexec", "builds and times engines where NVIDIA's TensorRT is (a Jetson: JetPack)", ("engine",),
+        "trtexec", "builds and times engines where NVIDIA's TensorRT is (a Jetson: JetPack)", "engine",
         ("tensorrt",), True, "install JetPack's or NVIDIA's TensorRT",
     ),
 )  # fmt: skip
 """Any one of them builds engines beside the ONNX file."""
 
 PROGRAMS = (
-    Requirement("ssh", "devices ssh://user@host", ("device",), (), True, _SSH),
-    Requirement("ssh-keygen", "signatures of bundles", ("sign",), (), True, _SSH),
-    Requirement("adb", "devices adb:SERIAL (Android)", ("device",), (), True, _ADB[0], _ADB[1]),
+    Requirement("ssh", "devices ssh://user@host", "device", (), True, _SSH),
+    Requirement("ssh-keygen", "signatures of bundles", "sign", (), True, _SSH),
+    Requirement("adb", "devices adb:SERIAL (Android)", "device", (), True, _ADB[0], _ADB[1]),
 )
 """What reaches devices; nothing is built with it."""
 

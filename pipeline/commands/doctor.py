@@ -27,7 +27,7 @@ DEVICE is where files are to run:
 A device is asked once, by its shell; nothing is written there.
 
 build and check take no device: what cannot run here is checked by another runtime, see docs/proof.md. bench takes the
-target's own runtime. `on a device` means that it is not here.
+target's own runtime, here or on a device.
 
 Exit code 0: every target in question can be built and checked here, and each device answered. 1: not so. 2: the
 configuration or an option cannot be used.
@@ -53,6 +53,14 @@ A runner is a small program that runs a .pte where no Python with executorch is;
       -DEXECUTORCH_BUILD_EXTENSION_NAMED_DATA_MAP=ON -DEXECUTORCH_ENABLE_EVENT_TRACER=ON
     cmake --build out -j --target install       then compile runner.cpp with the NDK's clang++ against out/"""
 
+_WITHOUT = {
+    "all": "no build and no check of {targets}",
+    "build": "no build and no check of {targets}",
+    "check": "no check of {targets}",
+    "engine": "engines are built by another of the three, or on the device",
+    "device": "no such device can be reached",
+    "sign": "bundles are not signed, and no signature is verified",
+}
 _SECONDS = 60  # for a device to answer in
 
 
@@ -122,12 +130,14 @@ def _host(host: Host, targets: Sequence[Target]) -> str:
     about = aligned(_facts(host.probe, f"Python {host.python}", f"where results are kept: {host.store}"))
     gpu = f"compute capability {host.gpu}" if host.gpu else "none with a working driver"
     needed = [_row(one, targets) for one in host.found if _needed(one, targets)]
-    lacking = [(one.requirement.name, one.remedy) for one in host.found if _needed(one, targets) and not one.is_met]
     rows = [("target", "build", "check", "bench")]
     rows += [(one.target, one.build.how, one.check.how, one.bench.how) for one in host.verdicts]
     parts = ["this machine", _indented(f"{about}\nnvidia   {gpu}"), "", _indented(aligned(needed))]
-    if lacking:
-        parts += ["", "to get what is missing", _indented(aligned(lacking))]
+    if lacking := [one for one in host.found if _needed(one, targets) and not one.is_met]:
+        rows_of_lacking = [("", "command", "without it"), *(_lack(one, targets) for one in lacking)]
+        parts += ["", "to get what is missing", _indented(aligned(rows_of_lacking))]
+        if any(one.requirement.work == "all" for one in lacking):
+            parts += ["  All Python packages at once, in the project's folder: pip install --editable ."]
     parts += ["", "what can be done here", _indented(aligned(rows))]
     for what, why in _missing(host):
         parts += ["", f"{what}", _why(why)]
@@ -137,7 +147,7 @@ def _host(host: Host, targets: Sequence[Target]) -> str:
 def _executorch(host: Host) -> str:
     """The version that the files are made with, or the oldest that will do."""
     found = next(one for one in host.found if one.requirement.name == "executorch")
-    return found.version or found.wanted.partition(",")[0].lstrip(">=")
+    return found.version or f"{found.wanted.partition(',')[0].lstrip('>=')}.0"
 
 
 def _needed(one: Found, targets: Sequence[Target]) -> bool:
@@ -150,12 +160,22 @@ def _row(one: Found, targets: Sequence[Target]) -> tuple[str, ...]:
     return (one.requirement.name, f"{version}{wanted}", one.requirement.why)
 
 
+def _lack(one: Found, targets: Sequence[Target]) -> tuple[str, ...]:
+    """What is missing, the command, and what cannot be done without it."""
+    named = examined.needed_by(one, targets)
+    whose = "any target" if len(named) == len(targets) else ", ".join(named)
+    return (one.requirement.name, one.remedy, _WITHOUT[one.requirement.work].format(targets=whose))
+
+
 def _missing(host: Host) -> list[tuple[str, Unavailable]]:
-    """What cannot be done, with each reason once, under the names of all targets that it concerns."""
+    """What else stands in the way, each reason once, under the names of all targets that it concerns."""
+    told = {one.remedy for one in host.found if not one.is_met}
     found: dict[tuple[str, Unavailable], list[str]] = {}
     for verdict in host.verdicts:
         for work in ("build", "check", "bench"):
             for why in getattr(verdict, work).missing:
+                if why.remedy in told:
+                    continue
                 found.setdefault((work, why), []).append(verdict.target)
     return [(f"no {work} here of {', '.join(targets)}", why) for (work, why), targets in found.items()]
 

@@ -305,7 +305,7 @@ def cutting(ssh_device, what: str) -> None:
 @pytest.mark.slow
 def test_a_link_that_is_cut_in_the_middle_of_every_copy(ssh_device, ssh_board, tmp_path, monkeypatch):
     installed = ssh_board.install(tmp_path)
-    monkeypatch.setattr("pipeline.devices.device.TRIES_AFTER_SECONDS", (0, 0))
+    monkeypatch.setattr("pipeline.devices.copying.TRIES_AFTER_SECONDS", (0, 0))
     cutting(ssh_device, f"echo cut >> {ssh_device.tmp}/cuts")
     with pytest.raises(DeviceError, match=r"the link to 127.0.0.1 was cut.*stays current there") as raised:
         ship(make(tmp_path, "2", size=5_000_000), ssh_board.device)
@@ -318,7 +318,7 @@ def test_a_link_that_is_cut_in_the_middle_of_every_copy(ssh_device, ssh_board, t
 def test_a_link_that_is_cut_for_good(ssh_device, ssh_board, tmp_path, monkeypatch):
     """All connections break, the lock's among them, and no new one is taken: the device cleans up by itself."""
     installed = ssh_board.install(tmp_path)
-    monkeypatch.setattr("pipeline.devices.device.TRIES_AFTER_SECONDS", (0,))
+    monkeypatch.setattr("pipeline.devices.copying.TRIES_AFTER_SECONDS", (0,))
     os.mkfifo(ssh_device.tmp / "fifo")
     cutting(ssh_device, f"echo copying > {ssh_device.tmp}/fifo")
     raised = []
