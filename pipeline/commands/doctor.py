@@ -190,8 +190,9 @@ def _device(name: str, answer: Probe | DeviceError, targets: Sequence[Target]) -
         ("runtimes", ", ".join(filter(None, (runtimes, answer.trtexec and f"trtexec {answer.trtexec}"))) or "none")
     )
     facts.append(("compiler", f"g++ {answer.gcc}" if answer.gcc else "no g++"))
-    facts.append(("installed", ", ".join(f"{one} {digest}" for one, digest in answer.installed) or "nothing"))
     install = examined.can_install(answer)
+    facts.append(("ship", "it has the tools" if install.yes else "no; see below"))
+    facts.append(("installed", ", ".join(f"{one} {digest}" for one, digest in answer.installed) or "nothing"))
     abilities = {target.name: examined.can_run(target, answer) for target in targets}
     rows = [("target", "bench and self-test"), *((one, can.how) for one, can in abilities.items())]
     parts = [name, _indented(aligned(facts)), "", _indented(aligned(rows))]
