@@ -242,8 +242,7 @@ def _last_json(printed: str) -> dict[str, Any]:
 def _told(verdict: Mapping[str, Any] | None) -> str:
     if verdict is None:
         return "left out"
-    about = [
-        f"{key.replace('_', ' ')} {verdict[key]}" for key in ("max_error", "tolerance", "images") if key in verdict
-    ]
+    figures = ((key.replace("_", " "), verdict.get(key)) for key in ("max_error", "tolerance", "images"))
+    about = [f"{name} {value:.2g}" for name, value in figures if isinstance(value, int | float)]
     runtime = " ".join(str(verdict[key]) for key in ("runtime", "version") if verdict.get(key))
     return ", ".join(["ok", *about, *([runtime] if runtime else [])])
