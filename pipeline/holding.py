@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline import installs
 from pipeline.devices import Device
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, InputError
 from pipeline.installs import Entry, State
 
 _BEAT_SECONDS = 5.0
@@ -37,8 +37,12 @@ exec 9>> lock || exit 73
 if command -v flock > /dev/null; then flock -n 9 9>&9
 else python3 -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 9>&9 2> /dev/null; fi
 code=$?
-[ "$code" -lt 126 ] || exit 77
-[ "$code" -eq 0 ] || { cat lock; exit 75; }
+case "$code" in
+    0) ;;
+    1) cat lock; exit 75;;
+    126 | 127) exit 77;;
+    *) exit 73;;
+esac
 printf '%s\n' "$2" "$3" "$$" > lock || exit 73
 rm -rf .incoming-*
 (cd .. && tell "${1##*/}")
@@ -55,7 +59,6 @@ rm -rf ".incoming-$2"* || { sleep 1; rm -rf ".incoming-$2"*; }
 
 _DIGESTS = r"""
 cd "$1" || exit 1
-find . ! -type f ! -type d -exec printf 'odd  %s\n' {} \;
 if command -v sha256sum > /dev/null; then find . -type f -exec sha256sum {} +
 else find . -type f -exec shasum -a 256 {} +; fi
 """
@@ -67,49 +70,44 @@ mkdir "$1" && tar -xf "$1.tar" -C "$1" && rm -f "$1.tar" || exit 1
     + _DIGESTS
 )
 
-# The link is replaced by rename(2): `mv -T` does that, but Android's refuses where the link is one to a folder, and
-# there `ln -sfn` does. (BusyBox's `ln -sfn` would take the link away first.)
-_POINT = r"""
-point() {
-    rm -f ".incoming-$1.link"
-    ln -s "$2" ".incoming-$1.link" || return 1
-    mv -fT ".incoming-$1.link" current 2> /dev/null && return 0
+# A link is replaced by rename(2): `mv -T` does that, but Android's refuses where the old link is one to a folder, and
+# there `ln -sfn` does. (BusyBox's `ln -sfn` would take the old link away first.)
+_REPLACE = r"""
+replace() {
+    mv -fT "$1" "$2" 2> /dev/null && return 0
     case "$(readlink "$(command -v ln)")" in
-        *toybox*) ln -sfn "$2" current && rm -f ".incoming-$1.link" && return 0;;
+        *toybox*) ln -sfn "$(readlink "$1")" "$2" && rm -f "$1" && return 0;;
     esac
-    python3 -c 'import os, sys; os.replace(sys.argv[1], "current")' ".incoming-$1.link" 2> /dev/null && return 0
-    rm -f ".incoming-$1.link"
-    return 78
+    python3 -c 'import os, sys; os.replace(*sys.argv[1:])' "$1" "$2" 2> /dev/null
 }
 cd "$1" || exit 1
 [ "$(sed -n 1p lock)" = "$2" ] || exit 76
+new=".incoming-$2"
+mkdir -p versions && ln -s "versions/$3" "$new.link" && ln -s versions "$new.try" && ln -s versions "$new.old" || exit 1
+replace "$new.try" "$new.old" || exit 78
 """
 
-# A version that is there already is replaced file by file, each in one step: it may be the current one.
+# What can fail for want of room comes first, and a link was replaced once for trial. A version that is there already is
+# replaced file by file, each in one step: it may be the current one.
 _SWITCH = (
-    _POINT
+    _REPLACE
     + r"""
-cat > ".incoming-$2.history" || exit 1
-mkdir -p versions || exit 1
+cat > "$new.history" || exit 1
 if [ -d "versions/$3" ]; then
-    (cd ".incoming-$2" && find . -type d) | while read -r one; do mkdir -p "versions/$3/$one" || exit 1; done || exit 1
-    (cd ".incoming-$2" && find . -type f) | while read -r one; do
-        mv -f ".incoming-$2/$one" "versions/$3/$one" || exit 1
-    done || exit 1
-    rm -rf ".incoming-$2"
+    (cd "$new" && find . -type d) | while read -r one; do mkdir -p "versions/$3/$one" || exit 1; done || exit 1
+    (cd "$new" && find . -type f) | while read -r one; do mv -f "$new/$one" "versions/$3/$one" || exit 1; done || exit 1
 else
-    mv ".incoming-$2" "versions/$3" || exit 1
+    mv "$new" "versions/$3" || exit 1
 fi
-mv -f ".incoming-$2.history" history.json || exit 1
-point "$2" "versions/$3"
+mv -f "$new.history" history.json || exit 1
+replace "$new.link" current
 """
 )
 
 _BACK = (
-    _POINT
+    _REPLACE
     + r"""
-[ -d "versions/$3" ] || exit 1
-point "$2" "versions/$3"
+[ -d "versions/$3" ] && replace "$new.link" current
 """
 )
 
@@ -160,7 +158,7 @@ class Held:
         return _digests(self.device.output(installs.script(_UNPACK, self.incoming), timeout=_LONG_SECONDS))
 
     def digests(self, folder: str) -> dict[str, str]:
-        """Sha256 of every file below a folder there, by its path in it; ``odd`` for what is neither file nor folder."""
+        """Sha256 of every file below a folder there, by its path in it."""
         return _digests(self.device.output(installs.script(_DIGESTS, folder), timeout=_LONG_SECONDS))
 
     def switch(self, entry: Entry, history: Sequence[Entry]) -> None:
@@ -210,7 +208,7 @@ def hold(device: Device, name: str) -> Iterator[Held]:
         DeviceError: somebody else holds it, with who and since when; the device cannot lock, or not be reached.
     """
     if not _NAME.fullmatch(name):
-        raise DeviceError(f"`{name}` cannot be the name of a folder on a device.")
+        raise InputError(f"`{name}` cannot be the name of a folder on a device; give one that `repnets devices` lists.")
     held = Held(device, name, uuid.uuid4().hex[:12], State(name))
     told = shlex.join(
         installs.script(_HOLD, held.folder, held.token, f"{installs.who()}, {installs.now()}", str(_SILENCE_SECONDS))

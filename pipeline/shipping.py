@@ -3,6 +3,7 @@
 A step that fails leaves what was installed as it was, and nothing half copied behind it.
 """
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -71,7 +72,8 @@ def ship(
         DeviceError: the device cannot be reached, is full, is being shipped to by somebody else, has no runtime for the
             self-test; the link was cut; the self-test did not end.
     """
-    manifest = bundles.open_bundle(path).manifest
+    bundle = bundles.open_bundle(path)
+    manifest = bundle.manifest
     signed_by = signer(path, allowed_signers) if allowed_signers else None
     name, version = f"{manifest['model']}-{manifest['target']}", manifest["digest"][:12]
     size = path.stat().st_size
@@ -81,7 +83,8 @@ def ship(
         before = held.state
         held.require_room(2 * size + _SPARE_BYTES)
         device.push(path, f"{held.incoming}.tar")
-        _require_same(held, held.incoming, held.unpack(), manifest)
+        own = {bundles.MANIFEST: hashlib.sha256(bundle.read(bundles.MANIFEST)).hexdigest()}
+        _require_same(held, held.incoming, held.unpack(), _digests(manifest) | own)
         say(f"{device.name}: copied, and every digest is right")
         limit = timeout or manifest.get("time_limit_s", _SELFTEST_SECONDS) + _GRACE_SECONDS
         verdict = _selftest(held, manifest, python, limit) if selftest else None
@@ -120,7 +123,7 @@ def roll_back(name: str, device: Device) -> Shipped:
                 "to. Ship the bundle that you want."
             )
         place = f"{held.folder}/versions/{entry.version}"
-        _require_same(held, place, held.digests(place), _manifest_there(held, place, entry))
+        _require_same(held, place, held.digests(place), _digests(_manifest_there(held, place, entry)))
         held.back(entry)
         return _shipped(held, State(name, entry.version, before.versions, before.history), before, None)
 
@@ -169,14 +172,18 @@ def signer(path: Path, allowed_signers: Path) -> str:
     return found
 
 
-def _require_same(held: Held, folder: str, there: Mapping[str, str], manifest: Mapping[str, Any]) -> None:
-    """Hold every file that lies there against the manifest. Others may lie beside them: what a self-test leaves."""
-    wrong = [path for path, about in manifest["files"].items() if there.get(path) != about["sha256"]]
-    if wrong or "odd" in there.values():
-        names = ", ".join(wrong[:5]) or "a link or device node"
+def _digests(manifest: Mapping[str, Any]) -> dict[str, str]:
+    return {path: about["sha256"] for path, about in manifest["files"].items()}
+
+
+def _require_same(held: Held, folder: str, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Hold the sha256 of files on the device against those wanted. Others may lie beside: what a self-test leaves."""
+    if wrong := [path for path, digest in wanted.items() if there.get(path) != digest]:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise DeviceError(
-            f"in {folder} on {held.device.name}, {names} {'is' if len(wrong) < 2 else 'are'} not what the bundle "
-            "holds. The device's memory or disk may be failing, or another program writes there. Ship it again."
+            f"in {folder} on {held.device.name}, {', '.join(wrong[:5])}{more} {'is' if len(wrong) == 1 else 'are'} not "
+            "what the bundle holds. The device's memory or disk may be failing, or another program writes there. Ship "
+            "it again."
         )
 
 

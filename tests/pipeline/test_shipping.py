@@ -399,22 +399,29 @@ TOOLS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("box", "shell"), [("toybox", "mksh"), ("busybox", "busybox")], ids=["as Android has them", "as BusyBox has them"]
-)
-def test_the_scripts_run_on_small_tools(tmp_path, monkeypatch, box, shell):
-    """Android's shell is mksh, its tools toybox's; none of it has Python."""
+def small_tools(tmp_path, monkeypatch, box: str, shell: str, **other: str) -> Board:
+    """This machine, with the tools of a toolbox alone, and some `other` for one."""
+    for program in {box, shell, *other.values()}:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in TOOLS:
-        (tools / tool).symlink_to(shutil.which(box))
+        (tools / tool).symlink_to(shutil.which(other.get(tool, box)))
     (tools / "sh").symlink_to(shutil.which(shell))
-    if box == "busybox":  # Debian's is built without it
-        (tools / "flock").unlink()
-        (tools / "flock").symlink_to(shutil.which("flock"))
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    board = Board(devices.parse("local"), tmp_path / "home")
+    return Board(devices.parse("local"), tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("box", "shell", "other"),
+    [("toybox", "mksh", {}), ("busybox", "busybox", {"flock": "flock"})],  # Debian's BusyBox is built without flock
+    ids=["as Android has them", "as BusyBox has them"],
+)
+def test_the_scripts_run_on_small_tools(tmp_path, monkeypatch, box, shell, other):
+    """Android's shell is mksh, its tools toybox's; none of it has Python."""
+    board = small_tools(tmp_path, monkeypatch, box, shell, **other)
     first, second = make(tmp_path, "1"), make(tmp_path, "2")
     ship(first, board.device, selftest=False)
     ship(second, board.device, selftest=False)
@@ -424,3 +431,13 @@ def test_the_scripts_run_on_small_tools(tmp_path, monkeypatch, box, shell):
     shipping.roll_back(NAME, board.device)
     assert board.current == version(first)
     assert not [name for name in board.lies_there() if ".incoming" in name]
+    with pytest.raises(DeviceError, match=r"cannot run on local: there is no python3\..*--no-selftest"):
+        ship(second, board.device, python="python3")
+
+
+def test_where_no_link_can_be_replaced_nothing_is(tmp_path, monkeypatch):
+    """An mv that refuses, and an ln that deletes first, which is never used."""
+    board = small_tools(tmp_path, monkeypatch, "busybox", "mksh", mv="toybox", flock="flock")
+    with pytest.raises(DeviceError, match=r"local has nothing that replaces a link in one step.*nothing is installed"):
+        ship(make(tmp_path, "2"), board.device, selftest=False)
+    assert list(board.lies_there()) == [f".local/share/repnets/{NAME}/lock"]
