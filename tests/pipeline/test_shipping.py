@@ -291,7 +291,7 @@ def cutting(ssh_device, what: str) -> None:
         'case "$SSH_ORIGINAL_COMMAND" in\n'
         "*cat*.tar.part*)\n"
         "    exec 3<&0\n"
-        '    head -c 100000 <&3 | sh -c "$SSH_ORIGINAL_COMMAND" &\n'
+        '    { head -c 100000; cat > /dev/null; } <&3 | sh -c "$SSH_ORIGINAL_COMMAND" &\n'
         f'    part="$HOME/.local/share/repnets/{NAME}/.incoming-*.tar.part"\n'
         "    until ls $part 2> /dev/null; do :; done\n"
         f"    {what}\n"
@@ -397,6 +397,23 @@ TOOLS = (
     *("cat", "chmod", "df", "find", "flock", "head", "ln", "mkdir", "mv", "printf", "readlink", "rm", "sed"),
     *("sha256sum", "sleep", "tail", "tar", "timeout"),
 )
+
+
+def test_over_adb(adb_device, tmp_path):
+    """A stand-in for adb, on whose device there is Python, which a phone has not."""
+    device = devices.parse("adb:STANDIN")
+    first, second = make(tmp_path, "1"), make(tmp_path, "2")
+    ship(first, device)
+    shipped = ship(second, device)
+    folder = adb_device / "data/local/tmp/repnets" / NAME
+    assert (shipped.folder, os.readlink(folder / "current")) == (str(folder), f"versions/{version(second)}")
+    with pytest.raises(GateError, match=r"the self-test failed on adb:STANDIN, exit code 1: .*stays current there"):
+        ship(make(tmp_path, "3", "import sys; sys.exit(1)"), device)
+    with holding.hold(device, NAME), pytest.raises(DeviceError, match="another ship to adb:STANDIN holds"):
+        shipping.roll_back(NAME, device)
+    shipping.roll_back(NAME, device)
+    assert os.readlink(folder / "current") == f"versions/{version(first)}"
+    assert sorted(path.name for path in folder.iterdir()) == ["current", "history.json", "lock", "versions"]
 
 
 def small_tools(tmp_path, monkeypatch, box: str, shell: str, **other: str) -> Board:
