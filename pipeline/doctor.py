@@ -100,8 +100,13 @@ def examine(config: Config, targets: Sequence[str]) -> Host:
 
 def needed_by(one: Found, targets: Sequence[Target]) -> list[str]:
     """Names of the targets that something is needed for."""
-    wanted = one.requirement.backends
-    return [target.name for target in targets if not wanted or {target.backend, target.precision} & set(wanted)]
+    wanted = set(one.requirement.backends)
+    return [target.name for target in targets if not wanted or wanted & _kinds(target)]
+
+
+def _kinds(target: Target) -> set[str]:
+    """By what a requirement names the targets that it is for. int8 is among what `precision: auto` tries."""
+    return {target.backend, "int8" if target.precision == "auto" else target.precision}
 
 
 def _verdict(target: Target, found: Sequence[Found], inputs: Sequence[Unavailable]) -> Verdict:

@@ -119,6 +119,12 @@ def test_a_target_of_a_device_is_benched_there(tmp_path, capsys):
     assert "do   Ask it what it has: repnets doctor ssh://pi@raspberrypi" in said
 
 
+def test_what_auto_tries_is_looked_for(tmp_path, capsys):
+    config = project(tmp_path, "models: {toy: }\n", backend="coreml", precision="auto")
+    assert run("--config", config) == 0
+    assert re.search(r"^  torchao +\d", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_this_machine_as_a_device(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run("local", "--python", sys.executable, "--json", tmp_path / "doctor.json") == 0
