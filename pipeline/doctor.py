@@ -21,6 +21,7 @@ from pipeline.requirements import Found
 OLDEST_TENSORRT = "10.3.0"
 """What the ONNX files and the options of trtexec are written for: JetPack 6.1."""
 
+_OLDEST_PYTHON = "3.10"  # that executorch has wheels for
 _ROOM_GIB = 2
 _WHEELS = ("x86_64", "aarch64", "arm64")  # that executorch has wheels for, by uname's names
 
@@ -208,46 +209,49 @@ def can_install(device: Probe) -> Can:
 
 
 def _on_cpu(device: Probe) -> Can:
-    if "executorch" in device.packages:
-        return Can(True, f"by Python, executorch {device.packages['executorch']}")
+    wanted, version = requirements.ranges().get("executorch", ""), device.packages.get("executorch")
+    if version is not None and requirements.is_within(version, wanted):
+        return Can(True, f"by Python, executorch {version}")
     if device.is_android:
-        return Can(False, "no runner", (Unavailable("A phone has no Python.", "Build the runner; see below."),))
+        return _cannot("no runner", "A phone has no Python.", "Build the runner; see below.")
     if device.architecture not in _WHEELS:
-        return Can(
-            False,
-            "no runtime",
-            (
-                Unavailable(
-                    f"There is no wheel of executorch for {device.architecture}.",
-                    f"Use a 64-bit system ({', '.join(_WHEELS)}), or build ExecuTorch and the runner from source.",
-                ),
-            ),
+        why = f"There is no wheel of executorch for {device.architecture}."
+        return _cannot(
+            "no runtime", why, f"Use a 64-bit system ({', '.join(_WHEELS)}), or build ExecuTorch and the runner there."
         )
-    wanted = requirements.ranges().get("executorch", "")
-    how = f'On the device: python3 -m pip install "executorch{wanted}"; or build the runner, see below.'
+    how = f'On the device: python3 -m pip install "executorch{wanted}" torch; or build the runner, see below.'
+    if version is not None:
+        return _cannot("other version", f"Its executorch is {version}, and {wanted} is needed.", how)
     if device.python is None:
-        return Can(False, "no runtime", (Unavailable("There is no Python 3.", how),))
-    return Can(False, "no runtime", (Unavailable(f"Its Python {device.python} has no executorch.", how),))
+        return _cannot("no runtime", "There is no Python 3.", how)
+    if _is_older(device.python, _OLDEST_PYTHON):
+        why = f"Its Python is {device.python}, and executorch needs {_OLDEST_PYTHON}."
+        return _cannot("no runtime", why, "Install a later Python there, and name it by --python; or build the runner.")
+    return _cannot("no runtime", f"Its Python {device.python} has no executorch.", how)
+
+
+def _cannot(how: str, reason: str, remedy: str) -> Can:
+    return Can(False, how, (Unavailable(reason, remedy),))
 
 
 def _on_nvidia(device: Probe) -> Can:
+    if "trtexec" not in device.tools:
+        how = "Install JetPack's or NVIDIA's TensorRT there: sudo apt-get install nvidia-jetpack on a Jetson."
+        return _cannot("no runtime", "There is no trtexec.", how)
     if device.trtexec is not None and _is_older(device.trtexec, OLDEST_TENSORRT):
-        return Can(False, "too old", (Unavailable(f"Its trtexec is TensorRT {device.trtexec}, older than "
-                   f"{OLDEST_TENSORRT}.", "Install JetPack 6.1 or later, or a later TensorRT."),))  # fmt: skip
-    if "trtexec" in device.tools:
-        return Can(True, f"by trtexec, TensorRT {device.trtexec or 'of unknown version'}")
-    return Can(False, "no runtime", (Unavailable("There is no trtexec.", "Install JetPack's or NVIDIA's TensorRT "
-               "there: sudo apt-get install nvidia-jetpack on a Jetson."),))  # fmt: skip
+        why = f"Its trtexec is TensorRT {device.trtexec}, older than {OLDEST_TENSORRT}."
+        return _cannot("too old", why, "Install JetPack 6.1 or later, or a later TensorRT.")
+    return Can(True, f"by trtexec, TensorRT {device.trtexec or 'of unknown version'}")
 
 
 def _on_apple(device: Probe) -> Can:
     if device.system != "Darwin":
-        return Can(False, "not Apple's", (Unavailable(f"Core ML runs on Apple's systems alone, and this is "
-                   f"{device.system}.", "Name a Mac; for an iPhone: repnets ship --layout."),))  # fmt: skip
-    if "coremltools" in device.packages:
-        return Can(True, f"by Python, coremltools {device.packages['coremltools']}")
-    return Can(False, "no coremltools", (Unavailable("Its Python has no coremltools.", "On the Mac: python3 -m pip "
-               "install coremltools."),))  # fmt: skip
+        why = f"Core ML runs on Apple's systems alone, and this is {device.system}."
+        return _cannot("not Apple's", why, "Name a Mac; for an iPhone: repnets ship --layout.")
+    if "coremltools" not in device.packages:
+        how = "On the Mac: python3 -m pip install coremltools."
+        return _cannot("no coremltools", "Its Python has no coremltools.", how)
+    return Can(True, f"by Python, coremltools {device.packages['coremltools']}")
 
 
 def _is_older(version: str, other: str) -> bool:

@@ -111,7 +111,7 @@ def find(requirements: Iterable[Requirement]) -> list[Found]:
 
 def _package(one: Requirement) -> Found:
     version, wanted = versions(one.name)[one.name], ranges().get(_plain(one.name), "")
-    is_met = version is not None and _is_within(version, wanted)
+    is_met = version is not None and is_within(version, wanted)
     return Found(one, version, wanted, is_met, "" if is_met else _pip(one.name, wanted))
 
 
@@ -129,7 +129,7 @@ def _pip(name: str, wanted: str) -> str:
     return f'pip install "{name}{wanted}"' if wanted else f"pip install {name}"
 
 
-def _is_within(version: str, wanted: str) -> bool:
+def is_within(version: str, wanted: str) -> bool:
     """Whether a version is in a range of ``>=`` and ``<``, which is all that pyproject.toml declares."""
     bounds = [re.match(r"(>=|<)\s*([\d.]+)$", bound.strip()) for bound in wanted.split(",") if bound.strip()]
     return all((_numbers(version) >= _numbers(bound[2])) is (bound[1] == ">=") for bound in bounds if bound)

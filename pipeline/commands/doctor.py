@@ -41,8 +41,8 @@ examples:
 _RUNNER = """\
 A runner is a small program that runs a .pte where no Python with executorch is; `runner:` in target.yaml names it.
   Linux, on the device (x86_64 or aarch64; sudo apt-get install g++ unzip), from the wheel's own C++ libraries:
-    python3 -m pip download --no-deps executorch=={version} && unzip -q executorch-*.whl
-    sh build_runner.sh executorch runner        build_runner.sh and runner.cpp are in pipeline/devices/
+    python3 -m pip download --no-deps executorch=={version} && unzip -q executorch-*.whl -d wheel
+    sh build_runner.sh wheel/executorch ~/runner     build_runner.sh and runner.cpp are in pipeline/devices/
   Android, on this machine, with the NDK in $ANDROID_NDK (after ExecuTorch's own scripts; nobody has run it yet):
     git clone --branch v{version} --recurse-submodules --shallow-submodules https://github.com/pytorch/executorch
     cmake -S executorch -B out -DCMAKE_TOOLCHAIN_FILE=$ANDROID_NDK/build/cmake/android.toolchain.cmake \\
@@ -51,7 +51,7 @@ A runner is a small program that runs a .pte where no Python with executorch is;
       -DEXECUTORCH_BUILD_EXTENSION_MODULE=ON -DEXECUTORCH_BUILD_EXTENSION_TENSOR=ON \\
       -DEXECUTORCH_BUILD_EXTENSION_DATA_LOADER=ON -DEXECUTORCH_BUILD_EXTENSION_FLAT_TENSOR=ON \\
       -DEXECUTORCH_BUILD_EXTENSION_NAMED_DATA_MAP=ON -DEXECUTORCH_ENABLE_EVENT_TRACER=ON
-    cmake --build out -j --target install       then compile runner.cpp with the NDK's clang++ against out/"""
+    cmake --build out -j --target install            then compile runner.cpp with the NDK's clang++ against out/"""
 
 _WITHOUT = {
     "all": "no build and no check of {targets}",

@@ -129,6 +129,20 @@ def test_a_jetson(target):
     assert doctor.can_run(target("executorch"), with_it).how == "by Python, executorch 1.5.1"
 
 
+@pytest.mark.parametrize(
+    ("python", "packages", "how", "reason"),
+    [
+        ("3.12.1", {"executorch": "1.4.0"}, "other version", "Its executorch is 1.4.0, and >=1.5,<1.6 is needed."),
+        ("3.8.10", {}, "no runtime", "Its Python is 3.8.10, and executorch needs 3.10."),
+        (None, {}, "no runtime", "There is no Python 3."),
+    ],
+)
+def test_a_python_that_will_not_do(target, python, packages, how, reason):
+    found = replace(probe.read(JETSON), python=python, packages=packages)
+    can = doctor.can_run(target("executorch"), found)
+    assert (can.yes, can.how, can.missing[0].reason) == (False, how, reason)
+
+
 def test_an_old_jetson(target):
     found = replace(probe.read(JETSON), trtexec="8.5.2")
     can = doctor.can_run(target("tensorrt"), found)
