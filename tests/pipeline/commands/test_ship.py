@@ -1,5 +1,6 @@
 """`repnets ship` and `repnets devices`: what they print, what they refuse before they touch a device, exit codes."""
 
+import hashlib
 import io
 import json
 import os
@@ -280,3 +281,28 @@ def test_a_real_bundle_on_a_real_device(artifacts, run_check, ssh_device, tmp_pa
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == [NAME, version(tar), "current"]
     file = ssh_device.home / ".local/share/repnets" / NAME / "current" / "fused.pte"
     assert file.read_bytes() == (folder / "fused.pte").read_bytes()
+
+    second = again(tar, **{"README.md": b"A second version.\n"})
+    assert run("ship", second, ssh_device.url, "--python", sys.executable) == 0
+    assert run("ship", NAME, ssh_device.url, "--rollback") == 0
+    assert (
+        f"{NAME} on {ssh_device.url} went back to {version(tar)}, before: {version(second)}" in capsys.readouterr().out
+    )
+
+    weights = bytearray(file.read_bytes())
+    weights[len(weights) // 2 : len(weights) // 2 + 4000] = bytes(4000)
+    wrong = again(tar, **{"fused.pte": bytes(weights)})  # its digests are right, and its numbers are not
+    assert run("ship", wrong, ssh_device.url, "--python", sys.executable) == 1
+    said = capsys.readouterr().err
+    assert "the self-test failed on" in said and "tolerance" in said
+    assert f"Of {NAME}, {version(tar)} stays current there." in said
+    assert file.read_bytes() == (folder / "fused.pte").read_bytes()
+
+
+def again(tar: Path, **changed: bytes) -> Path:
+    """The same bundle with other content in some files, packed as the first was."""
+    opened = bundles.open_bundle(tar)
+    members = {name: opened.read(name) for name in opened.manifest["files"]} | changed
+    about = {key: value for key, value in opened.manifest.items() if key not in ("format", "digest", "files")}
+    about["sha256_of_file"] = hashlib.sha256(members[about["file"]]).hexdigest()
+    return bundles.write(tar.parent, members, about)
