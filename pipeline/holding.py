@@ -138,7 +138,7 @@ class Held:
     @property
     def folder(self) -> str:
         """On the device."""
-        return f"{self.device.home}/{self.name}"
+        return f"{installs.home(self.device)}/{self.name}"
 
     @property
     def incoming(self) -> str:

@@ -99,13 +99,24 @@ class State:
         return (*(entry for entry in self.history[:upto] if entry.version != new.version), new)[-KEPT - 1 :]
 
 
+def home(device: Device) -> str:
+    """Where installs go on a device: an absolute path. Raises DeviceError as `Device.home`, or where a shell greets."""
+    place = device.home
+    if not place.startswith("/") or "\n" in place:
+        raise DeviceError(
+            f"the shell on {device.name} prints `{place.splitlines()[0][:80] if place else ''}` where its home folder "
+            "was asked for. Let its startup files (~/.bashrc, say) print nothing where it is not interactive."
+        )
+    return place
+
+
 def look(device: Device) -> list[State]:
     """What is installed on a device, by name.
 
     Raises:
         DeviceError: the device cannot be asked; what it noted of its installs is damaged.
     """
-    return read(device.output(script(_LOOK, device.home)).splitlines(), device)
+    return read(device.output(script(_LOOK, home(device))).splitlines(), device)
 
 
 def read(said: Sequence[str], device: Device) -> list[State]:
@@ -131,7 +142,7 @@ def _with(state: State, key: str, value: str, device: Device) -> State:
             about["history"] = tuple(Entry(**entry) for entry in json.loads(value))
         except (ValueError, TypeError) as error:
             raise DeviceError(
-                f"{device.home}/{state.name}/history.json on {device.name} is damaged ({error}), so it is not known "
+                f"{home(device)}/{state.name}/history.json on {device.name} is damaged ({error}), so it is not known "
                 f"what was installed before. Remove that file there, and ship again; nothing else has to go."
             ) from None
     return State(**about)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, devices, probe
+from pipeline import config, devices, installs, probe
 from pipeline import doctor as examined
 from pipeline.commands.tables import aligned
 from pipeline.config import Target
@@ -106,7 +106,7 @@ def doctor(
 
 def _ask(device: Any, python: str) -> Probe | DeviceError:
     try:
-        done = device.run(["sh", "-c", probe.SCRIPT, "sh", device.home, python], timeout=_SECONDS)
+        done = device.run(["sh", "-c", probe.SCRIPT, "sh", installs.home(device), python], timeout=_SECONDS)
     except DeviceError as error:
         return error
     return probe.read(_text(done.stdout))

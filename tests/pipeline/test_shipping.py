@@ -399,6 +399,16 @@ TOOLS = (
 )
 
 
+@pytest.mark.slow
+def test_a_shell_that_greets_is_told_before_anything_is_made(ssh_device, ssh_board, tmp_path):
+    wrapper = ssh_device.folder / "greet.sh"
+    wrapper.write_text('echo "Welcome to the board"\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    ssh_device.set_up(f"ForceCommand sh {wrapper}")
+    with pytest.raises(DeviceError, match=r"the shell on ssh://.* prints `Welcome to the board` where its home"):
+        ship(make(tmp_path), ssh_board.device)
+    assert ssh_board.lies_there() == {}
+
+
 def test_over_adb(adb_device, tmp_path):
     """A stand-in for adb, on whose device there is Python, which a phone has not."""
     device = devices.parse("adb:STANDIN")
