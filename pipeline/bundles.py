@@ -1,0 +1,424 @@
+"""A bundle: one tar of all that goes to a device. Written the same for the same content, and read as if by an enemy.
+
+A bundle is a plain tar of plain files. Its first member, bundle.json, names every other by size and sha256, and its
+own ``digest`` is over all of them and over the rest of bundle.json. There is one way to write a content down: names in
+order, no date, no owner, mode 0755 for scripts and 0644 for the rest. So two machines write the same bytes, and a byte
+that is not what it must be, be it in a header or between two files, is found. Tar's extensions (long names, links,
+attributes) have no place in it: each header is read by itself, so nothing of a stranger's tar is believed.
+
+A signature is a file beside it, made by OpenSSH with the user's own key (``ssh-keygen -Y sign``).
+
+This module needs Python's standard library alone.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from pipeline.errors import InputError, StageError
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+NAMESPACE = "repnets-bundle"
+"""What signatures are for: one that the same key made for mail or git is none for a bundle."""
+
+_BLOCK = 512
+_RECORD = 20 * _BLOCK
+_CHUNK = 1 << 20
+_MOST = 8**11 - 1  # bytes in a file; a plain tar has eleven octal digits for it
+_MANIFEST_ROOM = 16 << 20  # bytes; it is read into memory
+_SCRIPTS = (".sh", ".py")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device node",
+    tarfile.BLKTYPE: "a device node",
+    tarfile.FIFOTYPE: "a named pipe",
+    tarfile.DIRTYPE: "a folder's own entry",
+}
+_DISTRUST = "It was not made by this pipeline, or was changed since; do not install it, and build it again."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every byte was found to be right. `open_bundle` makes it.
+
+    Attributes:
+        path: the tar.
+        manifest: bundle.json: ``model``, ``target``, ``backend``, ``precision``, ``digest``, ``files`` and more.
+        places: of each member, bundle.json too, where its content starts in the tar and how long it is, bytes.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    places: Mapping[str, tuple[int, int]]
+
+    @property
+    def digest(self) -> str:
+        """Sha256 over the whole content, hex."""
+        return self.manifest["digest"]
+
+    @property
+    def name(self) -> str:
+        """``<model>-<target>-<first 12 of the digest>``: what the tar is called, whatever its file is called now."""
+        return f"{self.manifest['model']}-{self.manifest['target']}-{self.digest[:12]}"
+
+    @property
+    def signature(self) -> Path:
+        """Where its signature is, if it has one."""
+        return signature_of(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Content of one member. InputError where the tar has changed since it was opened."""
+        with self.path.open("rb") as tar:
+            return b"".join(self._chunks(tar, name))
+
+    def unpack(self, folder: Path) -> None:
+        """Write all members into a folder, which appears by a rename, whole or not at all.
+
+        Args:
+            folder: does not exist yet, or is empty.
+
+        Raises:
+            InputError: the folder holds something, or the tar has changed since it was opened.
+        """
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty, so {self.path.name} was not unpacked there. Name another folder.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            with self.path.open("rb") as tar:
+                for name in self.places:
+                    place = fresh / name
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with place.open("xb") as file:
+                        file.writelines(self._chunks(tar, name))
+                    place.chmod(_mode(name))
+            fresh.chmod(0o755)
+            os.replace(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _chunks(self, tar: BinaryIO, name: str) -> Iterator[bytes]:
+        start, size = self.places[name]
+        content = hashlib.sha256()
+        tar.seek(start)
+        for chunk in _read(tar, size, self.path):
+            content.update(chunk)
+            yield chunk
+        if name != MANIFEST and content.hexdigest() != self.manifest["files"][name]["sha256"]:
+            raise InputError(f"{self.path}: `{name}` has changed since the bundle was opened. Open it again.")
+
+
+def write(folder: Path, members: Mapping[str, Path | bytes], document: Mapping[str, Any]) -> Path:
+    """Write a bundle under its own name, ``<model>-<target>-<digest12>.tar``; it appears by a rename.
+
+    Args:
+        folder: where it goes; made where it is not there.
+        members: content of each file, or where that is, by its path in the bundle.
+        document: bundle.json, to which ``format``, ``digest`` and ``files`` are added.
+
+    Returns:
+        The tar.
+
+    Raises:
+        InputError: a path that is not allowed in a bundle.
+    """
+    names = sorted(members)
+    for name in names:
+        _require_below(name, "this bundle")
+    _require_apart([MANIFEST, *names], "this bundle")
+    files = {name: _facts(members[name]) for name in names}
+    named = {"format": FORMAT, **document, "files": files}
+    named = {"format": FORMAT, **document, "digest": digest(named), "files": files}
+    manifest = (json.dumps(named, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".bundle.", delete=False) as tar:
+        try:
+            for name in (MANIFEST, *names):
+                content = manifest if name == MANIFEST else members[name]
+                _append(tar, name, content, len(manifest) if name == MANIFEST else files[name]["size_bytes"])
+            tar.write(_end(tar.tell()))
+            tar.flush()
+            os.chmod(tar.name, 0o644)
+            path = folder / f"{Bundle(folder, named, {}).name}.tar"
+            os.replace(tar.name, path)
+        except BaseException:
+            os.unlink(tar.name)
+            raise
+    return path
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """The ``digest`` that a bundle.json must have: sha256 over lines ``<sha256>  <path>`` as of sha256sum, hex.
+
+    In the order of the paths, one for each file; the line of bundle.json itself has the sha256 of what it says, its
+    ``digest`` left out, as JSON with sorted keys and no space.
+    """
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    own = hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    lines = {MANIFEST: own} | {name: facts["sha256"] for name, facts in manifest["files"].items()}
+    return hashlib.sha256("".join(f"{lines[name]}  {name}\n" for name in sorted(lines)).encode()).hexdigest()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read a bundle and verify every byte of it. Nothing is written, and nothing in it is run.
+
+    Args:
+        path: a tar that `write` wrote, here or elsewhere.
+
+    Raises:
+        InputError: it is missing, cut short or no bundle; or a member climbs out of its folder, is a link or a device
+            node, comes twice, is not listed or is missing, or does not have its digest. Names the member.
+    """
+    try:
+        with path.open("rb") as tar:
+            places, found = _read_members(tar, path)
+            manifest = _read_manifest(tar, path, places)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. `snakemake bundles` makes the bundles, in dist/.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, and not the tar of a bundle. Name the tar.") from None
+    listed = manifest["files"]
+    for name in listed:
+        if name not in found:
+            raise InputError(f"{path}: bundle.json names `{name}`, but the bundle does not hold it. {_DISTRUST}")
+    for name, facts in found.items():
+        if name == MANIFEST:
+            continue
+        if name not in listed:
+            raise InputError(f"{path} holds `{name}`, which bundle.json does not name. {_DISTRUST}")
+        if facts != {key: listed[name].get(key) for key in facts}:
+            raise InputError(f"{path}: `{name}` does not have the sha256 that bundle.json names. {_damaged(path)}")
+    if manifest["digest"] != digest(manifest):
+        raise InputError(f"{path}: bundle.json does not have the digest that it names. {_damaged(path)}")
+    return Bundle(path, manifest, places)
+
+
+def signature_of(path: Path) -> Path:
+    """Where the signature of a bundle is: ``<bundle>.tar.sig``."""
+    return path.with_name(f"{path.name}.sig")
+
+
+def sign(path: Path, key: Path) -> Path:
+    """Sign a bundle with an SSH key. The bundle stays as it is; the signature lies beside it.
+
+    Args:
+        path: the tar.
+        key: a private key, or the public one of a key that the agent holds; one with a passphrase has to be there.
+
+    Returns:
+        The signature: ``<bundle>.tar.sig``.
+
+    Raises:
+        InputError: there is no such key, or it cannot be used.
+        StageError: OpenSSH is not installed.
+    """
+    key = key.expanduser()
+    if not key.is_file():
+        raise InputError(f"there is no key {key} to sign {path.name} with. Correct the path (ssh-keygen makes a key).")
+    place = signature_of(path)
+    with suppress(FileNotFoundError):  # ssh-keygen asks before it overwrites
+        place.unlink()
+    done = _ssh_keygen(["-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(path)])
+    if done.returncode or not place.is_file():
+        raise InputError(
+            f"{path.name} could not be signed with {key}: {_said(done)}. A key with a passphrase must be in the "
+            f"agent: ssh-add {key}, and then name {key.name.removesuffix('.pub')}.pub."
+        )
+    return place
+
+
+def verify_signature(path: Path, allowed_signers: Path, identity: str) -> str:
+    """Hold a bundle's signature against those whom the user trusts.
+
+    Args:
+        path: the tar.
+        allowed_signers: OpenSSH's file of them: a line ``<identity> <public key>`` each (ssh-keygen(1)).
+        identity: who must have signed it, as named in that file.
+
+    Returns:
+        What OpenSSH says of it: who signed, by which key.
+
+    Raises:
+        InputError: it is not signed, or not by that one, or was changed after that.
+        StageError: OpenSSH is not installed.
+    """
+    place, allowed = signature_of(path), allowed_signers.expanduser()
+    if not allowed.is_file():
+        raise InputError(
+            f"there is no file {allowed} of allowed signers. Write a line a signer into it: <identity> <public key>, "
+            "e.g. `you@example.org ssh-ed25519 AAAA...`."
+        )
+    if not place.is_file():
+        raise InputError(
+            f"{path} is not signed, and a signature is required: there is no {place.name} beside it. Sign it with "
+            f"`ssh-keygen -Y sign -f KEY -n {NAMESPACE} {path}`, or bring the .sig along with the bundle."
+        )
+    asked = ["-Y", "verify", "-f", str(allowed), "-I", identity, "-n", NAMESPACE, "-s", str(place)]
+    with path.open("rb") as content:
+        done = _ssh_keygen(asked, content)
+    if done.returncode:
+        raise InputError(
+            f"{path}: its signature is not one of {identity} by a key in {allowed}, or it was changed after it was "
+            f"signed: {_said(done)}. Do not install it; get it again from the one who built it, with its .sig."
+        )
+    return " ".join(done.stdout.split())
+
+
+def _ssh_keygen(asked: list[str], content: BinaryIO | None = None) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            ["ssh-keygen", *asked],
+            stdin=content or subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            # no terminal and no window, so that it cannot wait for a passphrase
+            start_new_session=True,
+            env=os.environ | {"SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise StageError(
+            "ssh-keygen is not installed, and signatures are made and verified by it. Install OpenSSH 8.2 or later: "
+            "apt-get install openssh-client."
+        ) from None
+
+
+def _said(done: "subprocess.CompletedProcess[str]") -> str:
+    return " ".join((done.stderr or done.stdout).split()).rstrip(".") or f"ssh-keygen ended with {done.returncode}"
+
+
+def _read_members(tar: BinaryIO, path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, dict[str, Any]]]:
+    """Place and length of each member's content; and its size and sha256."""
+    places: dict[str, tuple[int, int]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    while (header := tar.read(_BLOCK)) != b"\0" * _BLOCK:
+        name, size = _read_header(header, path)
+        if name in places:
+            raise InputError(f"{path} holds `{name}` twice. {_DISTRUST}")
+        places[name] = tar.tell(), size
+        content = hashlib.sha256()
+        for chunk in _read(tar, size, path):
+            content.update(chunk)
+        if any(tar.read(-size % _BLOCK)):
+            raise InputError(f"{path}: after `{name}` stands what belongs to no file. {_damaged(path)}")
+        found[name] = {"sha256": content.hexdigest(), "size_bytes": size}
+    _require_apart(places, str(path))
+    written = tar.tell() - _BLOCK
+    tar.seek(written)
+    if tar.read() != _end(written):
+        raise InputError(f"{path} does not end as it must, after its last file. {_damaged(path)}")
+    return places, found
+
+
+def _read_header(header: bytes, path: Path) -> tuple[str, int]:
+    try:
+        info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not the tar of a bundle, or not a whole one ({error}). {_damaged(path)}") from None
+    if info.type != tarfile.REGTYPE:
+        kind = _KINDS.get(info.type, f"an entry of type {info.type!r}")
+        raise InputError(f"{path} holds `{info.name}`, {kind}; a bundle holds plain files alone. {_DISTRUST}")
+    _require_below(info.name, str(path))
+    if info.size < 0 or info.size > _MOST or header != _header(info.name, info.size):
+        raise InputError(f"{path}: the header of `{info.name}` is not as this pipeline writes it. {_damaged(path)}")
+    return info.name, info.size
+
+
+def _read_manifest(tar: BinaryIO, path: Path, places: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    if next(iter(places), None) != MANIFEST or places[MANIFEST][1] > _MANIFEST_ROOM:
+        raise InputError(f"{path} is no bundle: its first file is not bundle.json. `snakemake bundles` makes them.")
+    start, size = places[MANIFEST]
+    tar.seek(start)
+    try:
+        manifest = json.loads(tar.read(size))
+        files = manifest["files"]
+        texts = [manifest[key] for key in ("model", "target", "backend", "digest")]
+        texts += [facts["sha256"] for facts in files.values()]
+        is_sound = all(isinstance(one, str) for one in texts)
+        own = manifest["format"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: bundle.json cannot be read ({error!r}). {_damaged(path)}") from None
+    if own != FORMAT:
+        raise InputError(f"{path} is of format {own!r}, and this version reads {FORMAT}. Update repnets.")
+    if not is_sound or not all(_PART.fullmatch(manifest[key]) for key in ("model", "target")):
+        raise InputError(f"{path}: bundle.json names no model, target, backend or digest as it must. {_DISTRUST}")
+    return manifest
+
+
+def _require_below(name: str, where: str) -> None:
+    """A path stays below the folder that it is unpacked into, and means the same on every system."""
+    if not all(_PART.fullmatch(part) for part in name.split("/")):
+        raise InputError(
+            f"{where} holds `{name}`, which is no path below the bundle's own folder, of letters, digits, `_`, `.`, "
+            f"`+` and `-`. {_DISTRUST}"
+        )
+
+
+def _require_apart(names: Iterable[str], where: str) -> None:
+    """No two paths are one file, where case does not count either, and none is another's folder."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if other := seen.get(name.lower()):
+            raise InputError(f"{where} holds both `{other}` and `{name}`, one file where case does not count.")
+        seen[name.lower()] = name
+    for name in seen:
+        for folder in map(str, PurePosixPath(name).parents):
+            if folder in seen:
+                raise InputError(f"{where} holds `{seen[folder]}` as a file and as a folder. {_DISTRUST}")
+
+
+def _read(tar: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
+    while size:
+        chunk = tar.read(min(size, _CHUNK))
+        if not chunk:
+            raise InputError(f"{path} ends in the middle of a file: it was cut short. {_damaged(path)}")
+        size -= len(chunk)
+        yield chunk
+
+
+def _facts(content: Path | bytes) -> dict[str, Any]:
+    if isinstance(content, bytes):
+        return {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    with content.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size_bytes": content.stat().st_size}
+
+
+def _append(tar: Any, name: str, content: Path | bytes, size: int) -> None:
+    tar.write(_header(name, size))
+    if isinstance(content, bytes):
+        tar.write(content)
+    else:
+        with content.open("rb") as file:
+            shutil.copyfileobj(file, tar, _CHUNK)
+    tar.write(b"\0" * (-size % _BLOCK))
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, _mode(name)
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+
+
+def _mode(name: str) -> int:
+    return 0o755 if name.endswith(_SCRIPTS) else 0o644
+
+
+def _end(written: int) -> bytes:
+    """Two empty blocks, and more to fill the last record."""
+    return b"\0" * (2 * _BLOCK + -(written + 2 * _BLOCK) % _RECORD)
+
+
+def _damaged(path: Path) -> str:
+    return f"It was damaged or changed on its way; copy or build it again, and install nothing of this {path.name}."
