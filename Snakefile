@@ -3,6 +3,7 @@
 #   snakemake --cores 4 all                        everything that config.yaml and targets/ name
 #   snakemake targets/tensorrt/bench.json          one target
 #   snakemake artifacts/toy/fused.pt2              one artifact
+#   snakemake --cores 4 bundles                    one file a model and target in dist/, to bring to a device
 #   snakemake --cores 4 all --config 'training={epochs: 3}'
 #
 # Rules call stages: `python -m pipeline.<stage> --help`. profiles/default/config.yaml sets the cores.
@@ -26,6 +27,7 @@ wildcard_constraints:
 include: "workflows/models.smk"
 include: "workflows/targets.smk"
 include: "workflows/report.smk"
+include: "workflows/bundles.smk"
 
 
 rule all:

@@ -104,6 +104,14 @@ class Quantize(Strict):
     qat_learning_rate: float = Field(1e-3, gt=0, description="of a weight's size, for Adam; falls to 0 as a cosine")
 
 
+class Bundle(Strict):
+    """What goes into dist/ for a device."""
+
+    golden_images: int = Field(8, ge=1, le=64, description="validation images that the self-test is made of")
+    include_engine: bool = Field(False, description="TensorRT: also the engine; only for devices like this machine")
+    signing_key: str | None = Field(None, description="an SSH key of yours; the signature lies beside the bundle")
+
+
 class Config(Strict):
     """A whole run: config.yaml, what the command line changed in it, and every target.
 
@@ -117,6 +125,7 @@ class Config(Strict):
     quantize: Quantize
     targets: dict[str, Target]
     candidates: dict[str, tuple[Target, ...]]
+    bundle: Bundle = Bundle()
 
     def exported(self, target: str) -> tuple[Target, ...]:
         """What is exported for a target: itself, or, of `precision: auto`, its candidates."""
@@ -216,6 +225,14 @@ class QuantizeSettings(Quantize):
     may_lose: bool = Field(False, description="int8 is only a candidate, of targets of `precision: auto`")
 
 
+class BundleSettings(Strict):
+    """Of the stage `bundle`."""
+
+    backend: str
+    options: dict[str, Any]
+    bundle: Bundle
+
+
 def settings_of(
     stage: str, config: Config, model: str | None = None, target: str | None = None, precision: str | None = None
 ) -> Strict:
@@ -249,7 +266,7 @@ def settings_of(
             "recalibrate": (RecalibrateSettings, trained),
         }
     if target is not None:
-        meant = config.targets[target] if stage == "race" else _of_precision(config, target, precision)
+        meant = config.targets[target] if stage in ("race", "bundle") else _of_precision(config, target, precision)
         deployed = {
             **dict(meant),
             "target": target,
@@ -262,6 +279,7 @@ def settings_of(
             "check": (CheckSettings, deployed),
             "bench": (BenchSettings, deployed),
             "race": (RaceSettings, deployed),
+            "bundle": (BundleSettings, {**deployed, "bundle": config.bundle}),
         }
     settings, values = classes.get(stage, (NoSettings, {}))
     return settings(**{name: values[name] for name in settings.model_fields})
@@ -289,7 +307,7 @@ def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
             line where it stands; a value out of range; a network that the input is too small for.
     """
     source = root / "config.yaml"
-    known = ("data", "models", "training", "verify", "quantize", "targets")
+    known = ("data", "models", "training", "verify", "quantize", "bundle", "targets")
     for key in values:
         if key not in known:
             raise unknown_key(source, (key,), known)
@@ -302,8 +320,12 @@ def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
         raise InputError(f"{source}: `models:` names no network, so there is nothing to build. Add one, e.g. `toy:`.")
     verify = validate(Verify, values.get("verify") or {}, source, ("verify",))
     quantize = validate(Quantize, values.get("quantize") or {}, source, ("quantize",))
+    bundle = validate(Bundle, values.get("bundle") or {}, source, ("bundle",))
     declared, candidates = targets.load(values.get("targets") or {}, root)
-    return Config(data=data, models=models, verify=verify, quantize=quantize, targets=declared, candidates=candidates)
+    return Config(
+        data=data, models=models, verify=verify, quantize=quantize, targets=declared, candidates=candidates,
+        bundle=bundle,
+    )  # fmt: skip
 
 
 def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:

@@ -1,5 +1,6 @@
 """What the rules in workflows/ ask for: the configuration, what each stage is told, and digests of code."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import backends, config, networks, store, targets
+from pipeline import backends, config, integration, networks, store, targets
 from pipeline.errors import InputError
+from pipeline.manifest import read_json
 
 _BUILT = ("artifacts/*/*.*", "targets/*/*/*.*", *(f"targets/*/*/{one}/*.*" for one in targets.PRECISIONS))
 
@@ -30,6 +32,9 @@ def configure(values: Mapping[str, Any]) -> config.Config:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(InputError.exit_code) from None
+    for place in Path("targets").glob("*/*/bundle.json"):
+        if not Path(read_json(place)["bundle"]).is_file():  # the bundle that it names was deleted: make it again
+            place.unlink()
     store.bring_dates_up([file for pattern in _BUILT for file in Path().glob(pattern)])
     return read
 
@@ -122,3 +127,8 @@ def checkpoint(read: config.Config) -> Callable[[Any], str]:
         return f"artifacts/{wildcards.model}/{name}.safetensors"
 
     return of_job
+
+
+def shipped_texts(backend: str) -> str:
+    """Digest of the texts and the code that bundles of a backend are made with."""
+    return hashlib.sha256("".join(map(store.digest, integration.shipped(backend))).encode()).hexdigest()

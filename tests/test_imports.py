@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 STAGES = {
     "split", "train", "adopt", "recalibrate", "reparameterize", "draw", "verify", "quantize", "export", "check",
-    "bench", "race", "summarize", "report",
+    "bench", "race", "summarize", "report", "bundle",
 }  # fmt: skip
 HEAVY = (
     "torch",
