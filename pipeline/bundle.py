@@ -107,6 +107,7 @@ def _pack(
         "model": written["model"],
         "target": written["target"],
         "backend": written["backend"],
+        "form": form,
         "precision": written["precision"],
         "created_by": written["versions"],
         "file": main,
@@ -127,7 +128,7 @@ def _pack(
             "accuracy": checked["accuracy"]["file"],
             **{key: checked["forms"][form].get(key) for key in ("converter", "precision", "agreement")},
         },
-        "lineage": {**written["lineage"], "form": form, "trained_as": written["lineage"]["form"]},
+        "lineage": written["lineage"],
     }
     if settings.backend == "tensorrt":
         document |= _for_tensorrt(settings, written, entry["facts"] if with_engine else None)
