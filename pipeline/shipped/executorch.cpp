@@ -1,12 +1,12 @@
-// @MODEL@ in C++, by ExecuTorch: classifier.cpp prints the class of raw inputs such as golden/input0.bin.
-//
-// On Linux, by the libraries in the Python package (pip install executorch torch), from this folder:
-//   R=$(python3 -c 'import importlib.util as u; print(u.find_spec("executorch").submodule_search_locations[0])')
-//   g++ -std=c++17 -O2 -DC10_USING_CUSTOM_GENERATED_MACROS classifier.cpp -o classifier -I"$R/include" \
-//     -I"$R/include/executorch/runtime/core/portable_type/c10" -L"$R/lib" -Wl,-rpath,"$R/lib" -Wl,--no-as-needed \
-//     -lexecutorch -lexecutorch_backend_xnnpack -lexecutorch_threadpool -lexecutorch_kernels_optimized
-//   ./classifier ../@FILE@ ../labels.txt ../golden/input0.bin
-// In an app for Android, by the NDK, link ExecuTorch's own CMake targets instead.
+/* @MODEL@ in C++, by ExecuTorch: classifier.cpp prints the class of raw inputs such as golden/input0.bin.
+
+On Linux, by the libraries in the Python package (pip install executorch torch), from this folder:
+  R=$(python3 -c 'import importlib.util as u; print(u.find_spec("executorch").submodule_search_locations[0])')
+  g++ -std=c++17 -O2 -DC10_USING_CUSTOM_GENERATED_MACROS classifier.cpp -o classifier -I"$R/include" \
+    -I"$R/include/executorch/runtime/core/portable_type/c10" -L"$R/lib" -Wl,-rpath,"$R/lib" -Wl,--no-as-needed \
+    -lexecutorch -lexecutorch_backend_xnnpack -lexecutorch_threadpool -lexecutorch_kernels_optimized
+  ./classifier ../@FILE@ ../labels.txt ../golden/input0.bin
+In an app for Android, by the NDK, link ExecuTorch's own CMake targets instead. */
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 

@@ -1,6 +1,6 @@
-// @MODEL@ in C++, by TensorRT 10.3 or later. First `sh build_engine.sh`, which writes @STEM@.engine for this GPU; then:
-//   g++ -std=c++17 -O2 classifier.cpp -o classifier -I/usr/local/cuda/include -L/usr/local/cuda/lib64 -lnvinfer -lcudart
-//   ./classifier ../@STEM@.engine ../labels.txt ../golden/input0.bin
+/* @MODEL@ in C++, by TensorRT 10.3 or later. First `sh build_engine.sh`, which writes @STEM@.engine for this GPU; then:
+  g++ -std=c++17 -O2 classifier.cpp -o classifier -I/usr/local/cuda/include -L/usr/local/cuda/lib64 -lnvinfer -lcudart
+  ./classifier ../@STEM@.engine ../labels.txt ../golden/input0.bin */
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
 
