@@ -149,6 +149,58 @@ def run_check(artifacts):
 
 
 @pytest.fixture(scope="session")
+def exported(artifacts, run_check, tmp_path_factory, request):
+    """A function: the folder of the toy, exported for a backend and checked; each once."""
+    from pipeline import export
+    from pipeline.config import ExportSettings
+
+    folders = {}
+
+    def folder_of(backend, precision="fp32", form="fused", batch=1, **options):
+        key = backend, precision, batch, str(options)
+        if key not in folders:
+            folder = folders[key] = tmp_path_factory.mktemp("targets") / "phone" / "toy"
+            folder.mkdir(parents=True)
+            int8 = request.getfixturevalue("quantized") if form == "quantized" else None
+            export.run(
+                ExportSettings(target="phone", model="toy", backend=backend, precision=precision, forms=(form,),
+                               batch=batch, image_size=None, options=options),
+                checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify,
+                manifest=folder / "manifest.json", quantized=int8,
+            )  # fmt: skip
+            run_check(folder, backend, quantized=int8, max_accuracy_drop=1.0)
+        return folders[key]
+
+    return folder_of
+
+
+@pytest.fixture
+def pack(artifacts, tmp_path):
+    """Packs a folder of exported files; returns the opened bundle."""
+    from pipeline import backends, bundle, bundles
+    from pipeline.config import Bundle, BundleSettings
+
+    def run(folder, options=None, dist=tmp_path / "dist", **settings):
+        written = json.loads((folder / "manifest.json").read_text())
+        form = next(iter(written["forms"]))
+        dist.mkdir(exist_ok=True)
+        bundle.run(
+            BundleSettings(backend=written["backend"], options=options or {}, bundle=Bundle(**settings)),
+            manifest=folder / "manifest.json",
+            check=folder / "check.json",
+            files=[folder / name for name in backends.file_names(written["backend"], [form])],
+            fused=artifacts.fused,
+            quantized=artifacts.quantized if form == "quantized" else None,
+            split=artifacts.split,
+            dist=dist,
+            output=dist / "bundle.json",
+        )
+        return bundles.open_bundle(dist / json.loads((dist / "bundle.json").read_text())["bundle"])
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def believed():
     """Makes the manifest believe a file as it is now, so that the other gates have to find the damage."""
     from pipeline import store
