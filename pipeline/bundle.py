@@ -38,34 +38,34 @@ def run(
         settings: the backend and its options; how many golden images, whether with the engine, which key.
         manifest: the manifest.json that export wrote.
         check: check.json: the gate must have held.
-        files: the exported files beside the manifest, of the form that ships; others are left out.
+        files: the exported files beside the manifest; those of the form that ships go in, others are left out.
         fused: artifacts/<model>/fused.pt2.
         split: artifacts/split.json; some of its validation images are the golden ones.
         dist: the folder that the bundle goes into.
         output: a JSON file that says which bundle it is: its path, digest and signature.
-        quantized: artifacts/<model>/quantized.pt2, where the target is of int8.
+        quantized: artifacts/<model>/quantized.pt2, where the file that ships is of int8.
 
     Raises:
-        InputError: a file is not the one that the manifest describes; an engine is asked for that no device can use;
-            the key cannot be used.
+        InputError: a file is missing, or not the one that the manifest describes; an engine is asked for that no
+            device can use; the key cannot be used.
     """
     backend = backends.load(settings.backend)
     written = read_json(manifest)
+    source = _source(written, fused, quantized)
     contents = {file.name: file for file in files if file.name in _shipping(written)} | _timing_cache(settings)
     texts = {f"text {text.name}": text for text in integration.shipped(settings.backend)}
     unnamed = dist / f".{written['model']}-{written['target']}.tar"
     store.cached(
         "bundle",
         settings=settings.model_dump(mode="json", exclude={"bundle": {"signing_key"}}),
-        inputs={"manifest": manifest, "check": check, "fused": fused, "quantized": quantized, "split": split}
-        | contents | texts,
+        inputs={"manifest": manifest, "check": check, "program": source, "split": split} | contents | texts,
         outputs={"bundle": unnamed},
         code=("pipeline.bundle", backend.__name__),
         packages=("torch", "torchvision", "scikit-learn", *backend.PACKAGES),
         build=lambda places, scratch: _pack(
-            settings, written, read_json(check), contents, quantized or fused, split, places["bundle"], scratch
+            settings, written, read_json(check), contents, source, split, places["bundle"], scratch
         ),
-    )  # fmt: skip
+    )
     # Its name holds its digest, which nobody knows before: so the rule's output is a small file that names it.
     bundle = bundles.open_bundle(unnamed)
     tar = dist / f"{bundle.name}.tar"
@@ -92,10 +92,13 @@ def _pack(
 ) -> None:
     form, entry = next(iter(written["forms"].items()))
     shipping = _shipping(written)
+    main = next(iter(entry["files"]))
+    for name in (main, *written["extras"]):
+        if name not in contents:
+            raise InputError(f"the manifest names {name}, but it was not given; pass it with --files.")
     for name, path in contents.items():
         if name in shipping and store.digest(path) != shipping[name]["sha256"]:
             raise InputError(f"{path} is not the file that its manifest describes; export it again.")
-    main = next(iter(entry["files"]))
     engine = f"{Path(main).stem}.engine"
     with_engine = settings.bundle.include_engine and settings.backend == "tensorrt"
     if with_engine:
@@ -143,6 +146,15 @@ def _pack(
     os.replace(bundles.write(scratch, members, document), place)
 
 
+def _source(written: Mapping[str, Any], fused: Path, quantized: Path | None) -> Path:
+    """The program that the file was made of."""
+    if next(iter(written["forms"])) != "quantized":
+        return fused
+    if quantized is None:
+        raise InputError("the golden outputs of an int8 file are quantized.pt2's; name it with --quantized.")
+    return quantized
+
+
 def _shipping(written: Mapping[str, Any]) -> dict[str, Any]:
     """What manifest.json says of the files of the form that ships, and of those beside."""
     return {**next(iter(written["forms"].values()))["files"], **written["extras"]}
@@ -151,7 +163,7 @@ def _shipping(written: Mapping[str, Any]) -> dict[str, Any]:
 def _members(name: str, path: Path) -> dict[str, Path | bytes]:
     if path.is_file():
         return {name: path}
-    files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != store.TIME_STAMP]
     return {f"{name}/{file.relative_to(path).as_posix()}": file for file in files}
 
 

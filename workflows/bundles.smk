@@ -7,35 +7,40 @@ rule bundles:
         expand("targets/{target}/{model}/bundle.json", target=CONFIG.targets, model=CONFIG.models),
 
 
-for name, forms, models in dag.exports(CONFIG):
-    target = CONFIG.targets[name]
-    folder = f"targets/{name}/{{model}}"
-    int8 = {"quantized": "artifacts/{model}/quantized.pt2"} if "quantized" in forms else {}
+for name, target in CONFIG.targets.items():
+    exported = CONFIG.exported(name)
+    place = f"targets/{name}/{{model}}"
+    if name in CONFIG.candidates:  # what the race chose is in a folder with its manifest.json and check.json
+        shipped = {"files": f"{place}/chosen"}
+        place = f"{place}/chosen"
+    else:
+        files = backends.file_names(target.backend, target.forms[:1])
+        shipped = {one: f"{place}/{one}.json" for one in ("manifest", "check")}
+        shipped["files"] = [f"{place}/{file}" for file in files]
+    is_int8 = any(one.precision == "int8" for one in exported)
 
     rule:
         name:
-            f"bundle_{'_'.join([name, *forms])}"
+            f"bundle_{name}"
         input:
-            **int8,
-            files=[f"{folder}/{file}" for file in backends.file_names(target.backend, forms[:1])],
-            manifest=f"{folder}/manifest.json",
-            check=f"{folder}/check.json",
+            **shipped,
             fused="artifacts/{model}/fused.pt2",
+            quantized="artifacts/{model}/quantized.pt2" if is_int8 else [],
             split="artifacts/split.json",
         output:
-            f"{folder}/bundle.json",
+            f"targets/{name}/{{model}}/bundle.json",
         log:
             f"logs/{{model}}/{name}/bundle.log",
-        wildcard_constraints:
-            model="|".join(models),
         params:
             settings=dag.settings(CONFIG, "bundle", name),
-            quantized="--quantized artifacts/{model}/quantized.pt2" if int8 else "",
+            place=place,
+            files=f"{place}/*" if name in CONFIG.candidates else " ".join(shipped["files"]),
+            quantized="--quantized artifacts/{model}/quantized.pt2" if is_int8 else "",
             code=store.code_digest("pipeline.bundle", f"pipeline.backends.{target.backend}"),
             texts=dag.shipped_texts(target.backend),
         message:
             f"packing {{wildcards.model}} for {name} into dist/"
         shell:
-            "python -m pipeline.bundle --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
-            " --files {input.files} --fused {input.fused} --split {input.split} --dist dist --output {output}"
-            " {params.quantized} > {log} 2>&1"
+            "python -m pipeline.bundle --settings {params.settings:q} --manifest {params.place}/manifest.json"
+            " --check {params.place}/check.json --files {params.files} --fused {input.fused} --split {input.split}"
+            " --dist dist --output {output} {params.quantized} > {log} 2>&1"

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from pipeline import bundles
+
 pytestmark = pytest.mark.slow
 PIXEL = """
 backend: executorch
@@ -27,6 +29,10 @@ def test_auto_chooses_builds_once_and_is_told_in_the_report(clone):
     chosen = json.loads((clone.folder / "targets/pixel/toy/chosen/manifest.json").read_text())
     assert chosen["precision"] == bench["chosen"]
     assert "What auto chose from" in (clone.folder / "report.md").read_text()
+
+    assert clone.snakemake("targets/pixel/toy/bundle.json").jobs == {"bundle:pixel": 1}
+    told = json.loads((clone.folder / "targets/pixel/toy/bundle.json").read_text())
+    assert bundles.open_bundle(clone.folder / told["bundle"]).manifest["precision"] == bench["chosen"]
 
     assert clone.snakemake("--cores", "2", "all").jobs == {}
     for bench in ("targets/pixel/toy/bench.json", "targets/pixel/bench.json"):

@@ -1,0 +1,51 @@
+"""Bundles by the real rules: on demand, once, again where one was deleted, and the same in another clone."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from pipeline import bundles
+
+pytestmark = pytest.mark.slow
+
+
+def packed(clone, *words):
+    run = clone.snakemake("--cores", "2", "bundles", *words)
+    assert run.code == 0, run.output
+    return run, {path.name: path.read_bytes() for path in (clone.folder / "dist").glob("*.tar")}
+
+
+def test_bundles_are_made_on_demand_once_and_are_the_same_in_another_clone(built, clone, tmp_path):
+    assert not (clone.folder / "dist").exists()
+    run, made = packed(clone)
+    assert run.jobs == {"bundle:tensorrt": 1, "bundle:coreml": 1, "bundle:executorch": 1}
+    assert sorted(name.rpartition("-")[0] for name in made) == ["toy-coreml", "toy-executorch", "toy-tensorrt"]
+    for path in (clone.folder / "dist").glob("*.tar"):
+        assert bundles.open_bundle(path).manifest["model"] == "toy"
+    assert packed(clone)[0].jobs == {}
+
+    other = built.copy(tmp_path / "another", store=tmp_path / "another" / "store")
+    assert packed(other)[1] == made
+    assert [log for name, log in other.logs().items() if "bundle" in name and "built" not in log] == []
+
+
+def test_a_deleted_bundle_comes_back_out_of_the_store_and_nothing_else_runs(clone):
+    _, made = packed(clone)
+    for path in (clone.folder / "dist").glob("toy-coreml-*"):
+        path.unlink()
+    run, again = packed(clone)
+    assert run.jobs == {"bundle:coreml": 1} and again == made
+    assert "bundle: from the store" in clone.logs()["logs/toy/coreml/bundle.log"]
+    shutil.rmtree(clone.folder / "dist")
+    assert packed(clone)[1] == made
+
+
+def test_a_key_in_the_configuration_signs_and_changes_no_byte(clone, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    _, made = packed(clone)
+    run, signed = packed(clone, "--config", f"bundle={{signing_key: {tmp_path / 'key'}}}")
+    assert signed == made and sum(run.jobs.values()) == 3
+    told = json.loads((clone.folder / "targets/executorch/toy/bundle.json").read_text())
+    assert (clone.folder / told["signature"]).read_text().startswith("-----BEGIN SSH SIGNATURE-----")
