@@ -1,10 +1,8 @@
 """A bundle: one tar of all that goes to a device. Written the same for the same content, and read as if by an enemy.
 
-A bundle is a plain tar of plain files. Its first member, bundle.json, names every other by size and sha256, and its
-own ``digest`` is over all of them and over the rest of bundle.json. There is one way to write a content down: names in
-order, no date, no owner, mode 0755 for scripts and 0644 for the rest. So two machines write the same bytes, and a byte
-that is not what it must be, be it in a header or between two files, is found. Tar's extensions (long names, links,
-attributes) have no place in it: each header is read by itself, so nothing of a stranger's tar is believed.
+A bundle is a plain tar of plain files (`pipeline.plain_tars`). Its first member, bundle.json, names every other by size
+and sha256, and its own ``digest`` is over all of them and over the rest of bundle.json. Names stand in order, so two
+machines write the same bytes.
 
 A signature is a file beside it, made by OpenSSH with the user's own key (``ssh-keygen -Y sign``).
 
@@ -14,40 +12,25 @@ This module needs Python's standard library alone.
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline import plain_tars
 from pipeline.errors import InputError, StageError
+from pipeline.plain_tars import DISTRUST, Member, damaged
 
 FORMAT = 1
 MANIFEST = "bundle.json"
 NAMESPACE = "repnets-bundle"
 """What signatures are for: one that the same key made for mail or git is none for a bundle."""
 
-_BLOCK = 512
-_RECORD = 20 * _BLOCK
-_CHUNK = 1 << 20
-_MOST = 8**11 - 1  # bytes in a file; a plain tar has eleven octal digits for it
 _MANIFEST_ROOM = 16 << 20  # bytes; it is read into memory
-_SCRIPTS = (".sh", ".py")
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-_KINDS = {
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
-    tarfile.CHRTYPE: "a device node",
-    tarfile.BLKTYPE: "a device node",
-    tarfile.FIFOTYPE: "a named pipe",
-    tarfile.DIRTYPE: "a folder's own entry",
-}
-_DISTRUST = "It was not made by this pipeline, or was changed since; do not install it, and build it again."
 
 
 @dataclass(frozen=True)
@@ -57,12 +40,12 @@ class Bundle:
     Attributes:
         path: the tar.
         manifest: bundle.json: ``model``, ``target``, ``backend``, ``precision``, ``digest``, ``files`` and more.
-        places: of each member, bundle.json too, where its content starts in the tar and how long it is, bytes.
+        members: what the tar holds, by path, bundle.json too.
     """
 
     path: Path
     manifest: Mapping[str, Any]
-    places: Mapping[str, tuple[int, int]]
+    members: Mapping[str, Member]
 
     @property
     def digest(self) -> str:
@@ -99,25 +82,24 @@ class Bundle:
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             with self.path.open("rb") as tar:
-                for name in self.places:
+                for name in self.members:
                     place = fresh / name
                     place.parent.mkdir(parents=True, exist_ok=True)
                     with place.open("xb") as file:
                         file.writelines(self._chunks(tar, name))
-                    place.chmod(_mode(name))
+                    place.chmod(plain_tars.mode(name))
             fresh.chmod(0o755)
             os.replace(fresh, folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
     def _chunks(self, tar: BinaryIO, name: str) -> Iterator[bytes]:
-        start, size = self.places[name]
-        content = hashlib.sha256()
-        tar.seek(start)
-        for chunk in _read(tar, size, self.path):
+        member, content = self.members[name], hashlib.sha256()
+        tar.seek(member.start)
+        for chunk in plain_tars.chunks(tar, member.size_bytes, self.path):
             content.update(chunk)
             yield chunk
-        if name != MANIFEST and content.hexdigest() != self.manifest["files"][name]["sha256"]:
+        if content.hexdigest() != member.sha256:
             raise InputError(f"{self.path}: `{name}` has changed since the bundle was opened. Open it again.")
 
 
@@ -137,8 +119,8 @@ def write(folder: Path, members: Mapping[str, Path | bytes], document: Mapping[s
     """
     names = sorted(members)
     for name in names:
-        _require_below(name, "this bundle")
-    _require_apart([MANIFEST, *names], "this bundle")
+        plain_tars.require_below(name, "this bundle")
+    plain_tars.require_apart([MANIFEST, *names], "this bundle")
     files = {name: _facts(members[name]) for name in names}
     named = {"format": FORMAT, **document, "files": files}
     named = {"format": FORMAT, **document, "digest": digest(named), "files": files}
@@ -146,10 +128,7 @@ def write(folder: Path, members: Mapping[str, Path | bytes], document: Mapping[s
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".bundle.", delete=False) as tar:
         try:
-            for name in (MANIFEST, *names):
-                content = manifest if name == MANIFEST else members[name]
-                _append(tar, name, content, len(manifest) if name == MANIFEST else files[name]["size_bytes"])
-            tar.write(_end(tar.tell()))
+            plain_tars.write(tar, {MANIFEST: manifest} | {name: members[name] for name in names})
             tar.flush()
             os.chmod(tar.name, 0o644)
             path = folder / f"{Bundle(folder, named, {}).name}.tar"
@@ -184,26 +163,26 @@ def open_bundle(path: Path) -> Bundle:
     """
     try:
         with path.open("rb") as tar:
-            places, found = _read_members(tar, path)
-            manifest = _read_manifest(tar, path, places)
+            members = plain_tars.read(tar, path)
+            manifest = _read_manifest(tar, path, members)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. `snakemake bundles` makes the bundles, in dist/.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, and not the tar of a bundle. Name the tar.") from None
     listed = manifest["files"]
     for name in listed:
-        if name not in found:
-            raise InputError(f"{path}: bundle.json names `{name}`, but the bundle does not hold it. {_DISTRUST}")
-    for name, facts in found.items():
+        if name not in members:
+            raise InputError(f"{path}: bundle.json names `{name}`, but the bundle does not hold it. {DISTRUST}")
+    for name, member in members.items():
         if name == MANIFEST:
             continue
         if name not in listed:
-            raise InputError(f"{path} holds `{name}`, which bundle.json does not name. {_DISTRUST}")
-        if facts != {key: listed[name].get(key) for key in facts}:
-            raise InputError(f"{path}: `{name}` does not have the sha256 that bundle.json names. {_damaged(path)}")
+            raise InputError(f"{path} holds `{name}`, which bundle.json does not name. {DISTRUST}")
+        if (member.sha256, member.size_bytes) != (listed[name]["sha256"], listed[name].get("size_bytes")):
+            raise InputError(f"{path}: `{name}` does not have the sha256 that bundle.json names. {damaged(path)}")
     if manifest["digest"] != digest(manifest):
-        raise InputError(f"{path}: bundle.json does not have the digest that it names. {_damaged(path)}")
-    return Bundle(path, manifest, places)
+        raise InputError(f"{path}: bundle.json does not have the digest that it names. {damaged(path)}")
+    return Bundle(path, manifest, members)
 
 
 def signature_of(path: Path) -> Path:
@@ -299,93 +278,25 @@ def _said(done: "subprocess.CompletedProcess[str]") -> str:
     return " ".join((done.stderr or done.stdout).split()).rstrip(".") or f"ssh-keygen ended with {done.returncode}"
 
 
-def _read_members(tar: BinaryIO, path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, dict[str, Any]]]:
-    """Place and length of each member's content; and its size and sha256."""
-    places: dict[str, tuple[int, int]] = {}
-    found: dict[str, dict[str, Any]] = {}
-    while (header := tar.read(_BLOCK)) != b"\0" * _BLOCK:
-        name, size = _read_header(header, path)
-        if name in places:
-            raise InputError(f"{path} holds `{name}` twice. {_DISTRUST}")
-        places[name] = tar.tell(), size
-        content = hashlib.sha256()
-        for chunk in _read(tar, size, path):
-            content.update(chunk)
-        if any(tar.read(-size % _BLOCK)):
-            raise InputError(f"{path}: after `{name}` stands what belongs to no file. {_damaged(path)}")
-        found[name] = {"sha256": content.hexdigest(), "size_bytes": size}
-    _require_apart(places, str(path))
-    written = tar.tell() - _BLOCK
-    tar.seek(written)
-    if tar.read() != _end(written):
-        raise InputError(f"{path} does not end as it must, after its last file. {_damaged(path)}")
-    return places, found
-
-
-def _read_header(header: bytes, path: Path) -> tuple[str, int]:
-    try:
-        info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not the tar of a bundle, or not a whole one ({error}). {_damaged(path)}") from None
-    if info.type != tarfile.REGTYPE:
-        kind = _KINDS.get(info.type, f"an entry of type {info.type!r}")
-        raise InputError(f"{path} holds `{info.name}`, {kind}; a bundle holds plain files alone. {_DISTRUST}")
-    _require_below(info.name, str(path))
-    if info.size < 0 or info.size > _MOST or header != _header(info.name, info.size):
-        raise InputError(f"{path}: the header of `{info.name}` is not as this pipeline writes it. {_damaged(path)}")
-    return info.name, info.size
-
-
-def _read_manifest(tar: BinaryIO, path: Path, places: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-    if next(iter(places), None) != MANIFEST or places[MANIFEST][1] > _MANIFEST_ROOM:
+def _read_manifest(tar: BinaryIO, path: Path, members: Mapping[str, Member]) -> dict[str, Any]:
+    own = members.get(MANIFEST)
+    if own is None or next(iter(members)) != MANIFEST or own.size_bytes > _MANIFEST_ROOM:
         raise InputError(f"{path} is no bundle: its first file is not bundle.json. `snakemake bundles` makes them.")
-    start, size = places[MANIFEST]
-    tar.seek(start)
+    tar.seek(own.start)
     try:
-        manifest = json.loads(tar.read(size))
+        manifest = json.loads(tar.read(own.size_bytes))
         files = manifest["files"]
         texts = [manifest[key] for key in ("model", "target", "backend", "digest")]
         texts += [facts["sha256"] for facts in files.values()]
         is_sound = all(isinstance(one, str) for one in texts)
-        own = manifest["format"]
+        version = manifest["format"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: bundle.json cannot be read ({error!r}). {_damaged(path)}") from None
-    if own != FORMAT:
-        raise InputError(f"{path} is of format {own!r}, and this version reads {FORMAT}. Update repnets.")
-    if not is_sound or not all(_PART.fullmatch(manifest[key]) for key in ("model", "target")):
-        raise InputError(f"{path}: bundle.json names no model, target, backend or digest as it must. {_DISTRUST}")
+        raise InputError(f"{path}: bundle.json cannot be read ({error!r}). {damaged(path)}") from None
+    if version != FORMAT:
+        raise InputError(f"{path} is of format {version!r}, and this version reads {FORMAT}. Update repnets.")
+    if not is_sound or not all(plain_tars.is_part(manifest[key]) for key in ("model", "target")):
+        raise InputError(f"{path}: bundle.json names no model, target, backend or digest as it must. {DISTRUST}")
     return manifest
-
-
-def _require_below(name: str, where: str) -> None:
-    """A path stays below the folder that it is unpacked into, and means the same on every system."""
-    if not all(_PART.fullmatch(part) for part in name.split("/")):
-        raise InputError(
-            f"{where} holds `{name}`, which is no path below the bundle's own folder, of letters, digits, `_`, `.`, "
-            f"`+` and `-`. {_DISTRUST}"
-        )
-
-
-def _require_apart(names: Iterable[str], where: str) -> None:
-    """No two paths are one file, where case does not count either, and none is another's folder."""
-    seen: dict[str, str] = {}
-    for name in names:
-        if other := seen.get(name.lower()):
-            raise InputError(f"{where} holds both `{other}` and `{name}`, one file where case does not count.")
-        seen[name.lower()] = name
-    for name in seen:
-        for folder in map(str, PurePosixPath(name).parents):
-            if folder in seen:
-                raise InputError(f"{where} holds `{seen[folder]}` as a file and as a folder. {_DISTRUST}")
-
-
-def _read(tar: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
-    while size:
-        chunk = tar.read(min(size, _CHUNK))
-        if not chunk:
-            raise InputError(f"{path} ends in the middle of a file: it was cut short. {_damaged(path)}")
-        size -= len(chunk)
-        yield chunk
 
 
 def _facts(content: Path | bytes) -> dict[str, Any]:
@@ -393,32 +304,3 @@ def _facts(content: Path | bytes) -> dict[str, Any]:
         return {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
     with content.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size_bytes": content.stat().st_size}
-
-
-def _append(tar: Any, name: str, content: Path | bytes, size: int) -> None:
-    tar.write(_header(name, size))
-    if isinstance(content, bytes):
-        tar.write(content)
-    else:
-        with content.open("rb") as file:
-            shutil.copyfileobj(file, tar, _CHUNK)
-    tar.write(b"\0" * (-size % _BLOCK))
-
-
-def _header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, _mode(name)
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-
-
-def _mode(name: str) -> int:
-    return 0o755 if name.endswith(_SCRIPTS) else 0o644
-
-
-def _end(written: int) -> bytes:
-    """Two empty blocks, and more to fill the last record."""
-    return b"\0" * (2 * _BLOCK + -(written + 2 * _BLOCK) % _RECORD)
-
-
-def _damaged(path: Path) -> str:
-    return f"It was damaged or changed on its way; copy or build it again, and install nothing of this {path.name}."

@@ -54,11 +54,11 @@ class Network:
 
     def __call__(self, values: bytes) -> list[float]:
         taken, given = self._about["input"], self._about["output"]
-        pixels = self._numpy.frombuffer(values, dtype=taken["dtype"]).reshape(taken["shape"])
+        pixels = self._numpy.frombuffer(values, dtype=taken["dtype"]).reshape(taken["shape"]).copy()
         if self._takes_pixels:
             from PIL import Image
 
-            pixels = Image.fromarray(pixels[0].transpose(1, 2, 0).copy())
+            pixels = Image.fromarray(self._numpy.ascontiguousarray(pixels[0].transpose(1, 2, 0)))
         answer = self._model.predict({taken["name"]: pixels})[given["name"]]
         if given["kind"] == "probabilities":
             return [float(answer[label]) for label in self._about["preprocessing"]["classes"]]

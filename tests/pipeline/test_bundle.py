@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 
-from pipeline import bundle, bundles, data, golden, integration
+from pipeline import bundle, bundles, config, data, golden, integration
 from pipeline.config import Bundle, BundleSettings
 from pipeline.errors import InputError
 
@@ -153,6 +153,19 @@ def test_nothing_is_left_to_fill_in(exported, pack):
             text = made.read(name).decode()
             assert "@" not in text.replace("@Experimental", ""), name
             assert "None" not in text, name
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"signing": "key"}, "unknown key `bundle.signing`; did you mean `signing_key`?"),
+        ({"golden_images": 0}, "`bundle.golden_images`: Input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_mistake_in_the_configuration_names_its_key(tmp_path, given, said):
+    with pytest.raises(InputError) as error:
+        config.load({"models": {"toy": None}, "bundle": given}, tmp_path)
+    assert said in str(error.value)
 
 
 def test_a_timing_cache_goes_along_under_the_name_that_build_engine_sh_reads(tmp_path, capsys):

@@ -54,7 +54,7 @@ def refused(path, *said):
 def test_a_bundle_is_named_by_its_content_and_opens(tar):
     bundle = bundles.open_bundle(tar)
     assert tar.name == f"toy-executorch-{bundle.digest[:12]}.tar" == f"{bundle.name}.tar"
-    assert list(bundle.places) == ["bundle.json", *sorted(MEMBERS)]
+    assert list(bundle.members) == ["bundle.json", *sorted(MEMBERS)]
     assert bundle.manifest["format"] == 1 and bundle.manifest["tolerance"] == 1e-4
     assert bundle.read("labels.txt") == b"cat\ndog\n"
     assert bundle.manifest["files"]["fused.pte"]["size_bytes"] == 2304
@@ -111,7 +111,7 @@ def test_it_unpacks_whole(tar, tmp_path):
 def test_a_bundle_that_changes_after_it_was_opened_is_not_unpacked(tar, tmp_path):
     bundle = bundles.open_bundle(tar)
     content = bytearray(tar.read_bytes())
-    content[bundle.places["labels.txt"][0]] ^= 1
+    content[bundle.members["labels.txt"].start] ^= 1
     tar.write_bytes(content)
     with pytest.raises(InputError, match=r"`labels.txt` has changed since"):
         bundle.unpack(tmp_path / "installed" / "new")
@@ -134,7 +134,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tar):
 
 
 def test_a_flipped_byte_in_a_file_is_told_by_the_file(tar):
-    start, _ = bundles.open_bundle(tar).places["fused.pte"]
+    start = bundles.open_bundle(tar).members["fused.pte"].start
     damaged = bytearray(tar.read_bytes())
     damaged[start + 100] ^= 0x10
     tar.write_bytes(damaged)

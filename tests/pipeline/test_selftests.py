@@ -281,10 +281,27 @@ def test_a_tensorrt_bundle_s_onnx_file_by_onnx_runtime_alone(exported, pack, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
-def test_a_core_ml_bundle_is_unavailable_off_a_mac(exported, pack, tmp_path):
-    pack(exported("coreml", "fp16")).unpack(tmp_path / "bundle")
+@pytest.mark.parametrize("precision, form", [("fp16", "fused"), ("int8", "quantized"), ("w4", "fused")])
+def test_a_core_ml_bundle_is_unavailable_off_a_mac_and_its_golden_outputs_are_the_package_s(
+    exported, pack, tmp_path, precision, form
+):
+    """By the evaluator of ML programs, which reads the package as Core ML does."""
+    import numpy as np
+
+    from pipeline import worker
+
+    system = {"int8": "iOS17", "w4": "iOS18"}.get(precision, "iOS16")
+    made = pack(exported("coreml", precision, form=form, minimum_deployment_target=system))
+    made.unpack(tmp_path / "bundle")
     told = run_selftest(tmp_path / "bundle", python=(sys.executable, "-I", "-S"))
     assert told["status"] == "unavailable" and "Apple's systems alone" in told["reason"]
+    about = made.manifest
+    inputs, want = (
+        np.stack([np.frombuffer(made.read(case[key]), "<f4") for case in about["golden"]])
+        for key in ("input", "output")
+    )
+    got = worker.predict("coreml", tmp_path / "bundle" / about["file"], inputs.reshape(-1, 3, 32, 32))
+    assert np.abs(got - want).max() <= about["tolerance"] * np.abs(want).max()
 
 
 TRTEXEC = """#!{python}
