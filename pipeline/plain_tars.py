@@ -2,7 +2,7 @@
 
 There is one way to write a content down: no date, no owner, mode 0755 for scripts and 0644 for the rest, nothing
 between files or after the last. So a byte that is not what it must be is found wherever it is. Tar's extensions (long
-names, links, attributes) have no place in it: each header is read by itself, so nothing of a stranger's tar is believed.
+names, links, attributes) have no place in it: each header is read by itself, and no other is believed.
 """
 
 import hashlib
