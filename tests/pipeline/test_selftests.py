@@ -281,7 +281,7 @@ def test_a_tensorrt_bundle_s_onnx_file_by_onnx_runtime_alone(exported, pack, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
-@pytest.mark.parametrize("precision, form", [("fp16", "fused"), ("int8", "quantized"), ("w4", "fused")])
+@pytest.mark.parametrize("precision, form", [("int8", "quantized"), ("w4", "fused")])
 def test_a_core_ml_bundle_is_unavailable_off_a_mac_and_its_golden_outputs_are_the_package_s(
     exported, pack, tmp_path, precision, form
 ):
@@ -290,7 +290,7 @@ def test_a_core_ml_bundle_is_unavailable_off_a_mac_and_its_golden_outputs_are_th
 
     from pipeline import worker
 
-    system = {"int8": "iOS17", "w4": "iOS18"}.get(precision, "iOS16")
+    system = {"int8": "iOS17", "w4": "iOS18"}[precision]
     made = pack(exported("coreml", precision, form=form, minimum_deployment_target=system))
     made.unpack(tmp_path / "bundle")
     told = run_selftest(tmp_path / "bundle", python=(sys.executable, "-I", "-S"))
