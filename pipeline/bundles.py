@@ -115,9 +115,15 @@ def write(folder: Path, members: Mapping[str, Path | bytes], document: Mapping[s
         The tar.
 
     Raises:
-        InputError: a path that is not allowed in a bundle.
+        InputError: a path that is not allowed in a bundle, or a name of model or target that is not in a tar's.
     """
     names = sorted(members)
+    for key in ("model", "target"):
+        if not plain_tars.is_part(document[key]):
+            raise InputError(
+                f"the {key} `{document[key]}` cannot be part of a bundle's name, which devices must read: it takes "
+                "letters from a to z, digits, `_`, `.`, `+` and `-`. Rename it in the configuration."
+            )
     for name in names:
         plain_tars.require_below(name, "this bundle")
     plain_tars.require_apart([MANIFEST, *names], "this bundle")

@@ -94,6 +94,12 @@ def test_nothing_is_written_under_a_path_that_is_not_allowed(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("key", ["model", "target"])
+def test_a_name_that_a_device_may_not_read_is_refused(tmp_path, key):
+    with pytest.raises(InputError, match=f"the {key} `modèle` cannot be part of a bundle's name.*Rename it"):
+        bundles.write(tmp_path, MEMBERS, DOCUMENT | {key: "modèle"})
+
+
 def test_it_unpacks_whole(tar, tmp_path):
     folder = tmp_path / "installed" / "new"
     bundles.open_bundle(tar).unpack(folder)
