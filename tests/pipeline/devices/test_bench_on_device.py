@@ -92,6 +92,15 @@ def test_a_runner_does_where_python_has_no_runtime(ssh_device, run_bench, runner
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the runner is built with g++")
+def test_a_runner_behind_adb(adb_device, run_bench, runner):
+    """By the stand-in for adb, on this machine: the way of the files and requests, nothing of a phone."""
+    got, profile = run_bench(device="adb:STANDIN", runner=runner)
+    assert (got["status"], profile["status"], list(got["forms"])) == ("ok", "ok", ["fused", "branched"])
+    assert list((adb_device / "data" / "local" / "tmp").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the runner is built with g++")
 def test_a_link_that_is_cut_in_a_benchmark(ssh_device, run_bench, runner, tmp_path):
     endless = Bench(threads=[1], min_runs=10**6)
     cut = ssh_device.cut_while(lambda: any(ssh_device.tmp.rglob("images.npy")) and ssh_device.runs("runner"))

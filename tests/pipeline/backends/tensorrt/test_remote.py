@@ -39,6 +39,7 @@ def test_engines_are_built_there_and_timed_in_turn(ssh_device, trtexec, files, i
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
 
 
+@pytest.mark.slow
 def test_the_timing_cache_stays_on_the_device(ssh_device, trtexec, files, image):
     trtexec()
     device = devices.parse(ssh_device.url)
