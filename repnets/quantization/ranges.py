@@ -77,14 +77,7 @@ class Seen:
 def observe(simulation: Simulation, batches: Iterable[Tensor]) -> dict[Rounding, Seen]:
     """Run calibration images through the network in float32, and look at every activation that will be int8."""
     seen = {one: Seen() for one in simulation.activations}
-    for one, found in seen.items():
-        one.watch = found.add
-    try:
-        with simulation.as_float():
-            simulation.logits(batches)
-    finally:
-        for one in seen:
-            one.watch = None
+    simulation.show(batches, {one: found.add for one, found in seen.items()})
     return seen
 
 

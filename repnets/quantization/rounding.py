@@ -9,6 +9,7 @@ quantization, in the order of the weights (arXiv 2208.11580, 2210.17323).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,18 +34,18 @@ def second_moments(simulation: Simulation, batches: Iterable[Tensor]) -> dict[st
         and images of x x^T for what a kernel reads. Without the layers whose K is above 4096.
     """
     found: dict[str, Tensor] = {}
-    watched: dict[Rounding, list[Layer]] = {}
+    readers: dict[Rounding, list[Layer]] = {}
     for layer in simulation.layers:
         if layer.weight_rounding.axis == 0 and layer.weight[0].numel() <= _LARGEST:
-            watched.setdefault(layer.input_rounding, []).append(layer)
-    for rounding, layers in watched.items():
-        rounding.watch = lambda x, layers=layers: [_add(found, layer, x) for layer in layers]
-    try:
-        with simulation.as_float():
-            simulation.logits(batches)
-    finally:
-        for rounding in watched:
-            rounding.watch = None
+            readers.setdefault(layer.input_rounding, []).append(layer)
+
+    def add(x: Tensor, layers: list[Layer]) -> None:
+        for layer in layers:
+            columns = _columns(layer, x)
+            new = torch.bmm(columns, columns.transpose(1, 2)).double()
+            found[layer.name] = found[layer.name] + new if layer.name in found else new
+
+    simulation.show(batches, {rounding: partial(add, layers=layers) for rounding, layers in readers.items()})
     return found
 
 
@@ -63,12 +64,6 @@ def round_together(simulation: Simulation, moments: dict[str, Tensor]) -> int:
             if layer.name in moments:
                 layer.weight.copy_(_rounded(layer, moments[layer.name]))
     return len(moments)
-
-
-def _add(found: dict[str, Tensor], layer: Layer, x: Tensor) -> None:
-    columns = _columns(layer, x)  # (groups, K, places)
-    new = torch.bmm(columns, columns.transpose(1, 2)).double()
-    found[layer.name] = found[layer.name] + new if layer.name in found else new
 
 
 def _columns(layer: Layer, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ takes them. A weight has a scale for each output channel, an activation one for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -132,6 +132,17 @@ class Simulation:
     def as_float(self) -> AbstractContextManager[None]:
         """No rounding is on, for a while: the network in float32."""
         return self.only(())
+
+    def show(self, batches: Iterable[Tensor], to: Mapping[Rounding, Callable[[Tensor], None]]) -> None:
+        """Run the network in float32, and give each function the tensors that come to its rounding."""
+        for rounding, look in to.items():
+            rounding.watch = look
+        try:
+            with self.as_float():
+                self.logits(batches)
+        finally:
+            for rounding in to:
+                rounding.watch = None
 
     def save(self) -> dict[str, Tensor]:
         """Weights and scales as they are now, for `restore`."""
