@@ -159,9 +159,12 @@ def _document(
                 {
                     "layer": programs.title(done.simulation.module, name),
                     "reason": f"alone in int8 it moves the logits by {done.sensitivities[name]:.1e} of their variance, "
-                    f"a layer in the middle by {usual:.1e}",
+                    f"a layer in the middle by {usual:.1e}"
+                    if giving_to is None
+                    else f"what it gives would be int8 with it, and {programs.title(done.simulation.module, giving_to)}"
+                    ", which reads that, loses most by it",
                 }
-                for name in done.in_float
+                for name, giving_to in done.in_float.items()
             ],
             "operations": outside,
         },

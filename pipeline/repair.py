@@ -85,7 +85,8 @@ class Repaired:
         float_accuracy: top-1 of the float network on the validation images.
         steps: what was done, in order.
         sensitivities: by the name of a layer's node, where they were measured; see `repnets.quantization.sensitivity`.
-        in_float: names of the nodes of layers that stay in float.
+        in_float: names of the nodes of layers that stay in float; by each, that of the layer for whose input it does,
+            None where it is for itself.
         ways: how the ranges of activations and of weights are chosen, of `ranges.ACTIVATIONS` and `ranges.WEIGHTS`.
     """
 
@@ -94,7 +95,7 @@ class Repaired:
     float_accuracy: float
     steps: list[Step] = field(default_factory=list)
     sensitivities: dict[str, float] = field(default_factory=dict)
-    in_float: list[str] = field(default_factory=list)
+    in_float: dict[str, str | None] = field(default_factory=dict)
     ways: tuple[str, str] = ("max", "max")
 
     @property
@@ -275,20 +276,24 @@ class _Repair:
 
     def _keep_in_float(self) -> None:
         """The layers that lose most, 1, 2, 4 and so on of them, until the accuracy is within the limits."""
-        from repnets.quantization.sensitivity import sensitivities
+        from repnets.quantization import sensitivity
 
         corrected = self.done.simulation, self.done.prepared
-        self._start_again([])
-        self.done.sensitivities = sensitivities(self.done.simulation, self.calibration, self.want)
+        self._start_again({})
+        few = self.calibration[:1]  # a batch will do to put them in order, and each layer takes a pass
+        simulation, want = self.done.simulation, self.want[: len(few[0])]
+        self.done.sensitivities = sensitivity.sensitivities(simulation, few, want)
+        most = min(self.limits.max_float_layers, len(self.done.sensitivities) - 1)
+        order = sensitivity.in_order(simulation, self.done.sensitivities, few, want, most)
         self.done.simulation, self.done.prepared = corrected
-        for count in _doubling(min(self.limits.max_float_layers, len(self.done.sensitivities) - 1)):
-            self._start_again(list(self.done.sensitivities)[:count])
+        for count in _doubling(most):
+            self._start_again(dict(list(order.items())[:count]))
             self._correct_if_it_helps()
             self._note("layers in float", ", ".join(programs.title(self.network, one) for one in self.done.in_float))
             if self._holds():
                 return
 
-    def _start_again(self, in_float: list[str]) -> None:
+    def _start_again(self, in_float: dict[str, str | None]) -> None:
         """The equalized network with fresh scales, and some layers in float; the others are rounded as they were."""
         from repnets.quantization import rounding
 
@@ -301,7 +306,7 @@ class _Repair:
     def _train(self, training: Training) -> None:
         from repnets.quantization.training import distil
 
-        simulation, reached = self.done.simulation, self.done.accuracy
+        simulation, reached = self.done.simulation, (self.done.accuracy, -self.done.error)
         start, losses = simulation.save(), []
         learning = distil(simulation, self.network, training.batches(), training.steps, training.learning_rate)
         for number, loss in enumerate(learning, start=1):
@@ -309,8 +314,9 @@ class _Repair:
             if number % max(1, training.steps // 10) == 0:
                 recent = statistics.mean(losses[-20:])
                 print(f"training in int8: step {number} of {training.steps}, loss {recent:.3e}", flush=True)
-        kept = self.measure(simulation) > reached
-        self._note("training in int8", f"{training.steps} steps", kept)
+        error = self._error()
+        kept = (self.measure(simulation), -error) > reached
+        self._note("training in int8", f"{training.steps} steps", kept, error)
         if not kept:
             simulation.restore(start)
 

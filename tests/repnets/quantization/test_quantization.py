@@ -264,6 +264,24 @@ def test_the_layer_that_was_spoilt_is_the_most_sensitive(calibrated, images):
     assert [one.enabled for one in simulation.roundings] == before
 
 
+def test_where_an_input_is_what_loses_its_giver_stays_in_float_too(calibrated, images):
+    simulation, want = calibrated
+    found = {layer.name: 0.0 for layer in simulation.layers}
+    first, depthwise, grouped, last = simulation.layers
+    grouped.input_rounding.scale = grouped.input_rounding.scale * 30
+    found = sensitivity.sensitivities(simulation, [images], want)
+    assert sensitivity.in_order(simulation, found, [images], want, 2) == {
+        grouped.name: None,
+        depthwise.name: grouped.name,
+    }
+    grouped.input_rounding.scale = grouped.input_rounding.scale / 30
+    last.weight_rounding.scale = last.weight_rounding.scale * 30
+    found = sensitivity.sensitivities(simulation, [images], want)
+    assert sensitivity.in_order(simulation, found, [images], want, 1) == {last.name: None}
+    assert next(iter(sensitivity.in_order(simulation, found, [images], want, 4))) == last.name
+    assert first.name in sensitivity.in_order(simulation, found, [images], want, 4)
+
+
 def test_training_in_int8_brings_the_logits_nearer_to_those_of_the_float_network(calibrated, images):
     simulation, want = calibrated
     for layer in simulation.layers:  # three bits and less
