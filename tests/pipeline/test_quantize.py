@@ -227,7 +227,8 @@ def test_int8_that_is_only_tried_may_lose_and_says_so(not_equalizable, artifacts
 
 @pytest.mark.slow
 def test_training_in_int8_is_the_last_resort_and_helps(not_equalizable, artifacts, tmp_path):
-    settings = {"max_accuracy_drop": 0.03, "max_float_layers": 0, "qat_epochs": 3, "qat_learning_rate": 0.003}
+    training = {"max_float_layers": 0, "qat_epochs": 3, "qat_learning_rate": 0.003}
+    settings = {"max_accuracy_drop": 0.0, "may_lose": True} | training  # what it reaches is not all that float has
     report = make(artifacts, tmp_path / "trained", fused=not_equalizable, **settings)[1]
     *_, before, trained = report["steps"]
     assert trained["name"] == "training in int8" and trained["kept"]
