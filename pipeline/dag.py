@@ -77,6 +77,11 @@ class Exports:
         return "/".join(["targets", self.target, "{model}", *filter(None, [self.candidate])])
 
     @property
+    def logs(self) -> str:
+        """Where the stages' words on `{model}` go."""
+        return self.folder.replace(f"targets/{self.target}/{{model}}", f"logs/{{model}}/{self.target}")
+
+    @property
     def files(self) -> list[str]:
         """The files of `{model}`."""
         return [f"{self.folder}/{name}" for name in backends.file_names(self.backend, self.forms)]

@@ -9,7 +9,6 @@ for made in dag.exports(CONFIG):
     backend = f"pipeline.backends.{target.backend}"
     int8 = made.inputs
     quantized = "--quantized artifacts/{model}/quantized.pt2" if int8 else ""
-    logs = "/".join(["logs/{model}", name, *filter(None, [made.candidate])])
     shown = f"{name} in {made.candidate}" if made.candidate else name
 
     rule:
@@ -24,7 +23,7 @@ for made in dag.exports(CONFIG):
             [directory(file) if file.endswith(".mlpackage") else file for file in files],
             manifest=f"{folder}/manifest.json",
         log:
-            f"{logs}/export.log",
+            f"{made.logs}/export.log",
         wildcard_constraints:
             model="|".join(made.models),
         params:
@@ -52,7 +51,7 @@ for made in dag.exports(CONFIG):
         output:
             f"{folder}/check.json",
         log:
-            f"{logs}/check.log",
+            f"{made.logs}/check.log",
         wildcard_constraints:
             model="|".join(made.models),
         params:
@@ -83,7 +82,7 @@ for made in dag.exports(CONFIG):
             bench=f"{folder}/bench.json",
             profile=f"{folder}/profile.json",
         log:
-            f"{logs}/bench.log",
+            f"{made.logs}/bench.log",
         wildcard_constraints:
             model="|".join(made.models),
         threads: max(target.bench.threads)

@@ -212,7 +212,7 @@ def test_a_second_file_that_cannot_be_opened_is_the_one_that_is_named(file, misb
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
 def test_a_start_counts_memory_that_was_used_and_given_back(misbehaving):
     timed = worker.time_in_turn(jobs(fused=misbehaving("hog")), images(1), 1, until=BRIEFLY)
-    assert 100_000_000 <= timed.started["fused"]["peak_memory_bytes"] < 150_000_000
+    assert 99_000_000 < timed.started["fused"]["peak_memory_bytes"] < 150_000_000  # pages, so not to the byte
 
 
 def test_the_start_that_is_told_is_without_what_python_imports(misbehaving):
