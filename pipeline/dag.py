@@ -109,6 +109,13 @@ def exports(read: config.Config) -> list[Exports]:
     return [Exports(*key, tuple(models)) for key, models in groups.items()]
 
 
+def exported_files(_wildcards: Any, input: Any) -> str:  # Snakemake knows the second one by this name
+    """How `bundle` is told of the files that ship: what a race chose lies in one folder with its manifest and check."""
+    if "manifest" in input.keys():  # noqa: SIM118
+        return f"--manifest {input.manifest} --check {input.check} --files {input.files}"
+    return f"--manifest {input.files}/manifest.json --check {input.files}/check.json --files {input.files}/*"
+
+
 def races(read: config.Config) -> dict[str, list[Exports]]:
     """Of each target of `precision: auto`, the files that it chooses from; the same of every model."""
     return {name: [made for made in exports(read) if made.target == name] for name in read.candidates}

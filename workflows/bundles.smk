@@ -12,12 +12,10 @@ for name, target in CONFIG.targets.items():
     place = f"targets/{name}/{{model}}"
     if name in CONFIG.candidates:  # what the race chose is in a folder with its manifest.json and check.json
         shipped = {"files": f"{place}/chosen"}
-        given = "{input.files}/manifest.json --check {input.files}/check.json --files {input.files}/*"
     else:
         files = backends.file_names(target.backend, target.forms[:1])
         shipped = {one: f"{place}/{one}.json" for one in ("manifest", "check")}
         shipped["files"] = [f"{place}/{file}" for file in files]
-        given = "{input.manifest} --check {input.check} --files {input.files}"
     is_int8 = any(one.precision == "int8" for one in exported)
 
     rule:
@@ -34,11 +32,12 @@ for name, target in CONFIG.targets.items():
             f"logs/{{model}}/{name}/bundle.log",
         params:
             settings=dag.settings(CONFIG, "bundle", name),
+            exported=dag.exported_files,
             quantized="--quantized artifacts/{model}/quantized.pt2" if is_int8 else "",
             code=store.code_digest("pipeline.bundle", f"pipeline.backends.{target.backend}"),
             texts=dag.shipped_texts(target.backend),
         message:
             f"packing {{wildcards.model}} for {name} into dist/"
         shell:
-            f"python -m pipeline.bundle --settings {{params.settings:q}} --manifest {given}"
+            "python -m pipeline.bundle --settings {params.settings:q} {params.exported}"
             " --fused {input.fused} --split {input.split} --dist dist --output {output} {params.quantized} > {log} 2>&1"
