@@ -14,11 +14,9 @@ The same network's figures on this CPU, by ONNX Runtime in fp32 or by ExecuTorch
 they say what is gained on a CPU, and nothing about the target.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +68,6 @@ def run(
     """
     backend = backends.load(settings.backend)
     unavailable = grounds.unavailable(settings)
-    host = {"machine": grounds.fingerprint(settings), "unavailable": unavailable and asdict(unavailable)}
 
     def build(places: dict[str, Path], scratch: Path) -> None:
         written, checked = read_json(manifest), read_json(check)
@@ -103,7 +100,7 @@ def run(
             *checkpoints.code_modules(checkpoint),
         ),
         packages=("torch", *backend.PACKAGES),
-        host=json.dumps(host, sort_keys=True),
+        host=grounds.host(settings, unavailable),
         build=build,
     )
     print("\n".join([_headline(read_json(output)), *figures.dearest(read_json(profile))]), flush=True)
@@ -192,9 +189,7 @@ def _headline(document: dict[str, Any]) -> str:
         lines.append(f"{name}: {document['status']}: {document['reason']}\n  to get a figure: {document['remedy']}")
     if reference := document["reference"]:
         lines += figures.in_words(f"  reference, {reference['runtime']} {reference['precision']} here", reference)
-    warnings = {run["conditions"]["warning"] for run in (reference or document)["runs"]}
-    lines += [f"  warning: {warning}" for warning in sorted(filter(None, warnings))]
-    return "\n".join(lines)
+    return "\n".join(lines + figures.warnings((reference or document)["runs"]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -79,7 +79,7 @@ class Exports:
     @property
     def logs(self) -> str:
         """Where the stages' words on `{model}` go."""
-        return self.folder.replace(f"targets/{self.target}/{{model}}", f"logs/{{model}}/{self.target}")
+        return "/".join(["logs", "{model}", self.target, *filter(None, [self.candidate])])
 
     @property
     def files(self) -> list[str]:
@@ -118,7 +118,8 @@ def exported_files(_wildcards: Any, input: Any) -> str:  # Snakemake knows the s
 
 def races(read: config.Config) -> dict[str, list[Exports]]:
     """Of each target of `precision: auto`, the files that it chooses from; the same of every model."""
-    return {name: [made for made in exports(read) if made.target == name] for name in read.candidates}
+    made = exports(read)
+    return {name: [one for one in made if one.target == name] for name in read.candidates}
 
 
 def network(read: config.Config) -> Callable[[Any], str]:

@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import backends, probe, requirements, store
+from pipeline import backends, probe, remote, requirements, store
 from pipeline.backends.tensorrt import engines
 from pipeline.config import Config, Target
-from pipeline.manifest import Unavailable
+from pipeline.manifest import Unavailable, version_numbers
 from pipeline.probe import Probe
 from pipeline.requirements import Found
 
 OLDEST_TENSORRT = "10.3.0"
 """What the ONNX files and the options of trtexec are written for: JetPack 6.1."""
 
-_OLDEST_PYTHON = "3.10"  # that executorch has wheels for
 _ROOM_GIB = 2
 _WHEELS = ("x86_64", "aarch64", "arm64")  # that executorch has wheels for, by uname's names
 
@@ -224,8 +223,8 @@ def _on_cpu(device: Probe) -> Can:
         return _cannot("other version", f"Its executorch is {version}, and {wanted} is needed.", how)
     if device.python is None:
         return _cannot("no runtime", "There is no Python 3.", how)
-    if _is_older(device.python, _OLDEST_PYTHON):
-        why = f"Its Python is {device.python}, and executorch needs {_OLDEST_PYTHON}."
+    if _is_older(device.python, remote.OLDEST_PYTHON):
+        why = f"Its Python is {device.python}, and executorch needs {remote.OLDEST_PYTHON}."
         return _cannot("no runtime", why, "Install a later Python there, and name it by --python; or build the runner.")
     return _cannot("no runtime", f"Its Python {device.python} has no executorch.", how)
 
@@ -255,8 +254,7 @@ def _on_apple(device: Probe) -> Can:
 
 
 def _is_older(version: str, other: str) -> bool:
-    first, second = ([int(part) for part in one.split(".")] for one in (version, other))
-    return first < second
+    return version_numbers(version) < version_numbers(other)
 
 
 _ON_DEVICE = {"executorch": _on_cpu, "tensorrt": _on_nvidia, "coreml": _on_apple}

@@ -137,6 +137,12 @@ def in_words(name: str, figures: dict[str, Any]) -> list[str]:
     return lines
 
 
+def warnings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the conditions of some runs warn of, each once, a line each."""
+    found = {run["conditions"]["warning"] for run in runs}
+    return [f"  warning: {warning}" for warning in sorted(filter(None, found))]
+
+
 def dearest(profile: dict[str, Any]) -> list[str]:
     """The operations of a profile.json that take the longest, a line each."""
     if profile["status"] != "ok":

@@ -1,8 +1,9 @@
 """Where exported files are timed: on this machine, or on a device; and there by Python, a runner or trtexec."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,16 @@ def _served(
         return worker.alone(jobs[form], image, threads)
 
     return Ground(device, versions, time_in_turn, transfer_ms, profile, alone, used_seconds)
+
+
+def host(settings: BenchSettings, missing: Unavailable | None) -> str:
+    """For the store: the machine that the files are timed on, and what `unavailable` says of the runtime.
+
+    Raises:
+        DeviceError: a device cannot be reached, or has not what runs the files.
+    """
+    told = {"machine": fingerprint(settings), "unavailable": missing and asdict(missing)}
+    return json.dumps(told, sort_keys=True)
 
 
 def fingerprint(settings: BenchSettings) -> str:

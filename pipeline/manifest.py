@@ -4,6 +4,7 @@ These types are the only thing that stages and backends share, so they hold plai
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -83,6 +84,11 @@ def versions(*packages: str) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: (2, 14, 1) of ``2.14.1+cu130``. To compare versions by."""
+    return tuple(int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -11,11 +11,10 @@ what was tried: accuracy, latency and size of each, why one was lost, and which 
 other is at least as good in all three and better in one.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +50,8 @@ class _Candidate:
     lost: str | None
 
     @property
-    def precision(self) -> str:
-        return self.written["precision"]
-
-    @property
     def size_bytes(self) -> int:
-        return next(iter(self._entry["files"].values()))["size_bytes"]
+        return self.facts["size_bytes"]
 
     @property
     def accuracy(self) -> float | None:
@@ -65,11 +60,18 @@ class _Candidate:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return self._entry["files"][self.file.name]
+        """What the manifest says of that file."""
+        return self.entries[self.file.name]
 
     @property
-    def _entry(self) -> dict[str, Any]:
-        return next(iter(self.written["forms"].values()))
+    def form(self) -> str:
+        """The one that was exported."""
+        return next(iter(self.written["forms"]))
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """What the manifest says of the form's files, by name."""
+        return self.written["forms"][self.form]["files"]
 
 
 def run(
@@ -107,7 +109,6 @@ def run(
     """
     backend = backends.load(settings.backend)
     unavailable = grounds.unavailable(settings)
-    host = {"machine": grounds.fingerprint(settings), "unavailable": unavailable and asdict(unavailable)}
     programs = {"fused": fused, "quantized": quantized}
 
     def build(places: dict[str, Path], _: Path) -> None:
@@ -117,7 +118,7 @@ def run(
         with grounds.wanted(settings, opened, files, written) as ground:
             best, document = _race(settings, candidates, held, unavailable, ground)
             write_json(places["bench"], document)
-            program = programs[next(iter(held[best].written["forms"]))] or fused
+            program = programs[held[best].form] or fused
             write_json(places["profile"], figures.profile(settings.backend, document, best, ground, program))
         _copy(held[best], places["chosen"])
 
@@ -129,7 +130,7 @@ def run(
         outputs={"bench": output, "profile": profile, "chosen": chosen},
         code=("pipeline.race", backend.__name__),
         packages=("torch", *backend.PACKAGES),
-        host=json.dumps(host, sort_keys=True),
+        host=grounds.host(settings, unavailable),
         build=build,
     )
     print("\n".join([*_headline(read_json(output)), *figures.dearest(read_json(profile))]), flush=True)
@@ -235,7 +236,7 @@ def _race(
         "reference": None,
         "accuracy": {**winner.checked["accuracy"], "checked_by": winner.checked["checked_by"]},
         "conditions": runs[0]["conditions"] if runs else None,
-        "files": {name: list(next(iter(held[name].written["forms"].values()))["files"]) for name in order},
+        "files": {name: list(held[name].entries) for name in order},
     }
 
 
@@ -280,8 +281,7 @@ def _headline(document: dict[str, Any]) -> list[str]:
         lines.append(f"  nothing was timed: {document['reason']}\n  to choose by latency: {document['remedy']}")
     lines += [f"  {_row(row)}" for row in document["tried"]]
     lines += [f"  {line}" for line in figures.in_words(name, document)]
-    warnings = {run["conditions"]["warning"] for run in document["runs"]}
-    return lines + [f"  warning: {warning}" for warning in sorted(filter(None, warnings))]
+    return lines + figures.warnings(document["runs"])
 
 
 def _row(row: Mapping[str, Any]) -> str:

@@ -22,10 +22,12 @@ from typing import IO
 
 from pipeline import serving, sources
 from pipeline.devices import Device
+from pipeline.devices.lines import last_line
 from pipeline.errors import DeviceError
+from pipeline.manifest import version_numbers
 
 _PROJECT = Path(__file__).resolve().parents[1]
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = "3.10"
 _FACTS = """\
 import json, platform, sys
 from importlib import metadata
@@ -166,13 +168,13 @@ def python_versions(device: Device, python: str, packages: Sequence[str]) -> dic
     done = device.run([python, "-c", _FACTS, *packages])
     if done.returncode in (126, 127):
         raise DeviceError(
-            f"{device.name} has no program `{python}`, or cannot run it: {_last(done.stderr)}. Set `device_python:` in "
-            f"target.yaml to the Python there that has {' and '.join(packages)}, or `runner:` to a runner."
+            f"{device.name} has no program `{python}`, or cannot run it: {last_line(done.stderr)}. Set "
+            f"`device_python:` in target.yaml to the Python there that has {' and '.join(packages)}, or `runner:` to a runner."
         )
     if done.returncode:
         raise DeviceError(
-            f"`{python}` on {device.name} cannot say which packages it has: {_last(done.stderr)}. It may be too old: "
-            f"Python {_dotted(OLDEST_PYTHON)} or later is needed. Set `device_python:` in target.yaml to such a one."
+            f"`{python}` on {device.name} cannot say which packages it has: {last_line(done.stderr)}. It may be too "
+            f"old: Python {OLDEST_PYTHON} or later is needed. Set `device_python:` in target.yaml to such a one."
         )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -196,9 +198,9 @@ def _check_versions(
     packages: Sequence[str],
     made_by: Mapping[str, str | None],
 ) -> None:
-    if _numbers(found["python"]) < OLDEST_PYTHON:
+    if version_numbers(found["python"]) < version_numbers(OLDEST_PYTHON):
         raise DeviceError(
-            f"`{python}` on {device.name} is Python {found['python']}, and {_dotted(OLDEST_PYTHON)} or later is "
+            f"`{python}` on {device.name} is Python {found['python']}, and {OLDEST_PYTHON} or later is "
             "needed. Set `device_python:` in target.yaml to such a one."
         )
     wanted = [f"{name}=={made_by[name]}" if made_by.get(name) else name for name in packages]
@@ -210,7 +212,7 @@ def _check_versions(
             f"it, or `runner:` to a runner."
         )
     for name in packages:
-        if made_by.get(name) and _numbers(found[name])[:2] < _numbers(made_by[name])[:2]:
+        if made_by.get(name) and version_numbers(found[name])[:2] < version_numbers(made_by[name])[:2]:
             raise DeviceError(
                 f"{device.name} has {name} {found[name]}, which is older than the {made_by[name]} that the files were "
                 f"made with, so it may not read them, or not alike. Install the same there: {install}"
@@ -224,26 +226,8 @@ def _no_runner(device: Device, runner: str, returncode: int, said: str) -> Devic
     elif returncode == 127:
         why = "is not there"
     else:
-        why = f"does not say that it is a runner (exit code {returncode}: {_last(said)})"
+        why = f"does not say that it is a runner (exit code {returncode}: {last_line(said)})"
     return DeviceError(
         f"the runner {runner} on {device.name} {why}. Build it there from pipeline/devices/runner.cpp as "
         "docs/devices.md tells, and name it in target.yaml: `runner: /path/on/the/device`."
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    numbers = []
-    for part in version.split("+")[0].split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
-
-
-def _dotted(version: Sequence[int]) -> str:
-    return ".".join(map(str, version))
-
-
-def _last(said: str) -> str:
-    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
-    return (lines or ["it said nothing"])[-1].rstrip(".")[:300]

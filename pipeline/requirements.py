@@ -13,7 +13,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.manifest import versions
+from pipeline.manifest import version_numbers, versions
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,9 @@ def _pip(name: str, wanted: str) -> str:
 def is_within(version: str, wanted: str) -> bool:
     """Whether a version is in a range of ``>=`` and ``<``, which is all that pyproject.toml declares."""
     bounds = [re.match(r"(>=|<)\s*([\d.]+)$", bound.strip()) for bound in wanted.split(",") if bound.strip()]
-    return all((_numbers(version) >= _numbers(bound[2])) is (bound[1] == ">=") for bound in bounds if bound)
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]
+    return all(
+        (version_numbers(version) >= version_numbers(bound[2])) is (bound[1] == ">=") for bound in bounds if bound
+    )
 
 
 @cache

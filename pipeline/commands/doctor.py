@@ -109,11 +109,7 @@ def _ask(device: Any, python: str) -> Probe | DeviceError:
         done = device.run(["sh", "-c", probe.SCRIPT, "sh", installs.home(device), python], timeout=_SECONDS)
     except DeviceError as error:
         return error
-    return probe.read(_text(done.stdout))
-
-
-def _text(said: bytes | str) -> str:
-    return said.decode(errors="replace") if isinstance(said, bytes) else said
+    return probe.read(done.stdout)
 
 
 def _conclude(host: Host, answers: Mapping[str, Probe | DeviceError]) -> None:

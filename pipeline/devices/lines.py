@@ -96,3 +96,9 @@ def read_back(written: IO[bytes]) -> str:
     """What a command wrote into a file that is open here."""
     written.seek(0)
     return written.read().decode(errors="replace")
+
+
+def last_line(said: str) -> str:
+    """The last that a program said, on one line and without its full stop."""
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
+    return (lines or ["it said nothing"])[-1].rstrip(".")[:300]

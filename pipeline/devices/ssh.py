@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.devices.lines import last_line
+
 CONNECT_SECONDS = 10
 _ALIVE_SECONDS = 5
 _OPTIONS = (
@@ -96,18 +98,18 @@ class Ssh:
             )
         if _UNREACHABLE.search(said):
             return (
-                f"{self.host} cannot be reached: {_last_line(said)}. See to it that the device is on, in this "
+                f"{self.host} cannot be reached: {last_line(said)}. See to it that the device is on, in this "
                 f"network, and that its ssh server runs; then try by hand: {by_hand}",
                 False,
             )
         if not said.strip() or _CUT.search(said):
             return (
-                f"the link to {self.host} was cut{f' ({_last_line(said)})' if said.strip() else ''}. What ran there "
+                f"the link to {self.host} was cut{f' ({last_line(said)})' if said.strip() else ''}. What ran there "
                 f"for this ended with it. See to the cable or network, and that the device did not reboot or run out "
                 f"of memory; then run again.",
                 True,
             )
-        return f"ssh to {self.host} failed: {_last_line(said)}. Try by hand: {by_hand}", False
+        return f"ssh to {self.host} failed: {last_line(said)}. Try by hand: {by_hand}", False
 
     def missing(self) -> str:
         """What to do where the client is not found."""
@@ -131,8 +133,3 @@ class Ssh:
 
 def _client() -> list[str]:
     return shlex.split(os.environ.get("REPNETS_SSH") or "ssh")
-
-
-def _last_line(said: str) -> str:
-    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
-    return (lines or ["it said nothing"])[-1].rstrip(".")[:300]

@@ -71,10 +71,11 @@ def _columns(layer: Layer, x: Tensor) -> Tensor:
     if layer.weight.dim() == 2:
         return x.reshape(-1, x.shape[-1]).T[None]
     stride, padding, dilation = (_pair(layer, place, default) for place, default in ((3, 1), (4, 0), (5, 1)))
-    patches = functional.unfold(x, layer.weight.shape[2:], dilation=dilation, padding=padding, stride=stride)
-    every = max(1, patches.shape[2] // _PLACES)
-    patches = patches[:, :, ::every]
-    return patches.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+    chosen = []
+    for image in x.split(1):  # all patches of one image at a time: those of a batch can be gigabytes
+        patches = functional.unfold(image, layer.weight.shape[2:], dilation=dilation, padding=padding, stride=stride)
+        chosen.append(patches[:, :, :: max(1, patches.shape[2] // _PLACES)])
+    return torch.cat(chosen).unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
 def _pair(layer: Layer, place: int, default: int) -> list[int]:

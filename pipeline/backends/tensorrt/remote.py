@@ -82,8 +82,7 @@ def on_device(device: Device, files: Mapping[str, Path], script: Path, shape: tu
         )
         done = device.run(["sh", "-c", line, program], timeout=_BUILD_SECONDS)
         if done.returncode:
-            errors = [line.partition("[E] ")[2] for line in done.stdout.splitlines() if "[E] " in line]
-            said = " | ".join(errors[-3:]) or " ".join((done.stdout + done.stderr).split())[-300:] or "nothing"
+            said = trtexec.last_errors(done.stdout + done.stderr)
             raise StageError(
                 f"the engines could not be built on {device.name} by TensorRT {found} (exit code {done.returncode}); "
                 f"it said: {said}. Copy the .onnx files and build_engine.sh there and run it by hand to see all of it."

@@ -352,10 +352,15 @@ def run(device: Device, program: str, told: Sequence[str], what: str = "", secon
     """Run trtexec; gives what it printed. See `Place.run`."""
     done = device.run(f"{shlex.join([program, *told])} 2>&1", timeout=seconds)
     if done.returncode:
-        errors = [line.partition("[E] ")[2] for line in done.stdout.splitlines() if "[E] " in line]
-        said = " | ".join(errors[-3:]) or " ".join(done.stdout.split())[-300:] or "nothing"
-        raise StageError(f"trtexec ended with {done.returncode}{f' on {what}' if what else ''}; it said: {said}")
+        about = f" on {what}" if what else ""
+        raise StageError(f"trtexec ended with {done.returncode}{about}; it said: {last_errors(done.stdout)}")
     return done.stdout
+
+
+def last_errors(printed: str) -> str:
+    """The last errors that trtexec tells of; where it tells of none, the end of what it printed."""
+    errors = [line.partition("[E] ")[2] for line in printed.splitlines() if "[E] " in line]
+    return " | ".join(errors[-3:]) or " ".join(printed.split())[-300:] or "nothing"
 
 
 @contextmanager
