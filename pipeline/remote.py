@@ -169,7 +169,8 @@ def python_versions(device: Device, python: str, packages: Sequence[str]) -> dic
     if done.returncode in (126, 127):
         raise DeviceError(
             f"{device.name} has no program `{python}`, or cannot run it: {last_line(done.stderr)}. Set "
-            f"`device_python:` in target.yaml to the Python there that has {' and '.join(packages)}, or `runner:` to a runner."
+            f"`device_python:` in target.yaml to the Python there that has {' and '.join(packages)}, or `runner:` to a "
+            "runner."
         )
     if done.returncode:
         raise DeviceError(

@@ -4,15 +4,17 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from pipeline import backends, bench, export, forms, programs, store
+from pipeline import backends, bench, export, forms, gates, programs, references, store
 from pipeline.backends import pytorch
 from pipeline.config import Bench, BenchSettings, ExportSettings
 from pipeline.data import open_split
 from pipeline.errors import GateError, InputError
 from pipeline.manifest import ExportSpec, Preprocessing, read_json
+from pipeline.targets import Check
 
 pytestmark = pytest.mark.slow
 BACKENDS = ("executorch", "onnx", "coreml")
@@ -185,6 +187,33 @@ def test_another_scale_is_caught(copied, quantized, run_check, believed, backend
 def test_the_tolerance_is_held_and_names_a_layer(made, quantized, run_check):
     with pytest.raises(GateError, match=r"tolerance for int8 is 1e-30\. "):
         run_check(made["coreml"], "coreml", quantized=quantized, tolerance=1e-30)
+
+
+def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied):
+    """Of a file that adds to two logits, to each less than the tolerance, and turns their order round."""
+    folder = copied("onnx")
+    preprocessing = Preprocessing.from_dict(read_json(artifacts.verify)["preprocessing"])
+    reference = references.Reference(quantized, artifacts.split, references.spec_of(manifest_of(folder), preprocessing))
+    largest, (second, first) = np.abs(reference.logits).max(), reference.logits[0].argsort()[-2:]
+    gap = (reference.logits[0, first] - reference.logits[0, second]) / largest
+    shift = np.zeros(reference.logits.shape[1], np.float32)
+    shift[[first, second]] = -0.55 * gap * largest, 0.55 * gap * largest
+    file = file_of(folder, "onnx")
+    model = onnx.load(file)
+    (last,) = (node for node in model.graph.node if "logits" in node.output)
+    last.output[0] = "before"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(shift, "shift"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "shift"], ["logits"]))
+    onnx.save(model, file)
+
+    def checked(tolerance):
+        return gates.Checked("onnx", Check(tolerance=float(tolerance)), file, "quantized", reference, False)
+
+    with pytest.raises(
+        GateError, match=r"image \d+ is of class \d, but by quantized\.pt2 of class \d, whose logit is "
+    ):
+        checked(0.6 * gap).hold_precision(0.0)
+    assert len(checked(1.2 * gap).hold_precision(0.0)["precision"]["flips"]) >= 1
 
 
 def test_the_bench_tells_what_int8_gained(artifacts, quantized, made, tmp_path, capsys):
