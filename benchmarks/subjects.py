@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import config, data, store
+from pipeline import config, dag, data, store
 from pipeline.errors import StageError
 from pipeline.manifest import Preprocessing, read_json
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parents[1]
 PRETRAINED = "efficientnet_lite0"
-DATA = ("digits", "fashion_mnist")
+PICTURES = "pictures"
+DATA = ("digits", "fashion_mnist", PICTURES)
 IMAGE_SIZES = {"mobileone_s0": 64}  # others: 32
 EPOCHS = {"digits": 10, "fashion_mnist": 3}
+_PROBE_IMAGES = 3000  # to fit the last layer of a pretrained network, and to validate
 _TRAIN_SHARE = 5 / 6  # of what the data set has to train with; the rest validates
 _TOLERANCE = 1e-3  # of verify: hardly trained networks are badly conditioned, and int8 errs ten times as much
 _BATCH = 64
@@ -91,11 +93,7 @@ def trained(
         tests: how many test images, at most.
         max_drop: what quantize may lose on the validation images.
     """
-    whole = folder / "whole.json"
-    stage("split", config.SplitSettings(name=name, root=None, val_fraction=0.2, split_seed=0), folder, output=whole)
-    own = data.open_split(whole)
-    mine = divided(own, images)
-    data.write_split(folder / "split.json", mine)
+    own, mine = _opened(name, folder, images)
     training = config.Training(epochs=epochs or EPOCHS[name], device="cpu")
     settings = config.TrainSettings(
         arch=network,
@@ -111,8 +109,13 @@ def trained(
     return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 
+def goes_on(network: str, name: str) -> bool:
+    """Whether a network is seen on a data set: what came trained on photographs, and not on digits of 8 x 8."""
+    return name != "digits" if network == PRETRAINED else name != PICTURES
+
+
 def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
-    """EfficientNet-Lite0 with the weights of the package that ships them, through the stages; see `pretrained`.
+    """EfficientNet-Lite0 with the weights of the package that ships them, on `PICTURES`; see `benchmarks.pretrained`.
 
     Args:
         folder, tests, max_drop: as for `trained`.
@@ -122,13 +125,47 @@ def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
     pictures = store.root() / "datasets" / "pictures"  # always there, so that the stages find what they made of it
     made = lite.split(pictures, folder / "test")
     data.write_split(folder / "split.json", made["split"])
-    arch, facts = f"{lite.__name__}:network", {"mean": lite.MEAN, "std": lite.STD}
-    settings = config.AdoptSettings(arch=arch, image_size=lite.IMAGE_SIZE, interpolation="bicubic", **facts)
-    paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
-    stage("adopt", settings, folder, source=lite.weights(), **paths)
+    _adopt(lite.weights(), lite.IMAGE_SIZE, folder)
     quantize = config.QuantizeSettings(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
-    title = f"{PRETRAINED} on pictures"
+    title = f"{PRETRAINED} on {PICTURES}"
     return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), quantize)
+
+
+def probed(name: str, folder: Path, *, images: int, tests: int, max_drop: float) -> Subject:
+    """EfficientNet-Lite0 with a last layer that is fitted to a data set; see `benchmarks.pretrained`.
+
+    Args:
+        name: of the data set.
+        images: to fit and validate with, at most; never above 3,000.
+        folder, tests, max_drop: as for `trained`.
+    """
+    from benchmarks import pretrained as lite
+
+    own, mine = _opened(name, folder, min(images, _PROBE_IMAGES))
+    preprocessing = mine.preprocessing(lite.PROBE_IMAGE_SIZE, "bicubic", lite.MEAN, lite.STD)
+    lite.probe(mine, preprocessing, folder / "probed.pt")
+    _adopt(folder / "probed.pt", lite.PROBE_IMAGE_SIZE, folder)
+    quantize = config.QuantizeSettings(max_accuracy_drop=max_drop)
+    return _after_checkpoint(f"{PRETRAINED} on {name}", folder, mine, own.sample("val", tests), quantize)
+
+
+def _adopt(weights: Path, image_size: int, folder: Path) -> None:
+    from benchmarks import pretrained as lite
+
+    facts = {"interpolation": "bicubic", "mean": lite.MEAN, "std": lite.STD}
+    settings = config.AdoptSettings(arch=lite.ARCH, image_size=image_size, **facts)
+    paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
+    stage("adopt", settings, folder, source=weights, **paths)
+
+
+def _opened(name: str, folder: Path, images: int) -> tuple[data.Split, data.Split]:
+    """A data set as it is, whose validation images test; and what of it trains and validates: split.json."""
+    whole = folder / "whole.json"
+    stage("split", config.SplitSettings(name=name, root=None, val_fraction=0.2, split_seed=0), folder, output=whole)
+    own = data.open_split(whole)
+    mine = divided(own, images)
+    data.write_split(folder / "split.json", mine)
+    return own, mine
 
 
 def divided(own: data.Split, images: int) -> data.Split:
@@ -164,8 +201,8 @@ def stage(name: str, settings: "BaseModel", folder: Path, **paths: Path) -> None
     """
     options = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
     command = [sys.executable, "-m", f"pipeline.{name}", "--settings", settings.model_dump_json(), *options]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+    environment = dag.ENVIRONMENT | os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().rpartition("error: ")[2]

@@ -2,6 +2,7 @@
 
 import os
 
-# Threads that wait without spinning: where other programs want the cores too, torch is several times faster
-# so. It has to be set before torch is imported; the Snakefile does the same for the stages.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from pipeline import dag
+
+for name, value in dag.ENVIRONMENT.items():  # as in a stage; it has to be set before torch is imported
+    os.environ.setdefault(name, value)

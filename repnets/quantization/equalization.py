@@ -7,8 +7,9 @@ wider than the rest costs them their digits; s_i is chosen as arXiv 2211.10438 d
 and that of the weights that read it. A depthwise layer has a scale for each of these, so there the activation alone
 counts.
 
-A ReLU6 is homogeneous below 6. A channel that stays below may be made wider up to there, and a value larger than any
-seen then saturates, as it does at the end of any int8 range; a channel that reaches 6 keeps its scale.
+A ReLU6 is homogeneous below 6. A channel that stays below may be made wider, not quite up to there: an image that was
+not seen may have a larger value than any that was, and what comes to lie above 6 is lost. A channel that comes near 6
+keeps its scale.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _HOMOGENEOUS = (
     torch.ops.aten.flatten.using_ints,
 )
 _MOST = 100.0  # times that a channel is scaled at most, either way
+_HEADROOM = 1.5  # below a cap, over the largest value seen
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def pairs(simulation: Simulation) -> list[Pair]:
 def equalize(simulation: Simulation, seen: dict[Rounding, Seen], share: float) -> int:
     """Scale the channels between each pair of layers, in place; the float network stays the same.
 
-    Behind a ReLU6 it does as far as `seen` goes: what is larger than that is cut off there.
+    Behind a ReLU6 it does for values of up to 1.5 times those of `seen`; larger ones may be cut off.
 
     Args:
         simulation: Scales of its roundings are to be set anew afterwards, from activations that are observed anew.
@@ -110,7 +112,7 @@ def _scales(pair: Pair, seen: dict[Rounding, Seen], share: float) -> Tensor:
         by = by / by[alive].log().mean().exp()
     by = by.clamp(1 / _MOST, _MOST)
     for end, rounding in pair.caps:
-        by = by.maximum(seen[rounding].by_channel[channels] / end).clamp(max=1)
+        by = by.maximum(_HEADROOM * seen[rounding].by_channel[channels] / end).clamp(max=1)
     return torch.where(alive, by, 1.0)
 
 

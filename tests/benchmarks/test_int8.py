@@ -123,6 +123,33 @@ def test_no_picture_is_in_two_parts(int8):
     assert len(names) == len(set(names)) and not {"motorcycle_right.png", "motorcycle_left.png"} <= set(names)
 
 
+def test_each_network_is_seen_where_it_can_be(int8):
+    options = argparse.Namespace(networks=["toy", "efficientnet_lite0"], data=int8.subjects.DATA)
+    assert int8.wanted(options) == [
+        ("toy", "digits"), ("toy", "fashion_mnist"), ("efficientnet_lite0", "fashion_mnist"),
+        ("efficientnet_lite0", "pictures"),
+    ]  # fmt: skip
+
+
+def test_networks_that_are_not_seen_on_the_data_are_an_error_at_once(int8, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        int8.main(["--networks", "toy", "--data", "pictures"])
+    assert "toy is not seen on pictures" in capsys.readouterr().err
+
+
+def test_a_last_layer_is_fitted_to_what_it_reads(int8):
+    import torch
+
+    random = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    features = random.normal(size=(300, 8)).astype(np.float32) * np.logspace(-3, 3, 8, dtype=np.float32) + 5
+    features[:, :3] += np.eye(3, dtype=np.float32)[labels] * features.std(0)[:3] * 4
+    layer = int8.pretrained.fitted(features, labels)
+    assert layer.weight.shape == (3, 8)
+    with torch.no_grad():
+        assert (layer(torch.from_numpy(features)).argmax(1).numpy() == labels).mean() > 0.9
+
+
 def test_a_stage_that_fails_ends_the_run_with_its_words(int8, tmp_path):
     with pytest.raises(int8.subjects.StageError, match=r"^verify: .*does not exist"):
         paths = {name: tmp_path / name for name in ("checkpoint", "split", "fused", "output")}
@@ -157,8 +184,14 @@ def test_the_report_holds_the_aims_against_what_was_found(int8):
     def printed(ours, others):
         figures = {int8.FLOAT: 0.95, int8.OURS: ours}
         rows = {row.name: one(row, figures.get(row.kind, others)) for row in int8.ROWS if row.kind != "NNCF"}
-        shared = {"test_images": 200, "image_size": 32, "calibration_images": 512, "refusal": None}
-        about = {"cpu": "a CPU", "cores": 2, "threads": 1, "versions": {"torch": "2", "nncf": None}, "warning": "busy"}
+        shared = {
+            "test_images": 200,
+            "image_size": 32,
+            "calibration_images": 512,
+            "refusal": None,
+            "warning": "others used 0.9 cores",
+        }
+        about = {"cpu": "a CPU", "cores": 2, "threads": 1, "versions": {"torch": "2", "nncf": None}}
         missing = {"NNCF by OpenVINO": {"reason": "nncf is not installed.", "remedy": "Install it: pip."}}
         result = {
             "networks": {"toy on digits": {**shared, "repair": "range setting; in float: no layer", "rows": rows}}
@@ -166,8 +199,9 @@ def test_the_report_holds_the_aims_against_what_was_found(int8):
         return int8.report({**result, "until": {"min_runs": 50}, "unavailable": missing, "conditions": about})
 
     good, bad = printed(0.95, 0.94), printed(0.94, 0.95)
-    assert good.startswith("a CPU, 2 cores, 1 thread, batch 1; torch 2; busy.")
+    assert good.startswith("a CPU, 2 cores, 1 thread, batch 1; torch 2.")
     assert "200 test images of 32 x 32, one of them is 0.50 points; 512 to calibrate with; 50 runs of each" in good
+    assert "in 3 launches; others used 0.9 cores." in good
     assert "| ours | ExecuTorch | 95.00% | +0.00 | 99.00% | 0.500 | 2.50x (2.40-2.60) | 0.25 |" in good
     assert "| float32 | ExecuTorch | 95.00% | +0.00 | 99.00% | 0.500 | 1 | 0.25 |" in good
     assert "| ours | Core ML's evaluator | 95.00% | +0.00 | 99.00% | - | - | 0.25 |" in good
