@@ -1,5 +1,6 @@
 """The configuration: what is accepted, and what each mistake is answered with."""
 
+import os
 import re
 import textwrap
 
@@ -418,3 +419,12 @@ def test_int8_may_lose_only_where_no_target_ships_it(project, tmp_path):
 def test_a_mistake_in_what_auto_chooses_from(project, target, message):
     with pytest.raises(InputError, match=re.escape(message)):
         project(target=target)
+
+
+def test_stages_get_what_torch_reads_before_it_is_imported_and_the_users_own_word_wins(project, monkeypatch):
+    project()
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # put back afterwards
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    dag.configure(yaml.safe_load(CONFIG))
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"]) == ("ACTIVE", "1")
