@@ -170,10 +170,21 @@ class _Repair:
 
         return error(self.done.simulation.logits(self.calibration), self.want)
 
+    def _accuracy(self) -> float:
+        """Of the program that would be written now: with biases as integer runtimes hold them."""
+        from repnets.quantization.ranges import snap_biases
+
+        simulation = self.done.simulation
+        start = simulation.save()
+        snap_biases(simulation)
+        reached = self.measure(simulation)
+        simulation.restore(start)
+        return reached
+
     def _note(self, name: str, how: str, kept: bool = True, error: float | None = None) -> None:
         """Write a step down; `error` where it is known, since it takes a pass of all calibration images."""
         error = self._error() if error is None else error
-        step = Step(name, how, error, self.measure(self.done.simulation), kept)
+        step = Step(name, how, error, self._accuracy(), kept)
         self.done.steps.append(step)
         print(step, flush=True)
 
@@ -315,7 +326,7 @@ class _Repair:
                 recent = statistics.mean(losses[-20:])
                 print(f"training in int8: step {number} of {training.steps}, loss {recent:.3e}", flush=True)
         error = self._error()
-        kept = (self.measure(simulation), -error) > reached
+        kept = (self._accuracy(), -error) > reached
         self._note("training in int8", f"{training.steps} steps", kept, error)
         if not kept:
             simulation.restore(start)

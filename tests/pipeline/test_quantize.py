@@ -164,6 +164,31 @@ def test_the_accuracy_is_that_of_the_program_on_the_validation_images(quantized,
     assert data.accuracy(module, data.open_split(artifacts.split), preprocessing) == report["accuracy"]["quantized"]
 
 
+def test_the_accuracy_of_a_step_is_that_of_biases_as_runtimes_hold_them(artifacts):
+    from pipeline import data, pt2e, repair
+    from pipeline.manifest import Preprocessing, read_json
+    from repnets.quantization.ranges import bias_step
+
+    preprocessing = Preprocessing.from_dict(read_json(artifacts.verify)["preprocessing"])
+    images = [batch for batch, _ in data.open_split(artifacts.split).batches("train", preprocessing, 64)][:1]
+
+    def off(simulation):
+        steps = [bias_step(layer.input_rounding.scale, layer.weight_rounding.scale) for layer in simulation.layers]
+        biases = [layer.bias.double() / step for layer, step in zip(simulation.layers, steps, strict=True)]
+        return max(float((bias - bias.round()).abs().max()) for bias in biases)
+
+    seen = []
+
+    def accuracy(simulation):
+        seen.append(off(simulation))
+        return 1.0
+
+    network = pt2e.network(pytorch.read(artifacts.fused)[0])
+    done = repair.repair(network, images, accuracy, repair.Limits(max_accuracy_drop=1.0, max_float_layers=0))
+    assert len(seen) == 1 + len(done.steps) and max(seen[1:]) < 0.01  # the first is that of the float network
+    assert off(done.simulation) > 0.1  # a step goes on from what it was, not from what was measured
+
+
 def test_the_same_calibration_gives_the_same_weights_and_scales(quantized, artifacts, tmp_path, monkeypatch):
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "another"))
     again, report = make(artifacts, tmp_path / "again")
