@@ -54,7 +54,7 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
         import torch
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
         from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
         prepared = copy.deepcopy(module)
@@ -64,6 +64,11 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
             reads = {node.args[0]: config.input_activation}
             annotation = QuantizationAnnotation(reads, config.output_activation, _annotated=True)
             node.meta[Q_ANNOTATION_KEY] = annotation
+        for pad in _pads(prepared, in_float):
+            # zeros are whole steps, so one range serves what comes and what goes
+            shared = SharedQuantizationSpec((pad.args[0], pad))
+            reads = {pad.args[0]: config.input_activation}
+            pad.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, shared, _annotated=True)
         for layer, clamp in _clamped(prepared):
             # rounded after the clamp alone: what it cuts off would take most digits of what it leaves
             if layer.name not in in_float:
@@ -144,6 +149,20 @@ def in_float(prepared: "GraphModule") -> dict[str, int]:
             and not str(node.target).startswith(_MOVES)
         )
     )
+
+
+def _pads(module: "GraphModule", in_float: Container[str]) -> "list[Node]":
+    """Paddings by zeros that int8 convolutions alone read."""
+    import torch
+
+    from repnets.graphs import pads_zeros
+
+    conv2d = torch.ops.aten.conv2d.default
+    return [
+        node
+        for node in filter(pads_zeros, module.graph.nodes)
+        if all(user.target is conv2d and user.name not in in_float for user in node.users)
+    ]
 
 
 def _clamped(module: "GraphModule") -> "list[tuple[Node, Node]]":

@@ -59,6 +59,13 @@ def border_weight(op: AffineConv) -> Tensor | None:
     return None if op.border is None else _on_grid(op, bands.blocks(op.border, 1, 1), op.border)
 
 
+def uneven_padding(op: AffineConv) -> list[tuple[int, int]] | None:
+    """Zeros before and after each axis, where they differ and zero taps make up for it; None where none has to."""
+    ends = [_tight(*axis) for axis in _axes(op)]
+    differ = any(before != after for before, after in ends) and min(map(min, ends)) >= 0
+    return ends if differ else None
+
+
 def _on_grid(op: AffineConv, weight: Tensor, band: Band) -> Tensor:
     axes = _fitted(op)
     sizes = conv_shape(op).kernel_size
@@ -75,14 +82,23 @@ def _on_grid(op: AffineConv, weight: Tensor, band: Band) -> Tensor:
 
 def _fitted(op: AffineConv) -> list[tuple[int, int, int, int]]:
     """(shift of the taps, extent, padding, dilation) of each axis, cut to the taps and padded alike at both ends."""
+    return [_fit(*axis) for axis in _axes(op)]
+
+
+def _axes(op: AffineConv) -> list[tuple[list[int], int, int, int]]:
+    """(taps, extent, pad_lo, pad_hi) of each axis."""
     supports = [op.band.taps, *([op.border.taps] if op.border is not None else [])]
     taps = [sorted(set().union(*axis)) for axis in zip(*supports, strict=True)]
-    return [_fit(*axis) for axis in zip(taps, op.extent, op.pad_lo, op.pad_hi, strict=True)]
+    return list(zip(taps, op.extent, op.pad_lo, op.pad_hi, strict=True))
+
+
+def _tight(taps: Sequence[int], extent: int, pad_lo: int, pad_hi: int) -> tuple[int, int]:
+    """The padding at both ends of a window that is cut to its taps."""
+    return pad_lo - taps[0], pad_hi - (extent - 1 - taps[-1])
 
 
 def _fit(taps: Sequence[int], extent: int, pad_lo: int, pad_hi: int) -> tuple[int, int, int, int]:
-    tight_lo = pad_lo - taps[0]
-    tight_hi = pad_hi - (extent - 1 - taps[-1])
+    tight_lo, tight_hi = _tight(taps, extent, pad_lo, pad_hi)
     padding = max(tight_lo, tight_hi, 0)
     shift = padding - tight_lo - taps[0]
     end = taps[-1] + shift + padding - tight_hi

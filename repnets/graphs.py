@@ -130,3 +130,11 @@ def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]
     if node.target not in LAYERS:
         return 0
     return prod(shapes[node]) * prod(shapes[node.args[1]][1:])
+
+
+def pads_zeros(node: fx.Node) -> bool:
+    """Whether a node puts zeros around, as a convolution's own padding does."""
+    if node.target is not torch.ops.aten.pad.default:
+        return False
+    mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
+    return mode == "constant" and not value

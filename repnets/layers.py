@@ -38,7 +38,7 @@ class PooledLinear(nn.Module):
         self.trailing = trailing
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x.flatten(2).mean(2))
+        y = self.linear(x.mean(tuple(range(2, x.dim()))))
         return y.reshape(*y.shape, *[1] * self.trailing) if self.trailing else y
 
 

@@ -8,6 +8,7 @@ from pipeline.backends import executorch_runtime, pte
 from pipeline.backends.half import half
 from pipeline.backends.means import keep_dimensions
 from pipeline.backends.noise import quiet
+from pipeline.backends.pads import round_before_pads
 from pipeline.backends.pairs import fold_pairs
 from pipeline.errors import StageError, first_line
 from pipeline.manifest import ExportSpec, Unavailable, versions
@@ -42,7 +43,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     Raises:
         StageError: ExecuTorch cannot lower an operation.
     """
-    lowered = keep_dimensions(fold_pairs(half(program) if spec.precision == "fp16" else program))
+    lowered = round_before_pads(keep_dimensions(fold_pairs(half(program) if spec.precision == "fp16" else program)))
     with quiet():
         import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

@@ -1,8 +1,9 @@
 """Global means written so that XNNPACK takes them."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from pipeline.backends.rewriting import graph_of, program_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,21 +27,9 @@ def keep_dimensions(program: "torch.export.ExportedProgram") -> "torch.export.Ex
 
     if not any(map(_drops_the_image, program.graph.nodes)):
         return program
-    module = copy.deepcopy(program.graph_module)
-    for copied, node in zip(module.graph.nodes, program.graph.nodes, strict=True):
-        copied.name = node.name  # the copy of a node called like a builtin, `input` say, has another name
+    module = graph_of(program)
     keep_dimensions_in(module, lambda mean, shape: (torch.ops.aten.view.default, (mean, list(shape))))
-    return torch.export.ExportedProgram(
-        root=module,
-        graph=module.graph,
-        graph_signature=program.graph_signature,
-        state_dict=program.state_dict,
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants=program.constants,
-        verifiers=[program.verifier],
-    )
+    return program_of(module, program)
 
 
 def keep_dimensions_in(

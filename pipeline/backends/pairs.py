@@ -1,9 +1,10 @@
 """Batch norms folded into the convolution before them, for an exporter that does the same, but slowly."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from pipeline.backends.rewriting import graph_of, program_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +35,7 @@ def fold_pairs(program: "torch.export.ExportedProgram") -> "torch.export.Exporte
     stored = {place: name for place, name in names.items() if name in state}
     if not any(_is_pair(node, stored) for node in program.graph.nodes):
         return program
-    module = copy.deepcopy(program.graph_module)
-    for copied, node in zip(module.graph.nodes, program.graph.nodes, strict=True):
-        copied.name = node.name  # the copy of a node called like a builtin, `input` say, has another name
+    module = graph_of(program)
     unused = set()
     for norm in module.graph.nodes:
         if not _is_pair(norm, stored):
@@ -55,17 +54,8 @@ def fold_pairs(program: "torch.export.ExportedProgram") -> "torch.export.Exporte
             unused.add(node.name)
     gone = {stored[place] for place in unused}
     inputs = [one for one in signature.input_specs if getattr(one.arg, "name", None) not in unused]
-    return torch.export.ExportedProgram(
-        root=module,
-        graph=module.graph,
-        graph_signature=replace(signature, input_specs=inputs),
-        state_dict={name: value for name, value in state.items() if name not in gone},
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants=program.constants,
-        verifiers=[program.verifier],
-    )
+    state = {name: value for name, value in state.items() if name not in gone}
+    return program_of(module, program, replace(signature, input_specs=inputs), state)
 
 
 def _is_pair(norm: "Node", stored: Mapping[str, str]) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from repnets.graphs import pads_zeros
 from repnets.quantization.ranges import Seen
 from repnets.quantization.simulation import Layer, Rounding, Simulation
 
@@ -154,10 +155,7 @@ def _way(simulation: Simulation, node: Node) -> list[Node]:
 
 
 def _is_homogeneous(node: Node) -> bool:
-    if node.target is torch.ops.aten.pad.default:
-        mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
-        return mode == "constant" and not value
-    return node.target in _HOMOGENEOUS or _cap(node) is not None
+    return node.target in _HOMOGENEOUS or pads_zeros(node) or _cap(node) is not None
 
 
 def _cap(node: Node) -> float | None:
