@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     import torch
     from torch.fx import Node
 
+# by name: torch has these operators only once something that quantizes was imported
+_QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
+_DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
+
 
 def round_before_pads(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":
     """The same network without the quantize and dequantize behind a padding by zeros that has the same in front.
@@ -36,23 +40,17 @@ def round_before_pads(program: "torch.export.ExportedProgram") -> "torch.export.
 
 def _rounded_again(node: "Node") -> "list[Node]":
     """The quantizes behind a padding by zeros that repeat, with their dequantizes, what stands in front of it."""
-    import torch
-
     from repnets.graphs import pads_zeros
 
-    if not pads_zeros(node):
-        return []
-    steps = torch.ops.quantized_decomposed
-    before = node.args[0]
-    if before.target is not steps.dequantize_per_tensor.default:
+    if not pads_zeros(node) or not _is(_DEQUANTIZE, before := node.args[0]):
         return []
     return [
         one
         for one in node.users
-        if one.target is steps.quantize_per_tensor.default
-        and one.args[1:] == before.args[1:]
-        and all(
-            user.target is steps.dequantize_per_tensor.default and user.args[1:] == before.args[1:]
-            for user in one.users
-        )
+        if _is(_QUANTIZE, one, before) and all(_is(_DEQUANTIZE, user, before) for user in one.users)
     ]
+
+
+def _is(name: str, node: "Node", like: "Node | None" = None) -> bool:
+    """Whether a node calls an operator, with the scale and the limits of another node."""
+    return str(node.target) == name and (like is None or node.args[1:] == like.args[1:])

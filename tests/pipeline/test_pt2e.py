@@ -144,3 +144,23 @@ def test_a_tiny_weight_keeps_its_digits(images):
     stored = [one for one in program.state_dict.values() if one.dtype is torch.int8]
     stored += [one for one in program.constants.values() if isinstance(one, torch.Tensor) and one.dtype is torch.int8]
     assert [int(one.abs().max()) for one in stored] == [127]
+
+
+@pytest.mark.parametrize("in_float", [(), ("conv2d_1",)])
+def test_padding_takes_the_range_of_what_it_pads_and_is_float_before_a_float_layer(images, in_float):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, stride=2)
+
+        def forward(self, x):
+            return self.second(nn.functional.pad(self.first(x).relu(), (0, 1, 0, 1)))
+
+    network = pt2e.network(capture(Padded().eval(), images[:2]))
+    found = pt2e.simulation(pt2e.prepare(network, in_float))
+    (pad,) = found.module.graph.find_nodes(op="call_function", target=torch.ops.aten.pad.default)
+    (reader,) = pad.users
+    if in_float:
+        assert reader.target is torch.ops.aten.conv2d.default
+    else:
+        assert found.rounding(reader) is found.rounding(pad.args[0]) is not None

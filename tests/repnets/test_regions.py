@@ -194,3 +194,21 @@ def test_a_lone_convolution_is_no_region_and_no_refusal(fold):
     result = fold(Net(lambda m, x: m.c(x).relu(), c=conv()))
     assert (result.report.regions, result.report.refusals) == ((), ())
     assert list(result.module.state_dict()) == ["c.weight"]
+
+
+def test_padding_that_differs_at_its_ends_stays_before_the_layer(fold):
+    """A layer would make up for it by zero taps, and runtimes pad at either end on the way."""
+    net = Net(lambda m, x: m.n(m.c(F.pad(x, (1, 2, 1, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm())
+    result = fold(net)
+    (layer,) = [module for module in result.module.modules() if isinstance(module, nn.Conv2d)]
+    assert (layer.kernel_size, layer.padding) == ((5, 5), (0, 0))
+    assert len(result.module.graph.find_nodes(op="call_function", target=torch.ops.aten.pad.default)) == 1
+    assert not result.module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
+
+
+def test_padding_that_is_the_same_at_both_ends_becomes_the_layers_own(fold):
+    net = Net(lambda m, x: m.n(m.c(F.pad(x, (2, 2, 2, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm())
+    result = fold(net)
+    (layer,) = [module for module in result.module.modules() if isinstance(module, nn.Conv2d)]
+    assert (layer.kernel_size, layer.padding) == ((5, 5), (2, 2))
+    assert not result.module.graph.find_nodes(op="call_function", target=torch.ops.aten.pad.default)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import repnets
 from pipeline.backends import executorch as backend
 from pipeline.backends.means import keep_dimensions
 
@@ -72,3 +73,16 @@ def test_xnnpack_computes_the_whole_network(spec, tmp_path, precision):
     image = torch.randn(2, 3, 16, 16)
     got = torch.from_numpy(backend.open_session(tmp_path / "x.pte", 1)(image.numpy()))
     assert torch.allclose(got, program.module()(image), atol=1e-5 if precision == "fp32" else 5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_xnnpack_computes_a_head_whose_mean_was_folded_with_its_layer(spec, tmp_path, precision):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5)
+    ).eval()  # fmt: skip
+    fused = repnets.fuse(network, torch.zeros(2, 3, 16, 16)).module
+    assert not fused.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
+    facts = backend.export(exported(fused), [tmp_path / "x.pte"], spec(precision))
+    assert facts["delegate_calls"] == 1
+    assert "aten::mean.out" not in facts["operations_outside"]
