@@ -61,8 +61,8 @@ def work_of_node(node: fx.Node, shapes: Shapes) -> Work:
 def works_of_operator(op: AffineConv, source: fx.Node, target: fx.Node, shapes: Shapes) -> list[Work]:
     """The work of the calls that make `target` of `source` by the layer of `op`.
 
-    Padding that differs at the two ends, which the layer makes up for by zero taps, counts as if it stood before it:
-    runtimes pad at either end on the way, and the kernels that they have are of windows without such taps.
+    Padding that differs at the two ends, which the layer makes up for by zero taps, is counted as if it were done
+    before: runtimes pad at either end on the way, and the kernels that they have are of windows without such taps.
     """
     shape = convolutions.conv_shape(op)
     read, made = prod(shapes[source]), prod(shapes[target])
@@ -70,12 +70,12 @@ def works_of_operator(op: AffineConv, source: fx.Node, target: fx.Node, shapes: 
     if op.pooled:
         pooled = prod(shapes[source][:2])
         return [Work(0, 4 * (read + pooled)), Work(shape.weights, 4 * (pooled + shape.weights + 2 * made))]
-    works = []
+    padding = 0
     if ends := convolutions.uneven_padding(op):
         sizes = shapes[source][-len(ends) :]
         padded = read // prod(sizes) * prod(size + sum(both) for size, both in zip(sizes, ends, strict=True))
-        works, read = [Work(0, 4 * (read + padded))], padded
-    works.append(Work(shape.weights * spots, 4 * (read + shape.weights + op.out_channels + made)))
+        padding, read = read + padded, padded
+    works = [Work(shape.weights * spots, 4 * (padding + read + shape.weights + op.out_channels + made))]
     if op.border is not None:
         weights = op.out_channels * prod(shape.kernel_size)
         works += [Work(weights * spots, 4 * (read // op.in_channels + weights + made)), Work(0, 12 * made)]

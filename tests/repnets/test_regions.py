@@ -206,6 +206,13 @@ def test_padding_that_differs_at_its_ends_stays_before_the_layer(fold):
     assert not result.module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default)
 
 
+def test_whoever_counts_calls_alone_gets_that_padding_into_the_layer(randomise):
+    net = Net(lambda m, x: m.n(m.c(F.pad(x, (1, 2, 1, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm())
+    result = fuse(randomise(net), torch.zeros(1, 4, 12, 12), cost=lambda work: 1.0)
+    (layer,) = [module for module in result.module.modules() if isinstance(module, nn.Conv2d)]
+    assert (layer.kernel_size, layer.padding) == ((6, 6), (2, 2))
+
+
 def test_padding_that_is_the_same_at_both_ends_becomes_the_layers_own(fold):
     net = Net(lambda m, x: m.n(m.c(F.pad(x, (2, 2, 2, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm())
     result = fold(net)
