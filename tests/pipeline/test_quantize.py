@@ -251,13 +251,16 @@ def test_int8_that_is_only_tried_may_lose_and_says_so(not_equalizable, artifacts
 
 
 @pytest.mark.slow
-def test_training_in_int8_is_the_last_resort_and_helps(not_equalizable, artifacts, tmp_path):
-    training = {"max_float_layers": 0, "qat_epochs": 3, "qat_learning_rate": 0.003}
+def test_training_in_int8_is_the_last_resort_and_is_kept_where_it_helps(not_equalizable, artifacts, tmp_path):
+    training = {"max_float_layers": 0, "qat_epochs": 6, "qat_learning_rate": 0.003}
     settings = {"max_accuracy_drop": 0.0, "may_lose": True} | training  # what it reaches is not all that float has
     report = make(artifacts, tmp_path / "trained", fused=not_equalizable, **settings)[1]
     *_, before, trained = report["steps"]
-    assert trained["name"] == "training in int8" and trained["kept"]
-    assert trained["accuracy"] >= before["accuracy"] and trained["error"] < before["error"]
+    assert trained["name"] == "training in int8"
+    assert trained["error"] < 0.8 * before["error"]  # it learns the logits; two classes more or less are luck
+    reached, had = ((step["accuracy"], -step["error"]) for step in (trained, before))
+    assert trained["kept"] == (reached > had)
+    assert report["accuracy"]["quantized"] == pytest.approx(max(reached, had)[0], abs=0.003)  # an image
 
 
 def test_few_images_are_warned_about(artifacts, tmp_path, capsys):
