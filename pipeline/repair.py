@@ -181,10 +181,13 @@ class _Repair:
         simulation.restore(start)
         return reached
 
-    def _note(self, name: str, how: str, kept: bool = True, error: float | None = None) -> None:
-        """Write a step down; `error` where it is known, since it takes a pass of all calibration images."""
+    def _note(
+        self, name: str, how: str, kept: bool = True, error: float | None = None, accuracy: float | None = None
+    ) -> None:
+        """Write a step down; `error` and `accuracy` where they are known, since each takes a pass of all its images."""
         error = self._error() if error is None else error
-        step = Step(name, how, error, self._accuracy(), kept)
+        accuracy = self._accuracy() if accuracy is None else accuracy
+        step = Step(name, how, error, accuracy, kept)
         self.done.steps.append(step)
         print(step, flush=True)
 
@@ -325,9 +328,9 @@ class _Repair:
             if number % max(1, training.steps // 10) == 0:
                 recent = statistics.mean(losses[-20:])
                 print(f"training in int8: step {number} of {training.steps}, loss {recent:.3e}", flush=True)
-        error = self._error()
-        kept = (self._accuracy(), -error) > reached
-        self._note("training in int8", f"{training.steps} steps", kept, error)
+        error, accuracy = self._error(), self._accuracy()
+        kept = (accuracy, -error) > reached
+        self._note("training in int8", f"{training.steps} steps", kept, error, accuracy)
         if not kept:
             simulation.restore(start)
 

@@ -134,7 +134,7 @@ def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]
 
 def pads_zeros(node: fx.Node) -> bool:
     """Whether a node puts zeros around, as a convolution's own padding does."""
-    if node.target is not torch.ops.aten.pad.default:
+    if node.target is not aten.pad.default:
         return False
-    mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
-    return mode == "constant" and not value
+    named = arguments(node)
+    return named["mode"] == "constant" and not named["value"]
