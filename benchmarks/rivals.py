@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.manifest import Unavailable, versions
+from pipeline.artifacts.manifest import Unavailable, versions
 
 if TYPE_CHECKING:
     import numpy as np

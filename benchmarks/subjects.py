@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import config, dag, data, store
+from pipeline.artifacts import store
+from pipeline.artifacts.manifest import Preprocessing, read_json
+from pipeline.config import project
+from pipeline.data import splits
 from pipeline.errors import StageError
-from pipeline.manifest import Preprocessing, read_json
+from pipeline.stages import workflow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,8 +52,8 @@ class Subject:
     title: str
     folder: Path
     preprocessing: Preprocessing
-    split: data.Split
-    test: data.Split
+    split: splits.Split
+    test: splits.Split
     calibration_images: int
     refusal: str | None
 
@@ -94,8 +97,8 @@ def trained(
         max_drop: what quantize may lose on the validation images.
     """
     own, mine = _opened(name, folder, images)
-    training = config.Training(epochs=epochs or EPOCHS[name], device="cpu")
-    settings = config.TrainSettings(
+    training = project.Training(epochs=epochs or EPOCHS[name], device="cpu")
+    settings = project.TrainSettings(
         arch=network,
         image_size=IMAGE_SIZES.get(network, 32),
         interpolation="bilinear",
@@ -105,7 +108,7 @@ def trained(
     )
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("train", settings, folder, **paths, metrics=folder / "metrics.jsonl")
-    quantize = config.QuantizeSettings(max_accuracy_drop=max_drop)
+    quantize = project.QuantizeSettings(max_accuracy_drop=max_drop)
     return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 
@@ -124,9 +127,9 @@ def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
 
     pictures = store.root() / "datasets" / "pictures"  # always there, so that the stages find what they made of it
     made = lite.split(pictures, folder / "test")
-    data.write_split(folder / "split.json", made["split"])
+    splits.write_split(folder / "split.json", made["split"])
     _adopt(lite.weights(), lite.IMAGE_SIZE, folder)
-    quantize = config.QuantizeSettings(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
+    quantize = project.QuantizeSettings(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
     title = f"{PRETRAINED} on {PICTURES}"
     return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), quantize)
 
@@ -145,7 +148,7 @@ def probed(name: str, folder: Path, *, images: int, tests: int, max_drop: float)
     preprocessing = mine.preprocessing(lite.PROBE_IMAGE_SIZE, "bicubic", lite.MEAN, lite.STD)
     lite.probe(mine, preprocessing, folder / "probed.pt")
     _adopt(folder / "probed.pt", lite.PROBE_IMAGE_SIZE, folder)
-    quantize = config.QuantizeSettings(max_accuracy_drop=max_drop)
+    quantize = project.QuantizeSettings(max_accuracy_drop=max_drop)
     return _after_checkpoint(f"{PRETRAINED} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 
@@ -153,36 +156,36 @@ def _adopt(weights: Path, image_size: int, folder: Path) -> None:
     from benchmarks import pretrained as lite
 
     facts = {"interpolation": "bicubic", "mean": lite.MEAN, "std": lite.STD}
-    settings = config.AdoptSettings(arch=lite.ARCH, image_size=image_size, **facts)
+    settings = project.AdoptSettings(arch=lite.ARCH, image_size=image_size, **facts)
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("adopt", settings, folder, source=weights, **paths)
 
 
-def _opened(name: str, folder: Path, images: int) -> tuple[data.Split, data.Split]:
+def _opened(name: str, folder: Path, images: int) -> tuple[splits.Split, splits.Split]:
     """A data set as it is, whose validation images test; and what of it trains and validates: split.json."""
     whole = folder / "whole.json"
-    stage("split", config.SplitSettings(name=name, root=None, val_fraction=0.2, split_seed=0), folder, output=whole)
-    own = data.open_split(whole)
+    stage("split", project.SplitSettings(name=name, root=None, val_fraction=0.2, split_seed=0), folder, output=whole)
+    own = splits.open_split(whole)
     mine = divided(own, images)
-    data.write_split(folder / "split.json", mine)
+    splits.write_split(folder / "split.json", mine)
     return own, mine
 
 
-def divided(own: data.Split, images: int) -> data.Split:
+def divided(own: splits.Split, images: int) -> splits.Split:
     """A split whose validation images, too, are of the train part of another; that one's validation images test."""
     drawn = own.sample("train", images).parts["train"]
     middle = round(len(drawn) * _TRAIN_SHARE)
     parts = {"train": drawn[:middle], "val": drawn[middle:]}
-    return data.new_split(own.name, own.root, own.classes, own.sources, own.labels, parts)
+    return splits.new_split(own.name, own.root, own.classes, own.sources, own.labels, parts)
 
 
 def _after_checkpoint(
-    title: str, folder: Path, mine: data.Split, test: data.Split, settings: config.QuantizeSettings
+    title: str, folder: Path, mine: splits.Split, test: splits.Split, settings: project.QuantizeSettings
 ) -> Subject:
     checkpoint, fused = {"checkpoint": folder / "checkpoint.safetensors"}, {"fused": folder / "fused.pt2"}
     place, verify = {"split": folder / "split.json"}, folder / "verify.json"
-    stage("reparameterize", config.NoSettings(), folder, **checkpoint, **place, **fused, report=folder / "fuse.json")
-    tolerance = config.Verify(float32_tolerance=_TOLERANCE)
+    stage("reparameterize", project.NoSettings(), folder, **checkpoint, **place, **fused, report=folder / "fuse.json")
+    tolerance = project.Verify(float32_tolerance=_TOLERANCE)
     stage("verify", tolerance, folder, **checkpoint, **place, **fused, output=verify)
     outputs = {"quantized": folder / "quantized.pt2", "report": folder / "quantize.json"}
     stage(
@@ -202,7 +205,7 @@ def stage(name: str, settings: "BaseModel", folder: Path, **paths: Path) -> None
     options = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
     command = [sys.executable, "-m", f"pipeline.{name}", "--settings", settings.model_dump_json(), *options]
     path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    environment = dag.ENVIRONMENT | os.environ | {"PYTHONPATH": path}
+    environment = workflow.ENVIRONMENT | os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().rpartition("error: ")[2]

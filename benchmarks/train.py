@@ -3,7 +3,7 @@
     python benchmarks/train.py                                  toy and repvgg_a0 on digits at 32 x 32
     python benchmarks/train.py --model mobileone_s0 --image-size 64 --epochs 15 --rounds 1
 
-ours       pipeline.train.fit itself: images held as tensors, resized and augmented a batch at a time,
+ours       pipeline.stages.train.fit itself: images held as tensors, resized and augmented a batch at a time,
            channels_last, bfloat16 where the processor has it.
 tutorial   what most begin with: a Dataset whose samples pass through torchvision transforms one by one,
            a DataLoader with two workers, float32, the default order of memory.
@@ -25,14 +25,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import data, split, train
-from pipeline.config import SplitSettings, Training
+from pipeline.config.project import SplitSettings, Training
+from pipeline.data import splits
+from pipeline.stages import split, train
 
 WORKERS = 2
 
 
 def ours(model, images, preprocessing, training):
-    """(images a second, accuracy) of pipeline.train."""
+    """(images a second, accuracy) of pipeline.stages.train."""
     records = train.fit(model, images, preprocessing, training).records
     return statistics.median(one["images_per_second"] for one in records), records[-1]["val_accuracy"]
 
@@ -141,7 +142,7 @@ def main() -> int:
         os.environ["REPNETS_STORE"] = os.environ.get("REPNETS_STORE", folder)
         place = Path(folder) / "split.json"
         split.run(SplitSettings(name=options.data, root=None, val_fraction=0.2, split_seed=0), output=place)
-        images = data.open_split(place)
+        images = splits.open_split(place)
     preprocessing = images.preprocessing(options.image_size, "bilinear")
     print(
         f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads of "

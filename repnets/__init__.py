@@ -12,29 +12,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from repnets.batch_norms import Finding, bn_health, recalibrated
+    from repnets.drawing.svg import draw
     from repnets.errors import RepnetsError
-    from repnets.exporting import capture
-    from repnets.forecasting import Forecast, forecast
-    from repnets.fusion import FuseResult, fuse
-    from repnets.health import Finding, bn_health, recalibrated
+    from repnets.fusion.capture import capture
+    from repnets.fusion.engine import FuseResult, fuse
+    from repnets.fusion.report import FuseReport
     from repnets.networks import create_model, list_models
-    from repnets.picture import draw
-    from repnets.report import FuseReport
+    from repnets.quantization.forecast import Forecast, forecast
 
 _HOMES = {
-    "Finding": "repnets.health",
-    "Forecast": "repnets.forecasting",
-    "FuseReport": "repnets.report",
-    "FuseResult": "repnets.fusion",
+    "Finding": "repnets.batch_norms",
+    "Forecast": "repnets.quantization.forecast",
+    "FuseReport": "repnets.fusion.report",
+    "FuseResult": "repnets.fusion.engine",
     "RepnetsError": "repnets.errors",
-    "bn_health": "repnets.health",
-    "capture": "repnets.exporting",
+    "bn_health": "repnets.batch_norms",
+    "capture": "repnets.fusion.capture",
     "create_model": "repnets.networks",
-    "draw": "repnets.picture",
-    "forecast": "repnets.forecasting",
-    "fuse": "repnets.fusion",
+    "draw": "repnets.drawing.svg",
+    "forecast": "repnets.quantization.forecast",
+    "fuse": "repnets.fusion.engine",
     "list_models": "repnets.networks",
-    "recalibrated": "repnets.health",
+    "recalibrated": "repnets.batch_norms",
 }
 
 __all__ = [

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from repnets.fusion import fuse
+from repnets.fusion.engine import fuse
 from repnets.networks import MODELS, create_model
 
 
@@ -11,7 +11,7 @@ def fused_network(arch: str, num_classes: int = 1000) -> nn.Module:
     """The fused network of an architecture, with weights that mean nothing: load your own.
 
     It is what `fuse` makes of the network, so a checkpoint that was folded elsewhere runs, exports and is fused
-    again (to itself) like one that was folded here. `repnets.checkpoints.block_names` of its state dict's keys
+    again (to itself) like one that was folded here. `repnets.checkpoints.layouts.block_names` of its state dict's keys
     gives the name in the deploy layout for each.
 
     Args:

@@ -2,7 +2,7 @@
 
 import os
 
-from pipeline import dag
+from pipeline.stages import workflow
 
-for name, value in dag.ENVIRONMENT.items():  # as in a stage; it has to be set before torch is imported
+for name, value in workflow.ENVIRONMENT.items():  # as in a stage; it has to be set before torch is imported
     os.environ.setdefault(name, value)

@@ -59,7 +59,7 @@ def test_imports_run_one_way(path):
     if module.startswith("repnets"):
         assert within(names, "pipeline") == set(), "repnets knows nothing of the pipeline"
     elif module.startswith("pipeline.backends"):
-        allowed = ("pipeline.backends", "pipeline.devices", "pipeline.manifest", "pipeline.errors")
+        allowed = ("pipeline.backends", "pipeline.devices", "pipeline.artifacts.manifest", "pipeline.errors")
         assert within(names, "pipeline") == within(names, *allowed), "backends know manifest's types and devices alone"
     elif module.startswith("pipeline.devices"):
         allowed = ("pipeline.devices", "pipeline.errors")

@@ -1,5 +1,5 @@
 # On demand: snakemake bundles. What a device needs of a model, in one file in dist/, whose name holds its digest; so
-# the rule's output is a small file that names it, and dag.configure drops that where the bundle itself is gone.
+# the rule's output is a small file that names it, and workflow.configure drops that where the bundle itself is gone.
 
 
 rule bundles:
@@ -31,13 +31,13 @@ for name, target in CONFIG.targets.items():
         log:
             f"logs/{{model}}/{name}/bundle.log",
         params:
-            settings=dag.settings(CONFIG, "bundle", name),
-            exported=dag.exported_files,
+            settings=workflow.settings(CONFIG, "bundle", name),
+            exported=workflow.exported_files,
             quantized="--quantized artifacts/{model}/quantized.pt2" if is_int8 else "",
-            code=store.code_digest("pipeline.bundle", f"pipeline.backends.{target.backend}"),
-            texts=dag.shipped_texts(target.backend),
+            code=digests.code_digest("pipeline.stages.bundle", backends.module_name(target.backend)),
+            texts=workflow.shipped_texts(target.backend),
         message:
             f"packing {{wildcards.model}} for {name} into dist/"
         shell:
-            "python -m pipeline.bundle --settings {params.settings:q} {params.exported}"
+            "python -m pipeline bundle --settings {params.settings:q} {params.exported}"
             " --fused {input.fused} --split {input.split} --dist dist --output {output} {params.quantized} > {log} 2>&1"

@@ -3,7 +3,7 @@
 ADOPTED = {name: model.checkpoint for name, model in CONFIG.models.items() if model.checkpoint}
 TRAINED = [name for name in CONFIG.models if name not in ADOPTED]
 
-network, weights = dag.network(CONFIG), dag.checkpoint(CONFIG)
+network, weights = workflow.network(CONFIG), workflow.checkpoint(CONFIG)
 
 
 rule split:
@@ -13,13 +13,13 @@ rule split:
         "logs/split.log",
     params:
         name=CONFIG.data.name,
-        settings=dag.settings(CONFIG, "split"),
-        sources=data.listing(CONFIG.data.name, CONFIG.data.root),
-        code=store.code_digest("pipeline.split"),
+        settings=workflow.settings(CONFIG, "split"),
+        sources=splits.listing(CONFIG.data.name, CONFIG.data.root),
+        code=digests.code_digest("pipeline.stages.split"),
     message:
         "reading {params.name}, and fixing what is held out for validation"
     shell:
-        "python -m pipeline.split --settings {params.settings:q} --output {output} > {log} 2>&1"
+        "python -m pipeline split --settings {params.settings:q} --output {output} > {log} 2>&1"
 
 
 rule train:
@@ -37,13 +37,13 @@ rule train:
     resources:
         machine=100,
     params:
-        settings=dag.settings(CONFIG, "train"),
-        code=store.code_digest("pipeline.train"),
+        settings=workflow.settings(CONFIG, "train"),
+        code=digests.code_digest("pipeline.stages.train"),
         network=network,
     message:
         "training {wildcards.model}; an epoch a line in {log}"
     shell:
-        "python -m pipeline.train --settings {params.settings:q} --split {input.split}"
+        "python -m pipeline train --settings {params.settings:q} --split {input.split}"
         " --checkpoint {output.checkpoint} --metrics {output.metrics} > {log} 2>&1"
 
 
@@ -58,14 +58,14 @@ rule adopt:
     wildcard_constraints:
         model="|".join(ADOPTED) or "(?!)",
     params:
-        settings=dag.settings(CONFIG, "adopt"),
-        content=lambda wildcards: store.digest(Path(ADOPTED[wildcards.model])),
-        code=store.code_digest("pipeline.adopt"),
+        settings=workflow.settings(CONFIG, "adopt"),
+        content=lambda wildcards: digests.digest(Path(ADOPTED[wildcards.model])),
+        code=digests.code_digest("pipeline.stages.adopt"),
         network=network,
     message:
         "reading {input.source} as {wildcards.model}"
     shell:
-        "python -m pipeline.adopt --settings {params.settings:q} --source {input.source:q} --split {input.split}"
+        "python -m pipeline adopt --settings {params.settings:q} --source {input.source:q} --split {input.split}"
         " --checkpoint {output.checkpoint} > {log} 2>&1"
 
 
@@ -80,13 +80,13 @@ rule recalibrate:
     wildcard_constraints:
         model="|".join(name for name, model in CONFIG.models.items() if model.recalibrate_bn) or "(?!)",
     params:
-        settings=dag.settings(CONFIG, "recalibrate"),
-        code=store.code_digest("pipeline.recalibrate"),
+        settings=workflow.settings(CONFIG, "recalibrate"),
+        code=digests.code_digest("pipeline.stages.recalibrate"),
         network=network,
     message:
         "estimating the batch norms' statistics of {wildcards.model} from training images"
     shell:
-        "python -m pipeline.recalibrate --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        "python -m pipeline recalibrate --settings {params.settings:q} --checkpoint {input.checkpoint}"
         " --split {input.split} --output {output.checkpoint} > {log} 2>&1"
 
 
@@ -100,13 +100,13 @@ rule reparameterize:
     log:
         "logs/{model}/reparameterize.log",
     params:
-        settings=dag.settings(CONFIG, "reparameterize"),
-        code=store.code_digest("pipeline.reparameterize"),
+        settings=workflow.settings(CONFIG, "reparameterize"),
+        code=digests.code_digest("pipeline.stages.reparameterize"),
         network=network,
     message:
         "fusing {wildcards.model}, and what int8 would do to it"
     shell:
-        "python -m pipeline.reparameterize --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        "python -m pipeline reparameterize --settings {params.settings:q} --checkpoint {input.checkpoint}"
         " --split {input.split} --fused {output.fused} --report {output.report} > {log} 2>&1"
 
 
@@ -120,13 +120,13 @@ rule verify:
     log:
         "logs/{model}/verify.log",
     params:
-        settings=dag.settings(CONFIG, "verify"),
-        code=store.code_digest("pipeline.verify"),
+        settings=workflow.settings(CONFIG, "verify"),
+        code=digests.code_digest("pipeline.stages.verify"),
         network=network,
     message:
         "proving that fusing {wildcards.model} changed nothing"
     shell:
-        "python -m pipeline.verify --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        "python -m pipeline verify --settings {params.settings:q} --checkpoint {input.checkpoint}"
         " --split {input.split} --fused {input.fused} --output {output} > {log} 2>&1"
 
 
@@ -141,10 +141,10 @@ rule quantize:
     log:
         "logs/{model}/quantize.log",
     params:
-        settings=dag.settings(CONFIG, "quantize"),
-        code=store.code_digest("pipeline.quantize"),
+        settings=workflow.settings(CONFIG, "quantize"),
+        code=digests.code_digest("pipeline.stages.quantize"),
     message:
         "making {wildcards.model} int8; a step of repair a line in {log}"
     shell:
-        "python -m pipeline.quantize --settings {params.settings:q} --fused {input.fused} --verify {input.verify}"
+        "python -m pipeline quantize --settings {params.settings:q} --fused {input.fused} --verify {input.verify}"
         " --split {input.split} --quantized {output.quantized} --report {output.report} > {log} 2>&1"

@@ -9,12 +9,12 @@ rule summarize:
     log:
         "logs/{target}/summarize.log",
     params:
-        settings=dag.settings(CONFIG, "summarize"),
-        code=store.code_digest("pipeline.summarize"),
+        settings=workflow.settings(CONFIG, "summarize"),
+        code=digests.code_digest("pipeline.stages.summarize"),
     message:
         "summing up the models of {wildcards.target}"
     shell:
-        "python -m pipeline.summarize --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
+        "python -m pipeline summarize --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
 
 
 rule report:
@@ -27,12 +27,12 @@ rule report:
     log:
         "logs/report.log",
     params:
-        settings=dag.settings(CONFIG, "report"),
-        code=store.code_digest("pipeline.report"),
+        settings=workflow.settings(CONFIG, "report"),
+        code=digests.code_digest("pipeline.stages.report"),
     message:
         "what was built, and what was gained"
     shell:
-        "python -m pipeline.report --settings {params.settings:q} --benches {input.benches} --profiles {input.profiles}"
+        "python -m pipeline report --settings {params.settings:q} --benches {input.benches} --profiles {input.profiles}"
         " --fuses {input.fuses} --output {output} > {log} 2>&1"
         " && cat {output}"
 
@@ -47,11 +47,11 @@ rule draw:
     log:
         "logs/{model}/draw.log",
     params:
-        settings=dag.settings(CONFIG, "draw"),
-        code=store.code_digest("pipeline.draw"),
+        settings=workflow.settings(CONFIG, "draw"),
+        code=digests.code_digest("pipeline.stages.draw"),
         network=network,
     message:
         "drawing {wildcards.model} before and after fusing"
     shell:
-        "python -m pipeline.draw --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        "python -m pipeline draw --settings {params.settings:q} --checkpoint {input.checkpoint}"
         " --structure {output.structure} --block {output.block} > {log} 2>&1"

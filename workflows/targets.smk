@@ -3,10 +3,10 @@
 # for models that came folded; a folder with a target.yaml is all it takes. What a target of `precision: auto` chooses
 # from is exported and checked alike, candidate by candidate; then they race, instead of a benchmark.
 
-for made in dag.exports(CONFIG):
+for made in workflow.exports(CONFIG):
     name, folder, files = made.target, made.folder, made.files
     target = CONFIG.targets[name]
-    backend = f"pipeline.backends.{target.backend}"
+    backend = backends.module_name(target.backend)
     int8 = made.inputs
     quantized = "--quantized artifacts/{model}/quantized.pt2" if int8 else ""
     shown = f"{name} in {made.candidate}" if made.candidate else name
@@ -27,14 +27,14 @@ for made in dag.exports(CONFIG):
         wildcard_constraints:
             model="|".join(made.models),
         params:
-            settings=dag.settings(CONFIG, "export", name, made.candidate),
+            settings=workflow.settings(CONFIG, "export", name, made.candidate),
             quantized=quantized,
-            code=store.code_digest("pipeline.export", backend),
+            code=digests.code_digest("pipeline.stages.export", backend),
             network=network,
         message:
             f"exporting {{wildcards.model}} for {shown}"
         shell:
-            "python -m pipeline.export --settings {params.settings:q} --checkpoint {input.checkpoint}"
+            "python -m pipeline export --settings {params.settings:q} --checkpoint {input.checkpoint}"
             " --fused {input.fused} --verify {input.verify} --manifest {output.manifest}"
             " {params.quantized} > {log} 2>&1"
 
@@ -55,13 +55,13 @@ for made in dag.exports(CONFIG):
         wildcard_constraints:
             model="|".join(made.models),
         params:
-            settings=dag.settings(CONFIG, "check", name, made.candidate),
+            settings=workflow.settings(CONFIG, "check", name, made.candidate),
             quantized=quantized,
-            code=store.code_digest("pipeline.check", "pipeline.worker", backend),
+            code=digests.code_digest("pipeline.stages.check", "pipeline.backends.worker.client", backend),
         message:
             f"checking the {shown} files of {{wildcards.model}}"
         shell:
-            "python -m pipeline.check --settings {params.settings:q} --manifest {input.manifest} --files {input.files}"
+            "python -m pipeline check --settings {params.settings:q} --manifest {input.manifest} --files {input.files}"
             " --fused {input.fused} --verify {input.verify} --split {input.split} --output {output}"
             " {params.quantized} > {log} 2>&1"
 
@@ -89,19 +89,19 @@ for made in dag.exports(CONFIG):
         resources:
             machine=100,
         params:
-            settings=dag.settings(CONFIG, "bench", name),
+            settings=workflow.settings(CONFIG, "bench", name),
             quantized=quantized,
-            code=store.code_digest("pipeline.bench", "pipeline.backends.onnx", "pipeline.backends.executorch", backend),
+            code=digests.code_digest("pipeline.stages.bench", "pipeline.backends.onnx.backend", "pipeline.backends.executorch.backend", backend),
             network=network,
         message:
             f"timing {{wildcards.model}} on {name}, alone on the machine"
         shell:
-            "python -m pipeline.bench --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
+            "python -m pipeline bench --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
             " --files {input.files} --fused {input.fused} --checkpoint {input.checkpoint}"
             " --output {output.bench} --profile {output.profile} {params.quantized} > {log} 2>&1"
 
 
-for name, candidates in dag.races(CONFIG).items():
+for name, candidates in workflow.races(CONFIG).items():
     target = CONFIG.targets[name]
     int8 = [file for made in candidates for file in made.inputs.values()]
 
@@ -125,12 +125,12 @@ for name, candidates in dag.races(CONFIG).items():
         resources:
             machine=100,
         params:
-            settings=dag.settings(CONFIG, "race", name),
+            settings=workflow.settings(CONFIG, "race", name),
             int8="--quantized artifacts/{model}/quantized.pt2 --report artifacts/{model}/quantize.json" if int8 else "",
-            code=store.code_digest("pipeline.race", f"pipeline.backends.{target.backend}"),
+            code=digests.code_digest("pipeline.stages.race", backends.module_name(target.backend)),
         message:
             f"choosing the precision of {{wildcards.model}} on {name}, alone on the machine"
         shell:
-            "python -m pipeline.race --settings {params.settings:q} --manifests {input.manifests} --checks {input.checks}"
+            "python -m pipeline race --settings {params.settings:q} --manifests {input.manifests} --checks {input.checks}"
             " --files {input.files} --fused {input.fused} --output {output.bench} --profile {output.profile}"
             " --chosen {output.chosen} {params.int8} > {log} 2>&1"

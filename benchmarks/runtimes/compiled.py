@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.backends import pytorch
-from pipeline.manifest import Unavailable
+from pipeline.artifacts.manifest import Unavailable
+from pipeline.backends.pytorch import backend as pytorch
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.manifest import Unavailable, versions
+from pipeline.artifacts.manifest import Unavailable, versions
 
 if TYPE_CHECKING:
     import numpy as np

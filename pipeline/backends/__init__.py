@@ -62,9 +62,14 @@ RUNTIMES = MappingProxyType(
 """What `open_session` of each backend opens a file with, in words."""
 
 
+def module_name(name: str) -> str:
+    """Dotted name of a backend's module: of a name in `SUFFIXES`; the dotted name of a module elsewhere is its own."""
+    return name if "." in name else f"{__name__}.{name}.backend"
+
+
 def load(name: str) -> ModuleType:
     """The module of a backend: a name in `SUFFIXES`, or the dotted name of a module elsewhere."""
-    return import_module(name if "." in name else f"{__name__}.{name}")
+    return import_module(module_name(name))
 
 
 def packages_of_figures(name: str) -> list[str]:

@@ -43,7 +43,7 @@ def read(file: Path) -> Signature | None:
 
 
 def _pt2(file: Path) -> Signature:
-    from pipeline.backends import pytorch
+    from pipeline.backends.pytorch import backend as pytorch
 
     program, _ = pytorch.read(file)
     shape = pytorch.input_shape(program)
@@ -52,14 +52,14 @@ def _pt2(file: Path) -> Signature:
 
 
 def _pte(file: Path) -> Signature:
-    from pipeline.backends import pte
+    from pipeline.backends.executorch import pte
 
     taken, given = pte.shapes(file)
     return Signature(taken, given, taken)
 
 
 def _onnx(file: Path) -> Signature:
-    from pipeline.backends import onnx
+    from pipeline.backends.onnx import backend as onnx
 
     graph = onnx.check(file).graph
     weights = {one.name for one in graph.initializer}
@@ -86,7 +86,7 @@ def _mlpackage(file: Path) -> Signature:
 
 
 def _engine(file: Path) -> None:
-    from pipeline.backends import tensorrt
+    from pipeline.backends.tensorrt import backend as tensorrt
 
     tensorrt.engine_maker(file)
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pipeline.devices import adb, local, ssh
 from pipeline.devices.device import Device, Link
-from pipeline.devices.lines import Completed
+from pipeline.devices.shell import Completed
 from pipeline.errors import InputError
 
 __all__ = ["Completed", "Device", "Link", "parse"]

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Protocol
 
-from pipeline.devices import copying, lines
-from pipeline.devices.lines import SHORT_SECONDS, Completed
+from pipeline.devices import shell, transfer
+from pipeline.devices.shell import SHORT_SECONDS, Completed
 from pipeline.errors import DeviceError
 
 _FULL = re.compile(r"No space left|quota exceeded|File too large|File size limit|not enough space", re.IGNORECASE)
@@ -91,7 +91,7 @@ class Device:
                 source = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
                 source.write(input)
             try:
-                returncode, said = self.attend(lines.bounded(command, len(input or b"")), source, stdout, timeout)
+                returncode, said = self.attend(shell.bounded(command, len(input or b"")), source, stdout, timeout)
             finally:
                 if source is not None:
                     source.close()
@@ -122,7 +122,7 @@ class Device:
         Raises:
             DeviceError: the link's own program is not installed.
         """
-        return self._popen(lines.served(command), stdout=subprocess.PIPE, stderr=stderr)
+        return self._popen(shell.served(command), stdout=subprocess.PIPE, stderr=stderr)
 
     def explain(self, returncode: int, said: str) -> DeviceError | None:
         """What is wrong with the link, by the exit code of a started process and its error output; None if nothing."""
@@ -157,7 +157,7 @@ class Device:
         Raises:
             DeviceError: as `run`; the device is full; what arrived is not what was sent.
         """
-        copying.again(lambda: copying.push(self, source, place))
+        transfer.again(lambda: transfer.push(self, source, place))
 
     def pull(self, place: str, target: Path) -> None:
         """Copy a file or a folder from the device; `target` is the path that it has here afterwards.
@@ -165,7 +165,7 @@ class Device:
         Raises:
             DeviceError: as `run`; it is not there.
         """
-        copying.again(lambda: copying.pull(self, place, target))
+        transfer.again(lambda: transfer.pull(self, place, target))
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
@@ -180,7 +180,7 @@ class Device:
             DeviceError: as `run`; the device is full.
         """
         with tempfile.TemporaryFile() as stderr, self._popen(
-            lines.SCRATCH, stdout=subprocess.PIPE, stderr=stderr
+            shell.SCRATCH, stdout=subprocess.PIPE, stderr=stderr
         ) as holder:  # fmt: skip
             too_late = threading.Timer(SHORT_SECONDS, _kill, [holder])
             try:
@@ -190,7 +190,7 @@ class Device:
                     returncode = holder.wait()
                     if not too_late.is_alive():
                         raise self.too_late(SHORT_SECONDS)
-                    said = lines.read_back(stderr)
+                    said = shell.read_back(stderr)
                     raise self.explain(returncode, said) or self.failure("mktemp -d", Completed(returncode, "", said))
                 too_late.cancel()
                 if not place.startswith("/"):
@@ -203,7 +203,7 @@ class Device:
                 try:
                     yield place
                 except Exception as error:  # that its folder is gone says less than that the link is
-                    if holder.poll() and (trouble := self.explain(holder.returncode, lines.read_back(stderr))):
+                    if holder.poll() and (trouble := self.explain(holder.returncode, shell.read_back(stderr))):
                         raise trouble from error
                     raise
                 finally:
@@ -233,7 +233,7 @@ class Device:
                     feeder.join()
                 with suppress(BrokenPipeError):
                     popen.stdin.close()
-            said = lines.read_back(stderr)
+            said = shell.read_back(stderr)
         if trouble := self.explain(returncode, said):
             raise trouble
         return returncode, said

@@ -1,4 +1,4 @@
-// Runs .pte files on a device whose Python has no ExecuTorch: a program beside `python -m pipeline.serving`, which
+// Runs .pte files on a device whose Python has no ExecuTorch: a program beside `python -m pipeline.backends.worker.server`, which
 // answers the requests that a benchmark makes, one line of JSON each over stdin and stdout. docs/devices.md tells how
 // it is built, on the device, against the headers and libraries of ExecuTorch's own wheel.
 //

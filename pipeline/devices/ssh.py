@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.devices.lines import last_line
+from pipeline.devices.shell import last_line
 
 CONNECT_SECONDS = 10
 _ALIVE_SECONDS = 5

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from repnets.blocks import MobileOneBlock
+from repnets.networks.blocks import MobileOneBlock
 from repnets.networks.heads import Classifier, init_weights
 
 _PAIRS = (2, 8, 10, 1)

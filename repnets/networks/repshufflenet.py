@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from repnets.blocks import ConvBN, RepVGGBlock
+from repnets.networks.blocks import ConvBN, RepVGGBlock
 from repnets.networks.heads import Classifier, init_weights
 
 _UNITS = (4, 8, 4)

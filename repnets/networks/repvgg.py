@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import nn
 
-from repnets.blocks import QARepVGGBlock, RepVGGBlock
+from repnets.networks.blocks import QARepVGGBlock, RepVGGBlock
 from repnets.networks.heads import Classifier, init_weights
 
 _WIDTHS = (64, 128, 256, 512)

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from repnets.blocks import AsymmetricConvBlock, ConvBN, DiverseBranchBlock
+from repnets.networks.blocks import AsymmetricConvBlock, ConvBN, DiverseBranchBlock
 from repnets.networks.heads import Classifier, init_weights
 
 _WIDTHS = (64, 128, 256, 512)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from repnets.blocks import RepVGGBlock
+from repnets.networks.blocks import RepVGGBlock
 from repnets.networks.heads import Classifier, init_weights
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from repnets.graphs import pads_zeros
+from repnets.fusion.graph import pads_zeros
 from repnets.quantization.ranges import Seen
 from repnets.quantization.simulation import Layer, Rounding, Simulation
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from repnets.graphs import tensor_at
+from repnets.fusion.graph import tensor_at
 
 LIMIT = 127
 """Largest int8 value that is used; -128 is not, so that the range is symmetric."""

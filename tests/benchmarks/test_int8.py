@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline import backends, data
+from pipeline import backends
+from pipeline.data import splits
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +88,7 @@ def weight_scales(file):
 
 @pytest.mark.slow
 def test_naive_ranges_are_the_largest_values(int8, subject):
-    from pipeline.backends import pytorch
+    from pipeline.backends.pytorch import backend as pytorch
 
     calibration = subject.calibration()
     assert calibration.shape == (417, 3, 32, 32)  # five sixths of 500: training images, without what validates
@@ -111,7 +112,7 @@ def test_a_gate_that_does_not_hold_is_told_beside_the_figures(int8, subject):
 
 
 def test_no_test_image_trains_validates_or_calibrates(int8):
-    own = data.new_split("digits", None, ("0", "1"), {}, [], {"train": range(100), "val": range(100, 140)})
+    own = splits.new_split("digits", None, ("0", "1"), {}, [], {"train": range(100), "val": range(100, 140)})
     mine = int8.subjects.divided(own, 60)
     assert len(mine.parts["train"]) == 50 and len(mine.parts["val"]) == 10
     assert len({*mine.parts["train"], *mine.parts["val"]}) == 60 and max(max(one) for one in mine.parts.values()) < 100

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import worker
+from pipeline.artifacts.manifest import Unavailable
+from pipeline.backends.worker import client
 from pipeline.errors import GateError
-from pipeline.manifest import Unavailable
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -119,7 +119,7 @@ def test_the_product_is_one_of_matrices(peers, tmp_path):
     product = peers.product
     assert product.write(tmp_path / "product.onnx", 64) == 2 * 64**3
     image = np.zeros((1, 3, 4, 4), np.float32)
-    got = worker.predict(product.__name__, tmp_path / "product.onnx", image, session="own")
+    got = client.predict(product.__name__, tmp_path / "product.onnx", image, session="own")
     assert got.shape == (1, 64) and got.std() > 1
 
 
@@ -129,8 +129,8 @@ def test_openvino_computes_what_onnx_runtime_does(peers, tmp_path):
     modules = peers.both_forms("toy", 32)
     file = peers.write(modules["fused"], (1, 3, 32, 32), tmp_path / "toy.onnx")
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
-    want = worker.predict("onnx", file, images, session="own")
-    got = worker.predict("benchmarks.runtimes.openvino", file, images, session="own")
+    want = client.predict("onnx", file, images, session="own")
+    got = client.predict("benchmarks.runtimes.openvino", file, images, session="own")
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 

@@ -69,8 +69,8 @@ def write_checkpoint(path: Path, split: Path, seed: int = 0) -> None:
     import torch
 
     import repnets
-    from pipeline import checkpoints
-    from pipeline.data import open_split
+    from pipeline.data.splits import open_split
+    from pipeline.models import checkpoints
 
     torch.manual_seed(seed)
     model = _randomised(repnets.create_model("toy", num_classes=10))
@@ -90,8 +90,8 @@ def write_checkpoint(path: Path, split: Path, seed: int = 0) -> None:
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory) -> Artifacts:
     """A toy network, fused and verified by the stages themselves. Do not change it: copy what you damage."""
-    from pipeline import reparameterize, split, verify
-    from pipeline.config import NoSettings, SplitSettings, Verify
+    from pipeline.config.project import NoSettings, SplitSettings, Verify
+    from pipeline.stages import reparameterize, split, verify
 
     made = Artifacts(tmp_path_factory.mktemp("artifacts"))
     patch = pytest.MonkeyPatch()
@@ -111,8 +111,8 @@ def artifacts(tmp_path_factory) -> Artifacts:
 @pytest.fixture(scope="session")
 def quantized(artifacts) -> Path:
     """The toy network in int8, made by the stage itself. It is untrained, so that no accuracy is held."""
-    from pipeline import quantize
-    from pipeline.config import QuantizeSettings
+    from pipeline.config.project import QuantizeSettings
+    from pipeline.stages import quantize
 
     patch = pytest.MonkeyPatch()
     patch.setenv("REPNETS_STORE", str(artifacts.folder / "store"))
@@ -130,8 +130,9 @@ def quantized(artifacts) -> Path:
 @pytest.fixture(scope="session")
 def run_check(artifacts):
     """Checks the files that export wrote into a folder, by default against the toy's artifacts; returns check.json."""
-    from pipeline import backends, check
-    from pipeline.config import Check, CheckSettings
+    from pipeline import backends
+    from pipeline.config.project import Check, CheckSettings
+    from pipeline.stages import check
 
     def run(folder, backend, against=artifacts, fused=None, quantized=None, **gates):
         forms = json.loads((folder / "manifest.json").read_text())["forms"]
@@ -153,8 +154,8 @@ def run_check(artifacts):
 @pytest.fixture(scope="session")
 def exported(artifacts, run_check, tmp_path_factory, request):
     """A function: the folder of the toy, exported for a backend and checked; each once."""
-    from pipeline import export
-    from pipeline.config import ExportSettings
+    from pipeline.config.project import ExportSettings
+    from pipeline.stages import export
 
     folders = {}
 
@@ -179,8 +180,10 @@ def exported(artifacts, run_check, tmp_path_factory, request):
 @pytest.fixture
 def pack(artifacts, tmp_path):
     """Packs a folder of exported files; returns the opened bundle."""
-    from pipeline import backends, bundle, bundles
-    from pipeline.config import Bundle, BundleSettings
+    from pipeline import backends
+    from pipeline.config.project import Bundle, BundleSettings
+    from pipeline.deploy import bundle_file
+    from pipeline.stages import bundle
 
     def run(folder, options=None, dist=tmp_path / "dist", **settings):
         written = json.loads((folder / "manifest.json").read_text())
@@ -197,7 +200,7 @@ def pack(artifacts, tmp_path):
             dist=dist,
             output=dist / "bundle.json",
         )
-        return bundles.open_bundle(dist / json.loads((dist / "bundle.json").read_text())["bundle"])
+        return bundle_file.open_bundle(dist / json.loads((dist / "bundle.json").read_text())["bundle"])
 
     return run
 
@@ -205,11 +208,11 @@ def pack(artifacts, tmp_path):
 @pytest.fixture(scope="session")
 def believed():
     """Makes the manifest believe a file as it is now, so that the other gates have to find the damage."""
-    from pipeline import store
+    from pipeline.artifacts import digests
 
     def rewrite(folder, name):
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["forms"][Path(name).stem]["files"][name]["sha256"] = store.digest(folder / name)
+        manifest["forms"][Path(name).stem]["files"][name]["sha256"] = digests.digest(folder / name)
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
     return rewrite
@@ -229,13 +232,19 @@ def _own_store(tmp_path, monkeypatch):
 @pytest.fixture
 def own_modules(tmp_path, monkeypatch):
     """The folder of a run, empty; a function that writes the user's own modules into it, by path without `.py`."""
-    from pipeline import sources, store
+    from pipeline.artifacts import digests, source_files
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def write(files: dict[str, str]) -> None:
-        for cached in (store.code_digest, store._read_code, sources.file_of, sources.version, sources._top):
+        for cached in (
+            digests.code_digest,
+            digests._read_code,
+            source_files.file_of,
+            source_files.version,
+            source_files._top,
+        ):
             cached.cache_clear()
         for name, module in list(sys.modules.items()):
             if str(tmp_path) in (getattr(module, "__file__", None) or ""):

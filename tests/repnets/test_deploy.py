@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import repnets
-from repnets.checkpoints import block_names, convert
+from repnets.checkpoints.layouts import block_names, convert
 from repnets.deploy import fused_network
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import repnets
-from repnets import blame, blocks
-from repnets.forecasting import HURTS
+from repnets.networks import blocks
 from repnets.networks.repvgg import build
+from repnets.quantization import causes
+from repnets.quantization.forecast import HURTS
 
 SIZE = 16
 
@@ -229,7 +230,7 @@ def test_a_gain_is_named_by_its_batch_norm_and_a_dead_channel_is_told():
 def test_the_tap_is_to_blame_where_the_other_branches_lose_by_it(without, cause):
     model, result = made()
     region = next(one for one in result.report.regions if one.name == "stage2.1")
-    found = blame.of_tap(model, region, 20.0, without)
+    found = causes.of_tap(model, region, 20.0, without)
     assert (found and found.cause) == cause
     if found:
         assert found.reason == (
@@ -242,14 +243,14 @@ def test_the_tap_is_to_blame_where_the_other_branches_lose_by_it(without, cause)
 def test_qarepvggs_block_is_no_remedy_for_itself():
     model, result = made(block="quantizable")
     region = next(one for one in result.report.regions if one.name == "stage2.1")
-    found = blame.of_tap(model, region, 20.0, 40.0)
+    found = causes.of_tap(model, region, 20.0, 40.0)
     assert "'stage2.1', stands on the kernel's centre" in found.reason and "QARepVGG" not in found.remedy
 
 
 def test_branches_of_one_width_are_blamed_together():
     model, result = made()
     region = next(one for one in result.report.regions if one.name == "stage2.0")
-    found = blame.of_channel(model, region, 3, result.module.get_submodule("stage2.0").weight, None)
+    found = causes.of_channel(model, region, 3, result.module.get_submodule("stage2.0").weight, None)
     scales = [model.get_submodule(f"stage2.0.{name}.bn").weight[3].item() for name in ("dense", "pointwise")]
     assert found.cause == "branches"
     assert found.reason == (

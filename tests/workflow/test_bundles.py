@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pipeline import bundles
+from pipeline.deploy import bundle_file
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def test_bundles_are_made_on_demand_once_and_are_the_same_in_another_clone(built
     assert run.jobs == {"bundle:tensorrt": 1, "bundle:coreml": 1, "bundle:executorch": 1}
     assert sorted(name.rpartition("-")[0] for name in made) == ["toy-coreml", "toy-executorch", "toy-tensorrt"]
     for path in (clone.folder / "dist").glob("*.tar"):
-        assert bundles.open_bundle(path).manifest["model"] == "toy"
+        assert bundle_file.open_bundle(path).manifest["model"] == "toy"
     assert packed(clone)[0].jobs == {}
 
     other = built.copy(tmp_path / "another", store=tmp_path / "another" / "store")

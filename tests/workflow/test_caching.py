@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline import store
+from pipeline.artifacts import digests
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_a_touched_checkpoint_starts_no_job(clone):
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline/train.py", "pipeline/backends/coreml/converting.py", "repnets/kernels.py"]
+    "module", ["pipeline/stages/train.py", "pipeline/backends/coreml/export.py", "repnets/fusion/affine_conv.py"]
 )
 def test_a_comment_starts_no_job(clone, module):
     with (clone.folder / module).open("a") as file:
@@ -37,7 +37,7 @@ def test_a_comment_starts_no_job(clone, module):
 
 
 def test_a_line_of_the_core_ml_backend_rebuilds_core_ml_alone(clone):
-    with (clone.folder / "pipeline/backends/coreml/converting.py").open("a") as file:
+    with (clone.folder / "pipeline/backends/coreml/export.py").open("a") as file:
         file.write("\n_NEW = 1\n")
     run = clone.snakemake("all")
     assert run.code == 0, run.output
@@ -46,7 +46,7 @@ def test_a_line_of_the_core_ml_backend_rebuilds_core_ml_alone(clone):
 
 
 def test_a_line_of_the_fuse_engine_does_not_train_again(clone):
-    with (clone.folder / "repnets/fusion.py").open("a") as file:
+    with (clone.folder / "repnets/fusion/engine.py").open("a") as file:
         file.write("\n_NEW = 1\n")
     run = clone.snakemake("--cores", "2", "all")
     assert run.code == 0, run.output
@@ -58,7 +58,7 @@ def train_another(clone, tmp_path):
     """A checkpoint of the same network with other weights."""
     import torch
 
-    from pipeline import checkpoints
+    from pipeline.models import checkpoints
 
     state, header = checkpoints.read(clone.folder / "artifacts/toy/checkpoint.safetensors")
     name = next(name for name, tensor in state.items() if tensor.dim() == 4)
@@ -72,7 +72,7 @@ def test_a_checkpoint_replaced_by_an_older_file_is_noticed(clone, tmp_path):
     another = train_another(clone, tmp_path)
     os.utime(another, (1_000_000_000, 1_000_000_000))
     shutil.copy2(another, clone.folder / "artifacts/toy/checkpoint.safetensors")
-    before = store.digest(clone.folder / "artifacts/toy/fused.pt2")
+    before = digests.digest(clone.folder / "artifacts/toy/fused.pt2")
     run = clone.snakemake("--cores", "2", "all")
     assert run.code == 0, run.output
     assert "train" not in run.jobs
@@ -81,7 +81,7 @@ def test_a_checkpoint_replaced_by_an_older_file_is_noticed(clone, tmp_path):
     }
     assert {"reparameterize", "verify", "report"} | rebuilt <= set(run.jobs)
     assert "reparameterize: built" in clone.logs()["logs/toy/reparameterize.log"]
-    assert store.digest(clone.folder / "artifacts/toy/fused.pt2") != before
+    assert digests.digest(clone.folder / "artifacts/toy/fused.pt2") != before
 
 
 def test_the_users_own_checkpoint_replaced_by_an_older_file_is_noticed(clone, tmp_path):
@@ -109,14 +109,14 @@ def remove_what_was_built(clone):
 
 
 def test_everything_comes_out_of_the_store_when_all_else_is_gone(clone):
-    kept = {path: store.digest(path) for path in clone.folder.glob("targets/*/*/*")}
+    kept = {path: digests.digest(path) for path in clone.folder.glob("targets/*/*/*")}
     remove_what_was_built(clone)
     run = clone.snakemake("--cores", "2", "all")
     assert run.code == 0, run.output
     logs = {name: text for name, text in clone.logs().items() if "report" not in name and "summarize" not in name}
     assert len(logs) == 4 + 3 * 3
     assert [name for name, text in logs.items() if "from the store" not in text] == []
-    assert {path: store.digest(path) for path in kept} == kept
+    assert {path: digests.digest(path) for path in kept} == kept
 
 
 def test_a_flipped_byte_in_the_store_is_noticed_and_rebuilt(clone):
@@ -155,7 +155,7 @@ def test_two_runs_at_once_share_a_store(built, tmp_path):
         for stage in ("train", "reparameterize", "export", "check")
     ]
     assert built_now == [1, 1, 1, 1]
-    one, two = (store.digest(clone.folder / "targets/executorch/toy/fused.pte") for clone in clones)
+    one, two = (digests.digest(clone.folder / "targets/executorch/toy/fused.pte") for clone in clones)
     assert one == two
 
 

@@ -35,15 +35,17 @@ def test_the_fused_file_holds_no_branch(built):
 
 
 def test_the_manifest_describes_the_files(built):
-    from pipeline import store
+    from pipeline.artifacts import digests
 
     for target in TARGETS:
         folder = built.folder / "targets" / target / "toy"
         manifest = read(folder / "manifest.json")
-        assert manifest["lineage"]["checkpoint"] == store.digest(built.folder / "artifacts/toy/checkpoint.safetensors")
+        assert manifest["lineage"]["checkpoint"] == digests.digest(
+            built.folder / "artifacts/toy/checkpoint.safetensors"
+        )
         for form in manifest["forms"].values():
             for name, facts in form["files"].items():
-                assert store.digest(folder / name) == facts["sha256"]
+                assert digests.digest(folder / name) == facts["sha256"]
 
 
 def test_the_table_is_on_the_terminal(built, clone):
@@ -112,7 +114,7 @@ def test_a_checkpoint_that_came_folded_goes_straight_to_export(clone, tmp_path):
     """Beside a network with branches, for every target: the files of the branched form are there for one alone."""
     import torch
 
-    from repnets.checkpoints import convert
+    from repnets.checkpoints.layouts import convert
 
     own = tmp_path / "deploy.pth"
     torch.save({"model": convert(torch.export.load(clone.folder / "artifacts/toy/fused.pt2").state_dict, "toy")}, own)

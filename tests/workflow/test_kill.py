@@ -55,7 +55,7 @@ def test_killed_during_training(built, clone):
 
 
 def test_killed_during_an_export(clone):
-    with (clone.folder / "pipeline/backends/executorch.py").open("a") as file:
+    with (clone.folder / "pipeline/backends/executorch/backend.py").open("a") as file:
         file.write("\n_NEW = 1\n")
     folder = clone.folder / "targets/executorch/toy"
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pipeline import store
+from pipeline.artifacts import digests
 
 pytestmark = pytest.mark.slow
 
@@ -89,8 +89,8 @@ def test_what_was_recalibrated_is_what_is_shipped(own):
     folder = own.folder / "artifacts/mine"
     lineage = read(own.folder / "targets/executorch/mine/manifest.json")["lineage"]
     assert lineage["arch"] == "mynets.small:factory"
-    assert lineage["checkpoint"] == store.digest(folder / "recalibrated.safetensors")
-    assert lineage["recalibrated"] == {"images": 256, "from": store.digest(folder / "checkpoint.safetensors")}
+    assert lineage["checkpoint"] == digests.digest(folder / "recalibrated.safetensors")
+    assert lineage["recalibrated"] == {"images": 256, "from": digests.digest(folder / "checkpoint.safetensors")}
     assert read(folder / "verify.json")["checkpoint"] == lineage["checkpoint"]
     assert not (own.folder / "artifacts/toy/recalibrated.safetensors").exists()
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends.coreml import packages, phone, running
+from pipeline.backends.coreml import iphone, packages, runtime
 from pipeline.backends.coreml.evaluator import node_name
-from pipeline.backends.coreml.running import kind_of, unit_of
-from pipeline.backends.noise import quiet
+from pipeline.backends.coreml.runtime import kind_of, unit_of
 from pipeline.errors import StageError
+from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,10 +41,10 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
         StageError: Core ML gives no plan, this is not a Mac, or no iPhone is connected.
     """
     specification = packages.read(file)
-    noted = running.how(specification.description)
-    running.require(file)
+    noted = runtime.how(specification.description)
+    runtime.require(file)
     if noted["device"] == "iphone":
-        whole_ms, found = phone.plan(file, image, runs)
+        whole_ms, found = iphone.plan(file, image, runs)
     else:
         whole_ms, found = _plan_here(file, specification.description, image, runs)
     kinds = _kinds(*packages.main_block(file, specification))
@@ -63,8 +63,8 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
 
 def _plan_here(file: Path, description: Any, image: "np.ndarray", runs: int) -> tuple[float, list[dict[str, Any]]]:
     """The median run, ms, and the operations of the plan."""
-    model = running.load(file)  # it is held until the plan is there: its compiled form goes with it
-    inputs = running.feeder(description)(image)
+    model = runtime.load(file)  # it is held until the plan is there: its compiled form goes with it
+    inputs = runtime.feeder(description)(image)
     with quiet():
         import coremltools
         from coremltools.models.compute_plan import MLComputePlan
@@ -72,7 +72,7 @@ def _plan_here(file: Path, description: Any, image: "np.ndarray", runs: int) -> 
         try:
             found = MLComputePlan.load_from_path(
                 model.get_compiled_model_path(),
-                compute_units=coremltools.ComputeUnit[running.how(description)["compute_units"]],
+                compute_units=coremltools.ComputeUnit[runtime.how(description)["compute_units"]],
             )
         except Exception as error:
             raise StageError(

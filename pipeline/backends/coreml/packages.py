@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.manifest import ExportSpec, as_plain
 from pipeline.backends.coreml import weights
-from pipeline.backends.noise import quiet
 from pipeline.errors import GateError, InputError
-from pipeline.manifest import ExportSpec, as_plain
+from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.manifest import ExportSpec
 from pipeline.errors import InputError
-from pipeline.manifest import ExportSpec
 
 MAKERS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 """Python package -> the name of what it is."""

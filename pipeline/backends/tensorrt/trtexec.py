@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends import onnx
-from pipeline.backends.tensorrt import layers
+from pipeline.backends.onnx import backend as onnx
+from pipeline.backends.tensorrt import layer_info
 from pipeline.backends.tensorrt.engines import engine_maker
 from pipeline.backends.tensorrt.options import Options
 from pipeline.devices import Device, parse
@@ -278,7 +278,7 @@ def profile_engine(place: Place, engine: Engine, runs: int) -> list[dict[str, An
         engine.path,
     )  # fmt: skip
     try:
-        return layers.joined(read_profile(place.read("profile.json")), place.read("layers.json"))
+        return layer_info.joined(read_profile(place.read("profile.json")), place.read("layers.json"))
     except ValueError as error:
         raise StageError(
             f"trtexec ran {engine.path}, but left no profile of it ({error}). Run it by hand to see what it prints: "

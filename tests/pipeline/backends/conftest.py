@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.manifest import ExportSpec, Preprocessing
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 
 SHAPE = (1, 3, 16, 16)
 CLASSES = tuple(f"class {index}" for index in range(5))
@@ -101,8 +101,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         folder = tmp_path_factory.mktemp("elsewhere")
         code = (
             "import importlib, pathlib, torch\n"
-            "from pipeline.manifest import ExportSpec, Preprocessing\n"
-            f"backend = importlib.import_module('pipeline.backends.{backend}')\n"
+            "from pipeline.artifacts.manifest import ExportSpec, Preprocessing\n"
+            f"backend = importlib.import_module('pipeline.backends.{backend}.backend')\n"
             f"preprocessing = Preprocessing(16, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26), {CLASSES!r})\n"
             f"spec = ExportSpec({precision!r}, {SHAPE!r}, preprocessing, {options!r})\n"
             f"files = [pathlib.Path({str(folder)!r}, name.format(form='fused')) for name in backend.FILES]\n"

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from pipeline import backends
-from pipeline.backends import coreml, executorch, onnx, signatures
+from pipeline.backends import signatures
+from pipeline.backends.coreml import backend as coreml
+from pipeline.backends.executorch import backend as executorch
+from pipeline.backends.onnx import backend as onnx
 from pipeline.errors import InputError
 
 SHAPE = (1, 3, 16, 16)

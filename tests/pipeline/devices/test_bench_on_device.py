@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import backends, bench, devices, export
-from pipeline.config import Bench, BenchSettings, ExportSettings
+from pipeline import backends, devices
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
+from pipeline.config.project import Bench, BenchSettings, ExportSettings
 from pipeline.errors import DeviceError
-from pipeline.manifest import ExportSpec, Preprocessing
+from pipeline.stages import bench, export
 
 QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
 ACCURACY = {"branched": 0.91, "fused": 0.92, "file": 0.93}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import devices
-from pipeline.devices import copying
+from pipeline.devices import transfer
 from pipeline.errors import DeviceError, InputError
 
 PROJECT = Path(devices.__file__).parents[2]
@@ -119,7 +119,7 @@ def test_a_shell_that_greets_is_told(ssh_device):
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(copying, "TRIES_AFTER_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(transfer, "TRIES_AFTER_SECONDS", (0.0, 0.0))
 
 
 def test_a_link_that_is_cut_in_a_copy_is_taken_up_again(ssh_device, tmp_path, at_once):

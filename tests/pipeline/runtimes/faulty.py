@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.backends import onnx
+from pipeline.backends.onnx import backend as onnx
 
 FILES = onnx.FILES
 open_check_session = onnx.open_check_session

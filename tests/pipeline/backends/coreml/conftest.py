@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.backends.coreml import evaluator
-from pipeline.backends.noise import quiet
+from pipeline.quiet import quiet
 
 
 @pytest.fixture

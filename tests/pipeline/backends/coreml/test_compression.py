@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import store
-from pipeline.backends import coreml as backend
-from pipeline.backends.coreml import compression, packages
+from pipeline.artifacts import digests
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
+from pipeline.backends.coreml import backend, compression, packages
 from pipeline.errors import GateError, InputError
-from pipeline.manifest import ExportSpec, Preprocessing
 
 SHAPE = (1, 3, 16, 16)
 TARGETS = {"w8": "iOS16", "w8 of iOS18": "iOS18", "w4": "iOS18", "palette6": "iOS16", "palette6 of iOS18": "iOS18"}
@@ -132,9 +131,9 @@ def test_compressed_operations_are_what_the_target_knows(export):
 def test_the_same_program_gives_the_same_bytes_on_any_number_of_threads(export, scheme):
     from threadpoolctl import threadpool_limits
 
-    once = store.digest(export(scheme))
+    once = digests.digest(export(scheme))
     with threadpool_limits(3):
-        assert store.digest(export(scheme, again=True)) == once
+        assert digests.digest(export(scheme, again=True)) == once
 
 
 @pytest.mark.parametrize("scheme", TARGETS)

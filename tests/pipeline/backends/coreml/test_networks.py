@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import repnets
-from pipeline.backends import coreml as backend
-from pipeline.manifest import ExportSpec, Preprocessing
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
+from pipeline.backends.coreml import backend
 
 CLASSES = 10
 OURS = ("toy", "repvgg_a0", "mobileone_s0", "qarepvgg_a0", "repshufflenet_x0_5", "resnet18_dbb")

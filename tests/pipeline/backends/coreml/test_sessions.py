@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.backends import coreml as backend
-from pipeline.backends.coreml import packages
+from pipeline.backends.coreml import backend, packages
 from pipeline.errors import InputError
 
 CLASSES = 5

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.backends.coreml import weights
 from pipeline.backends.coreml.values import KINDS
-from pipeline.backends.noise import quiet
 from pipeline.errors import InputError
+from pipeline.quiet import quiet
 
 STORED = [name for name, kind in KINDS.items() if kind.code is not None]
 

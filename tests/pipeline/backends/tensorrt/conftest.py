@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pipeline.backends import tensorrt as backend
+from pipeline.backends.tensorrt import backend
 
 GPUS = ["8.6", "8.9", "12.0"]
 

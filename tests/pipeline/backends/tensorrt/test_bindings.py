@@ -9,7 +9,7 @@ import inspect
 
 import pytest
 
-from pipeline.backends.tensorrt import building, engines, running
+from pipeline.backends.tensorrt import builder, engines, runtime
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x86-64 and Windows alone")
 
@@ -31,8 +31,8 @@ OBJECTS = {
 }
 PYTHON = {"__members__", "partition", "items"}
 FUNCTIONS = {
-    building: "_logger _build _configure _open_batch _monitor _load_timing_cache _save_timing_cache _parser_error",
-    running: "_load _bind profile",
+    builder: "_logger _build _configure _open_batch _monitor _load_timing_cache _save_timing_cache _parser_error",
+    runtime: "_load _bind profile",
 }
 
 

@@ -2,8 +2,7 @@ import struct
 
 import pytest
 
-from pipeline.backends import tensorrt as backend
-from pipeline.backends.tensorrt import engines
+from pipeline.backends.tensorrt import backend, engines
 from pipeline.errors import InputError
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x86-64 and Windows alone")

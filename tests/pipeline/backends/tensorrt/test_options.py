@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
-from pipeline import config, store
+from pipeline.artifacts import digests, store
 from pipeline.backends.tensorrt.options import Options
+from pipeline.config import project
 from pipeline.errors import InputError
 
 
@@ -17,7 +18,7 @@ def target(tmp_path):
         (folder / "target.yaml").write_text(
             yaml.safe_dump({"backend": "tensorrt", "precision": "fp16", "options": options})
         )
-        return config.load({"models": {"toy": None}}, tmp_path).targets["jetson"].options
+        return project.load({"models": {"toy": None}}, tmp_path).targets["jetson"].options
 
     return make
 
@@ -67,11 +68,15 @@ def test_without_a_gpu_to_build_for_there_is_nothing_to_build():
 def test_all_of_the_folder_counts_for_the_store(monkeypatch):
     """The builder runs in a process of its own; its code shapes the engines all the same."""
     read = []
-    original = store._read_code
-    store.code_digest.cache_clear()
+    original = digests._read_code
+    digests.code_digest.cache_clear()
     monkeypatch.setattr(store, "_read_code", lambda module, file: read.append(module) or original(module, file))
-    store.code_digest("pipeline.backends.tensorrt")
-    store.code_digest.cache_clear()
+    digests.code_digest("pipeline.backends.tensorrt.backend")
+    digests.code_digest.cache_clear()
     names = ("building", "engines", "exporting", "layers", "options", "progress", "running", "script", "trtexec")
-    assert {f"pipeline.backends.tensorrt.{name}" for name in names} <= set(read)
-    assert {"pipeline.backends.onnx", "pipeline.backends.open_batch", "pipeline.backends.half"} <= set(read)
+    assert {f"pipeline.backends.tensorrt.backend.{name}" for name in names} <= set(read)
+    assert {
+        "pipeline.backends.onnx.backend",
+        "pipeline.models.passes.dynamic_batch",
+        "pipeline.models.passes.float16",
+    } <= set(read)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from pipeline import backends, export
-from pipeline.config import ExportSettings
-from pipeline.options import TensorRTOptions
+from pipeline import backends
+from pipeline.config.backend_options import TensorRTOptions
+from pipeline.config.project import ExportSettings
+from pipeline.stages import export
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x86-64 and Windows alone")
 

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.backends.tensorrt import layers, trtexec
+from pipeline.backends.tensorrt import layer_info, trtexec
 from pipeline.backends.tensorrt.options import Options
 from pipeline.errors import InputError, StageError
 
@@ -70,7 +70,7 @@ def test_a_file_without_times_is_refused(text):
 
 def test_layers_have_a_time_and_a_kind():
     times = trtexec.read_profile(PROFILE)
-    assert layers.joined(times, DETAILED) == [
+    assert layer_info.joined(times, DETAILED) == [
         {"name": "Reformatting CopyNode for Input Tensor 0 to to", "kind": "Reformat", "ms": 0.009},
         {"name": "conv2d + relu", "kind": "CaskConvolution", "ms": 0.31},
         {"name": "linear", "kind": "", "ms": 0.02},
@@ -79,7 +79,7 @@ def test_layers_have_a_time_and_a_kind():
 
 @pytest.mark.parametrize("information", [NAMES_ONLY, "", "{}", '{"Layers": null}', "[]"])
 def test_without_a_description_layers_have_no_kind(information):
-    assert {entry["kind"] for entry in layers.joined(trtexec.read_profile(PROFILE), information)} == {""}
+    assert {entry["kind"] for entry in layer_info.joined(trtexec.read_profile(PROFILE), information)} == {""}
 
 
 @pytest.mark.parametrize("text", ['[\n  { "count" : 3 }\n]\n', "", "5", '[{"name": "conv2d"}]'])
@@ -212,7 +212,7 @@ def test_transfers_are_asked_for_as_the_version_wants_it(exported, calls, image,
 
 
 def test_an_open_batch_is_given_its_shape(programs, spec, calls, image, tmp_path):
-    from pipeline.backends import onnx
+    from pipeline.backends.onnx import backend as onnx
 
     onnx.export(programs["fused"], [tmp_path / "f.onnx"], spec(dynamic_batch={"min": 1, "opt": 2, "max": 4}))
     told = calls()

@@ -9,7 +9,7 @@ import torch
 from pipeline.backends.coreml import evaluator
 from pipeline.backends.coreml.operations import OPERATIONS
 from pipeline.backends.coreml.packages import census
-from pipeline.backends.noise import quiet
+from pipeline.quiet import quiet
 
 X = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
 

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from pipeline.backends.coreml.operations import NEVER_ROUND, OPERATIONS
-from pipeline.backends.noise import quiet
+from pipeline.quiet import quiet
 
 with quiet():
     from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry

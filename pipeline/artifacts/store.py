@@ -1,0 +1,227 @@
+"""The content-addressed store: a result is kept under everything that shaped it, and never built twice.
+
+A key is the sha256 of the stage's name, its first-party code, its settings, the content of its inputs
+and the versions of the packages it uses. Time stamps and paths play no part, so a fresh clone hits.
+
+    $REPNETS_STORE/              default: repnets in the user's cache folder
+        objects/<key>/           the outputs of one run of a stage, and entry.json with their digests
+        work/<key>/              what a run is writing now; `scratch` in it survives a kill
+        locks/<key>              held while a key is built, so that two runs never build it twice
+
+This module and everything on the way to a hit imports nothing heavy: a hit costs a fraction of a second.
+"""
+
+import ast
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.digests import code_digest, digest
+from pipeline.errors import StageError
+from pipeline.artifacts.manifest import versions
+
+_ROOM = 1 << 20  # bytes; with less left on the disk than this, it counts as full
+
+Build = Callable[[dict[str, Path], Path], None]
+
+
+def root() -> Path:
+    """Folder of the store: $REPNETS_STORE, else `repnets` in the user's cache folder."""
+    if named := os.environ.get("REPNETS_STORE"):
+        return Path(named).expanduser().absolute()
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache_home) / "repnets"
+
+
+
+
+
+
+def cached(
+    stage: str,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Path | None],
+    outputs: Mapping[str, Path],
+    code: Sequence[str],
+    packages: Sequence[str],
+    build: Build,
+    host: str | None = None,
+) -> bool:
+    """Bring the outputs of a stage to their places, out of the store if they were ever built before.
+
+    Args:
+        stage: name of the stage.
+        settings: what it was told, as JSON types.
+        inputs: files and folders it reads; their content counts, their names and dates do not; None
+            where one is not given.
+        outputs: where its results go. Each appears by a rename, whole or not at all.
+        code: modules whose code shapes the result; what they import is found.
+        packages: distributions whose versions shape the result.
+        build: called on a miss with a path to write for each output, and a scratch folder that
+            survives a kill and is given again to the next try.
+        host: fingerprint of this machine, for results that hold on it alone.
+
+    Returns:
+        True if the outputs came out of the store, False if they were built now.
+
+    Raises:
+        StageError: the disk is full or the store cannot be written; what stood there before still does.
+    """
+    key = _key(stage, settings, inputs, code, packages, host)
+    try:
+        with _lock(key):
+            entry = root() / "objects" / key
+            hit = _is_whole(entry, stage)
+            if not hit:
+                _build_entry(entry, key, stage, outputs, build)
+            for name, place in outputs.items():
+                _publish(next((entry / name).iterdir()), place)
+    except Exception as error:
+        reason = _cannot_write(error)
+        if reason is None:
+            raise
+        raise StageError(
+            f"{stage}: {reason}. Nothing was lost: what stood there before still does. Make room, or set "
+            f"REPNETS_STORE (now {root()}) to a folder that can be written, and run again."
+        ) from error
+    print(f"{stage}: {'from the store' if hit else 'built'} ({key[:12]})", flush=True)
+    return hit
+
+
+def bring_dates_up(paths: Sequence[Path]) -> None:
+    """Give files that were replaced by older ones (`cp -p`, rsync) the time of the replacement.
+
+    Snakemake compares contents only where an input is newer than its output, and a copy can carry a
+    date of the past. The time of the inode's last change cannot be set, so it tells; the order of those
+    times is kept, a millisecond apart.
+    """
+    status = {path: path.stat() for path in paths}
+    behind = [path for path, one in status.items() if one.st_ctime_ns > one.st_mtime_ns + 1_000_000_000]
+    now = time.time_ns()
+    for place, path in enumerate(sorted(behind, key=lambda path: status[path].st_ctime_ns)):
+        os.utime(path, ns=(now, now + place * 1_000_000))
+
+
+def _key(
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Path | None],
+    code: Sequence[str],
+    packages: Sequence[str],
+    host: str | None,
+) -> str:
+    parts = {
+        "stage": stage,
+        "code": code_digest(*code),
+        "settings": settings,
+        "inputs": {name: path and digest(path) for name, path in inputs.items()},
+        "packages": versions(*packages),
+        "python": list(sys.version_info[:2]),
+        "host": host,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _lock(key: str) -> Iterator[None]:
+    path = root() / "locks" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another run is building the same; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_whole(entry: Path, stage: str) -> bool:
+    try:
+        recorded = json.loads((entry / "entry.json").read_text())["outputs"]
+        broken = [name for name, found in recorded.items() if digest(entry / name) != found]
+    except FileNotFoundError:
+        if not entry.exists():
+            return False
+        broken = ["entry.json"]
+    except (ValueError, KeyError):
+        broken = ["entry.json"]
+    if broken:
+        print(f"{stage}: {', '.join(broken)} in the store no longer has the content that was put there; "
+              f"thrown away, building again", file=sys.stderr, flush=True)  # fmt: skip
+        shutil.rmtree(entry)
+    return not broken
+
+
+def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, Path], build: Build) -> None:
+    work = root() / "work" / key
+    fresh, scratch = work / "entry", work / "scratch"
+    shutil.rmtree(fresh, ignore_errors=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    places = {name: fresh / name / path.name for name, path in outputs.items()}
+    for place in places.values():
+        place.parent.mkdir(parents=True)
+    build(places, scratch)
+    missing = [name for name, place in places.items() if not place.exists()]
+    if missing:
+        raise StageError(f"{stage} ended without writing {', '.join(missing)}; this is a defect of the stage.")
+    recorded = {name: digest(fresh / name) for name in places}
+    (fresh / "entry.json").write_text(json.dumps({"stage": stage, "outputs": recorded}, indent=2))
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(fresh, entry)
+    shutil.rmtree(work)
+
+
+def _cannot_write(error: Exception) -> str | None:
+    """Why the disk refused, if that is what happened; libraries hide a full disk behind errors of their own."""
+    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    if isinstance(error, OSError) and error.errno in refusals:
+        return f"{error.strerror} while writing {error.filename or 'a file'}"
+    if shutil.disk_usage(_nearest_folder(root())).free < _ROOM:
+        return f"no space left on the disk ({error})"
+    return None
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _publish(source: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        if source.is_dir():
+            shutil.copytree(source, fresh, copy_function=shutil.copy)
+            if place.is_dir():
+                old = place.with_name(f"{fresh.name}.old")
+                os.replace(place, old)
+                os.replace(fresh, place)
+                shutil.rmtree(old)
+                return
+        else:
+            shutil.copy(source, fresh)
+        os.replace(fresh, place)
+    finally:
+        if fresh.is_dir():
+            shutil.rmtree(fresh)
+        else:
+            fresh.unlink(missing_ok=True)
+
+
+
+
+
+
+
+

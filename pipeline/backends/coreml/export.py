@@ -1,0 +1,211 @@
+"""A program as an ML program: coremltools' conversion, and a package whose bytes depend on the program alone."""
+
+import gc
+import json
+import shutil
+import traceback
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts.manifest import ExportSpec, versions
+from pipeline.backends.coreml import compression, packages, runtime
+from pipeline.errors import InputError, StageError
+from pipeline.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+LABEL, PROBABILITIES = "label", "probabilities"
+_MODEL, _WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
+
+
+def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec: ExportSpec) -> dict[str, Any]:
+    """Convert a program and write it as a package, the same bytes for the same program.
+
+    Args:
+        program: float32, of static shape ``spec.input_shape``.
+        files: where the one .mlpackage, a folder, goes; what stands there is replaced.
+        spec: the options are ``minimum_deployment_target``; ``normalization``: the input is an RGB image
+            of 0..255 and ``(x - 255 mean) / (255 std)`` is part of the network; ``class_labels``: instead
+            of logits a softmax leaves, as ``label`` (the best class) and ``label_probs`` (all of them);
+            ``compute_units``, ``device`` and ``development_team`` are noted in the package for those who run it.
+
+    Returns:
+        ``maker``, ``version``, ``minimum_deployment_target``, ``specification_version``, and the names
+        and kinds of the ``inputs`` and ``outputs``; where weights are compressed ``left_in_float16``, the layers
+        whose weights are not.
+
+    Raises:
+        InputError: an option that does not fit the network or the precision.
+        StageError: coremltools cannot convert an operation.
+    """
+    options = {
+        "minimum_deployment_target": "iOS16",
+        "class_labels": False,
+        "normalization": False,
+        **runtime.HOW,
+        **spec.options,
+    }
+    _check_options(program, spec, options)
+    is_compressed = spec.precision in compression.OLDEST_TARGET
+    if spec.precision == "palette6":
+        print("palette6: k-means of each layer's weights, about a second for a million of them", flush=True)
+    with quiet(), compression.repeatable():
+        import coremltools
+        import numpy
+
+        network = _with_ends(program, spec, options)
+        kind = coremltools.TensorType(spec.input_name, spec.input_shape, dtype=numpy.float32)
+        if options["normalization"]:
+            layout = coremltools.colorlayout.RGB
+            kind = coremltools.ImageType(spec.input_name, spec.input_shape, color_layout=layout)
+        labels, output = None, spec.output_name
+        if options["class_labels"]:
+            labels = coremltools.ClassifierConfig(list(spec.preprocessing.classes), predicted_feature_name=LABEL)
+            output = PROBABILITIES
+        precision = coremltools.precision.FLOAT32 if spec.precision == "fp32" else coremltools.precision.FLOAT16
+        try:
+            model = coremltools.convert(
+                _without_aliases(network.run_decompositions({})),
+                convert_to="mlprogram",
+                inputs=[kind],
+                outputs=[coremltools.TensorType(output, dtype=numpy.float32)],
+                classifier_config=labels,
+                minimum_deployment_target=getattr(coremltools.target, options["minimum_deployment_target"]),
+                compute_precision=precision,
+                pass_pipeline=_passes(spec.precision),
+                skip_model_load=True,
+            )
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold temporary folders
+            gc.collect()
+            raise StageError(
+                f"coremltools cannot convert the network: {' '.join(str(error).split())[:300].rstrip('.')}. "
+                f"Replace the operation in the network, or leave this target out."
+            ) from error
+        shutil.rmtree(files[0], ignore_errors=True)
+        model.save(str(files[0]))
+        del model
+        gc.collect()  # the converter's temporary folders warn when they go, so they go while it is quiet
+    written = _make_reproducible(files[0], spec, options)
+    facts = {"left_in_float16": compression.require_compressed(files[0], spec.precision)} if is_compressed else {}
+    return facts | {
+        "maker": "coremltools",
+        "version": versions("coremltools")["coremltools"],
+        "minimum_deployment_target": options["minimum_deployment_target"],
+        "specification_version": written.specificationVersion,
+        "inputs": {one.name: one.type.WhichOneof("Type") for one in written.description.input},
+        "outputs": {one.name: one.type.WhichOneof("Type") for one in written.description.output},
+    }
+
+
+def _check_options(program: "torch.export.ExportedProgram", spec: ExportSpec, options: dict[str, Any]) -> None:
+    compression.require_target(spec.precision, options["minimum_deployment_target"])
+    if options["normalization"] and spec.input_shape[0] != 1:
+        raise InputError(
+            f"Core ML takes one image at a time, but `batch` is {spec.input_shape[0]}. Set `batch: 1`, or "
+            f"`normalization: false`, in the target's options."
+        )
+    classes = program.graph.output_node().args[0][0].meta["val"].shape[-1]
+    if options["class_labels"] and len(spec.preprocessing.classes) != classes:
+        raise InputError(
+            f"`class_labels` is set, and the data has {len(spec.preprocessing.classes)} classes, but the "
+            f"network has {classes} outputs. Train the network on this data, or set `class_labels: false`."
+        )
+
+
+def _with_ends(
+    program: "torch.export.ExportedProgram", spec: ExportSpec, options: dict[str, Any]
+) -> "torch.export.ExportedProgram":
+    """The program with what the options put in front of it and behind it."""
+    if not options["normalization"] and not options["class_labels"]:
+        return program
+    import torch
+
+    class WithEnds(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = program.module(check_guards=False)
+            mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in _mean_and_std(spec))
+            self.register_buffer("mean255", 255 * mean)
+            self.register_buffer("inv_std255", 1 / (255 * std))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if options["normalization"]:
+                # Not `image * a + b`: coremltools would make it a batch norm, and add an epsilon.
+                image = (image - self.mean255) * self.inv_std255
+            logits = self.network(image)
+            return logits.softmax(-1) if options["class_labels"] else logits
+
+    return torch.export.export(WithEnds(), (torch.zeros(spec.input_shape),))
+
+
+def _passes(precision: str) -> Any:
+    """coremltools' own passes but for one, which in 9.0 negates in place a constant that is taken off a convolution.
+
+    Where a network adds the same constant elsewhere, as DBB does around its padding, its file would be wrong. What
+    compresses weights comes last.
+    """
+    import coremltools
+
+    passes = coremltools.PassPipeline.DEFAULT
+    passes.remove_passes({"common::fuse_conv_bias"})
+    compression.add_pass(passes, precision)
+    return passes
+
+
+def _without_aliases(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":
+    """Drop second names of a tensor, which change nothing and which coremltools 9.0 does not know."""
+    import torch
+
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        node.replace_all_uses_with(node.args[0])
+        program.graph.erase_node(node)
+    return program
+
+
+def _mean_and_std(spec: ExportSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return spec.preprocessing.mean, spec.preprocessing.std
+
+
+def _make_reproducible(package: Path, spec: ExportSpec, options: dict[str, Any]) -> Any:
+    """Rewrite what differs between two conversions of one program, and give it the project's metadata.
+
+    The Manifest is written as Core ML's own library does, which rewrites it whenever a package is loaded.
+    """
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    written = packages.read(package)
+    about = written.description.metadata
+    about.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    about.shortDescription = f"Image classifier, {len(spec.preprocessing.classes)} classes, {spec.precision}"
+    about.userDefined["precision"] = spec.precision
+    about.userDefined["preprocessing"] = json.dumps(asdict(spec.preprocessing))
+    about.userDefined["normalization"] = "inside" if options["normalization"] else "outside"
+    for name in runtime.HOW:
+        about.userDefined[name] = options[name] or ""
+    (package / "Data" / _MODEL).write_bytes(written.SerializeToString(deterministic=True))
+    parts = {_MODEL: "CoreML Model Specification", _WEIGHTS: "CoreML Model Weights"}
+    document = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            _identifier(path): {
+                "author": "com.apple.CoreML",
+                "description": what,
+                "name": Path(path).name,
+                "path": path,
+            }
+            for path, what in parts.items()
+        },
+        "rootModelIdentifier": _identifier(_MODEL),
+    }
+    (package / "Manifest.json").write_text(json.dumps(document, indent=4, sort_keys=True) + "\n")
+    for path in (package, *package.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return written
+
+
+def _identifier(path: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, path)).upper()

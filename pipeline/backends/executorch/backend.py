@@ -1,0 +1,109 @@
+"""ExecuTorch with XNNPACK: a .pte for the CPU of Android phones, iPhones and ARM boards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
+from pipeline.backends.executorch import pte, runtime
+from pipeline.errors import StageError, first_line
+from pipeline.models.passes.float16 import half
+from pipeline.models.passes.fold_batch_norms import fold_pairs
+from pipeline.models.passes.int8_padding import round_before_pads
+from pipeline.models.passes.keep_mean_dims import keep_dimensions
+from pipeline.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+FILES: tuple[str, ...] = ("{form}.pte",)
+EXTRAS: tuple[str, ...] = ()
+PACKAGES: tuple[str, ...] = ("torch", "executorch")
+CHECKED_BY = "ExecuTorch"
+SERVED_BY = runtime.__name__
+
+open_session = open_check_session = runtime.open_session
+profile, read_trace = runtime.profile, runtime.read_trace
+WARMUP_RUNS = runtime.WARMUP_RUNS
+
+
+def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec: ExportSpec) -> dict[str, Any]:
+    """Lower a program to XNNPACK and write it.
+
+    Args:
+        program: float32, of static shape ``spec.input_shape``.
+        files: where the one .pte goes.
+        spec: ``fp16`` gives float16 weights and arithmetic between a cast of the float32 input and one
+            of the output; both casts run outside XNNPACK.
+
+    Returns:
+        ``maker``, ``version``, ``delegate``, ``fully_delegated``, and ``operations_outside`` XNNPACK by
+        name, read back from the file.
+
+    Raises:
+        StageError: ExecuTorch cannot lower an operation.
+    """
+    lowered = round_before_pads(keep_dimensions(fold_pairs(half(program) if spec.precision == "fp16" else program)))
+    with quiet():
+        import torch
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        try:
+            with torch.no_grad():
+                edge = to_edge_transform_and_lower(lowered, partitioner=[XnnpackPartitioner()])
+                content = edge.to_executorch().buffer
+        except Exception as error:
+            raise StageError(
+                f"ExecuTorch cannot lower the network: {first_line(error)}. Replace the operation in the "
+                f"network, or leave this target out."
+            ) from error
+    files[0].write_bytes(content)
+    found = pte.read(files[0])
+    return {
+        "maker": "ExecuTorch",
+        "version": versions("executorch")["executorch"],
+        "delegate": "XNNPACK",
+        "delegate_calls": found.delegates.total(),
+        "fully_delegated": not found.kernels,
+        "operations_outside": dict(sorted(found.kernels.items())),
+    }
+
+
+def census(file: Path) -> dict[str, int]:
+    """Operations that a .pte runs, inside XNNPACK and out of it, by name.
+
+    ``convolution`` counts every convolution node. A batch norm that follows a convolution is folded
+    into it when the file is made, and XNNPACK runs any other as a depthwise convolution, so
+    ``batch_norm`` counts only what is left to ExecuTorch's own kernels. ``join`` counts XNNPACK's additions of
+    two values that it computed: a branch that was not folded ends in one. ``int8`` counts the convolutions and products
+    that XNNPACK computes on int8.
+
+    Raises:
+        InputError: the file is not a whole ExecuTorch program.
+    """
+    found = pte.read(file)
+    operations = found.nodes + found.kernels
+    return {
+        "convolution": sum(
+            count for name, count in operations.items() if "conv" in name.lower() and name != "XNNConvert"
+        ),
+        "batch_norm": sum(count for name, count in operations.items() if "batch_norm" in name),
+        "join": found.joins,
+        "int8": found.int8,
+        "total": operations.total(),
+        **dict(sorted(operations.items())),
+    }
+
+
+def host() -> None:
+    """The files depend on no machine: any machine's will do for all."""
+
+
+def unavailable() -> Unavailable | None:
+    """None where ExecuTorch's runtime is installed: it runs XNNPACK on any CPU that it has a wheel for."""
+    if versions("executorch")["executorch"] is not None:
+        return None
+    return Unavailable(
+        "ExecuTorch is not installed.", "Install it with the same version of torch: pip install executorch."
+    )

@@ -1,0 +1,205 @@
+"""What is inside an ExecuTorch file: its kernels and the graphs that it hands to XNNPACK.
+
+Read from the bytes alone, without ExecuTorch's exporter (seconds of import) or its runtime (which a
+damaged file can kill). A .pte is a FlatBuffer by the schema `program.fbs`, followed by segments; a
+segment of XNNPACK's is a header ``XH00``, a FlatBuffer by the schema `schema.fbs`, and weights. Both
+schemas only ever grow at the end, so the slots that are used here stay.
+"""
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.backends.executorch import flatbuffer
+from pipeline.errors import InputError, StageError
+
+_MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
+_KERNEL_CALL, _DELEGATE_CALL, _TENSOR = 1, 2, 5
+_QUANTIZED_TENSOR = 2
+_EXTERNAL_INPUT = 1
+_INT8 = {3, 6}  # with one scale, and with one for each channel
+_LAYERS = {  # where a node's table has its input, filter and output
+    "XNNConv2d": (15, 16, 18),
+    "XNNDepthwiseConv2d": (15, 16, 18),
+    "XNNConvTranspose2d": (15, 16, 18),
+    "XNNFullyConnected": (0, 1, 3),
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a .pte runs, in numbers.
+
+    Attributes:
+        kernels: calls of ExecuTorch's own kernels, outside any delegate, by operator.
+        delegates: calls of a delegate, by its name.
+        nodes: nodes of the XNNPACK graphs, by kind, e.g. ``XNNConv2d``.
+        joins: how many of those nodes add two values that XNNPACK computed.
+        int8: how many of those nodes are convolutions or products that read int8 and weights of int8, and give int8.
+    """
+
+    kernels: Counter[str]
+    delegates: Counter[str]
+    nodes: Counter[str]
+    joins: int
+    int8: int
+
+
+def read_whole(file: Path) -> bytes:
+    """The bytes of a .pte that is what its header says.
+
+    Raises:
+        InputError: it is missing, empty, of another kind, or cut short.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}. Run the export again.") from None
+    if data[4:8] != _MAGIC:
+        what = "is empty" if not data else f"starts with {data[:8]!r}, not with the mark `{_MAGIC.decode()}`"
+        raise InputError(f"{file} is not an ExecuTorch program: it {what}. Run the export again.")
+    needed = len(data)
+    if data[8:12] == _EXTENDED and len(data) >= 40:
+        length, program, base, segments = struct.unpack_from("<IQQQ", data, 12)
+        needed = max(program, base + (segments if length > 24 else 0))
+    needed = max(needed, 40)
+    if len(data) < needed:
+        raise InputError(f"{file} is cut short: {len(data)} bytes of {needed}. Copy it again or run the export again.")
+    return data
+
+
+def read(file: Path) -> Contents:
+    """What a .pte runs.
+
+    Raises:
+        InputError: the file is not a whole ExecuTorch program.
+    """
+    data = read_whole(file)
+    try:
+        return _contents(data)
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
+
+
+def shapes(file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of the first input and of the first output of a .pte, as they are planned.
+
+    Raises:
+        InputError: the file is not a whole ExecuTorch program, or its input or output is no tensor.
+    """
+    data = read_whole(file)
+    try:
+        plan = next(flatbuffer.tables(data, flatbuffer.root(data), 1))
+        values = list(flatbuffer.tables(data, plan, 2))
+        return tuple(_sizes(data, values[flatbuffer.numbers(data, plan, slot)[0]]) for slot in (3, 4))
+    except (struct.error, IndexError, OverflowError, StopIteration) as error:
+        raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
+
+
+def _sizes(data: bytes, value: int) -> tuple[int, ...]:
+    if flatbuffer.scalar(data, value, 0, "<B") != _TENSOR:
+        raise IndexError("its input or output is no tensor")
+    return flatbuffer.numbers(data, _child(data, value, 1), 2)
+
+
+def _contents(data: bytes) -> Contents:
+    program = flatbuffer.root(data)
+    base = struct.unpack_from("<Q", data, 24)[0] if data[8:12] == _EXTENDED else 0
+    segments = [base + flatbuffer.scalar(data, segment, 0, "<Q") for segment in flatbuffer.tables(data, program, 4)]
+    inline = [_child(data, blob, 0) + 4 for blob in flatbuffer.tables(data, program, 3)]
+    kernels, delegates, nodes, joins, int8 = Counter(), Counter(), Counter(), 0, 0
+    for plan in flatbuffer.tables(data, program, 1):
+        operators = [_operator(data, table) for table in flatbuffer.tables(data, plan, 6)]
+        backends = list(flatbuffer.tables(data, plan, 7))
+        for chain in flatbuffer.tables(data, plan, 5):
+            for instruction in flatbuffer.tables(data, chain, 2):
+                kind, call = flatbuffer.scalar(data, instruction, 0, "<B"), _child(data, instruction, 1)
+                if kind == _KERNEL_CALL:
+                    kernels[operators[flatbuffer.scalar(data, call, 0, "<i")]] += 1
+                elif kind == _DELEGATE_CALL:
+                    backend = backends[flatbuffer.scalar(data, call, 0, "<i")]
+                    name = flatbuffer.text(data, backend, 0)
+                    delegates[name] += 1
+                    if name == "XnnpackBackend":
+                        where = _child(data, backend, 1)
+                        places = segments if flatbuffer.scalar(data, where, 0, "<b") else inline
+                        graph = _xnnpack_graph(data, places[flatbuffer.scalar(data, where, 1, "<I")])
+                        found = list(_xnnpack_nodes(data, graph))
+                        nodes.update(kind for kind, _ in found)
+                        joins += _joins(data, graph, [node for kind, node in found if kind == "XNNAdd"])
+                        int8 += _int8(data, graph, found)
+    return Contents(kernels, delegates, nodes, joins, int8)
+
+
+def _xnnpack_graph(data: bytes, at: int) -> int:
+    if data[at + 4 : at + 8] == _XNNPACK:
+        at += struct.unpack_from("<I", data, at + 10)[0]
+    return flatbuffer.root(data, at)
+
+
+def _xnnpack_nodes(data: bytes, graph: int) -> Iterator[tuple[str, int]]:
+    """Each node's kind, and its table."""
+    kinds = _xnnpack_kinds()
+    for node in flatbuffer.tables(data, graph, 1):
+        yield kinds[flatbuffer.scalar(data, node, 0, "<B") - 1], _child(data, node, 1)
+
+
+def _joins(data: bytes, graph: int, additions: list[int]) -> int:
+    """How many additions have two inputs that the graph itself computed: neither a constant nor from outside."""
+    given = set()
+    for tensor in _xnnpack_tensors(data, graph):
+        place_among_constants, flags = (flatbuffer.scalar(data, tensor, slot, "<I") for slot in (3, 5))
+        if place_among_constants or flags & _EXTERNAL_INPUT:
+            given.add(flatbuffer.scalar(data, tensor, 6, "<I"))
+    inputs = [{flatbuffer.scalar(data, node, slot, "<I") for slot in (0, 1)} for node in additions]
+    return sum(not pair & given for pair in inputs)
+
+
+def _int8(data: bytes, graph: int, nodes: list[tuple[str, int]]) -> int:
+    """How many convolutions and products have an input, a filter and an output of int8."""
+    types = {
+        flatbuffer.scalar(data, tensor, 6, "<I"): flatbuffer.scalar(data, tensor, 0, "<h")
+        for tensor in _xnnpack_tensors(data, graph)
+    }
+    return sum(
+        {types[flatbuffer.scalar(data, node, slot, "<I")] for slot in _LAYERS[kind]} <= _INT8
+        for kind, node in nodes
+        if kind in _LAYERS
+    )
+
+
+def _xnnpack_tensors(data: bytes, graph: int) -> Iterator[int]:
+    """The table of each value, which says its type and its number."""
+    for value in flatbuffer.tables(data, graph, 2):
+        tensor = _child(data, value, 1)
+        yield _child(data, tensor, 0) if flatbuffer.scalar(data, value, 0, "<B") == _QUANTIZED_TENSOR else tensor
+
+
+def _xnnpack_kinds() -> list[str]:
+    """Names of XNNPACK's nodes in the order of their numbers, as the installed ExecuTorch writes them."""
+    package = find_spec("executorch")
+    for folder in package.submodule_search_locations if package else ():
+        schema = Path(folder, "backends/xnnpack/serialization/schema.fbs")
+        if schema.exists():
+            union = re.search(r"union XNodeUnion \{(.*?)\}", schema.read_text(), re.DOTALL)
+            return re.findall(r"^\s*(XNN\w+)", union[1], re.MULTILINE)
+    raise StageError(
+        "the operations of a .pte cannot be counted: ExecuTorch, whose schema names them, is not installed. "
+        "Install it: pip install executorch."
+    )
+
+
+def _operator(data: bytes, table: int) -> str:
+    name, overload = flatbuffer.text(data, table, 0), flatbuffer.text(data, table, 1)
+    return f"{name}.{overload}" if overload else name
+
+
+def _child(data: bytes, table: int, slot: int) -> int:
+    at = flatbuffer.child(data, table, slot)
+    if at is None:
+        raise IndexError("a part of it is missing")
+    return at

@@ -1,0 +1,178 @@
+"""A process that serves an exported file, here or on a device: it is asked, it answers, and where it dies, the error quotes its last words.
+
+See `worker.client`, which says why there are such processes, and `worker.server`, which they run.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from pipeline import errors
+from pipeline.artifacts.source_files import PROJECT
+from pipeline.backends.worker import server
+from pipeline.backends.worker.remote import Remote
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_QUOTED_LINES = 3
+_PATIENCE_SECONDS = 600
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+@dataclass
+class Process:
+    """A running `pipeline.backends.worker.server`.
+
+    Attributes:
+        folder: for arrays, and its log.
+        on: the device that it runs on; None for this machine.
+        doing, subject: what it last said that it does, and with which file.
+    """
+
+    popen: subprocess.Popen[str]
+    backend: str
+    folder: Path
+    on: Remote | None = None
+    doing: str = "starting"
+    subject: str = field(default="the exported files")
+
+    def give(self, image: "np.ndarray") -> None:
+        """Lay an image, or several, where it reads them."""
+        import numpy as np
+
+        np.save(self.folder / "images.npy", np.ascontiguousarray(image, dtype=np.float32))
+        if self.on is not None:
+            self.on.give(self.folder / "images.npy")
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        self.send(do, **request)
+        return self.receive()
+
+    def send(self, do: str, **request: Any) -> None:
+        self.doing, self.subject = "starting", request.get("file", self.subject)
+        with suppress(BrokenPipeError):  # it has died: the replies have ended too
+            self.popen.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self.popen.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        is_late = threading.Event()
+        too_late = threading.Timer(_PATIENCE_SECONDS, lambda: (is_late.set(), self.popen.kill()))
+        if self.on is not None:  # on a link, silence may have many causes
+            too_late.start()
+        try:
+            for line in self.popen.stdout:
+                reply = json.loads(line)
+                if "doing" in reply:
+                    self.doing, self.subject = reply["doing"], reply["file"]
+                elif "error" in reply:
+                    raise _as_exception(reply, self)
+                else:
+                    return reply
+            returncode = self.popen.wait()
+            if is_late.is_set():
+                raise errors.DeviceError(
+                    f"{self.on.device.name}: the process of the {self.backend} runtime has not answered for "
+                    f"{_PATIENCE_SECONDS} s while {self.doing} {self.subject}, and was ended. See whether the device "
+                    f"is busy or out of memory, and run again.{_last_words(self.folder)}"
+                )
+            raise _death(returncode, self)
+        finally:
+            too_late.cancel()
+
+
+@contextmanager
+def opened(
+    backend: str, threads: int, image: "np.ndarray | None" = None, on: Remote | None = None
+) -> Iterator[Process]:
+    """Start one, and end it.
+
+    Args:
+        backend: module under pipeline.backends, or the dotted name of one elsewhere.
+        threads: for the runtime.
+        image: float32, that it reads; None where it is given later, or not at all.
+        on: the device that it runs on; None for this machine.
+    """
+    limits = {name: str(threads) for name in _THREAD_VARIABLES}
+    with tempfile.TemporaryDirectory(prefix="repnets-") as name:
+        folder = Path(name)
+        with (folder / "log").open("wb") as log, _started(backend, threads, limits, name, log, on) as popen:
+            process = Process(popen, backend, folder, on)
+            try:
+                if image is not None:
+                    process.give(image)
+                yield process
+                if on is not None:
+                    on.used_seconds.append(process.ask("usage")["cpu_seconds"])
+            finally:
+                popen.kill()  # it has answered all that it was asked, so there is nothing to lose
+                with suppress(BrokenPipeError):  # a request that it died before reading
+                    popen.stdin.close()
+
+
+def _started(
+    backend: str, threads: int, limits: Mapping[str, str], folder: str, log: IO[bytes], on: Remote | None
+) -> subprocess.Popen[str]:
+    if on is not None:
+        return on.start(threads, limits, log)
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", server.__name__, backend, str(threads), folder],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+        env=os.environ | limits | {"PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def _as_exception(reply: dict[str, Any], process: Process) -> Exception:
+    kind, message = reply["error"], reply["message"]
+    if kind in ("InputError", "GateError", "StageError"):
+        return getattr(errors, kind)(message)
+    return errors.StageError(
+        f"{process.subject}: the {process.backend} runtime failed while {process.doing} it: {kind}: "
+        f"{message.rstrip('.')}. Export the file again; if it fails again, this runtime cannot run this network."
+        f"{_last_words(process.folder)}"
+    )
+
+
+def _death(returncode: int, process: Process) -> Exception:
+    """Of a worker that ended without a reply: it or the link to it."""
+    if process.on is not None:
+        said = (process.folder / "log").read_bytes().decode(errors="replace")
+        if trouble := process.on.device.explain(returncode, said):
+            return trouble
+        returncode = 128 - returncode if returncode > 128 else returncode
+    return errors.StageError(_obituary(returncode, process))
+
+
+def _obituary(returncode: int, process: Process) -> str:
+    """What, why and how to mend it, of a worker that ended without a reply."""
+    if returncode >= 0:
+        cause = f"ended with exit code {returncode}"
+        why = "that is most often a library that is missing or cannot be loaded"
+        remedy = "Mend what its last lines name, or install the project again"
+    elif -returncode == signal.SIGKILL:
+        cause, why = "died of SIGKILL", "that is most often the system, because memory ran out"
+        remedy = "Close other programs, or use a smaller batch or image size"
+    else:
+        cause = f"died of {signal.Signals(-returncode).name} ({signal.strsignal(-returncode)})"
+        why = "that is most often a damaged file, or one made by another version of the runtime"
+        remedy = "Delete the file and run again, which exports it anew; its manifest.json names the versions"
+    return (
+        f"{process.subject}: the process of the {process.backend} runtime {cause} while {process.doing} it; {why}. "
+        f"{remedy}.{_last_words(process.folder)}"
+    )
+
+
+def _last_words(folder: Path) -> str:
+    lines = (folder / "log").read_bytes().decode(errors="replace").splitlines()
+    said = [" ".join(line.split()) for line in lines if line.strip()][-_QUOTED_LINES:]
+    return f" It said last: {' | '.join(said)}" if said else ""

@@ -1,0 +1,175 @@
+"""Where exported files are timed: on this machine, or on a device; and there by Python, a runner or trtexec."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import backends, devices
+from pipeline.artifacts.manifest import Unavailable
+from pipeline.backends.worker import client, remote
+from pipeline.benchmark import conditions, interleaved
+from pipeline.config.project import BenchSettings
+from pipeline.devices import Device
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Files where they can be timed, by the name of their form.
+
+    Attributes:
+        device: None for this machine.
+        versions: of what runs there, as `conditions.describe` takes them.
+        time_in_turn: (image, threads, until) -> `worker.Timed`.
+        transfer_ms, profile: (form, image, ...) as those of `worker`.
+        alone: (form, image, threads) -> a context that gives (seconds) -> the ms of each run: one form alone.
+        used_seconds: CPU time on a device of the processes that have ended; None where that is not known.
+    """
+
+    device: Device | None
+    versions: conditions.Versions
+    time_in_turn: Callable[..., client.Timed]
+    transfer_ms: Callable[..., dict[str, float] | None]
+    profile: Callable[..., list[dict[str, Any]] | None]
+    alone: Callable[..., Any]
+    used_seconds: Callable[[], float | None]
+
+    def snapshot(self) -> conditions.Snapshot:
+        """The machine at this moment."""
+        return conditions.snapshot(self.device, self.used_seconds())
+
+
+def here(backend: str, files: Mapping[str, Path]) -> Ground:
+    """On this machine, each file by the backend's own runtime."""
+    jobs = {form: client.Job(backend, file) for form, file in files.items()}
+    return _served(jobs, None, backends.packages_of_figures(backend), lambda: None)
+
+
+@contextmanager
+def wanted(
+    settings: BenchSettings, files: Mapping[str, Path], exported: Sequence[Path], written: Mapping[str, Any]
+) -> Iterator[Ground]:
+    """Where the settings say: here, or on a device, where everything is brought, and goes again at the end.
+
+    Args:
+        settings: name the backend and the device.
+        files: what is timed, by form.
+        exported: all that the backend wrote: these files, and what it wrote beside them.
+        written: their manifest.
+
+    Raises:
+        DeviceError: the device cannot be reached or is full, or has no runtime for these files.
+    """
+    if settings.device == "local":
+        yield here(settings.backend, files)
+        return
+    device, backend = devices.parse(settings.device), backends.load(settings.backend)
+    if hasattr(backend, "on_device"):
+        beside = next(file for file in exported if file.name in backend.EXTRAS)
+        with backend.on_device(device, files, beside, tuple(written["input"]["shape"])) as built:
+            yield _built(built, device, files)
+        return
+    with _brought(settings, device, backend, list(files.values()), written["versions"]) as on:
+        jobs = {form: client.Job(settings.backend, file, on) for form, file in files.items()}
+        ground = _served(jobs, device, on.versions, lambda: sum(on.used_seconds))
+        yield ground if settings.runner is None else replace(ground, profile=partial(_traced, backend, jobs))
+
+
+def unavailable(settings: BenchSettings) -> Unavailable | None:
+    """Why the target's runtime cannot be used on this machine; None where it can, or where a device is to run it."""
+    return backends.load(settings.backend).unavailable() if settings.device == "local" else None
+
+
+def _brought(
+    settings: BenchSettings, device: Device, backend: Any, files: Sequence[Path], made_by: Mapping[str, str | None]
+) -> Any:
+    if settings.runner is not None:
+        return remote.by_runner(device, settings.runner, files)
+    return remote.by_python(device, settings.device_python, backend.SERVED_BY, backend.PACKAGES, made_by, files)
+
+
+def _built(built: Any, device: Device, files: Mapping[str, Path]) -> Ground:
+    """Where the device's own program takes the times, with an image of its own."""
+
+    def time_in_turn(image: "np.ndarray", threads: int, until: interleaved.Until) -> client.Timed:
+        rounds = built.time_files(
+            warmup_seconds=until.warmup_seconds, min_runs=until.min_runs, max_seconds=until.max_seconds
+        )
+        return client.Timed(interleaved.taken_elsewhere(rounds), {form: dict(client.UNKNOWN_START) for form in files})
+
+    @contextmanager
+    def alone(form: str, image: "np.ndarray", threads: int) -> Iterator[Callable[[float], list[float]]]:
+        yield partial(built.time_alone, form)
+
+    return Ground(
+        device,
+        {"tensorrt": built.place.version},
+        time_in_turn,
+        lambda form, image: built.transfer_ms(form),
+        lambda form, image, threads, runs: built.profile(form, runs),
+        alone,
+        lambda: None,
+    )
+
+
+def _traced(
+    backend: Any, jobs: Mapping[str, client.Job], form: str, image: "np.ndarray", threads: int, runs: int
+) -> list[dict[str, Any]]:
+    """A runner leaves the reading of its trace to the host."""
+    dump = client.trace(jobs[form], image, threads, backend.WARMUP_RUNS + runs)
+    return backend.read_trace(dump, runs, jobs[form].file)
+
+
+def _served(
+    jobs: Mapping[str, client.Job],
+    device: Device | None,
+    versions: conditions.Versions,
+    used_seconds: Callable[[], float | None],
+) -> Ground:
+    def time_in_turn(image: "np.ndarray", threads: int, until: interleaved.Until) -> client.Timed:
+        return client.time_in_turn(jobs, image, threads, until=until)
+
+    def transfer_ms(form: str, image: "np.ndarray") -> dict[str, float] | None:
+        return client.transfer_ms(jobs[form], image)
+
+    def profile(form: str, image: "np.ndarray", threads: int, runs: int) -> list[dict[str, Any]] | None:
+        return client.profile(jobs[form], image, threads, runs)
+
+    def alone(form: str, image: "np.ndarray", threads: int) -> Any:
+        return client.alone(jobs[form], image, threads)
+
+    return Ground(device, versions, time_in_turn, transfer_ms, profile, alone, used_seconds)
+
+
+def host(settings: BenchSettings, missing: Unavailable | None) -> str:
+    """For the store: the machine that the files are timed on, and what `unavailable` says of the runtime.
+
+    Raises:
+        DeviceError: a device cannot be reached, or has not what runs the files.
+    """
+    told = {"machine": fingerprint(settings), "unavailable": missing and asdict(missing)}
+    return json.dumps(told, sort_keys=True)
+
+
+def fingerprint(settings: BenchSettings) -> str:
+    """What makes a latency of the machine its own that files are timed on; see `conditions.fingerprint`.
+
+    Raises:
+        DeviceError: a device cannot be reached, or has not what runs the files.
+    """
+    if settings.device == "local":
+        return conditions.fingerprint()
+    device, backend = devices.parse(settings.device), backends.load(settings.backend)
+    if hasattr(backend, "on_device"):
+        versions = backend.versions(device)
+    elif settings.runner is not None:
+        versions = remote.runner_versions(device, settings.runner)
+    else:
+        versions = remote.python_versions(device, settings.device_python, backend.PACKAGES)
+    return conditions.fingerprint(versions, device)

@@ -1,0 +1,264 @@
+"""What this machine can build, check and bench of the configured targets, and what is missing for the rest.
+
+Nothing is built or imported for it: distributions are asked for their versions, programs are looked up on PATH, and
+each backend is asked why its runtime cannot be used.
+"""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import backends
+from pipeline.artifacts import store
+from pipeline.artifacts.manifest import Unavailable, version_numbers
+from pipeline.backends.tensorrt import engines
+from pipeline.backends.worker import remote
+from pipeline.cli import requirements
+from pipeline.cli.requirements import Found
+from pipeline.config.project import Config, Target
+from pipeline.devices import probe
+from pipeline.devices.probe import Probe
+
+OLDEST_TENSORRT = "10.3.0"
+"""What the ONNX files and the options of trtexec are written for: JetPack 6.1."""
+
+_ROOM_GIB = 2
+_WHEELS = ("x86_64", "aarch64", "arm64")  # that executorch has wheels for, by uname's names
+
+
+@dataclass(frozen=True)
+class Can:
+    """Whether one thing can be done with a target here.
+
+    Attributes:
+        yes: it can.
+        how: by what, or in a word why not.
+        missing: each a reason and what to do about it; empty where it can.
+    """
+
+    yes: bool
+    how: str
+    missing: tuple[Unavailable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What this machine can do with a target."""
+
+    target: str
+    build: Can
+    check: Can
+    bench: Can
+
+
+@dataclass(frozen=True)
+class Host:
+    """This machine, as far as it matters.
+
+    Attributes:
+        probe: what it says of itself; the room is that where results are kept.
+        python: version of the Python that this runs on.
+        gpu: NVIDIA's compute capability, as the driver says it; None without a GPU.
+        store: where results are kept.
+        found: all that was looked for.
+        verdicts: by target, in the order of their names.
+    """
+
+    probe: Probe
+    python: str
+    gpu: str | None
+    store: str
+    found: tuple[Found, ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def unmet(self) -> list[Verdict]:
+        """Targets that cannot be built or not be checked here."""
+        return [one for one in self.verdicts if not (one.build.yes and one.check.yes)]
+
+
+def examine(config: Config, targets: Sequence[str]) -> Host:
+    """Look at this machine.
+
+    Args:
+        config: what is to be built.
+        targets: names of those in question.
+    """
+    found = tuple(requirements.find([*requirements.PACKAGES, *requirements.ENGINES, *requirements.PROGRAMS]))
+    room = store.root()
+    looked = ("sh", "-c", probe.SCRIPT, "sh", str(room), sys.executable)
+    me = probe.read(subprocess.run(looked, capture_output=True, text=True, check=False).stdout)
+    inputs = (*_inputs(config), *_room(me.free_gib))
+    return Host(
+        probe=me,
+        python=platform.python_version(),
+        gpu=engines.compute_capability(),
+        store=_from_home(room),
+        found=found,
+        verdicts=tuple(_verdict(config.targets[name], found, inputs) for name in targets),
+    )
+
+
+def needed_by(one: Found, targets: Sequence[Target]) -> list[str]:
+    """Names of the targets that something is needed for."""
+    wanted = set(one.requirement.backends)
+    return [target.name for target in targets if not wanted or wanted & _kinds(target)]
+
+
+def _kinds(target: Target) -> set[str]:
+    """By what a requirement names the targets that it is for. int8 is among what `precision: auto` tries."""
+    return {target.backend, "int8" if target.precision == "auto" else target.precision}
+
+
+def _verdict(target: Target, found: Sequence[Found], inputs: Sequence[Unavailable]) -> Verdict:
+    build = (*inputs, *_lacking(target, found, "all"), *_lacking(target, found, "build"))
+    check = _lacking(target, found, "check")
+    can_check = not build and not check
+    backend = backends.load(target.backend)
+    return Verdict(
+        target.name,
+        build=Can(not build, _built(target, found) if not build else "no", build),
+        check=Can(can_check, f"by {backend.CHECKED_BY}" if can_check else "no", check),
+        bench=_bench(target),
+    )
+
+
+def _lacking(target: Target, found: Sequence[Found], work: str) -> tuple[Unavailable, ...]:
+    needed = [one for one in found if needed_by(one, [target]) and one.requirement.work == work]
+    return tuple(
+        Unavailable(f"{one.requirement.name} {lack(one)}: {one.requirement.why}.", one.remedy)
+        for one in needed
+        if not one.is_met
+    )
+
+
+def lack(one: Found) -> str:
+    """In words, what is wrong with something that is not met."""
+    return "is not installed" if one.version is None else f"is {one.version}, and {one.wanted} is needed"
+
+
+def _built(target: Target, found: Sequence[Found]) -> str:
+    if target.backend != "tensorrt":
+        return "yes"
+    makers = {one.requirement.name for one in found if one.requirement.work == "engine" and one.is_met}
+    on_gpu = engines.compute_capability() is not None
+    if on_gpu and makers & {"tensorrt", "trtexec"}:
+        return "ONNX, engine"
+    return "ONNX, RTX engine" if makers & {"tensorrt-rtx-cu13"} else "ONNX alone"
+
+
+def _bench(target: Target) -> Can:
+    """By the backend's own word; a target with a `device:` is benched there."""
+    if target.device != "local":
+        why = Unavailable(f"bench runs on {target.device}.", f"Ask it what it has: repnets doctor {target.device}")
+        return Can(False, f"on {target.device}", (why,))
+    missing = backends.load(target.backend).unavailable()
+    if missing is None:
+        return Can(True, f"by {backends.RUNTIMES[target.backend]}")
+    return Can(False, "not here", (missing,))
+
+
+def _inputs(config: Config) -> tuple[Unavailable, ...]:
+    """What the configuration names and is not there."""
+    missing = []
+    if config.data.name == "imagefolder" and not Path(config.data.root).is_dir():
+        missing.append(Unavailable(f"There is no folder {config.data.root}.", "Set `data.root` in config.yaml to the "
+                       "folder that holds one folder of images a class."))  # fmt: skip
+    for name, model in config.models.items():
+        if model.checkpoint and not Path(model.checkpoint).is_file():
+            missing.append(Unavailable(f"There is no file {model.checkpoint}.", f"Set `models.{name}.checkpoint` in "
+                           "config.yaml to a file, or leave it out, and the network is trained."))  # fmt: skip
+    return tuple(missing)
+
+
+def _room(free_gib: float | None) -> tuple[Unavailable, ...]:
+    if free_gib is None or free_gib >= _ROOM_GIB:
+        return ()
+    return (
+        Unavailable(
+            f"{free_gib} GiB are left on the disk where results are kept.",
+            f"Free {_ROOM_GIB} GiB, or point REPNETS_STORE at a folder with room.",
+        ),
+    )
+
+
+def _from_home(path: Path) -> str:
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+
+
+def can_run(target: Target, device: Probe) -> Can:
+    """Whether a device can run a target's file: its bench, and the self-test of its bundle."""
+    return _ON_DEVICE[target.backend](device)
+
+
+def can_install(device: Probe) -> Can:
+    """Whether `repnets ship` finds there what it works with."""
+    has_python = "python3" in device.tools
+    needs = (
+        ("tar", "unpacks the bundle", "tar" in device.tools, "tar"),
+        ("sha256sum", "verifies each file", {"sha256sum", "shasum"} & set(device.tools), "coreutils"),
+        ("flock", "keeps two ships apart", has_python or "flock" in device.tools, "util-linux, or Python 3"),
+        ("mv -T", "replaces the link `current` in one step", has_python or device.switch, "coreutils, or Python 3"),
+    )
+    missing = tuple(
+        Unavailable(f"There is no {name}, which {why}.", f"Install {package} there; BusyBox has it too.")
+        for name, why, there, package in needs
+        if not there
+    )
+    return Can(not missing, "yes" if not missing else "no", missing)
+
+
+def _on_cpu(device: Probe) -> Can:
+    wanted, version = requirements.ranges().get("executorch", ""), device.packages.get("executorch")
+    if version is not None and requirements.is_within(version, wanted):
+        return Can(True, f"by Python, executorch {version}")
+    if device.is_android:
+        return _cannot("no runner", "A phone has no Python.", "Build the runner; see below.")
+    if device.architecture not in _WHEELS:
+        why = f"There is no wheel of executorch for {device.architecture}."
+        return _cannot(
+            "no runtime", why, f"Use a 64-bit system ({', '.join(_WHEELS)}), or build ExecuTorch and the runner there."
+        )
+    how = f'On the device: python3 -m pip install "executorch{wanted}" torch; or build the runner, see below.'
+    if version is not None:
+        return _cannot("other version", f"Its executorch is {version}, and {wanted} is needed.", how)
+    if device.python is None:
+        return _cannot("no runtime", "There is no Python 3.", how)
+    if _is_older(device.python, remote.OLDEST_PYTHON):
+        why = f"Its Python is {device.python}, and executorch needs {remote.OLDEST_PYTHON}."
+        return _cannot("no runtime", why, "Install a later Python there, and name it by --python; or build the runner.")
+    return _cannot("no runtime", f"Its Python {device.python} has no executorch.", how)
+
+
+def _cannot(how: str, reason: str, remedy: str) -> Can:
+    return Can(False, how, (Unavailable(reason, remedy),))
+
+
+def _on_nvidia(device: Probe) -> Can:
+    if "trtexec" not in device.tools:
+        how = "Install JetPack's or NVIDIA's TensorRT there: sudo apt-get install nvidia-jetpack on a Jetson."
+        return _cannot("no runtime", "There is no trtexec.", how)
+    if device.trtexec is not None and _is_older(device.trtexec, OLDEST_TENSORRT):
+        why = f"Its trtexec is TensorRT {device.trtexec}, older than {OLDEST_TENSORRT}."
+        return _cannot("too old", why, "Install JetPack 6.1 or later, or a later TensorRT.")
+    return Can(True, f"by trtexec, TensorRT {device.trtexec or 'of unknown version'}")
+
+
+def _on_apple(device: Probe) -> Can:
+    if device.system != "Darwin":
+        why = f"Core ML runs on Apple's systems alone, and this is {device.system}."
+        return _cannot("not Apple's", why, "Name a Mac; for an iPhone: repnets ship --layout.")
+    if "coremltools" not in device.packages:
+        how = "On the Mac: python3 -m pip install coremltools."
+        return _cannot("no coremltools", "Its Python has no coremltools.", how)
+    return Can(True, f"by Python, coremltools {device.packages['coremltools']}")
+
+
+def _is_older(version: str, other: str) -> bool:
+    return version_numbers(version) < version_numbers(other)
+
+
+_ON_DEVICE = {"executorch": _on_cpu, "tensorrt": _on_nvidia, "coreml": _on_apple}

@@ -1,0 +1,101 @@
+"""`repnets convert`: checkpoints for other tools, and of them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError
+from pipeline.models import checkpoints, external_checkpoints, networks
+from repnets.checkpoints import layouts
+from repnets.errors import RepnetsError
+from repnets.networks import MODELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LAYOUTS = ("repnets", "official", "official-deploy", "timm", "timm-deploy")
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def convert(source: Path, output: Path, layout: str, arch: str | None = None) -> None:
+    """Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
+
+    Args:
+        source: a checkpoint of this pipeline, a fused.pt2, or a file of the authors or of timm.
+        output: where they go, of one of `SUFFIXES`.
+        layout: one of `LAYOUTS`.
+        arch: the network; default: what the file says, or what fits it.
+
+    Raises:
+        InputError: the source cannot be read, does not fit the network or the layout, or the output cannot be written.
+    """
+    if output.suffix not in SUFFIXES:
+        raise InputError(f"{output} is none of {', '.join(SUFFIXES)}, so it is unclear how to write it. Rename it.")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {output.parent} to write {output.name} into. Make it first.")
+    state, named = _read(source)
+    arch = arch or named or _identified(state, source)
+    state, form = external_checkpoints.as_ours(state, arch, str(source))
+    naming, _, suffix = layout.partition("-")
+    wanted = form if naming == "repnets" else suffix or "training"
+    if (form, wanted) == ("deploy", "training"):
+        raise InputError(
+            f"{source} was folded already, and one convolution does not tell which branches it was made of. Choose "
+            f"`--layout {naming}-deploy`, or give the checkpoint of the training."
+        )
+    if (form, wanted) == ("training", "deploy"):
+        state = _folded(state, arch, source)
+    _write(output, layouts.convert(state, arch, naming))
+    print(f"{output}: {arch}, {naming} layout, {wanted} form")
+
+
+def _read(path: Path) -> tuple[Mapping[str, "Tensor"], str | None]:
+    """Tensors by name, and the network where the file says which it is."""
+    if path.suffix != ".pt2":
+        state, _, header = external_checkpoints.read(path)
+        return state, header and header["arch"]
+    from pipeline.backends.pytorch import backend as pytorch
+
+    program, lineage = pytorch.read(path)
+    return program.state_dict, lineage.get("arch")
+
+
+def _identified(state: Mapping[str, "Tensor"], source: Path) -> str:
+    try:
+        arch = layouts.identify(state)
+        if arch is None:
+            raise RepnetsError(
+                f"these are {layouts.recognise(state)} weights, but of no network that repnets has. Name the nearest "
+                "with `--arch`, and be told what differs."
+            )
+    except RepnetsError as error:
+        raise InputError(f"{source}: {error}") from None
+    return arch
+
+
+def _folded(state: Mapping[str, "Tensor"], arch: str, source: Path) -> dict[str, "Tensor"]:
+    import torch
+
+    from repnets.fusion.engine import fuse
+
+    model = networks.build(arch, num_classes=len(state["head.linear.weight"]))
+    checkpoints.load_strict(model, state, arch, str(source))
+    size = 2 * MODELS[arch].min_image_size
+    fused = fuse(model.eval(), torch.zeros(1, 3, size, size)).module
+    return layouts.convert(fused.state_dict(), arch)
+
+
+def _write(output: Path, state: Mapping[str, "Tensor"]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    fresh = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        (save_file if output.suffix == ".safetensors" else torch.save)(tensors, fresh)
+        os.replace(fresh, output)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror}. Name another place.") from error
+    finally:
+        fresh.unlink(missing_ok=True)

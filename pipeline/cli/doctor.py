@@ -1,0 +1,262 @@
+"""`repnets doctor`: what this machine and the named devices can build, check and bench, and what brings the rest."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import devices
+from pipeline.artifacts.manifest import Unavailable, write_json
+from pipeline.cli import capabilities as examined
+from pipeline.cli.capabilities import Host
+from pipeline.cli.requirements import Found
+from pipeline.config import project
+from pipeline.config.project import Target
+from pipeline.config.schema import read_yaml
+from pipeline.deploy import installation
+from pipeline.devices import probe
+from pipeline.devices.probe import Probe
+from pipeline.errors import DeviceError, InputError, StageError, nearest
+from pipeline.text import aligned
+
+HELP = """\
+Look at this machine, and at the devices that are named, and say of each target what can be built, checked and
+benched, what is missing, why it matters, and the command that brings it. Nothing is built, installed or changed.
+
+DEVICE is where files are to run:
+  ssh://user@host:port   a Jetson, a Raspberry Pi, a Mac, over the system's own ssh, with your keys and ~/.ssh/config
+  adb:SERIAL             an Android phone or tablet, over the system's own adb; `adb devices` lists them
+A device is asked once, by its shell; nothing is written there.
+
+build and check take no device: what cannot run here is checked by another runtime, see docs/proof.md. bench takes the
+target's own runtime, here or on a device.
+
+Exit code 0: every target in question can be built and checked here, and each device answered. 1: not so. 2: the
+configuration or an option cannot be used.
+
+examples:
+  repnets doctor
+  repnets doctor --target tensorrt ssh://anna@jetson.local
+  repnets doctor adb:0123456789ABCDEF --json doctor.json
+"""
+
+_RUNNER = """\
+A runner is a small program that runs a .pte where no Python with executorch is; `runner:` in target.yaml names it.
+  Linux, on the device (x86_64 or aarch64; sudo apt-get install g++ unzip), from the wheel's own C++ libraries:
+    python3 -m pip download --no-deps executorch=={version} && unzip -q executorch-*.whl -d wheel
+    sh build_runner.sh wheel/executorch ~/runner     build_runner.sh and runner.cpp are in pipeline/devices/
+  Android, on this machine, with the NDK in $ANDROID_NDK (after ExecuTorch's own scripts; nobody has run it yet):
+    git clone --branch v{version} --recurse-submodules --shallow-submodules https://github.com/pytorch/executorch
+    cmake -S executorch -B out -DCMAKE_TOOLCHAIN_FILE=$ANDROID_NDK/build/cmake/android.toolchain.cmake \\
+      -DANDROID_ABI=arm64-v8a -DANDROID_PLATFORM=android-26 -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=out \\
+      -DEXECUTORCH_BUILD_XNNPACK=ON -DEXECUTORCH_BUILD_KERNELS_OPTIMIZED=ON -DEXECUTORCH_BUILD_DEVTOOLS=ON \\
+      -DEXECUTORCH_BUILD_EXTENSION_MODULE=ON -DEXECUTORCH_BUILD_EXTENSION_TENSOR=ON \\
+      -DEXECUTORCH_BUILD_EXTENSION_DATA_LOADER=ON -DEXECUTORCH_BUILD_EXTENSION_FLAT_TENSOR=ON \\
+      -DEXECUTORCH_BUILD_EXTENSION_NAMED_DATA_MAP=ON -DEXECUTORCH_ENABLE_EVENT_TRACER=ON
+    cmake --build out -j --target install            then compile runner.cpp with the NDK's clang++ against out/"""
+
+_WITHOUT = {
+    "all": "no build and no check of {targets}",
+    "build": "no build and no check of {targets}",
+    "check": "no check of {targets}",
+    "engine": "engines are built by another of the three, or on the device",
+    "device": "no such device can be reached",
+    "sign": "bundles are not signed, and no signature is verified",
+}
+_SECONDS = 60  # for a device to answer in
+
+
+def doctor(
+    names: Sequence[str] = (),
+    *,
+    targets: Sequence[str] | None = None,
+    python: str = "python3",
+    settings: Path = Path("config.yaml"),
+    document: Path | None = None,
+) -> None:
+    """Print what this machine and some devices can do for the configured targets.
+
+    Args:
+        names: devices, as `devices.parse` reads them.
+        targets: those in question; default: all that are configured.
+        python: the Python on the devices.
+        settings: the config.yaml with the targets beside it.
+        document: where to write the same as JSON.
+
+    Raises:
+        InputError: the configuration cannot be used, or has no such target, or a device is not named properly.
+        StageError: a target cannot be built or checked here.
+        DeviceError: a device did not answer.
+    """
+    configured = project.load(read_yaml(settings), settings.parent)
+    for name in targets or ():
+        if name not in configured.targets:
+            raise InputError(f"there is no target `{name}`{nearest(name, list(configured.targets))}")
+    chosen = [configured.targets[name] for name in targets or configured.targets]
+    parsed = [devices.parse(name) for name in names]
+    host = examined.examine(configured, [target.name for target in chosen])
+    print(_host(host, chosen))
+    answers = {device.name: _ask(device, python) for device in parsed}
+    for name, answer in answers.items():
+        print(f"\n{_device(name, answer, chosen)}")
+    if any(target.backend == "executorch" for target in chosen):
+        print(f"\n{_RUNNER.format(version=_executorch(host))}")
+    if document:
+        write_json(document, _document(host, chosen, answers))
+    _conclude(host, answers)
+
+
+def _ask(device: Any, python: str) -> Probe | DeviceError:
+    try:
+        done = device.run(["sh", "-c", probe.SCRIPT, "sh", installation.home(device), python], timeout=_SECONDS)
+    except DeviceError as error:
+        return error
+    return probe.read(done.stdout)
+
+
+def _conclude(host: Host, answers: Mapping[str, Probe | DeviceError]) -> None:
+    silent = [answer for answer in answers.values() if isinstance(answer, DeviceError)]
+    if host.unmet:
+        names = ", ".join(one.target for one in host.unmet)
+        raise StageError(f"{names} cannot be built and checked here; what is missing, and how to get it, is above.")
+    print("\nevery target in question can be built and checked here")
+    if silent:
+        raise silent[0]
+
+
+def _host(host: Host, targets: Sequence[Target]) -> str:
+    about = aligned(_facts(host.probe, f"Python {host.python}", f"where results are kept: {host.store}"))
+    gpu = f"compute capability {host.gpu}" if host.gpu else "none with a working driver"
+    needed = [_row(one, targets) for one in host.found if _needed(one, targets)]
+    rows = [("target", "build", "check", "bench")]
+    rows += [(one.target, one.build.how, one.check.how, one.bench.how) for one in host.verdicts]
+    parts = ["this machine", _indented(f"{about}\nnvidia   {gpu}"), "", _indented(aligned(needed))]
+    if lacking := [one for one in host.found if _needed(one, targets) and not one.is_met]:
+        rows_of_lacking = [("", "command", "without it"), *(_lack(one, targets) for one in lacking)]
+        parts += ["", "to get what is missing", _indented(aligned(rows_of_lacking))]
+        if any(one.requirement.work == "all" for one in lacking):
+            parts += ["  All Python packages at once, in the project's folder: pip install --editable ."]
+    parts += ["", "what can be done here", _indented(aligned(rows))]
+    for what, why in _missing(host):
+        parts += ["", f"{what}", _why(why)]
+    return "\n".join(parts)
+
+
+def _executorch(host: Host) -> str:
+    """The version that the files are made with, or the oldest that will do."""
+    found = next(one for one in host.found if one.requirement.name == "executorch")
+    return found.version or f"{found.wanted.partition(',')[0].lstrip('>=')}.0"
+
+
+def _needed(one: Found, targets: Sequence[Target]) -> bool:
+    return bool(examined.needed_by(one, targets))
+
+
+def _row(one: Found, targets: Sequence[Target]) -> tuple[str, ...]:
+    version = "yes" if one.version and one.requirement.is_program else one.version or "missing"
+    wanted = "" if one.is_met or one.version is None else f"; {one.wanted} is needed"
+    return (one.requirement.name, f"{version}{wanted}", one.requirement.why)
+
+
+def _lack(one: Found, targets: Sequence[Target]) -> tuple[str, ...]:
+    """What is missing, the command, and what cannot be done without it."""
+    named = examined.needed_by(one, targets)
+    whose = "any target" if len(named) == len(targets) else ", ".join(named)
+    return (one.requirement.name, one.remedy, _WITHOUT[one.requirement.work].format(targets=whose))
+
+
+def _missing(host: Host) -> list[tuple[str, Unavailable]]:
+    """What else stands in the way, each reason once, under the names of all targets that it concerns."""
+    told = {one.remedy for one in host.found if not one.is_met}
+    found: dict[tuple[str, Unavailable], list[str]] = {}
+    for verdict in host.verdicts:
+        for work in ("build", "check", "bench"):
+            for why in getattr(verdict, work).missing:
+                if why.remedy in told:
+                    continue
+                found.setdefault((work, why), []).append(verdict.target)
+    return [(f"no {work} here of {', '.join(targets)}", why) for (work, why), targets in found.items()]
+
+
+def _device(name: str, answer: Probe | DeviceError, targets: Sequence[Target]) -> str:
+    if isinstance(answer, DeviceError):
+        return f"{name}\n{_indented(f'error    {answer}')}"
+    python = f"Python {answer.python}" if answer.python else "no Python"
+    facts = _facts(answer, python, "where bundles go")
+    runtimes = ", ".join(f"{package} {version}" for package, version in answer.packages.items())
+    facts.append(
+        ("runtimes", ", ".join(filter(None, (runtimes, answer.trtexec and f"trtexec {answer.trtexec}"))) or "none")
+    )
+    facts.append(("compiler", f"g++ {answer.gcc}" if answer.gcc else "no g++"))
+    install = examined.can_install(answer)
+    facts.append(("ship", "it has the tools" if install.yes else "no; see below"))
+    facts.append(("installed", ", ".join(f"{one} {digest}" for one, digest in answer.installed) or "nothing"))
+    abilities = {target.name: examined.can_run(target, answer) for target in targets}
+    rows = [("target", "bench and self-test"), *((one, can.how) for one, can in abilities.items())]
+    parts = [name, _indented(aligned(facts)), "", _indented(aligned(rows))]
+    whys: dict[Unavailable, list[str]] = {}
+    for one, can in (("ship", install), *abilities.items()):
+        for why in can.missing:
+            whys.setdefault(why, []).append(one)
+    for why, concerned in whys.items():
+        parts += ["", f"not there: {', '.join(concerned)}", _why(why)]
+    return "\n".join(parts)
+
+
+def _facts(about: Probe, python: str, place: str) -> list[tuple[str, str]]:
+    system = filter(None, (about.described, f"{about.system} {about.release}", about.architecture, python))
+    cores = f"{about.cores} core{'s' * (about.cores != 1)}" if about.cores else None
+    memory = f"{about.memory_gib} GiB of memory" if about.memory_gib else None
+    free = f"{about.free_gib} GiB free" if about.free_gib is not None else "free space unknown"
+    return [
+        ("system", ", ".join(system)),
+        ("machine", ", ".join(filter(None, (about.model, about.cpu, cores, memory)))),
+        ("disk", f"{free}, {place}"),
+    ]
+
+
+def _why(why: Unavailable) -> str:
+    lines = (("why", why.reason), ("do", why.remedy))
+    return "\n".join(
+        textwrap.fill(text, 118, initial_indent=f"  {word:5}", subsequent_indent=" " * 7, break_on_hyphens=False)
+        for word, text in lines
+    )
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent(text, "  ")
+
+
+def _document(host: Host, targets: Iterable[Target], answers: Mapping[str, Probe | DeviceError]) -> dict[str, Any]:
+    return {
+        "met": not host.unmet,
+        "host": {**_plain(host.probe), "python": host.python, "gpu": host.gpu, "store": host.store},
+        "requirements": [
+            {
+                "name": one.requirement.name,
+                "version": one.version,
+                "wanted": one.wanted,
+                "met": one.is_met,
+                "why": one.requirement.why,
+                "remedy": one.remedy,
+            }
+            for one in host.found
+        ],
+        "targets": {
+            one.target: {work: asdict(getattr(one, work)) for work in ("build", "check", "bench")}
+            for one in host.verdicts
+        },
+        "devices": {name: _answer(answer, targets) for name, answer in answers.items()},
+    }
+
+
+def _answer(answer: Probe | DeviceError, targets: Iterable[Target]) -> dict[str, Any]:
+    if isinstance(answer, DeviceError):
+        return {"error": str(answer)}
+    can = {target.name: asdict(examined.can_run(target, answer)) for target in targets}
+    return {**_plain(answer), "ship": asdict(examined.can_install(answer)), "targets": can}
+
+
+def _plain(about: Probe) -> dict[str, Any]:
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(about).items()}

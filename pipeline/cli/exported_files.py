@@ -1,0 +1,268 @@
+"""Exported files as a user names them: which backend reads each, what it takes, and the images to feed it."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import backends
+from pipeline.artifacts import digests
+from pipeline.artifacts.manifest import Preprocessing, read_json
+from pipeline.backends import signatures
+from pipeline.data import transforms
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SEED = 0
+_RANDOM_IMAGES = 16
+_PIECE = 64  # images prepared at a time
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that some runtime can read.
+
+    Attributes:
+        path: of the file or package.
+        backend: name of the module in pipeline.backends that reads it.
+        input_shape: (N, C, H, W), None where the file takes any size.
+        example: sizes that it is known to take, None where that is unknown.
+        classes: logits that it gives, None where it does not say.
+        manifest: what the manifest.json beside it says, None where none describes this very file.
+        takes_pixels, gives_probabilities: see `signatures.Signature`.
+    """
+
+    path: Path
+    backend: str
+    input_shape: signatures.Shape
+    example: signatures.Shape
+    classes: int | None
+    manifest: Mapping[str, Any] | None
+    takes_pixels: bool = False
+    gives_probabilities: bool = False
+
+    @property
+    def precision(self) -> str:
+        """As the manifest says of the file, which may be the float baseline of int8; ``fp32`` without a manifest."""
+        if not self.manifest:
+            return "fp32"
+        entry = next((one for one in self.manifest["forms"].values() if self.path.name in one["files"]), {})
+        return entry.get("precision", self.manifest["precision"])
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file, or of all that is in the package."""
+        return sum(part.stat().st_size for part in [self.path, *self.path.rglob("*")] if part.is_file())
+
+
+@dataclass(frozen=True)
+class Images:
+    """What files are fed.
+
+    Attributes:
+        described: in words.
+        pieces: gives float32 (n, C, H, W) anew, piece by piece.
+    """
+
+    described: str
+    pieces: "Callable[[], Iterator[np.ndarray]]"
+
+    def one(self, index: int) -> "np.ndarray":
+        """The image of that number, (C, H, W)."""
+        for piece in self.pieces():
+            if index < len(piece):
+                return piece[index]
+            index -= len(piece)
+        raise IndexError("there are not so many images")
+
+
+def open_file(path: Path) -> Exported:
+    """Look at a file, without running it.
+
+    Raises:
+        InputError: it is missing, damaged, or of a kind that nothing here reads.
+    """
+    backend = backends.by_suffix(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Name an exported file: {', '.join(backends.SUFFIXES)}.")
+    signature, manifest = signatures.read(path), _manifest(path)
+    if signature is None:  # an engine
+        shape = tuple(manifest["input"]["shape"]) if manifest else (None,) * 4
+        classes = manifest["output"]["shape"][-1] if manifest else None
+        return Exported(path, backend, shape, shape, classes, manifest)
+    return Exported(
+        path,
+        backend,
+        signature.input_shape,
+        signature.example,
+        signature.output_shape[-1],
+        manifest,
+        signature.takes_pixels,
+        signature.gives_probabilities,
+    )
+
+
+def common_shape(files: Sequence[Exported], image_size: int | None = None) -> tuple[int, int, int, int]:
+    """The input shape (N, C, H, W) that all files take: what one fixes, for all; else what a file is known to take.
+
+    Args:
+        files: at least one.
+        image_size: height and width, pixels; default: as the files say.
+
+    Raises:
+        InputError: two files differ, in a size or in the number of classes; both are named. Nothing says which size.
+    """
+    for file in files[1:]:
+        if None not in (file.classes, files[0].classes) and file.classes != files[0].classes:
+            raise InputError(
+                f"{files[0].path} gives {files[0].classes} classes and {file.path} {file.classes}, so they are not of "
+                "the same network. Name two files of one network."
+            )
+    wanted = (None, None, image_size, image_size)
+    return tuple(_size(files, axis, wanted[axis]) for axis in range(4))  # type: ignore[return-value]
+
+
+def images(
+    files: Sequence[Exported], shape: tuple[int, ...], folder: Path | None = None, split: Path | None = None
+) -> Images:
+    """What to feed files that are to be compared: random numbers, or real images prepared as the manifests say.
+
+    Args:
+        files: their manifests give the preprocessing.
+        shape: (N, C, H, W) that they take; N is of no account.
+        folder: of images, however deep.
+        split: a split.json of this pipeline; its validation images.
+
+    Raises:
+        InputError: there is no image; nothing says how images are prepared.
+    """
+    found = _images(files, shape, folder, split)
+    return _in_whole_pixels(found, files, shape[3]) if any(file.takes_pixels for file in files) else found
+
+
+def _images(files: Sequence[Exported], shape: tuple[int, ...], folder: Path | None, split: Path | None) -> Images:
+    if folder is None and split is None:
+        return _random((_RANDOM_IMAGES, *shape[1:]))
+    if shape[2] != shape[3]:
+        raise InputError(f"images are prepared as squares, but {files[0].path} takes {shape[2]} x {shape[3]} pixels.")
+    if split is not None:
+        return _of_split(split, files, shape[3])
+    return _of_folder(folder, _preprocessing(files, shape[3]))
+
+
+def _in_whole_pixels(found: Images, files: Sequence[Exported], size: int) -> Images:
+    preprocessing = _preprocessing(files, size)
+
+    def pieces() -> "Iterator[np.ndarray]":
+        import torch
+
+        return (transforms.whole(torch.from_numpy(piece), preprocessing).numpy() for piece in found.pieces())
+
+    return Images(f"{found.described}, in whole pixels", pieces)
+
+
+def random_image(shape: tuple[int, ...]) -> "np.ndarray":
+    """One random normal input of that shape, always the same; latencies do not depend on what it shows."""
+    import numpy as np
+
+    return np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    place = path.with_name(_MANIFEST)
+    try:
+        found = read_json(place)
+        named = {name: facts for form in found["forms"].values() for name, facts in form["files"].items()}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{place} is no manifest of this pipeline, or was cut short. Delete it, or export again."
+        ) from None
+    if path.name not in named:
+        return None
+    if digests.digest(path) != named[path.name]["sha256"]:
+        print(
+            f"warning: {path} is not the file that {_MANIFEST} beside it describes, so that is not used.",
+            file=sys.stderr,
+        )
+        return None
+    return found
+
+
+def _size(files: Sequence[Exported], axis: int, wanted: int | None) -> int:
+    fixed = [file for file in files if file.input_shape[axis] is not None]
+    for file in fixed:
+        if file.input_shape[axis] != fixed[0].input_shape[axis]:
+            raise InputError(
+                f"{fixed[0].path} takes an input of {_shown(fixed[0].input_shape)} and {file.path} one of "
+                f"{_shown(file.input_shape)}, so no input fits both. Export them for one input shape."
+            )
+    if fixed:
+        size = fixed[0].input_shape[axis]
+        if wanted not in (None, size):
+            raise InputError(
+                f"{fixed[0].path} takes an input of {_shown(fixed[0].input_shape)} alone. Leave out --image-size."
+            )
+        return size
+    if axis == 0:
+        return 1
+    known = wanted or next((file.example[axis] for file in files if file.example[axis] is not None), None)
+    if known is None:
+        raise InputError(f"{files[0].path} takes images of any size, and nothing says which. Give --image-size.")
+    return known
+
+
+def _shown(shape: signatures.Shape) -> str:
+    return " x ".join("any" if size is None else str(size) for size in shape)
+
+
+def _random(shape: tuple[int, ...]) -> Images:
+    return Images(f"{shape[0]} random normal images, seed {SEED}", lambda: iter([random_image(shape)]))
+
+
+def _preprocessing(files: Sequence[Exported], size: int) -> Preprocessing:
+    for file in files:
+        if file.manifest:
+            return Preprocessing.from_dict({**file.manifest["preprocessing"], "image_size": size})
+    names = " nor ".join(str(file.path) for file in files)
+    raise InputError(
+        f"how images become the input is in {_MANIFEST}, which lies beside neither {names}. Put it there, give "
+        "--split, or compare on random input."
+    )
+
+
+def _of_folder(folder: Path, preprocessing: Preprocessing) -> Images:
+    from pipeline.data.image_folder import SUFFIXES, files_in, read
+
+    paths = [path for path in files_in(folder) if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES)}), so nothing could be compared.")
+
+    def pieces() -> "Iterator[np.ndarray]":
+        import torch
+
+        for start in range(0, len(paths), _PIECE):
+            prepared = [transforms.prepare(read(path)[None], preprocessing) for path in paths[start : start + _PIECE]]
+            yield torch.cat(prepared).numpy()
+
+    return Images(f"{len(paths)} image{'s' * (len(paths) > 1)} of {folder}", pieces)
+
+
+def _of_split(place: Path, files: Sequence[Exported], size: int) -> Images:
+    from pipeline.data.splits import open_split
+
+    split = open_split(place)
+    try:
+        preprocessing = _preprocessing(files, size)
+    except InputError:  # no manifest: the data set's own statistics will do to compare two files
+        preprocessing = split.preprocessing(size, "bilinear")
+
+    def pieces() -> "Iterator[np.ndarray]":
+        return (images.numpy() for images, _ in split.batches("val", preprocessing, _PIECE))
+
+    return Images(f"{split.size('val')} validation images of {place}", pieces)

@@ -1,0 +1,235 @@
+"""The command `repnets`: networks, checkpoints for other tools, exported files compared, and devices."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.benchmark.interleaved import Until
+from pipeline.cli import doctor as doctors
+from pipeline.cli import ship as ships
+from pipeline.cli.bench import bench
+from pipeline.cli.check import check
+from pipeline.cli.convert import LAYOUTS, SUFFIXES, convert
+from pipeline.cli.models import models
+from pipeline.stages import command
+
+_CONVERT = """\
+Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
+
+CHECKPOINT is one of
+  artifacts/<model>/checkpoint.safetensors   what this pipeline trained, with all branches
+  artifacts/<model>/fused.pt2                what it folded
+  a .safetensors, .pth or .pt                of this project, of the authors (official) or of timm, in the training
+                                             or the deploy form; its layout is recognised, and no code in it runs
+
+--layout is one of
+  official, timm                             with all branches, to train on
+  official-deploy, timm-deploy               each block one convolution; a network with branches is folded first
+  repnets                                    this project's names; the form stays as it is
+
+Every tensor must be there and no other, or nothing is written. OUTPUT holds tensors by name and nothing else: the
+classes and the preprocessing stay in checkpoint.safetensors.
+
+examples:
+  repnets convert artifacts/mine/checkpoint.safetensors mine.pth --layout official
+  repnets convert artifacts/mine/fused.pt2 mine-deploy.pth --layout official-deploy
+  repnets convert RepVGG-A0-train.pth a0.safetensors --layout repnets
+"""
+
+_FILES = """\
+Files are known by their suffix:
+  .pte          by ExecuTorch
+  .onnx         by ONNX Runtime
+  .engine       by TensorRT, on the GPU that it was built for
+  .mlpackage    {coreml}
+  .pt2          by PyTorch, eagerly: artifacts/<model>/fused.pt2, or any torch.export program
+"""
+
+_CHECK = f"""\
+Put the same images through two exported files on this machine, and hold the largest difference of their logits to
+a tolerance. FILE is the one in question, --against the one that is right.
+
+{_FILES.format(coreml="by an evaluator of saved ML programs, on any system")}
+Without --images or --split they are fed random normal images. Real ones are prepared as the manifest.json beside
+one of the files says. The tolerance is that of the lower precision, which the manifest.json names too. Where the
+files differ by more, and both can tell, the first layer that departs is named.
+
+Exit code 0: they agree. 1: they do not, or a runtime is not here or failed. 2: a file cannot be used.
+
+examples:
+  repnets check targets/executorch/toy/fused.pte --against artifacts/toy/fused.pt2
+  repnets check targets/tensorrt/toy/fused.onnx --against targets/executorch/toy/fused.pte --split artifacts/split.json
+  repnets check mine.onnx --against fused.pt2 --images photos --tolerance 1e-3
+"""
+
+_BENCH = f"""\
+Time exported files on this machine, each on its own runtime and in processes of its own, in turn (A B A B), and print
+a table. The first file is what the others' speed-up is over: the median of the paired ratios, with a 95 % interval.
+
+{_FILES.format(coreml="by Core ML, on a Mac")}
+A file whose runtime is not on this machine is listed as unavailable, with what to do, and nothing is timed in its
+place. Memory is what the process grew by. If others keep the machine busy meanwhile, a warning says so.
+
+Exit code 0: something was timed. 1: nothing could be, or a runtime failed. 2: a file cannot be used.
+
+examples:
+  repnets bench targets/executorch/toy/branched.pte targets/executorch/toy/fused.pte
+  repnets bench artifacts/toy/fused.pt2 targets/tensorrt/toy/fused.onnx targets/executorch/toy/fused.pte --threads 1,2
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0; 2 where what was given is at fault; 1 where a gate or tool failed."""
+    options = vars(_parser().parse_args(argv))
+    act, debug = options.pop("act"), options.pop("debug")
+    return command.answered(lambda: act(**options), debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="repnets",
+        description="Networks, checkpoints and exported files. What is built and measured for a target is asked of "
+        "snakemake; see README.md.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_models(_command(commands, models, "list the networks that `arch:` in config.yaml can name"))
+    _add_convert(_command(commands, convert, "write a checkpoint for another tool, or read one of it", _CONVERT))
+    _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
+    _add_bench(_command(commands, bench, "time exported files against each other", _BENCH))
+    _add_doctor(_command(commands, doctors.doctor, "say what this machine and devices can do", doctors.HELP))
+    _add_ship(_command(commands, ships.ship, "install a bundle on a device, or take it back", ships.SHIP_HELP))
+    _add_devices(_command(commands, ships.devices, "list what is installed on a device", ships.DEVICES_HELP))
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, act: Callable[..., None], text: str, description: str | None = None
+) -> argparse.ArgumentParser:
+    """A command whose options are the parameters of the function that does its work."""
+    command = commands.add_parser(
+        act.__name__,
+        help=text,
+        description=description or text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.set_defaults(act=act)
+    return command
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--parameters", action="store_true", help="count them, which takes some seconds")
+
+
+def _add_convert(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=Path, metavar="CHECKPOINT", help="the file to read")
+    command.add_argument("output", type=Path, metavar="OUTPUT", help=f"the file to write: {', '.join(SUFFIXES)}")
+    command.add_argument("--layout", choices=LAYOUTS, required=True, help="the names to write")
+    command.add_argument("--arch", metavar="NAME", help="the network; default: what the file says, or what fits it")
+
+
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", type=Path, metavar="FILE", help="the exported file in question")
+    command.add_argument("--against", type=Path, required=True, metavar="FILE", help="the one that is right")
+    fed = command.add_mutually_exclusive_group()
+    fed.add_argument("--images", type=Path, metavar="FOLDER", help="feed the images of a folder")
+    fed.add_argument("--split", type=Path, metavar="FILE", help="feed the validation images of a split.json")
+    _add_image_size(command)
+    command.add_argument("--tolerance", type=float, metavar="T", help="largest difference, of the largest logit")
+    command.add_argument("--exact", action="store_true", help="both in float32 on the weights as they are stored")
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "paths", type=Path, nargs="+", metavar="FILE", help="exported files; the first is the baseline"
+    )
+    command.add_argument(
+        "--threads", type=_numbers, default=(1,), metavar="N[,M]", help="for each runtime, one or several; default: 1"
+    )
+    _add_image_size(command)
+    command.add_argument(
+        "--min-runs", type=_number, metavar="N", help=f"of each file, at least; default: {Until.min_runs}"
+    )
+    command.add_argument(
+        "--max-seconds", type=float, metavar="S", help=f"of all timed runs together; default: {Until.max_seconds:g}"
+    )
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
+
+
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("names", nargs="*", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
+    command.add_argument("--target", action="append", dest="targets", metavar="NAME", help="of these; default: all")
+    command.add_argument("--config", type=Path, default=Path("config.yaml"), dest="settings", metavar="FILE")
+    _add_python(command)
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON")
+
+
+def _add_ship(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="a .tar of dist/; with --rollback also a name")
+    command.add_argument("device", nargs="?", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
+    command.add_argument("--rollback", action="store_true", help="make the version before current again")
+    command.add_argument("--layout", type=Path, metavar="FOLDER", help="lay it out there for an app's project instead")
+    command.add_argument(
+        "--require-signature", type=Path, metavar="FILE", help="ssh's allowed_signers: refuse what none of them signed"
+    )
+    command.add_argument(
+        "--no-selftest", action="store_false", dest="selftest", help="switch untested, where the device has no runtime"
+    )
+    _add_python(command)
+    command.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help="for the self-test; default: a minute more than it takes its runtime to be stuck",
+    )
+
+
+def _add_devices(command: argparse.ArgumentParser) -> None:
+    command.add_argument("device", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON")
+
+
+def _add_python(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--python", default="python3", metavar="PROGRAM", help="the Python on the device; default: %(default)s"
+    )
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise ValueError
+    return seconds
+
+
+def _number(text: str) -> int:
+    """A whole number from 1 on, as argparse reads it."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def _output(text: str) -> Path:
+    """A file that can be written, told before minutes are spent on its content."""
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write {path.name} into; make it first")
+    return path
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(_number, text.split(",")))
+
+
+def _add_image_size(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--image-size",
+        type=_number,
+        metavar="PIXELS",
+        help="where the files take any; default: a size they were made at",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

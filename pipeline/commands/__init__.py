@@ -1,1 +1,0 @@
-"""What the command `repnets` does, a module a command. The command line itself is `pipeline.cli`."""

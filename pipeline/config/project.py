@@ -1,0 +1,359 @@
+"""config.yaml as strict models, and what each stage is told of it; an unknown key is an error.
+
+Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config import targets
+from pipeline.config.schema import Strict, unknown_key, validate, where
+from pipeline.config.targets import Bench, Check, Target
+from pipeline.errors import InputError, nearest
+from pipeline.models import external_checkpoints, networks
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0, le=1)]
+
+
+class Data(Strict):
+    """Which images to learn from and to prove on, and how they become the network's input."""
+
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
+    root: str | None = Field(None, description="folder of the images, or where torchvision downloads them to")
+    image_size: int = Field(32, ge=1, description="side of the square input, pixels")
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
+    split_seed: int = 0
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> "Data":
+        if self.name == "imagefolder" and self.root is None:
+            raise ValueError("data.root is not set; name the folder that holds one folder of images per class")
+        return self
+
+
+class Training(Strict):
+    """How a network is trained. Any of these can be set for one model under `models.<name>.training`."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(0.1, gt=0, description="peak, for SGD with Nesterov momentum")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, description="not on biases and batch norms")
+    warmup_epochs: float = Field(1, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="also keep an average of the weights; export it")
+    augment: bool = True
+    workers: int = Field(2, ge=0, description="processes that read images, for imagefolder")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Model(Strict):
+    """One network of the run. Its key in `models:` names the artifacts; `arch` defaults to that key."""
+
+    arch: str = Field(description="a name of repnets.list_models(), `timm:NAME`, or `module.path:factory`")
+    checkpoint: str | None = Field(None, description="a .safetensors or .pth of the user's own; skips training")
+    image_size: int = Field(ge=1)
+    mean: tuple[_Share, _Share, _Share] | None = Field(None, description="of R, G, B in [0, 1]; default: the data's")
+    std: tuple[_Positive, _Positive, _Positive] | None = Field(None, description="likewise")
+    recalibrate_bn: int = Field(
+        0, ge=0, description="training images to estimate the batch norms' statistics from; 0: leave them"
+    )
+    training: Training
+
+    @cached_property
+    def form(self) -> str:
+        """`deploy` where the user's checkpoint is of a network that was folded already, else `training`."""
+        return external_checkpoints.form_of(Path(self.checkpoint), self.arch) if self.checkpoint else "training"
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> "Model":
+        if 0 < self.recalibrate_bn < 32:
+            raise ValueError("recalibrate_bn is a number of training images: 32 or more, or 0 to leave the batch norms")
+        return self
+
+
+class Verify(Strict):
+    """Tolerances of the gate between the branched and the fused network."""
+
+    float64_tolerance: float = Field(1e-9, gt=0, description="relative, on random and real input")
+    float32_slack: float = Field(
+        2.0, ge=1, description="how many times the branched net's own float32 error fused may have"
+    )
+    float32_tolerance: float = Field(
+        5e-5, gt=0, description="relative error that fused may have in any case; half precision loses 20 times that"
+    )
+    batch_size: int = Field(256, ge=1)
+
+
+class Quantize(Strict):
+    """How the int8 program of a model is made, for the targets of `precision: int8`."""
+
+    calibration_images: int = Field(512, ge=1, description="training images that ranges are taken from")
+    max_accuracy_drop: float = Field(
+        0.01, ge=0, le=1, description="top-1 of the int8 program below that of the fused net"
+    )
+    max_float_layers: int = Field(4, ge=0, description="layers that may stay in float where that is not held")
+    qat_epochs: int = Field(0, ge=0, description="of training in int8, where that is still not held")
+    qat_learning_rate: float = Field(1e-3, gt=0, description="of a weight's size, for Adam; falls to 0 as a cosine")
+
+
+class Bundle(Strict):
+    """What goes into dist/ for a device."""
+
+    golden_images: int = Field(8, ge=1, le=64, description="validation images that the self-test is made of")
+    include_engine: bool = Field(False, description="TensorRT: also the engine; only for devices like this machine")
+    signing_key: str | None = Field(None, description="an SSH key of yours; the signature lies beside the bundle")
+
+
+class Config(Strict):
+    """A whole run: config.yaml, what the command line changed in it, and every target.
+
+    Attributes:
+        candidates: of each target of `precision: auto`, what it chooses from, as targets of one precision each.
+    """
+
+    data: Data
+    models: dict[str, Model]
+    verify: Verify
+    quantize: Quantize
+    targets: dict[str, Target]
+    candidates: dict[str, tuple[Target, ...]]
+    bundle: Bundle = Bundle()
+
+    def exported(self, target: str) -> tuple[Target, ...]:
+        """What is exported for a target: itself, or, of `precision: auto`, its candidates."""
+        return self.candidates.get(target) or (self.targets[target],)
+
+    def forms(self, target: Target, model: str) -> tuple[str, ...]:
+        """The forms of a model that a target exports: the one that ships, and the baseline where there is one.
+
+        A network that came folded has no branched form.
+        """
+        forms = target.forms
+        return forms if self.models[model].form == "training" else tuple(form for form in forms if form != "branched")
+
+
+class NoSettings(Strict):
+    """A stage with nothing to set."""
+
+
+class SplitSettings(Strict):
+    """Of the stage `split`."""
+
+    name: str
+    root: str | None
+    val_fraction: float
+    split_seed: int
+
+
+class AdoptSettings(Strict):
+    """Of the stage `adopt`."""
+
+    arch: str
+    image_size: int
+    interpolation: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class TrainSettings(AdoptSettings):
+    """Of the stage `train`."""
+
+    training: Training
+
+
+class RecalibrateSettings(Strict):
+    """Of the stage `recalibrate`."""
+
+    recalibrate_bn: int
+
+
+class ExportSettings(Strict):
+    """Of the stage `export`."""
+
+    target: str
+    model: str
+    backend: str
+    precision: str
+    forms: tuple[str, ...]
+    batch: int
+    image_size: int | None
+    options: dict[str, Any]
+
+    def precision_of(self, form: str) -> str:
+        """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
+        if self.precision != "int8" or form == "quantized":
+            return self.precision
+        return "fp16" if self.backend in ("tensorrt", "coreml") else "fp32"
+
+
+class CheckSettings(Strict):
+    """Of the stage `check`."""
+
+    backend: str
+    check: Check
+    may_lose: bool = Field(False, description="a candidate of auto, which only drops out where its precision loses")
+
+
+class BenchSettings(Strict):
+    """Of the stage `bench`."""
+
+    backend: str
+    bench: Bench
+    device: str = "local"
+    device_python: str = "python3"
+    runner: str | None = None
+
+
+class RaceSettings(BenchSettings):
+    """Of the stage `race`."""
+
+    target: str
+    model: str
+
+
+class QuantizeSettings(Quantize):
+    """Of the stage `quantize`."""
+
+    may_lose: bool = Field(False, description="int8 is only a candidate, of targets of `precision: auto`")
+
+
+class BundleSettings(Strict):
+    """Of the stage `bundle`."""
+
+    backend: str
+    options: dict[str, Any]
+    bundle: Bundle
+
+
+def settings_of(
+    stage: str, config: Config, model: str | None = None, target: str | None = None, precision: str | None = None
+) -> Strict:
+    """The part of a configuration that one stage reads, so that it runs again only when that part changes.
+
+    Args:
+        stage: its name.
+        config: all of it.
+        model, target: which of them is meant, for a stage of one.
+        precision: which candidate, where the target is of `precision: auto` and the stage is not `race`.
+
+    Raises:
+        InputError: a model, target or candidate that the configuration does not name.
+    """
+    if model is not None and model not in config.models:
+        raise InputError(f"the configuration has no model `{model}`{nearest(model, list(config.models))}")
+    if target is not None and target not in config.targets:
+        raise InputError(f"there is no target `{target}`{nearest(target, list(config.targets))}")
+    is_held = any(one.precision == "int8" for one in config.targets.values())
+    is_tried = any(one.precision == "int8" for several in config.candidates.values() for one in several)
+    classes: dict[str, tuple[type[Strict], dict[str, Any]]] = {
+        "split": (SplitSettings, dict(config.data)),
+        "verify": (Verify, dict(config.verify)),
+        "quantize": (QuantizeSettings, {**dict(config.quantize), "may_lose": is_tried and not is_held}),
+    }
+    if model is not None:
+        trained = {**dict(config.data), **dict(config.models[model])}
+        classes |= {
+            "train": (TrainSettings, trained),
+            "adopt": (AdoptSettings, trained),
+            "recalibrate": (RecalibrateSettings, trained),
+        }
+    if target is not None:
+        meant = config.targets[target] if stage in ("race", "bundle") else _of_precision(config, target, precision)
+        deployed = {
+            **dict(meant),
+            "target": target,
+            "model": model,
+            "forms": config.forms(meant, model) if model else (),
+            "may_lose": target in config.candidates,
+        }
+        classes |= {
+            "export": (ExportSettings, deployed),
+            "check": (CheckSettings, deployed),
+            "bench": (BenchSettings, deployed),
+            "race": (RaceSettings, deployed),
+            "bundle": (BundleSettings, {**deployed, "bundle": config.bundle}),
+        }
+    settings, values = classes.get(stage, (NoSettings, {}))
+    return settings(**{name: values[name] for name in settings.model_fields})
+
+
+def _of_precision(config: Config, target: str, precision: str | None) -> Target:
+    if precision is None and target not in config.candidates:
+        return config.targets[target]
+    found = {one.precision: one for one in config.exported(target)}
+    if precision not in found:
+        what = f"no candidate `{precision}`" if precision else "several candidates; say which with --precision"
+        raise InputError(f"the target `{target}` has {what}{nearest(precision or '', list(found))}")
+    return found[precision]
+
+
+def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
+    """Validate a configuration and the targets beside it.
+
+    Args:
+        values: config.yaml as a mapping, with what ``--config`` changed already merged in.
+        root: folder that holds config.yaml and targets/.
+
+    Raises:
+        InputError: an unknown key, model, data set or backend, with the nearest valid name and the
+            line where it stands; a value out of range; a network that the input is too small for.
+    """
+    source = root / "config.yaml"
+    known = ("data", "models", "training", "verify", "quantize", "bundle", "targets")
+    for key in values:
+        if key not in known:
+            raise unknown_key(source, (key,), known)
+    data = validate(Data, values.get("data") or {}, source, ("data",))
+    models = {
+        name: _model(name, entry or {}, values.get("training") or {}, data, source)
+        for name, entry in (values.get("models") or {}).items()
+    }
+    if not models:
+        raise InputError(f"{source}: `models:` names no network, so there is nothing to build. Add one, e.g. `toy:`.")
+    verify = validate(Verify, values.get("verify") or {}, source, ("verify",))
+    quantize = validate(Quantize, values.get("quantize") or {}, source, ("quantize",))
+    bundle = validate(Bundle, values.get("bundle") or {}, source, ("bundle",))
+    declared, candidates = targets.load(values.get("targets") or {}, root)
+    return Config(
+        data=data, models=models, verify=verify, quantize=quantize, targets=declared, candidates=candidates,
+        bundle=bundle,
+    )  # fmt: skip
+
+
+def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:
+    path = ("models", name)
+    for key, value in ((path, entry), ((*path, "training"), isinstance(entry, Mapping) and entry.get("training"))):
+        if value and not isinstance(value, Mapping):
+            raise InputError(
+                f"{where(source, key)}: `{'.'.join(key)}` must hold `key: value` lines, but it is {value!r}."
+            )
+    own = entry.get("training") or {}
+    validate(Training, training, source, ("training",))
+    validate(Training, own, source, (*path, "training"))
+    values = {"arch": name, "image_size": data.image_size, **entry, "training": {**training, **own}}
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(
+            f"{where(source, path)}: `{name}` cannot name a folder of artifacts. Give the model a name of letters, "
+            f"digits, `_`, `-` and `.`, and put the network under it: `my_model: {{arch: {name}}}`."
+        )
+    model = validate(Model, values, source, path)
+    try:
+        networks.check(model.arch)
+    except InputError as error:
+        raise InputError(f"{where(source, (*path, 'arch') if 'arch' in entry else path)}: {error}") from None
+    smallest = networks.min_image_size(model.arch)
+    if smallest is not None and model.image_size < smallest:
+        raise InputError(
+            f"{where(source, path)}: `{model.arch}` needs images of at least {smallest} x {smallest} pixels, since it "
+            f"halves them to one, not {model.image_size}. Set `image_size: {smallest}` under models.{name} or data."
+        )
+    return model

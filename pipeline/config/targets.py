@@ -1,0 +1,198 @@
+"""Deployments as the user declares them: targets/<name>/target.yaml, read strictly. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from pipeline.config import backend_options
+from pipeline.config.schema import Strict, read_yaml, validate, where
+from pipeline.errors import InputError, nearest
+
+
+def _each_once(threads: tuple[int, ...]) -> tuple[int, ...]:
+    if not threads or len(set(threads)) < len(threads):
+        raise ValueError(f"give one number of threads, or several different ones, not {list(threads)}")
+    return threads
+
+
+class Check(Strict):
+    """Gates on the exported file."""
+
+    tolerance: float | None = Field(
+        None, gt=0, description="relative error against the program; default 1e-4 for fp32, 2e-2 for fp16"
+    )
+    max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="top-1 of the file below that of the fused net")
+
+
+class Bench(Strict):
+    """How long a benchmark runs, and on how many threads. Each number of threads is measured for itself."""
+
+    threads: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        BeforeValidator(lambda given: (given,) if isinstance(given, int) else given),
+        AfterValidator(_each_once),
+    ] = Field((1,), description="one number or several; the first is the headline")
+    warmup_seconds: float = Field(0.2, ge=0, description="of each form in each launch; on until it is steady")
+    min_runs: int = Field(50, ge=10, description="of each form")
+    max_seconds: float = Field(3.0, gt=0, description="for all the timed runs of both forms together")
+    target_width: float = Field(
+        0.02, ge=0, description="of the speed-up's interval, as a share of it; narrow enough to stop early"
+    )
+    sustained_seconds: float = Field(
+        0, ge=0, description="that the file which ships runs on alone, to show throttling; 0: it does not"
+    )
+
+
+WEIGHTS_ALONE = ("w8", "w4", "palette6")
+"""Precisions that compress the weights; the arithmetic is float16."""
+
+CANDIDATES = MappingProxyType(
+    {
+        "tensorrt": ("fp32", "fp16", "int8"),
+        "coreml": ("fp16", "int8", *WEIGHTS_ALONE),
+        "executorch": ("fp32", "fp16", "int8"),
+    }
+)
+"""What `precision: auto` chooses from, backend by backend, where target.yaml does not say."""
+
+_Precision = Literal["fp32", "fp16", "int8", "w8", "w4", "palette6"]
+PRECISIONS: tuple[str, ...] = get_args(_Precision)
+"""All that a file can be exported in."""
+
+
+def _several(candidates: tuple[str, ...]) -> tuple[str, ...]:
+    if len(candidates) < 2 or len(set(candidates)) < len(candidates):
+        raise ValueError(f"give two or more different precisions to choose from, not {list(candidates)}")
+    return candidates
+
+
+class Target(Strict):
+    """A deployment: targets/<name>/target.yaml."""
+
+    name: str
+    backend: Literal["tensorrt", "coreml", "executorch"]
+    precision: Literal[_Precision, "auto"] = Field(
+        description="int8: of weights and activations; w8, w4, palette6: Core ML's, of the weights alone; auto: the "
+        "fastest of `candidates` that holds its gates"
+    )
+    candidates: Annotated[tuple[_Precision, ...], AfterValidator(_several)] | None = Field(
+        None, description="what auto chooses from; default: what the backend has, and for Core ML what the system reads"
+    )
+    baseline: Literal["fused", "branched", "none"] | None = Field(
+        None, description="what the file is timed beside; default: fused for int8, else branched"
+    )
+    batch: int = Field(1, ge=1)
+    image_size: int | None = Field(None, ge=1, description="default: the size that the model was trained at")
+    device: str = Field("local", description="where bench runs: local, ssh://user@host:port, adb:SERIAL")
+    device_python: str = Field("python3", min_length=1, description="on the device, where ExecuTorch is installed")
+    runner: str | None = Field(None, min_length=1, description="on the device, instead of Python: devices/runner.cpp")
+    options: dict[str, Any] = Field(default_factory=dict)
+    check: Check = Check()
+    bench: Bench = Bench()
+
+    @model_validator(mode="after")
+    def _candidates_are_for_auto(self) -> "Target":
+        if self.precision != "auto" and self.candidates:
+            raise ValueError("candidates are what `precision: auto` chooses from; leave them out, or set it to auto")
+        if self.precision == "auto" and self.baseline:
+            raise ValueError("auto times its candidates against each other; leave out `baseline`")
+        return self
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What is exported of a network: the form that ships, and the baseline where there is one."""
+        is_int8 = self.precision == "int8"
+        baseline = self.baseline or ("fused" if is_int8 else "branched")
+        return ("quantized" if is_int8 else "fused", *([] if baseline == "none" else [baseline]))
+
+
+def load(overrides: Mapping[str, Any], root: Path) -> tuple[dict[str, Target], dict[str, tuple[Target, ...]]]:
+    """Read targets/<name>/target.yaml of every target.
+
+    Args:
+        overrides: by the name of a target, keys of target.yaml that the configuration changes.
+        root: folder that holds targets/.
+
+    Returns:
+        The targets by name; and of those of `precision: auto` what they choose from, as targets of one precision each.
+
+    Raises:
+        InputError: an unknown target, key or backend; values that do not go together.
+    """
+    files = {path.parent.name: path for path in sorted(root.glob("targets/*/target.yaml"))}
+    for name, override in overrides.items():
+        if name not in files:
+            place = where(root / "config.yaml", ("targets", name))
+            raise InputError(f"{place}: there is no targets/{name}/target.yaml{nearest(name, list(files))}")
+        if not isinstance(override or {}, Mapping):
+            raise InputError(f"targets.{name} must hold keys of target.yaml, but it is {override!r}.")
+    targets, candidates = {}, {}
+    for name, path in files.items():
+        target = _read(name, path, overrides.get(name) or {})
+        targets[name] = _with_options(target, path)
+        if target.precision == "auto":
+            candidates[name] = _candidates(target, path)
+    return targets, candidates
+
+
+def _read(name: str, path: Path, override: Mapping[str, Any]) -> Target:
+    values = _merge(read_yaml(path), override)
+    if "backend" in values and values["backend"] not in backend_options.BY_BACKEND:
+        place = where(path, ("backend",))
+        hint = nearest(values["backend"], list(backend_options.BY_BACKEND))
+        raise InputError(f"{place}: there is no backend `{values['backend']}`{hint}")
+    return validate(Target, {"name": name, **values}, path, ())
+
+
+def _candidates(target: Target, path: Path) -> tuple[Target, ...]:
+    """What a target of `precision: auto` chooses from, without a baseline: they are each other's."""
+    precisions = target.candidates
+    if precisions is None:
+        system = target.options.get("minimum_deployment_target", backend_options.DEFAULT_SYSTEM)
+        known = CANDIDATES[target.backend]
+        precisions = [
+            one for one in known if target.backend != "coreml" or _oldest_system(target.backend, one) <= system
+        ]
+    alone = {"baseline": "none", "candidates": None}
+    return tuple(_with_options(target.model_copy(update={"precision": one, **alone}), path) for one in precisions)
+
+
+def _oldest_system(backend: str, precision: str) -> str:
+    """The oldest system that reads a precision; empty where any does."""
+    return backend_options.OLDEST_SYSTEM.get(precision, "") if backend == "coreml" else ""
+
+
+def _with_options(target: Target, path: Path) -> Target:
+    """The target with all options of its backend, where they go together with its precision."""
+    oldest = _oldest_system(target.backend, target.precision)
+    given = {"minimum_deployment_target": oldest} | target.options if oldest else target.options
+    chosen = validate(backend_options.BY_BACKEND[target.backend], given, path, ("options",))
+    backend_options.check_device(target.backend, target.device, target.device_python, target.runner, path)
+    if target.precision in WEIGHTS_ALONE and target.backend != "coreml":
+        raise InputError(
+            f"{where(path, ('precision',))}: `precision: {target.precision}` compresses the weights alone, which "
+            f"only Core ML computes with. For {target.backend}, choose int8, fp16 or fp32."
+        )
+    if target.baseline == "fused" and target.precision != "int8":
+        raise InputError(
+            f"{where(path, ('baseline',))}: `precision: {target.precision}` ships the fused network, so "
+            "`baseline: fused` would compare it with itself. Choose branched or none."
+        )
+    if oldest and chosen.minimum_deployment_target < oldest:
+        raise InputError(
+            f"{where(path, ('options', 'minimum_deployment_target'))}: `precision: {target.precision}` needs {oldest} "
+            f"or later, not {chosen.minimum_deployment_target}, whose Core ML does not read it. Set "
+            f"`minimum_deployment_target: {oldest}`, or choose another precision."
+        )
+    return target.model_copy(update={"options": chosen.model_dump(mode="json")})
+
+
+def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,293 @@
+"""Data sets, their fixed split, and the way from an image to the network's input.
+
+A split names every file it was made from by sha256, so a data set that changed under it is noticed.
+Images of the validation part, which also calibrates and proves, are never augmented.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import digests, manifest
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.data import image_folder, transforms
+from pipeline.data.datasets import FACTS, FOLDER, Facts, Images, files_of, read_images
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set and its fixed parts, as split.json holds them.
+
+    Attributes:
+        name, root: of the data set, as configured.
+        classes: name of each label.
+        sources: sha256 of every file, by name; for an image folder one entry an image.
+        labels: of each source, for an image folder; empty for the others.
+        parts: numbers of the images in ``train`` and in ``val``.
+        digest: sha256 over all of the above but ``root``.
+    """
+
+    name: str
+    root: str | None
+    classes: tuple[str, ...]
+    sources: Mapping[str, str]
+    labels: tuple[int, ...]
+    parts: Mapping[str, tuple[int, ...]]
+    digest: str
+
+    def size(self, part: str) -> int:
+        """Number of images in ``train`` or ``val``."""
+        return len(self.parts[part])
+
+    @property
+    def facts(self) -> Facts:
+        """Statistics of the data set's pixels, and whether its images may be mirrored."""
+        return FACTS[self.name]
+
+    def preprocessing(
+        self,
+        image_size: int,
+        interpolation: str,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Preprocessing:
+        """How an image of this data set becomes the input of a network of that size (pixels).
+
+        ``mean`` and ``std``, per channel R, G, B of pixels in [0, 1], are the data set's own by default.
+        """
+        return Preprocessing(
+            image_size=image_size,
+            mean=tuple(mean or self.facts.mean),
+            std=tuple(std or self.facts.std),
+            classes=self.classes,
+            interpolation=interpolation,
+        )
+
+    def batches(
+        self, part: str, preprocessing: Preprocessing, batch_size: int, workers: int = 2
+    ) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+        """Images of a part in fixed order, never augmented; the last batch may be smaller.
+
+        Args:
+            part: ``train`` or ``val``.
+            preprocessing: as the checkpoint's header gives it.
+            batch_size: images in a batch.
+            workers: processes that read images, for an image folder; default 2.
+
+        Yields:
+            float32 (n, 3, image_size, image_size) and int64 (n,), on the CPU.
+
+        Raises:
+            InputError: the data set is no longer the one that the split was made from.
+        """
+        numbers = self.parts[part]
+        chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
+        if self.name == FOLDER:
+            yield from image_folder.batches(
+                self._items(chunks), partial(transforms.prepare, preprocessing=preprocessing), workers
+            )
+            return
+        for chunk in chunks:
+            yield transforms.prepare(self.images.pixels[chunk], preprocessing), self.images.labels[chunk]
+
+    def sample(self, part: str, count: int, seed: int = 0) -> "Split":
+        """This split with so many images of a part alone, drawn at random: the same ones in the same order each time.
+
+        A part that has no more is taken whole.
+        """
+        import torch
+
+        numbers = self.parts[part]
+        order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+        return replace(self, parts={**self.parts, part: tuple(numbers[place] for place in order)})
+
+    def share(self, part: str, rank: int, world: int) -> "Split":
+        """This split with every ``world``-th image of a part alone, for one process of several."""
+        if world == 1:
+            return self
+        mine = replace(self, parts={**self.parts, part: self.parts[part][rank::world]})
+        if "images" in self.__dict__:
+            mine.__dict__["images"] = self.images
+        return mine
+
+    @cached_property
+    def images(self) -> Images:
+        """The whole data set in memory; for all but an image folder. InputError where it has changed."""
+        files = files_of(self.name, self.root)
+        changed = [name for name, path in files.items() if digests.digest(path) != self.sources.get(name)]
+        if changed:
+            raise InputError(
+                f"{files[changed[0]]} is not the file that the split was made from. "
+                f"Run `python -m pipeline split` again, so that split and data belong together."
+            )
+        return read_images(self.name, files)
+
+    def _items(self, chunks: Sequence[Sequence[int]]) -> list[list[image_folder.Item]]:
+        root, sources = Path(self.root or "").expanduser(), list(self.sources.items())
+        return [
+            [
+                image_folder.Item(number, root / sources[number][0], sources[number][1], self.labels[number])
+                for number in chunk
+            ]
+            for chunk in chunks
+        ]
+
+
+def new_split(
+    name: str,
+    root: str | None,
+    classes: Sequence[str],
+    sources: Mapping[str, str],
+    labels: Sequence[int],
+    parts: Mapping[str, Sequence[int]],
+) -> Split:
+    """A split, with its digest."""
+    content = [
+        name,
+        list(classes),
+        list(sources.items()),
+        list(labels),
+        *(list(parts[k]) for k in ("train", "val")),
+    ]
+    return Split(
+        name=name,
+        root=root,
+        classes=tuple(classes),
+        sources=dict(sources),
+        labels=tuple(labels),
+        parts={part: tuple(numbers) for part, numbers in parts.items()},
+        digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+    )
+
+
+def write_split(path: Path, split: Split) -> None:
+    """Write split.json."""
+    document: dict[str, Any] = {
+        "name": split.name,
+        "root": split.root,
+        "digest": split.digest,
+        "sizes": {part: len(numbers) for part, numbers in split.parts.items()},
+        "classes": split.classes,
+        "sources": split.sources,
+        "labels": split.labels,
+        **split.parts,
+    }
+    manifest.write_json(path, document)
+
+
+def open_split(path: Path) -> Split:
+    """Read split.json.
+
+    Raises:
+        InputError: it is missing, is not a split, or was edited since it was written.
+    """
+    try:
+        values = manifest.read_json(path)
+        parts = {part: values[part] for part in ("train", "val")}
+        split = new_split(values["name"], values["root"], values["classes"], values["sources"], values["labels"], parts)
+        edited = split.digest != values["digest"] or split.name not in FACTS
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. Make it with `python -m pipeline split --output {path}`.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a split ({error!r}). Make it anew with `python -m pipeline split`.") from None
+    if edited:
+        raise InputError(
+            f"{path} does not have the digest that it was written with, so it was edited or cut short. "
+            f"Delete it and make it anew with `python -m pipeline split --output {path}`."
+        )
+    return split
+
+
+def accuracy(model: "nn.Module", split: Split, preprocessing: Preprocessing, batch_size: int = 256) -> float:
+    """Share of the validation images whose class a network in evaluation mode, on the CPU, gets right."""
+    import torch
+
+    right = 0
+    with torch.inference_mode():
+        for images, labels in split.batches("val", preprocessing, batch_size):
+            right += int((model(images).argmax(1) == labels).sum())
+    return right / split.size("val")
+
+
+def training_steps(split: Split, batch_size: int) -> int:
+    """Batches in an epoch: full ones only, since a small one would upset the batch norms."""
+    return max(1, split.size("train") // batch_size)
+
+
+def training_batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    augment: bool = True,
+    device: str = "cpu",
+    workers: int = 2,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+    """One epoch of the train part, in an order and with distortions that follow from seed and epoch alone.
+
+    Augmentation is a shift by up to a sixteenth of the side, and a flip where the data set allows it; for
+    an image folder a random crop of at least half the area stands in for the shift.
+
+    Args:
+        batch_size: images in a batch of all ranks together.
+        device: where the batches are wanted, and where a data set held in memory is worked on.
+        workers: processes that read images, for an image folder; what comes out does not depend on it.
+        rank, world: which share of each batch to yield.
+
+    Yields:
+        float32 (n, 3, image_size, image_size) in channels_last order, and int64 (n,), on ``device``.
+    """
+    import torch
+
+    seed = _seed(seed, epoch)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.tensor(split.parts["train"])[torch.randperm(split.size("train"), generator=generator)]
+    chunks = [order[at * batch_size :][:batch_size] for at in range(training_steps(split, batch_size))]
+    if split.name == FOLDER:
+        items = split._items([chunk[rank::world].tolist() for chunk in chunks])
+        for images, labels in image_folder.batches(
+            items, transforms.FolderView(preprocessing, augment, split.facts.mirror), workers, seed
+        ):
+            images = images.to(device).to(torch.float32).div_(255)
+            yield transforms.laid_out(transforms.normalised(images, preprocessing)), labels.to(device)
+        return
+    held, labels = split.images.pixels.to(device), split.images.labels.to(device)
+    for chunk in chunks:
+        moves = transforms.moves(len(chunk), preprocessing.image_size, split.facts.mirror, generator)
+        mine = chunk[rank::world].to(device)
+        images = transforms.resized(held[mine], preprocessing)
+        if augment:
+            images = transforms.moved(images, *(move[rank::world].to(device) for move in moves))
+        yield transforms.laid_out(transforms.normalised(images, preprocessing)), labels[mine]
+
+
+def listing(name: str, root: str | None) -> str:
+    """What tells, without reading any image, that a data set may have changed since its split was made.
+
+    Sha256 over name, size and date of each file of an image folder; its name alone for the others, which
+    are published once and for all. The stage `split` then looks at the contents.
+    """
+    if name != FOLDER:
+        return name
+    total = hashlib.sha256()
+    for path in image_folder.files_in(Path(root or "").expanduser()):
+        status = path.stat()
+        total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return total.hexdigest()
+
+
+def _seed(*parts: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

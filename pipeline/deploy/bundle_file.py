@@ -1,0 +1,311 @@
+"""A bundle: one tar of all that goes to a device. Written the same for the same content, and read as if by an enemy.
+
+A bundle is a plain tar of plain files (`deploy.ustar`). Its first member, bundle.json, names every other by size and sha256, and its own ``digest`` is over all of them and over the rest of bundle.json. Names stand in order, so two
+machines write the same bytes.
+
+A signature is a file beside it, made by OpenSSH with the user's own key (``ssh-keygen -Y sign``).
+
+This module needs Python's standard library alone.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.deploy import ustar
+from pipeline.deploy.ustar import DISTRUST, Member, damaged
+from pipeline.errors import InputError, StageError
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+NAMESPACE = "repnets-bundle"
+"""What signatures are for: one that the same key made for mail or git is none for a bundle."""
+
+_MANIFEST_ROOM = 16 << 20  # bytes; it is read into memory
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every byte was found to be right. `open_bundle` makes it.
+
+    Attributes:
+        path: the tar.
+        manifest: bundle.json: ``model``, ``target``, ``backend``, ``precision``, ``digest``, ``files`` and more.
+        members: what the tar holds, by path, bundle.json too.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    members: Mapping[str, Member]
+
+    @property
+    def digest(self) -> str:
+        """Sha256 over the whole content, hex."""
+        return self.manifest["digest"]
+
+    @property
+    def name(self) -> str:
+        """``<model>-<target>-<first 12 of the digest>``: what the tar is called, whatever its file is called now."""
+        return f"{self.manifest['model']}-{self.manifest['target']}-{self.digest[:12]}"
+
+    @property
+    def signature(self) -> Path:
+        """Where its signature is, if it has one."""
+        return signature_of(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Content of one member. InputError where the tar has changed since it was opened."""
+        with self.path.open("rb") as tar:
+            return b"".join(self._chunks(tar, name))
+
+    def unpack(self, folder: Path) -> None:
+        """Write all members into a folder, which appears by a rename, whole or not at all.
+
+        Args:
+            folder: does not exist yet, or is empty.
+
+        Raises:
+            InputError: the folder holds something, or the tar has changed since it was opened.
+        """
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty, so {self.path.name} was not unpacked there. Name another folder.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            with self.path.open("rb") as tar:
+                for name in self.members:
+                    place = fresh / name
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with place.open("xb") as file:
+                        file.writelines(self._chunks(tar, name))
+                    place.chmod(ustar.mode(name))
+            fresh.chmod(0o755)
+            os.replace(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _chunks(self, tar: BinaryIO, name: str) -> Iterator[bytes]:
+        member, content = self.members[name], hashlib.sha256()
+        tar.seek(member.start)
+        for chunk in ustar.chunks(tar, member.size_bytes, self.path):
+            content.update(chunk)
+            yield chunk
+        if content.hexdigest() != member.sha256:
+            raise InputError(f"{self.path}: `{name}` has changed since the bundle was opened. Open it again.")
+
+
+def write(folder: Path, members: Mapping[str, Path | bytes], document: Mapping[str, Any]) -> Path:
+    """Write a bundle under its own name, ``<model>-<target>-<digest12>.tar``; it appears by a rename.
+
+    Args:
+        folder: where it goes; made where it is not there.
+        members: content of each file, or where that is, by its path in the bundle.
+        document: bundle.json, to which ``format``, ``digest`` and ``files`` are added.
+
+    Returns:
+        The tar.
+
+    Raises:
+        InputError: a path that is not allowed in a bundle, or a name of model or target that is not in a tar's.
+    """
+    names = sorted(members)
+    for key in ("model", "target"):
+        if not ustar.is_part(document[key]):
+            raise InputError(
+                f"the {key} `{document[key]}` cannot be part of a bundle's name, which devices must read: it takes "
+                "letters from a to z, digits, `_`, `.`, `+` and `-`. Rename it in the configuration."
+            )
+    for name in names:
+        ustar.require_below(name, "this bundle")
+    ustar.require_apart([MANIFEST, *names], "this bundle")
+    files = {name: _facts(members[name]) for name in names}
+    named = {"format": FORMAT, **document, "files": files}
+    named = {"format": FORMAT, **document, "digest": digest(named), "files": files}
+    manifest = (json.dumps(named, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".bundle.", delete=False) as tar:
+        try:
+            ustar.write(tar, {MANIFEST: manifest} | {name: members[name] for name in names})
+            tar.flush()
+            os.chmod(tar.name, 0o644)
+            path = folder / f"{Bundle(folder, named, {}).name}.tar"
+            os.replace(tar.name, path)
+        except BaseException:
+            os.unlink(tar.name)
+            raise
+    return path
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """The ``digest`` that a bundle.json must have: sha256 over lines ``<sha256>  <path>`` as of sha256sum, hex.
+
+    In the order of the paths, one for each file; the line of bundle.json itself has the sha256 of what it says, its
+    ``digest`` left out, as JSON with sorted keys and no space.
+    """
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    own = hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    lines = {MANIFEST: own} | {name: facts["sha256"] for name, facts in manifest["files"].items()}
+    return hashlib.sha256("".join(f"{lines[name]}  {name}\n" for name in sorted(lines)).encode()).hexdigest()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read a bundle and verify every byte of it. Nothing is written, and nothing in it is run.
+
+    Args:
+        path: a tar that `write` wrote, here or elsewhere.
+
+    Raises:
+        InputError: it is missing, cut short or no bundle; or a member climbs out of its folder, is a link or a device
+            node, comes twice, is not listed or is missing, or does not have its digest. Names the member.
+    """
+    try:
+        with path.open("rb") as tar:
+            members = ustar.read(tar, path)
+            manifest = _read_manifest(tar, path, members)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. `snakemake bundles` makes the bundles, in dist/.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, and not the tar of a bundle. Name the tar.") from None
+    listed = manifest["files"]
+    for name in listed:
+        if name not in members:
+            raise InputError(f"{path}: bundle.json names `{name}`, but the bundle does not hold it. {DISTRUST}")
+    for name, member in members.items():
+        if name == MANIFEST:
+            continue
+        if name not in listed:
+            raise InputError(f"{path} holds `{name}`, which bundle.json does not name. {DISTRUST}")
+        if (member.sha256, member.size_bytes) != (listed[name]["sha256"], listed[name].get("size_bytes")):
+            raise InputError(f"{path}: `{name}` does not have the sha256 that bundle.json names. {damaged(path)}")
+    if manifest["digest"] != digest(manifest):
+        raise InputError(f"{path}: bundle.json does not have the digest that it names. {damaged(path)}")
+    return Bundle(path, manifest, members)
+
+
+def signature_of(path: Path) -> Path:
+    """Where the signature of a bundle is: ``<bundle>.tar.sig``."""
+    return path.with_name(f"{path.name}.sig")
+
+
+def sign(path: Path, key: Path) -> Path:
+    """Sign a bundle with an SSH key. The bundle stays as it is; the signature lies beside it.
+
+    Args:
+        path: the tar.
+        key: a private key, or the public one of a key that the agent holds; one with a passphrase has to be there.
+
+    Returns:
+        The signature: ``<bundle>.tar.sig``.
+
+    Raises:
+        InputError: there is no such key, or it cannot be used.
+        StageError: OpenSSH is not installed.
+    """
+    key = key.expanduser()
+    if not key.is_file():
+        raise InputError(f"there is no key {key} to sign {path.name} with. Correct the path (ssh-keygen makes a key).")
+    place = signature_of(path)
+    with suppress(FileNotFoundError):  # ssh-keygen asks before it overwrites
+        place.unlink()
+    done = _ssh_keygen(["-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(path)])
+    if done.returncode or not place.is_file():
+        raise InputError(
+            f"{path.name} could not be signed with {key}: {_said(done)}. A key with a passphrase must be in the "
+            f"agent: ssh-add {key}, and then name {key.name.removesuffix('.pub')}.pub."
+        )
+    return place
+
+
+def verify_signature(path: Path, allowed_signers: Path, identity: str) -> str:
+    """Hold a bundle's signature against those whom the user trusts.
+
+    Args:
+        path: the tar.
+        allowed_signers: OpenSSH's file of them: a line ``<identity> <public key>`` each (ssh-keygen(1)).
+        identity: who must have signed it, as named in that file.
+
+    Returns:
+        What OpenSSH says of it: who signed, by which key.
+
+    Raises:
+        InputError: it is not signed, or not by that one, or was changed after that.
+        StageError: OpenSSH is not installed.
+    """
+    place, allowed = signature_of(path), allowed_signers.expanduser()
+    if not allowed.is_file():
+        raise InputError(
+            f"there is no file {allowed} of allowed signers. Write a line a signer into it: <identity> <public key>, "
+            "e.g. `you@example.org ssh-ed25519 AAAA...`."
+        )
+    if not place.is_file():
+        raise InputError(
+            f"{path} is not signed, and a signature is required: there is no {place.name} beside it. Sign it with "
+            f"`ssh-keygen -Y sign -f KEY -n {NAMESPACE} {path}`, or bring the .sig along with the bundle."
+        )
+    asked = ["-Y", "verify", "-f", str(allowed), "-I", identity, "-n", NAMESPACE, "-s", str(place)]
+    with path.open("rb") as content:
+        done = _ssh_keygen(asked, content)
+    if done.returncode:
+        raise InputError(
+            f"{path}: its signature is not one of {identity} by a key in {allowed}, or it was changed after it was "
+            f"signed: {_said(done)}. Do not install it; get it again from the one who built it, with its .sig."
+        )
+    return " ".join(done.stdout.split())
+
+
+def _ssh_keygen(asked: list[str], content: BinaryIO | None = None) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            ["ssh-keygen", *asked],
+            stdin=content or subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            # no terminal and no window, so that it cannot wait for a passphrase
+            start_new_session=True,
+            env=os.environ | {"SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise StageError(
+            "ssh-keygen is not installed, and signatures are made and verified by it. Install OpenSSH 8.2 or later: "
+            "apt-get install openssh-client."
+        ) from None
+
+
+def _said(done: "subprocess.CompletedProcess[str]") -> str:
+    return " ".join((done.stderr or done.stdout).split()).rstrip(".") or f"ssh-keygen ended with {done.returncode}"
+
+
+def _read_manifest(tar: BinaryIO, path: Path, members: Mapping[str, Member]) -> dict[str, Any]:
+    own = members.get(MANIFEST)
+    if own is None or next(iter(members)) != MANIFEST or own.size_bytes > _MANIFEST_ROOM:
+        raise InputError(f"{path} is no bundle: its first file is not bundle.json. `snakemake bundles` makes them.")
+    tar.seek(own.start)
+    try:
+        manifest = json.loads(tar.read(own.size_bytes))
+        files = manifest["files"]
+        texts = [manifest[key] for key in ("model", "target", "backend", "digest")]
+        texts += [facts["sha256"] for facts in files.values()]
+        is_sound = all(isinstance(one, str) for one in texts)
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: bundle.json cannot be read ({error!r}). {damaged(path)}") from None
+    if version != FORMAT:
+        raise InputError(f"{path} is of format {version!r}, and this version reads {FORMAT}. Update repnets.")
+    if not is_sound or not all(ustar.is_part(manifest[key]) for key in ("model", "target")):
+        raise InputError(f"{path}: bundle.json names no model, target, backend or digest as it must. {DISTRUST}")
+    return manifest
+
+
+def _facts(content: Path | bytes) -> dict[str, Any]:
+    if isinstance(content, bytes):
+        return {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    with content.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size_bytes": content.stat().st_size}

@@ -1,0 +1,109 @@
+"""Golden images of a bundle: a few real ones of different classes, and what the proved program gives for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.backends import signatures
+from pipeline.data import splits
+from pipeline.verification import compare
+from pipeline.verification.reference import Reference, spec_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SLACK = 2  # as in check: times what half precision costs the network by itself
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One inference of the file: what goes in, and what must come out.
+
+    Attributes:
+        input: float32 (N, 3, H, W), little-endian; uint8 where the file takes pixels.
+        output: float32 (N, classes), little-endian.
+        labels: the true class of each image.
+    """
+
+    input: bytes
+    output: bytes
+    labels: tuple[int, ...]
+
+
+def make(
+    file: Path, written: Mapping[str, Any], source: Path, split: Path, count: int, backend: ModuleType, scratch: Path
+) -> list[Golden]:
+    """Put real images through the program that a file was made of.
+
+    In float64 where the program is float, with the weights as the file stores them, so that the numbers are the same
+    on another machine; an int8 program is computed as it is.
+
+    Args:
+        file: the exported file; it is not run.
+        written: manifest.json beside it; its first form is the file's.
+        source: fused.pt2, or quantized.pt2 for an int8 file.
+        split: artifacts/split.json.
+        count: of the images; where the file's batch is no divisor of that, the last one is filled up with the first.
+        backend: of the file.
+        scratch: a folder to work in.
+    """
+    chosen = scratch / "split.json"
+    splits.write_split(chosen, _chosen(splits.open_split(split), count))
+    signature = signatures.read(file)
+    form, entry = next(iter(written["forms"].items()))
+    preprocessing = Preprocessing.from_dict(written["preprocessing"])
+    spec = replace(spec_of(dict(written), preprocessing), precision=entry["precision"])
+    reference = Reference(source, chosen, spec, signature.takes_pixels)
+    if read := getattr(backend, "stored_weights", None):
+        reference = reference.as_stored_in(file, read)
+    if form == "quantized":
+        images, logits = reference.stored(getattr(backend, "FLOAT_BESIDE_INT8", "fp32"))
+    else:
+        images, logits, _ = reference.exact
+    outputs = compare.probabilities(logits) if signature.gives_probabilities else logits
+    inputs = _as_pixels(images, preprocessing) if signature.takes_pixels else images.astype("<f4")
+    labels, batch = reference.labels, spec.input_shape[0]
+    rows = [[place % len(images) for place in range(at, at + batch)] for at in range(0, len(images), batch)]
+    return [
+        Golden(inputs[row].tobytes(), outputs[row].astype("<f4").tobytes(), tuple(int(one) for one in labels[row]))
+        for row in rows
+    ]
+
+
+def tolerance(checked: Mapping[str, Any], form: str, precision: str) -> float:
+    """What a device may differ by, of the largest output: what check held the file to on this machine.
+
+    Args:
+        checked: check.json.
+        form: that ships.
+        precision: of the file.
+    """
+    held = checked["forms"][form].get("precision", {})
+    allowed = held.get("tolerance", compare.TOLERANCE.get(precision, compare.TOLERANCE["fp16"]))
+    return max(allowed, _SLACK * held.get("loss_of_fused", 0.0))
+
+
+def _chosen(split: splits.Split, count: int) -> splits.Split:
+    """A split whose validation part is so many of its images, of classes far apart."""
+    labels = split.labels or split.images.labels.tolist()
+    of_class: dict[int, list[int]] = {}
+    for number in split.parts["val"]:
+        of_class.setdefault(labels[number], []).append(number)
+    classes = sorted(of_class)
+    if len(classes) > count:
+        classes = [classes[place * len(classes) // count] for place in range(count)]
+    in_turn = [number for rank in zip_longest(*(of_class[one] for one in classes)) for number in rank]
+    numbers = [number for number in in_turn if number is not None][:count]
+    parts = {"train": (), "val": numbers}
+    return splits.new_split(split.name, split.root, split.classes, split.sources, split.labels, parts)
+
+
+def _as_pixels(images: "np.ndarray", preprocessing: Preprocessing) -> "np.ndarray":
+    import numpy as np
+
+    mean, std = (np.array(one)[:, None, None] for one in (preprocessing.mean, preprocessing.std))
+    return np.rint((images * std + mean) * 255).astype(np.uint8)

@@ -1,0 +1,155 @@
+"""Copies to and from a device: streamed through its shell, or by the link's own command; verified there by sha256."""
+
+import hashlib
+import shlex
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.devices import shell
+from pipeline.devices.shell import SHORT_SECONDS, Completed
+from pipeline.errors import DeviceError
+
+if TYPE_CHECKING:
+    from pipeline.devices.device import Device
+
+TRIES_AFTER_SECONDS = (1.0, 3.0, 9.0)
+"""Pauses before a copy whose link was cut is tried again; then it fails."""
+
+_BYTES_PER_SECOND = 200_000  # a copy that is slower than this is taken for stuck
+
+_Result = TypeVar("_Result")
+
+
+def again(act: Callable[[], _Result]) -> _Result:
+    """Do something, and again after a pause where the link was cut; then also where the device cannot be reached."""
+    was_cut = False
+    for pause in (*TRIES_AFTER_SECONDS, None):
+        try:
+            return act()
+        except DeviceError as error:
+            was_cut |= error.is_cut
+            if pause is None or not was_cut:
+                raise
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def push(device: "Device", source: Path, place: str) -> None:
+    """See `Device.push`; one try."""
+    scratch = next((one for one in device.scratches if f"{place}/".startswith(f"{one}/")), None)
+    guard = shell.within(scratch)
+    if source.is_dir():
+        names = sorted(file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
+        digests = "".join(f"{_sha256(source / name)}  {name}\n" for name in names)
+        with tempfile.NamedTemporaryFile(suffix=".tar") as packed:
+            with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+                tar.add(source, arcname=".")
+            packed.flush()
+            _send(
+                device,
+                Path(packed.name),
+                f"{guard}mkdir -p {shell.path(place)} && cd {shell.path(place)} && tar -xf -",
+                place,
+            )
+        if names:
+            _send_bytes(device, digests.encode(), f"cd {shell.path(place)} && {shell.VERIFY}", place)
+        return
+    part, folder = shell.path(f"{place}.part"), shell.path(str(PurePosixPath(place).parent))
+    mode = "755" if source.stat().st_mode & 0o100 else "644"
+    digest = f"{_sha256(source)}  {place}.part"
+    keep = f"echo {shlex.quote(digest)} | {{ {shell.VERIFY}; }} && chmod {mode} {part}"
+    keep += f" && mv -f {part} {shell.path(place)}"
+    keep += f" || {{ code=$?; rm -f {part}; exit $code; }}"
+    if told := device.link.push_argv(source, f"{place}.part"):
+        device.output(f"{guard}mkdir -p {folder}")
+        _copy(device, told, source.stat().st_size)
+        _send_bytes(device, b"", keep, place)
+    else:
+        _send(device, source, f"{guard}mkdir -p {folder} && cat > {part} && {keep}", place)
+
+
+def pull(device: "Device", place: str, target: Path) -> None:
+    """See `Device.pull`; one try."""
+    there = shell.path(place)
+    kind = device.output(f"if [ -d {there} ]; then echo folder; elif [ -f {there} ]; then echo file; fi").strip()
+    if not kind:
+        raise DeviceError(f"{device.name} has no {place}, so it cannot be copied from there.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    if kind == "file" and (told := device.link.pull_argv(place, part)):
+        _copy(device, told, int(device.output(f"wc -c < {there}")))
+    else:
+        line = f"cat {there}" if kind == "file" else f"tar -cf - -C {there} ."
+        with part.open("w+b") as written:
+            size = int(device.output(f"du -sk {there}").split()[0]) * 1024
+            returncode, said = device.attend(shell.bounded(line, 0), None, written, _seconds_for(size))
+        if returncode:
+            part.unlink()
+            raise device.failure(line, Completed(returncode, "", said))
+    if kind == "file":
+        part.replace(target)
+        return
+    target.mkdir(exist_ok=True)
+    with tarfile.open(part) as tar:
+        tar.extractall(target, filter="data")
+    part.unlink()
+
+
+def _send(device: "Device", source: Path, line: str, place: str) -> None:
+    """Give a whole file to a shell line there that has to succeed."""
+    size = source.stat().st_size
+    with source.open("rb") as content, tempfile.TemporaryFile() as stdout:
+        returncode, said = device.attend(shell.bounded(line, size), content, stdout, _seconds_for(size))
+        _arrived(device, Completed(returncode, shell.read_back(stdout), said), line, place)
+
+
+def _send_bytes(device: "Device", content: bytes, line: str, place: str) -> None:
+    _arrived(device, device.run(line, input=content, timeout=10 * SHORT_SECONDS), line, place)
+
+
+def _arrived(device: "Device", done: Completed, line: str, place: str) -> None:
+    """Raises where a copy failed, or is not what was sent."""
+    if done.returncode == shell.NO_SCRATCH:
+        raise DeviceError(
+            f"the link to {device.name} was cut, and its temporary folder went with it. See to the cable or network, "
+            "and run again."
+        )
+    if done.returncode == shell.NO_DIGESTS:
+        raise DeviceError(
+            f"{device.name} has neither sha256sum nor shasum, so nothing can prove that a copy arrived whole. "
+            "Install coreutils or BusyBox there."
+        )
+    if wrong := [line.rpartition(":")[0] for line in done.stdout.splitlines() if line.endswith("FAILED")]:
+        raise DeviceError(
+            f"what arrived on {device.name} is not what was sent: the sha256 of {', '.join(wrong)} differs below "
+            f"{place}. Its memory or disk may be failing, or another program writes there; run again."
+        )
+    if done.returncode:
+        raise device.failure(line, done)
+
+
+def _copy(device: "Device", told: Sequence[str], size: int) -> None:
+    """By the link's own command for it."""
+    try:
+        done = subprocess.run(told, capture_output=True, stdin=subprocess.DEVNULL, timeout=_seconds_for(size))
+    except FileNotFoundError:
+        raise DeviceError(device.link.missing()) from None
+    except subprocess.TimeoutExpired:
+        raise device.too_late(_seconds_for(size)) from None
+    said = (done.stderr + done.stdout).decode(errors="replace")
+    if done.returncode:
+        raise device.explain(done.returncode, said) or device.failure(told, Completed(done.returncode, "", said))
+
+
+def _seconds_for(size_bytes: int) -> float:
+    return SHORT_SECONDS + size_bytes / _BYTES_PER_SECOND
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,190 @@
+"""Checkpoints: weights as safetensors, and a header that says what they are and how to feed them.
+
+Keys are strict: a checkpoint that lacks one tensor, or has one too many, is refused, and the tensor is named.
+Files that somebody else wrote are read by `pipeline.models.external_checkpoints`.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError
+from pipeline.models import networks
+from repnets.checkpoints.state_dict_errors import misnamed, misshapen
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
+
+# one key, since the order of several in the file is not the same in every run
+_KEY = "repnets"
+
+
+def write(path: Path, state: Mapping[str, "torch.Tensor"], header: Mapping[str, Any]) -> None:
+    """Write a checkpoint; the same weights and header give the same bytes.
+
+    Args:
+        path: of the .safetensors file.
+        state: tensors by name, on any device and in any memory order.
+        header: ``arch``, ``num_classes``, ``preprocessing`` (a Preprocessing as a dict), ``data_digest``,
+            ``epoch``, ``weights`` (``raw`` or ``ema``), ``form`` (``deploy`` where the weights are those of a
+            fused network), and whatever else belongs to it, as JSON types.
+    """
+    from safetensors.torch import save_file
+
+    # cloned, since a layer that the network holds under two names would share its memory
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={_KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
+
+
+def read(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
+    """Tensors and header of a checkpoint that this pipeline wrote. InputError where it did not."""
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    return load_file(path), header
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Header of a checkpoint that this pipeline wrote, without torch.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, or has no header of this pipeline.
+    """
+    _, header = read_table(path)
+    if header is None:
+        raise InputError(
+            f"{path} has no header of this pipeline, so its network and its preprocessing are unknown. Name "
+            "the file as `checkpoint:` of a model in config.yaml; the stage `adopt` then checks it and "
+            "writes the header."
+        )
+    return header
+
+
+def is_folded(header: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds the weights of a fused network, so that there is no branched one of it."""
+    return header.get("form") == "deploy"
+
+
+def code_modules(path: Path) -> tuple[str, ...]:
+    """The modules that build a checkpoint's network: their code shapes whatever is made of the checkpoint."""
+    header = read_header(path)
+    return networks.code_modules(header["arch"], is_folded(header))
+
+
+def load_model(path: Path) -> tuple["nn.Module", dict[str, Any]]:
+    """The network of a checkpoint, in evaluation mode, float32, on the CPU; and the header.
+
+    It is the fused network where the weights came folded: see `is_folded`.
+
+    Raises:
+        InputError: as for `read_header` and `networks.build`; weights that do not fit the network or are not finite.
+    """
+    state, header = read(path)
+    model = networks.build(header["arch"], header["num_classes"], is_folded(header))
+    load_strict(model, state, header["arch"], str(path))
+    return model.eval(), header
+
+
+def as_module(program: "ExportedProgram") -> "nn.Module":
+    """The network of a program, as a module in evaluation mode that takes any batch and image size.
+
+    Without the exporter's guards: it captures a small network at a larger size, and then forbids, without
+    need, the sizes at which the last feature map is a single pixel.
+    """
+    network = program.module(check_guards=False)
+    for one in network.modules():
+        one.training = False  # `eval` is not for programs
+    return network
+
+
+def load_strict(model: "nn.Module", state: Mapping[str, "torch.Tensor"], arch: str, source: str) -> None:
+    """Load weights into a network, in place, as float32.
+
+    A ``num_batches_tracked`` alone may be missing or too many: it plays no part in what the network computes.
+
+    Args:
+        model: the network.
+        state: its tensors by name.
+        arch: name of the network, for the message.
+        source: where the weights came from, for the message.
+
+    Raises:
+        InputError: a tensor is missing, surplus, or of the wrong shape; the number of classes differs; a
+            value is not finite; a variance is negative. The tensors are named.
+    """
+    import torch
+
+    wanted = model.state_dict()
+    if problem := misnamed(state, wanted):
+        raise InputError(
+            f"{source} does not hold the weights of `{arch}`: {problem}. It belongs to another network or to another "
+            "layout of its keys; set `arch` to the network that it was trained as."
+        )
+    state = {name: state.get(name, tensor) for name, tensor in wanted.items()}
+    _refuse_other_shapes(state, wanted, arch, source)
+    _refuse_sick(state, source)
+    model.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in state.items()})
+    model.to(torch.float32)
+
+
+def read_table(path: Path) -> tuple[list[str], dict[str, Any] | None]:
+    """Names of the tensors in a safetensors file, and the header of this pipeline, if any; without torch.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, or no safetensors file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Check the name, or train the network first.")
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"{path} is empty, so a copy or a download of it failed. Get it again.")
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise ValueError("it ends before its table of contents does")
+            table = json.loads(file.read(length))
+        own = table.pop("__metadata__", {}).get(_KEY)
+        ends = [entry["data_offsets"][1] for entry in table.values()]
+        if size < 8 + length + max(ends, default=0):
+            raise ValueError(f"it has {size} bytes and should have {8 + length + max(ends)}")
+        return list(table), None if own is None else json.loads(own)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file: {error}. A download of it was cut short; get it again."
+        ) from None
+
+
+def _refuse_sick(state: Mapping[str, "torch.Tensor"], source: str) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise InputError(
+                f"{source}: `{name}` holds {count} values that are NaN or infinite, so its training "
+                "diverged. Take an earlier checkpoint, or train again with a lower learning rate."
+            )
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise InputError(
+                f"{source}: `{name}` holds a negative variance ({float(tensor.min()):.3g}), which no batch "
+                "norm can have; the file is damaged or was averaged wrongly. Take another checkpoint."
+            )
+
+
+def _refuse_other_shapes(
+    state: Mapping[str, "torch.Tensor"], wanted: Mapping[str, "torch.Tensor"], arch: str, source: str
+) -> None:
+    linear = [name for name, tensor in wanted.items() if name.endswith("weight") and tensor.dim() == 2]
+    other = [name for name, tensor in wanted.items() if name.endswith("weight") and tensor.dim() > 2]
+    for last in (linear or other)[-1:]:  # the classifier
+        found, here = state[last].shape, wanted[last].shape
+        if found[:1] != here[:1] and found[1:] == here[1:]:
+            raise InputError(
+                f"{source} tells {found[0]} classes apart (`{last}`), but the data set has {here[0]}. Set `data` to "
+                "the data set that it was trained on, or train a new network."
+            )
+    if problem := misshapen(state, {name: tensor.shape for name, tensor in wanted.items()}, arch):
+        raise InputError(f"{source}: {problem}. Set `arch` to the network that it was trained as.")

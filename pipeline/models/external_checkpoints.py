@@ -1,0 +1,171 @@
+"""Checkpoints that somebody else wrote: read without running what is in them, and brought into our layout.
+
+A pickle is only ever read with ``weights_only=True``, which refuses to run code.
+"""
+
+import io
+import pickletools
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError
+from pipeline.models import checkpoints
+from repnets.checkpoints import layouts
+from repnets.checkpoints.state_dict_errors import listed
+from repnets.errors import RepnetsError
+
+if TYPE_CHECKING:
+    import torch
+
+_EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
+_RAW_KEYS = ("state_dict", "model_state_dict", "model", "net")
+_PICKLES = (".pth", ".pt", ".tar", ".bin")
+_LEGACY_PICKLES = 4  # a .pth that is no zip opens with a magic number, a version, facts of the system, the object
+_ROOM = 1 << 24  # bytes; an object's pickle, which holds names and no values, ends long before
+
+
+def read(path: Path) -> tuple[dict[str, "torch.Tensor"], str, dict[str, Any] | None]:
+    """Read a .safetensors, or a .pth or .pt without running any code that is in it.
+
+    A dict around the weights is unwrapped (``state_dict``, ``model``, ``ema`` and the like), and the
+    ``module.`` that data-parallel training puts before each key is taken off. Where a file holds both,
+    the average (``ema``) is taken, since that is what is evaluated.
+
+    Returns:
+        The tensors by name; ``raw`` or ``ema``; and the header, where this pipeline wrote the file.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, of an unknown kind, holds no tensors, or is a
+            pickle that would run code.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        _, header = checkpoints.read_table(path)
+        return _stripped(load_file(path)), (header or {}).get("weights", "raw"), header
+    if path.suffix not in _PICKLES:
+        raise InputError(f"{path} is neither .safetensors nor {', '.join(_PICKLES)}. Save it as safetensors.")
+    loaded = _unpickled(path)
+    weights = "raw"
+    for _ in range(3):
+        inner = next((name for name in (*_EMA_KEYS, *_RAW_KEYS) if isinstance(_get(loaded, name), Mapping)), None)
+        if inner is None:
+            break
+        loaded, weights = loaded[inner], "ema" if inner in _EMA_KEYS else weights
+    return _stripped(_tensors(loaded, path)), weights, None
+
+
+def as_ours(state: Mapping[str, "torch.Tensor"], arch: str, source: str) -> tuple[dict[str, "torch.Tensor"], str]:
+    """The same weights in our layout, and their form, ``training`` or ``deploy``.
+
+    Weights of a network without layouts in `repnets.checkpoints.layouts` are ours already, and of the training form.
+
+    Raises:
+        InputError: the layout is unknown; a tensor is missing, surplus or of the wrong shape. All are named.
+    """
+    if not layouts.namings(arch):
+        return dict(state), "training"
+    try:
+        return layouts.convert(state, arch), layouts.recognise(state).form
+    except RepnetsError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def form_of(path: Path, arch: str) -> str:
+    """``deploy`` where a checkpoint's keys say that its network was folded already, else ``training``.
+
+    Keys alone are looked at, without torch: the Snakefile asks when it is parsed. A file that cannot be read,
+    or is of no known layout, counts as ``training``; the stage `adopt` reads it whole and says what is wrong.
+    """
+    if not layouts.namings(arch):
+        return "training"
+    try:
+        return layouts.recognise(keys_of(path)).form
+    except (InputError, RepnetsError):
+        return "training"
+
+
+def keys_of(path: Path) -> list[str]:
+    """Names of the tensors in a .safetensors; of a pickle, every string in it. No tensor is read, and no code run.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    if path.suffix == ".safetensors":
+        return checkpoints.read_table(path)[0]
+    try:
+        return list(_strings(path))
+    except (OSError, ValueError, LookupError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is no checkpoint, or was cut short: {error}. Get it again.") from None
+
+
+def _strings(path: Path) -> Iterator[str]:
+    """Every string that a pickle mentions. A pickle is a program; it is listed here, never run."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"), "data.pkl")
+            with archive.open(name) as file:
+                pickled = file.read(_ROOM)
+        pickles = 1
+    else:
+        with path.open("rb") as file:
+            pickled = file.read(_ROOM)
+        pickles = _LEGACY_PICKLES
+    program = io.BytesIO(pickled)
+    for _ in range(pickles):
+        yield from (argument for _, argument, _ in pickletools.genops(program) if isinstance(argument, str))
+
+
+def _unpickled(path: Path) -> Any:
+    import pickle
+
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Check the name of the checkpoint.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty, so a copy or a download of it failed. Get it again.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())
+        at = max(reason.find(word) for word in ("GLOBAL", "Unsupported global", "Unsupported class"))
+        if at < 0:
+            raise InputError(f"{path} is no checkpoint, or was cut short: {reason[:200]}. Get it again.") from None
+        raise InputError(
+            f"{path} holds more than tensors, and reading it would run code that is in it; nothing of it "
+            f"was run ({reason[at : at + 120]}). Save the weights alone, `torch.save(model.state_dict(), "
+            "...)`, or as safetensors."
+        ) from None
+    except Exception as error:  # what is no pickle fails wherever its bytes lead the reader
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is no checkpoint, or was cut short: {reason}. Get it again.") from None
+
+
+def _get(loaded: Any, name: str) -> Any:
+    return loaded.get(name) if isinstance(loaded, Mapping) else None
+
+
+def _tensors(loaded: Any, path: Path) -> dict[str, "torch.Tensor"]:
+    import torch
+
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path} holds a {type(loaded).__name__} and no weights by name. Save `model.state_dict()`.")
+    odd = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    if odd or not loaded:
+        problem = f"{listed(odd, list(map(str, loaded)))} no tensors" if odd else "it is an empty dict"
+        raise InputError(
+            f"{path} holds no weights by name: {problem}. Save `model.state_dict()`, alone or under `state_dict`, "
+            "`model` or `ema`."
+        )
+    return dict(loaded)
+
+
+def _stripped(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state

@@ -1,0 +1,211 @@
+"""The one place where an `arch` of config.yaml becomes a network.
+
+    repvgg_a0               a network of `repnets.list_models()`
+    timm:fastvit_t8         one of timm's (the extra `timm`), in its training form, with random weights
+    my.module:factory       the user's own: a callable `factory(num_classes=...)` that returns an nn.Module
+
+Each takes float32 images (N, 3, H, W) and gives logits (N, num_classes). The user's module is looked up in
+the folder of the run first, then on Python's path.
+"""
+
+import copy
+import importlib
+import inspect
+import os
+import re
+import symtable
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import source_files
+from pipeline.errors import InputError, nearest
+from repnets.networks import MODELS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_TIMM = "timm:"
+_FUSED = "repnets.deploy"
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_STAR = re.compile(r"^\s*from\s.*\simport\s*\*", re.MULTILINE)
+
+
+def check(arch: str) -> None:
+    """Find what can be wrong with an `arch` without building it: no torch, and no code of the user's, is run.
+
+    Raises:
+        InputError: no network of that name, timm is not installed, or a module that is not there, is not
+            Python, or has no such factory. Whether timm has a network of that name is seen by `build`.
+    """
+    if arch.startswith(_TIMM):
+        if source_files.find("timm") is None:
+            raise InputError(
+                f'`{arch}` is a network of timm, which is not installed. Install it with `pip install "repnets[timm]"`.'
+            )
+    elif ":" in arch:
+        _check_own(arch)
+    elif arch not in MODELS:
+        raise InputError(f"there is no network `{arch}`{nearest(arch, list(MODELS))}")
+
+
+def min_image_size(arch: str) -> int | None:
+    """Height and width in pixels that a network needs at least, None where `require_runs` must try."""
+    return MODELS[arch].min_image_size if arch in MODELS else None
+
+
+def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
+    """The modules whose code makes the network, or its fused form, for `store.code_digest`.
+
+    InputError as for `check`.
+    """
+    check(arch)
+    if folded:
+        return (*code_modules(arch), _FUSED)
+    if arch.startswith(_TIMM):
+        return ("timm",)
+    return (arch.partition(":")[0] if ":" in arch else f"repnets.networks.{MODELS[arch].family}",)
+
+
+def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
+    """A network in training form with random weights, in training mode, on the CPU; or its fused form, to evaluate.
+
+    What makes fused forms is imported by name, like a family of networks: the fuse engine's code counts, through
+    `code_modules`, for the checkpoints that need it, and for no training.
+
+    Raises:
+        InputError: as for `check`; timm has no network of that name; the user's module cannot be imported,
+            or its factory failed or gives no nn.Module.
+    """
+    check(arch)
+    if folded:
+        return importlib.import_module(_FUSED).fused_network(arch, num_classes=num_classes)
+    if arch.startswith(_TIMM):
+        return _build_timm(arch, num_classes)
+    if ":" in arch:
+        return _build_own(arch, num_classes)
+    from repnets.networks import create_model
+
+    return create_model(arch, num_classes=num_classes)
+
+
+def require_runs(model: "nn.Module", arch: str, num_classes: int, image_size: int) -> None:
+    """Hold a network to what this pipeline asks of one, on two black images and in the mode that it is in.
+
+    A copy is run, so that neither its statistics nor the random numbers drawn after it change.
+
+    Raises:
+        InputError: it does not run at that size, or what it gives are no logits of that many classes.
+    """
+    import torch
+
+    images = torch.zeros(2, 3, image_size, image_size)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            logits = copy.deepcopy(model)(images)
+        except Exception as error:
+            raise InputError(
+                f"`{arch}` does not run on images of {image_size} x {image_size} pixels: {_words(error)}. If that "
+                "is too small for it, or not the one size that it takes, set `image_size` (in pixels) under its "
+                "name in `models:`, or in the target."
+            ) from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
+    if shape != (2, num_classes):
+        mode = "training" if model.training else "evaluation"
+        raise InputError(
+            f"`{arch}` gives {f'a tensor {shape}' if shape else f'a {type(logits).__name__}'} for two images in "
+            f"{mode} mode, and must give logits, a tensor (2, {num_classes}): one row an image, one column a "
+            "class. Make its forward return them alone."
+        )
+
+
+def _check_own(arch: str) -> None:
+    if not _OWN.fullmatch(arch):
+        raise InputError(
+            f"`{arch}` is not of the form `module.path:factory`, such as `mynets.small:build` for the function "
+            "`build` in mynets/small.py."
+        )
+    module, _, factory = arch.partition(":")
+    spec = source_files.find(module)
+    if spec is None or spec.origin is None:
+        file = Path(*module.split(".")).with_suffix(".py")
+        near = get_close_matches(module, [path.stem for path in Path().glob("*.py")], n=1)
+        raise InputError(
+            f"there is no module `{module}`{f'; did you mean `{near[0]}`?' if near else ''}: it was looked for as "
+            f"{file} in {Path().absolute()}, then on Python's path. Correct `arch`, or put the file there."
+        )
+    if not spec.has_location or not spec.origin.endswith(".py"):
+        return
+    file, text = _shown(spec.origin), Path(spec.origin).read_text(errors="replace")
+    try:
+        symbols = symtable.symtable(text, file, "exec").get_symbols()
+    except SyntaxError as error:
+        raise InputError(f"{file}, line {error.lineno}, is not valid Python: {error.msg}. Mend it.") from None
+    names = {one.get_name(): one for one in symbols if one.is_assigned() or one.is_imported() or one.is_namespace()}
+    if factory not in names and "__getattr__" not in names and not _STAR.search(text):
+        made = [name for name, one in names.items() if one.is_namespace() and not name.startswith("_")]
+        raise InputError(f"{file} has no `{factory}`{nearest(factory, made) if made else ', and no function at all.'}")
+
+
+def _build_timm(arch: str, num_classes: int) -> "nn.Module":
+    import timm
+
+    name = arch.removeprefix(_TIMM)
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean `{_TIMM}{near[0]}`?" if near else "."
+        raise InputError(f"timm {timm.__version__} has no network `{name}`{hint} timm.list_models() gives all names.")
+    return _made(arch, lambda: timm.create_model(name, pretrained=False, num_classes=num_classes))
+
+
+def _build_own(arch: str, num_classes: int) -> "nn.Module":
+    from torch import nn
+
+    module, _, name = arch.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    factory = _made(arch, lambda: getattr(importlib.import_module(module), name))
+    if not callable(factory):
+        raise InputError(
+            f"`{arch}` is of type {type(factory).__name__} and cannot be called. Name the function, or the class, that "
+            "returns the network."
+        )
+    try:
+        inspect.signature(factory).bind(num_classes=num_classes)
+    except TypeError as error:
+        raise InputError(
+            f"`{arch}` cannot be called as `{name}(num_classes={num_classes})`: {error}. Give it the argument "
+            "`num_classes`, and every other one a default."
+        ) from None
+    except ValueError:  # it does not tell its arguments; calling it will
+        pass
+    model = _made(arch, lambda: factory(num_classes=num_classes))
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`{arch}` returned a {type(model).__name__}, and must return the network, an nn.Module.")
+    return model.train()
+
+
+def _made(arch: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns; what it raises, as an InputError that names the last line of the user's own code."""
+    try:
+        return make()
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [one for one in frames if Path(one.filename).is_file() and source_files.is_users(one.filename)]
+        place = f", in {_shown(own[-1].filename)}, line {own[-1].lineno}" if own else ""
+        raise InputError(f"`{arch}` cannot be built: {_words(error)}{place}.") from error
+
+
+def _shown(file: str) -> str:
+    """A path as it is written from the folder of the run."""
+    path = Path(file).absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _words(error: Exception) -> str:
+    """An exception in one line, without a full stop."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}".rstrip(": .")

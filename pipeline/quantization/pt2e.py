@@ -1,0 +1,233 @@
+"""A fused program in int8, by torchao's PT2E: which tensors, and the program that holds them.
+
+One symmetric scheme serves every target: int8 from -127 to 127, weights with a scale for each output channel,
+activations with one scale; TensorRT takes no other. Which operations get int8 inputs and outputs is what XNNPACK's
+quantizer says, so that ExecuTorch computes them as integers; Core ML and TensorRT take the same.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Container
+from typing import TYPE_CHECKING, Any
+
+from pipeline.models.passes.keep_mean_dims import keep_dimensions_in
+from pipeline.quiet import quiet
+
+# what moves numbers about and computes none, and what the capture asserts
+_MOVES = tuple(
+    f"aten.{name}."
+    for name in (
+        *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "squeeze", "unsqueeze", "expand"),
+        *("chunk", "split", "split_with_sizes", "slice", "select", "cat", "clone", "contiguous", "dropout", "sym_size"),
+        *("_assert_scalar", "_assert_async", "_assert_tensor_metadata"),
+    )
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+    from repnets.quantization.simulation import Simulation
+
+
+def network(program: "ExportedProgram") -> "GraphModule":
+    """A fused program's network, ready to be quantized: a private copy, whose global means keep their dimensions.
+
+    XNNPACK computes a mean over height and width as integers only where its output keeps them, and flattened after.
+    """
+    import torch
+
+    module = copy.deepcopy(program.module(check_guards=False))
+    keep_dimensions_in(module, lambda mean, _: (torch.ops.aten.flatten.using_ints, (mean, 1)))
+    return module
+
+
+def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModule":
+    """A copy of a network in which torchao's observers stand where a tensor will be int8.
+
+    Args:
+        module: from `network`.
+        in_float: names of the nodes of convolutions and linear layers that are to stay in float32.
+    """
+    with quiet():
+        import torch
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+        from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+        prepared = copy.deepcopy(module)
+        config = _config()
+        for node in prepared.graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim):
+            # a range of its own: the mean's is narrower than that of what it averages
+            reads = {node.args[0]: config.input_activation}
+            annotation = QuantizationAnnotation(reads, config.output_activation, _annotated=True)
+            node.meta[Q_ANNOTATION_KEY] = annotation
+        for pad in _pads(prepared, in_float):
+            # zeros are whole steps, so one range serves what comes and what goes
+            shared = SharedQuantizationSpec((pad.args[0], pad))
+            reads = {pad.args[0]: config.input_activation}
+            pad.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, shared, _annotated=True)
+        for layer, clamp in _clamped(prepared):
+            # rounded after the clamp alone: what it cuts off would take most digits of what it leaves
+            if layer.name not in in_float:
+                image, weight = layer.args[:2]
+                reads = {image: config.input_activation, weight: config.weight}
+                layer.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, None, _annotated=True)
+                clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({}, config.output_activation, _annotated=True)
+        quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(lambda node: node.name not in in_float)
+        prepared = prepare_pt2e(prepared, quantizer)
+    return _in_evaluation(prepared)
+
+
+def simulation(prepared: "GraphModule") -> "Simulation":
+    """What a prepared network will give in int8; its weights and scales can be changed there."""
+    from repnets.quantization.simulation import Rounding, Simulation
+
+    module = copy.deepcopy(prepared)
+    roundings: dict[int, Rounding] = {}
+    for name, observer in _observers(module):
+        axis = observer.ch_axis if _is_per_channel(observer) else None
+        rounding = roundings.setdefault(id(observer), Rounding(axis))
+        rounding.enabled = True
+        setattr(module, name, rounding)
+    module.recompile()
+    return Simulation(module)
+
+
+def convert(prepared: "GraphModule", found: "Simulation", image_size: int) -> "ExportedProgram":
+    """The int8 program: a prepared network with the weights and scales of its simulation.
+
+    Args:
+        prepared: from `prepare`; it is used up.
+        found: from `simulation` of it; its biases are rounded to what integer runtimes hold.
+        image_size: of an example; batch size, height and width stay free where the network leaves them free.
+    """
+    with quiet():
+        import torch
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+        from repnets.fusion.engine import capture
+        from repnets.quantization.ranges import snap_biases
+        from repnets.quantization.simulation import LIMIT
+
+        snap_biases(found)
+
+        copy_tensors(found.module, prepared)
+        for name, observer in _observers(prepared):
+            largest = getattr(found.module, name).scale * LIMIT
+            largest = largest if _is_per_channel(observer) else largest.squeeze()
+            observer.min_val, observer.max_val = -largest, largest
+        converted = _in_evaluation(convert_pt2e(prepared))
+        _drop_unread(converted)
+        return capture(converted, torch.zeros(2, 3, image_size, image_size))
+
+
+def copy_tensors(source: "GraphModule", target: "GraphModule") -> None:
+    """Copy the network's weights and other tensors from one form of it to another, in place."""
+    import torch
+
+    found = dict(source.named_parameters()) | dict(source.named_buffers())
+    with torch.no_grad():
+        for name, tensor in [*target.named_parameters(), *target.named_buffers()]:
+            if name in found:
+                tensor.copy_(found[name])
+
+
+def in_float(prepared: "GraphModule") -> dict[str, int]:
+    """Operations that compute in float32 in a prepared network, by type: those that the quantizer does not know."""
+    import torch
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    return dict(
+        Counter(
+            str(node.target).removesuffix(".default")
+            for node in prepared.graph.nodes
+            if isinstance(node.target, torch._ops.OpOverload)
+            and Q_ANNOTATION_KEY not in node.meta
+            and not str(node.target).startswith(_MOVES)
+        )
+    )
+
+
+def _pads(module: "GraphModule", in_float: Container[str]) -> "list[Node]":
+    """Paddings by zeros that int8 convolutions alone read."""
+    import torch
+
+    from repnets.fusion.graph import pads_zeros
+
+    conv2d = torch.ops.aten.conv2d.default
+    return [
+        node
+        for node in filter(pads_zeros, module.graph.nodes)
+        if all(user.target is conv2d and user.name not in in_float for user in node.users)
+    ]
+
+
+def _clamped(module: "GraphModule") -> "list[tuple[Node, Node]]":
+    """Convolutions and linear layers that a ReLU6 or another hard tanh alone reads, each with that."""
+    import torch
+
+    aten = torch.ops.aten
+    layers = (aten.conv2d.default, aten.linear.default)
+    clamps = [node for target in (aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default)
+              for node in module.graph.find_nodes(op="call_function", target=target)]  # fmt: skip
+    return [(node.args[0], node) for node in clamps if node.args[0].target in layers and len(node.args[0].users) == 1]
+
+
+def _config() -> Any:
+    """XNNPACK's own per-channel scheme, made symmetric, and without its floor of 2^-12 under every scale.
+
+    That floor takes the digits of any channel whose largest weight is below 0.03.
+    """
+    from dataclasses import replace
+
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
+    from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+    from torchao.quantization.pt2e.quantizer import QuantizationSpec
+
+    tiny = 2.0**-126
+    activation = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-127,
+        quant_max=127,
+        qscheme=torch.per_tensor_symmetric,
+        observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=tiny),
+    )
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    weight = replace(config.weight, observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=tiny))
+    return replace(config, input_activation=activation, output_activation=activation, weight=weight)
+
+
+def _observers(module: "GraphModule") -> "list[tuple[str, torch.nn.Module]]":
+    """Names and observers; one that several tensors share comes with each name."""
+    from torchao.quantization.pt2e.observer import ObserverBase
+
+    return [
+        (str(node.target), one)
+        for node in module.graph.nodes
+        if node.op == "call_module" and isinstance(one := module.get_submodule(str(node.target)), ObserverBase)
+    ]
+
+
+def _drop_unread(module: "GraphModule") -> None:
+    """Take out the float weights, which are there in int8 now."""
+    read = {node.target for node in module.graph.find_nodes(op="get_attr")}
+    for name in [name for name, _ in [*module.named_parameters(), *module.named_buffers()] if name not in read]:
+        owner, _, last = name.rpartition(".")
+        delattr(module.get_submodule(owner), last)
+
+
+def _is_per_channel(observer: "torch.nn.Module") -> bool:
+    import torch
+
+    return observer.qscheme in (torch.per_channel_symmetric, torch.per_channel_affine)
+
+
+def _in_evaluation(module: "GraphModule") -> "GraphModule":
+    """The same module; PT2E's forbid `.eval()`."""
+    for one in module.modules():
+        one.training = False
+    return module

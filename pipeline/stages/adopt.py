@@ -1,0 +1,124 @@
+"""Take a checkpoint that was trained elsewhere, instead of training one.
+
+    python -m pipeline adopt --model repvgg_a0 --source mine.pth --split artifacts/split.json \\
+        --checkpoint artifacts/repvgg_a0/checkpoint.safetensors
+
+The file is a .safetensors, or a .pth or .pt, of which the weights alone are read: code in it never runs.
+Its keys may be ours, those of the official RepVGG and MobileOne, or timm's, in training or in deploy form.
+Every tensor of the network must be there, and no other; the number of classes must be that of the data
+set; nothing may be NaN. The accuracy on the validation images is measured and printed: if it is that of
+guessing, the order of the classes or the preprocessing is not the one that the network was trained with.
+
+What comes out is a checkpoint like that of the stage `train`. One of the deploy form says so in its header: it
+holds the weights of the fused network, and no branched network comes of it.
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.config.project import AdoptSettings
+from pipeline.data import splits
+from pipeline.errors import InputError
+from pipeline.models import checkpoints, external_checkpoints, networks
+
+
+def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path) -> None:
+    """Make a checkpoint of a file of the user's own.
+
+    Args:
+        settings: which network it is, and how images are fed to it.
+        source: the file.
+        split: artifacts/split.json; its classes are those of the network, its validation images are tried.
+        checkpoint: where checkpoint.safetensors goes.
+
+    Raises:
+        InputError: the file is missing, broken, holds code, or does not fit the network or the data set.
+    """
+    if not source.is_file():
+        raise InputError(f"{source} does not exist. Check `checkpoint:` of the model `{settings.arch}` in config.yaml.")
+    folded = external_checkpoints.form_of(source, settings.arch) == "deploy"
+    store.cached(
+        "adopt",
+        settings={**settings.model_dump(), "suffix": source.suffix},
+        inputs={"source": source, "split": split},
+        outputs={"checkpoint": checkpoint},
+        code=("pipeline.stages.adopt", *networks.code_modules(settings.arch, folded)),
+        packages=("torch", "torchvision", "safetensors"),
+        build=lambda outputs, _: _adopt(settings, source, split, outputs["checkpoint"]),
+    )
+
+
+def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path) -> None:
+    from repnets.checkpoints.layouts import block_names
+
+    images = splits.open_split(split)
+    state, weights, header = external_checkpoints.read(source)
+    preprocessing = images.preprocessing(settings.image_size, settings.interpolation, settings.mean, settings.std)
+    if header is not None:
+        preprocessing = _hold_header(header, settings, preprocessing, source)
+    state, form = external_checkpoints.as_ours(state, settings.arch, str(source))
+    model = networks.build(settings.arch, len(images.classes), folded=form == "deploy")
+    if form == "deploy":
+        # the network names a convolution after what was folded into it, the layout after its block
+        in_network = {name: key for key, name in block_names(model.state_dict()).items()}
+        state = {in_network.get(name, name): tensor for name, tensor in state.items()}
+    checkpoints.load_strict(model, state, settings.arch, str(source))
+    model.eval()
+    networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
+    accuracy = splits.accuracy(model, images, preprocessing)
+    print(
+        f"adopt: {source.name} is right on {accuracy:.2%} of {images.size('val')} validation images",
+        flush=True,
+    )
+    if accuracy <= 1.5 / len(images.classes):
+        print(
+            f"warning: that is no better than guessing among {len(images.classes)} classes. Compare the "
+            "order of the classes and the preprocessing (size, mean, std) with those that the network was "
+            "trained with.",
+            file=sys.stderr,
+        )
+    made = {
+        "arch": settings.arch,
+        "num_classes": len(images.classes),
+        "preprocessing": asdict(preprocessing),
+        "data_digest": images.digest,
+        "epoch": header["epoch"] if header else None,
+        "weights": weights,
+        "form": form,
+        "seed": header.get("seed") if header else None,
+        "metrics": {"val_accuracy": accuracy},
+        "adopted_from": digests.digest(source),
+    }
+    checkpoints.write(checkpoint, model.state_dict(), made)
+
+
+def _hold_header(header: dict, settings: AdoptSettings, preprocessing: Preprocessing, source: Path) -> Preprocessing:
+    """What a file of this pipeline says of itself must fit; its own mean and std are kept, unless others are set."""
+    if header["arch"] != settings.arch:
+        raise InputError(
+            f"{source} holds a `{header['arch']}`, but the model's `arch` is `{settings.arch}`. Set `arch: "
+            f"{header['arch']}`."
+        )
+    own = Preprocessing.from_dict(header["preprocessing"])
+    if len(own.classes) != len(preprocessing.classes):
+        raise InputError(
+            f"{source} tells {len(own.classes)} classes apart, but the data set has "
+            f"{len(preprocessing.classes)}. Set `data` to the data set that it was trained on, or train a "
+            "new network."
+        )
+    for number, (one, other) in enumerate(zip(own.classes, preprocessing.classes, strict=True)):
+        if one != other:
+            raise InputError(
+                f"{source} was trained on other classes: number {number} is `{one}` there and `{other}` in "
+                "the data set. Set `data` to the data set that it was trained on, or train a new network."
+            )
+    return Preprocessing(
+        image_size=preprocessing.image_size,
+        mean=settings.mean or own.mean,
+        std=settings.std or own.std,
+        classes=own.classes,
+        interpolation=preprocessing.interpolation,
+    )

@@ -1,0 +1,217 @@
+"""Pack what a device needs into one file: dist/<model>-<target>-<digest>.tar, the same bytes for the same content.
+
+In it: the exported file that ships (for TensorRT the ONNX file and the script that builds the engine on the device),
+labels, preprocessing, golden images with their outputs, a self-test that needs the runtime alone, code to start from,
+and bundle.json with lineage and the sha256 of every file. No date, path, user or host. docs/bundles.md has more.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import backends
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import read_json, write_json
+from pipeline.config.project import BundleSettings
+from pipeline.deploy import bundle_file, golden, templates
+from pipeline.errors import InputError
+
+_TIMING_CACHE = re.compile(r"build-v\d+\.timing")
+
+
+def run(
+    settings: BundleSettings,
+    *,
+    manifest: Path,
+    check: Path,
+    files: list[Path],
+    fused: Path,
+    split: Path,
+    dist: Path,
+    output: Path,
+    quantized: Path | None = None,
+) -> None:
+    """Make the bundle of one network for one target, and sign it if a key is set.
+
+    Args:
+        settings: the backend and its options; how many golden images, whether with the engine, which key.
+        manifest: the manifest.json that export wrote.
+        check: check.json: the gate must have held.
+        files: the exported files beside the manifest; those of the form that ships go in, others are left out.
+        fused: artifacts/<model>/fused.pt2.
+        split: artifacts/split.json; some of its validation images are the golden ones.
+        dist: the folder that the bundle goes into.
+        output: a JSON file that says which bundle it is: its path, digest and signature.
+        quantized: artifacts/<model>/quantized.pt2, where the file that ships is of int8.
+
+    Raises:
+        InputError: a file is missing, or not the one that the manifest describes; an engine is asked for that no
+            device can use; the key cannot be used.
+    """
+    backend = backends.load(settings.backend)
+    written = read_json(manifest)
+    source = _source(written, fused, quantized)
+    contents = {file.name: file for file in files if file.name in _shipping(written)} | _timing_cache(settings)
+    texts = {f"text {text.name}": text for text in templates.shipped(settings.backend)}
+    unnamed = dist / f".{written['model']}-{written['target']}.tar"
+    store.cached(
+        "bundle",
+        settings=settings.model_dump(mode="json", exclude={"bundle": {"signing_key"}}),
+        inputs={"manifest": manifest, "check": check, "program": source, "split": split} | contents | texts,
+        outputs={"bundle": unnamed},
+        code=("pipeline.stages.bundle", backend.__name__),
+        packages=("torch", "torchvision", "scikit-learn", *backend.PACKAGES),
+        build=lambda places, scratch: _pack(
+            settings, written, read_json(check), contents, source, split, places["bundle"], scratch
+        ),
+    )
+    # Its name holds its digest, which nobody knows before: so the rule's output is a small file that names it.
+    bundle = bundle_file.open_bundle(unnamed)
+    tar = dist / f"{bundle.name}.tar"
+    os.replace(unnamed, tar)
+    signature = None
+    if settings.bundle.signing_key:
+        signature = bundle_file.sign(tar, Path(settings.bundle.signing_key))
+    told = {"bundle": str(tar), "digest": bundle.digest, "size_bytes": tar.stat().st_size}
+    fresh = output.with_name(f".{output.name}.new")
+    write_json(fresh, {**told, "signature": signature and str(signature)})
+    os.replace(fresh, output)
+    print(f"bundle: {tar}{' and its signature' if signature else ''}", flush=True)
+
+
+def _pack(
+    settings: BundleSettings,
+    written: Mapping[str, Any],
+    checked: Mapping[str, Any],
+    contents: Mapping[str, Path],
+    source: Path,
+    split: Path,
+    place: Path,
+    scratch: Path,
+) -> None:
+    form, entry = next(iter(written["forms"].items()))
+    shipping = _shipping(written)
+    main = next(iter(entry["files"]))
+    for name in (main, *written["extras"]):
+        if name not in contents:
+            raise InputError(f"the manifest names {name}, but it was not given; pass it with --files.")
+    for name, path in contents.items():
+        if name in shipping and digests.digest(path) != shipping[name]["sha256"]:
+            raise InputError(f"{path} is not the file that its manifest describes; export it again.")
+    engine = f"{Path(main).stem}.engine"
+    with_engine = settings.bundle.include_engine and settings.backend == "tensorrt"
+    if with_engine:
+        _require_engine(entry["facts"], engine, contents)
+    made = golden.make(
+        contents[main], written, source, split, settings.bundle.golden_images, backends.load(settings.backend), scratch
+    )
+    document: dict[str, Any] = {
+        "model": written["model"],
+        "target": written["target"],
+        "backend": written["backend"],
+        "form": form,
+        "precision": written["precision"],
+        "created_by": written["versions"],
+        "file": main,
+        "sha256_of_file": shipping[main]["sha256"],
+        "run": ["python3", "selftest.py"],
+        "time_limit_s": templates.time_limit_s(settings.backend),
+        "tolerance": golden.tolerance(checked, form, entry["precision"]),
+        "input": written["input"],
+        "output": _output(written, entry["facts"]),
+        "preprocessing": written["preprocessing"],
+        "golden": [
+            {"input": f"golden/input{at}.bin", "output": f"golden/output{at}.bin", "labels": list(one.labels)}
+            for at, one in enumerate(made)
+        ],
+        "checked": {
+            "by": checked["checked_by"],
+            "images": checked["images"],
+            "accuracy": checked["accuracy"]["file"],
+            **{key: checked["forms"][form].get(key) for key in ("converter", "precision", "agreement")},
+        },
+        "lineage": written["lineage"],
+    }
+    if settings.backend == "tensorrt":
+        document |= _for_tensorrt(settings, written, entry["facts"] if with_engine else None)
+    members: dict[str, Path | bytes] = {}
+    for name, path in contents.items():
+        if name != engine or with_engine:
+            members |= _members(name, path)
+    members["labels.txt"] = "".join(f"{label}\n" for label in written["preprocessing"]["classes"]).encode()
+    for case, one in zip(document["golden"], made, strict=True):
+        members |= {case["input"]: one.input, case["output"]: one.output}
+    members |= templates.texts(document, members, entry["facts"])
+    os.replace(bundle_file.write(scratch, members, document), place)
+
+
+def _source(written: Mapping[str, Any], fused: Path, quantized: Path | None) -> Path:
+    """The program that the file was made of."""
+    if next(iter(written["forms"])) != "quantized":
+        return fused
+    if quantized is None:
+        raise InputError("the golden outputs of an int8 file are quantized.pt2's; name it with --quantized.")
+    return quantized
+
+
+def _shipping(written: Mapping[str, Any]) -> dict[str, Any]:
+    """What manifest.json says of the files of the form that ships, and of those beside."""
+    return {**next(iter(written["forms"].values()))["files"], **written["extras"]}
+
+
+def _members(name: str, path: Path) -> dict[str, Path | bytes]:
+    if path.is_file():
+        return {name: path}
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != digests.TIME_STAMP]
+    return {f"{name}/{file.relative_to(path).as_posix()}": file for file in files}
+
+
+def _output(written: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the file: a classifier of Core ML gives probabilities, by the class, under a name of its own."""
+    by_class = [name for name, kind in facts.get("outputs", {}).items() if kind == "dictionaryType"]
+    kind = {"name": by_class[0], "kind": "probabilities"} if by_class else {"kind": "logits"}
+    return {**written["output"], **kind}
+
+
+def _for_tensorrt(
+    settings: BundleSettings, written: Mapping[str, Any], engine: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the self-test tells trtexec, as build_engine.sh does; and of an engine that goes along, what it is for."""
+    from pipeline.backends.tensorrt import trtexec
+    from pipeline.backends.tensorrt.options import Options
+
+    options, taken = Options.of(settings.options), written["input"]
+    shape = trtexec.shape_option(taken["name"], taken["shape"]) if options.batches() else []
+    build = trtexec.build_options(options, taken["name"], taken["shape"])
+    told: dict[str, Any] = {"trtexec": {"build": build, "run": shape}}
+    if engine:
+        told["engine"] = {key: engine[key] for key in ("maker", "version", "compute_capabilities")}
+    return told
+
+
+def _require_engine(facts: Mapping[str, Any], engine: str, contents: Mapping[str, Path]) -> None:
+    if engine not in contents or facts.get("maker") != "TensorRT":
+        made = f"it is TensorRT-RTX's ({facts['version']}), for PCs" if engine in contents else "there is none"
+        raise InputError(
+            f"bundle.include_engine: an engine goes along only where TensorRT built it on a device of the very kind "
+            f"that it is for, and {made}. Leave it out: build_engine.sh builds it on the device."
+        )
+
+
+def _timing_cache(settings: BundleSettings) -> dict[str, Path]:
+    """The timing cache that the target names, where it is one that build_engine.sh wrote and will look for."""
+    named = settings.options.get("timing_cache") if settings.backend == "tensorrt" else None
+    path = Path(named).expanduser() if named else None
+    if path is None or not path.is_file():
+        return {}
+    if not _TIMING_CACHE.fullmatch(path.name):
+        print(
+            f"warning: {path} is left out: of which TensorRT it is cannot be told, and trtexec fails on that of "
+            "another. Name it as build_engine.sh does on the device, build-v<version>.timing.",
+            file=sys.stderr,
+        )
+        return {}
+    return {path.name: path}

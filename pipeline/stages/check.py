@@ -1,0 +1,202 @@
+"""Gate: the exported file computes what the program it came from computes, and is as accurate.
+
+The file itself runs, in a runtime that reads it on this machine. Held, in this order:
+
+1. each file is the one that the manifest describes, and the manifest's preprocessing is the network's;
+2. a census of its operations: as many convolutions as the fused network has, no batch norm and no branch left, and as
+   many layers in int8 as the program has;
+3. the converter is exact: in float32, with the weights rounded as the file stores them, the file gives what the program
+   gives, to 1e-5 of the largest logit, or within twice what float32 itself costs the network; to 5e-4 where the file
+   rounds numbers other than weights, as the square root of 2 in a GELU that is written by its formula. Weights that
+   are compressed are read from the file, and each is held against the network's own by what its scheme may change;
+4. its precision: in its own arithmetic its logits are those of fused.pt2 in float32, with the weights of the file where
+   it compresses them, on the whole validation set, within the tolerance of the precision; or, where the network by
+   itself loses more in half precision, as dead channels make it, within twice what fused.pt2 loses in it;
+5. its top-1 accuracy against that of the fused network, within `max_accuracy_drop`.
+
+A file in int8 has the same integers as quantized.pt2, and is held against that: in 3, with what is not int8 in float32,
+an image may on average be off by half a last digit, since runtimes round the middle between two integers their own way;
+in 4, no logit by more than the tolerance, and no class differs but where two logits are that close, which are listed.
+
+Where 3 or 4 fails, the message names the first layer whose output departs. check.json says by which runtime all this
+was found, and what could not be.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import backends
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import Preprocessing, read_json, write_json
+from pipeline.backends import signatures
+from pipeline.backends.pytorch import backend as pytorch
+from pipeline.config.project import CheckSettings
+from pipeline.errors import GateError
+from pipeline.verification import gates
+from pipeline.verification.reference import Reference, spec_of
+
+_SHOWN_FIELDS = ("mean", "std", "color_order", "interpolation", "classes")
+
+
+def run(
+    settings: CheckSettings,
+    *,
+    manifest: Path,
+    files: list[Path],
+    fused: Path,
+    verify: Path,
+    split: Path,
+    output: Path,
+    quantized: Path | None = None,
+) -> None:
+    """Check the exported files of one network for one target.
+
+    Args:
+        settings: the backend, and the gates.
+        manifest: the manifest.json that export wrote.
+        files: the exported files beside it.
+        fused: artifacts/<model>/fused.pt2.
+        verify: artifacts/<model>/verify.json, for the preprocessing, and the accuracies of branched and fused.
+        split: artifacts/split.json; its validation images are the input.
+        output: where check.json goes.
+        quantized: artifacts/<model>/quantized.pt2, where the target is of int8.
+
+    Raises:
+        GateError: a file departs from its program, lost accuracy, is not fused, or not in int8; names the file, the
+            image, the figures, the tolerance and the layer. A candidate of `precision: auto` may lose by its precision
+            or its accuracy: then check.json says so.
+    """
+    backend = backends.load(settings.backend)
+    store.cached(
+        "check",
+        settings=settings.model_dump(mode="json"),
+        inputs={"manifest": manifest, "fused": fused, "quantized": quantized, "verify": verify, "split": split}
+        | {file.name: file for file in files},
+        outputs={"check": output},
+        code=("pipeline.stages.check", "pipeline.backends.worker.client", backend.__name__),
+        packages=("torch", "torchvision", "scikit-learn", *backend.PACKAGES),
+        build=lambda places, _: write_json(
+            places["check"], _check(settings, manifest, files, fused, quantized, verify, split)
+        ),
+    )
+
+
+def _check(
+    settings: CheckSettings,
+    manifest: Path,
+    files: list[Path],
+    fused: Path,
+    quantized: Path | None,
+    verify: Path,
+    split: Path,
+) -> dict[str, Any]:
+    backend = backends.load(settings.backend)
+    written, proved = read_json(manifest), read_json(verify)
+    places = {file.name: file for file in files}
+    for entry in written["forms"].values():
+        _hold_content(entry["files"], places)
+    _hold_preprocessing(manifest, written["preprocessing"], proved["preprocessing"])
+    preprocessing = Preprocessing.from_dict(proved["preprocessing"])
+    signature = _signature(written, places)
+    sources = {"fused": fused} | ({"quantized": quantized} if quantized else {})
+    held_against = _references(written, preprocessing, sources, split, signature.takes_pixels)
+    forms: dict[str, Any] = {}
+    accuracy: dict[str, float | None] = {**proved["accuracy"], "file": None}
+    shipped, lost = next(iter(written["forms"])), None
+    for form, entry in written["forms"].items():
+        reference = held_against[form]
+        if inspect := getattr(backend, "inspect", None):
+            inspect([places[name] for name in entry["files"]], entry["facts"], reference.spec)
+        file = places[next(iter(entry["files"]))]
+        forms[form] = {"census": backend.census(file)}
+        if form != "branched":
+            _hold_census(file, forms[form]["census"], reference)
+            if read := getattr(backend, "stored_weights", None):
+                reference = reference.as_stored_in(file, read)
+        if backend.CHECKED_BY is None:
+            continue
+        limits = settings.check
+        if reference.spec.precision != written["precision"]:
+            limits = limits.model_copy(update={"tolerance": None})  # the user's is for what ships
+        checked = gates.Checked(settings.backend, limits, file, form, reference, signature.gives_probabilities)
+        forms[form] |= checked.hold_network(proved["float32"])
+        if form == shipped:
+            accuracy["file"] = forms[form]["accuracy"]
+        try:
+            forms[form] |= checked.hold_precision(held_against["fused"].accuracy)
+        except GateError as error:
+            if not settings.may_lose:
+                raise
+            lost = str(error)
+    return {
+        "status": "lost" if lost else "ok",
+        "reason": lost,
+        "checked_by": backend.CHECKED_BY,
+        "not_checked": None if backend.CHECKED_BY else backend.unavailable().reason,
+        "images": len(held_against[shipped].labels),
+        "accuracy": accuracy,
+        "forms": forms,
+    }
+
+
+def _references(
+    written: dict[str, Any], preprocessing: Preprocessing, sources: dict[str, Path], split: Path, whole_pixels: bool
+) -> dict[str, Reference]:
+    """What each form is held against, in its precision; and the fused network in any case, for its accuracy."""
+    spec = spec_of(written, preprocessing)
+    precisions = {"fused": "fp32"} | {form: entry["precision"] for form, entry in written["forms"].items()}
+    made: dict[tuple[Path, str], Reference] = {}
+    for form, precision in precisions.items():
+        key = sources.get(form, sources["fused"]), precision
+        if key not in made:
+            made[key] = Reference(key[0], split, replace(spec, precision=precision), whole_pixels)
+    return {form: made[sources.get(form, sources["fused"]), precision] for form, precision in precisions.items()}
+
+
+def _signature(written: dict[str, Any], places: dict[str, Path]) -> signatures.Signature:
+    """What the file that ships takes and gives; the baseline is exported alike."""
+    first = next(iter(written["forms"].values()))
+    return signatures.read(places[next(iter(first["files"]))])
+
+
+def _hold_content(entries: dict[str, Any], places: dict[str, Path]) -> None:
+    for name, facts in entries.items():
+        if digests.digest(places[name]) != facts["sha256"]:
+            raise GateError(f"{places[name]} is not the file that its manifest describes; export it again.")
+
+
+def _hold_preprocessing(manifest: Path, written: dict[str, Any], proved: dict[str, Any]) -> None:
+    """The manifest tells the app how to feed the network: as it was fed when it was trained and verified."""
+    for field in _SHOWN_FIELDS:
+        if written[field] != proved[field]:
+            raise GateError(
+                f"{manifest}: `{field}` of the preprocessing is {_short(written[field])}, but the network was trained "
+                f"and verified with {_short(proved[field])}. An app that feeds it so gets wrong answers; export again."
+            )
+
+
+def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> None:
+    wanted = pytorch.count(reference.program)
+    if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
+        raise GateError(
+            f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms, but the fused "
+            f"network has {wanted['convolution']} and none. The exporter undid the fold, or was given the branched "
+            "network."
+        )
+    if census["join"] > wanted["join"]:
+        raise GateError(
+            f"{file}: adds branches at {census['join']} places, but the fused network at {wanted['join']}. A branch "
+            "was left unfused, or the exporter undid the fold."
+        )
+    if census["int8"] != wanted["int8"]:
+        raise GateError(
+            f"{file}: computes {census['int8']} convolutions and linear layers in int8, but the program it was made of "
+            f"{wanted['int8']}. The exporter left the others in float, or lost their scales; export it again, and if "
+            "that fails, leave out the exporter's version that manifest.json names."
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,137 @@
+"""Write the files that a target runs: the form of the network that ships, and another one as the baseline.
+
+The first is the fused network, or in int8 the quantized one; the baseline is the branched network, or the fused one.
+
+A target's backend (pipeline/backends/) makes them: an ONNX file and an engine for TensorRT, an ML program
+for Core ML, a .pte for ExecuTorch. manifest.json beside them says how to feed them, what they were made
+from, by what, and the sha256 of each.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import backends
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
+from pipeline.backends.pytorch import backend as pytorch
+from pipeline.config.project import ExportSettings
+from pipeline.errors import InputError
+from pipeline.models import checkpoints, forms, networks, programs
+
+
+def run(
+    settings: ExportSettings,
+    *,
+    checkpoint: Path,
+    fused: Path,
+    verify: Path,
+    manifest: Path,
+    quantized: Path | None = None,
+) -> None:
+    """Export one network for one target.
+
+    Args:
+        settings: the target: backend, precision, forms, batch, image size and the backend's own options.
+        checkpoint: artifacts/<model>/checkpoint.safetensors, for the branched form.
+        fused: artifacts/<model>/fused.pt2.
+        verify: artifacts/<model>/verify.json; the gate must have held for this very fused.pt2.
+        manifest: where manifest.json goes; the files appear beside it.
+        quantized: artifacts/<model>/quantized.pt2, for a target of int8.
+
+    Raises:
+        InputError: the network does not run at the target's image size; or the branched form is asked for, but the
+            network came folded; or quantized.pt2 is missing, or was made of another fused.pt2.
+        StageError: the exporter failed, or what it needs is not installed.
+    """
+    backend = backends.load(settings.backend)
+    names = backends.file_names(settings.backend, settings.forms)
+    store.cached(
+        "export",
+        settings=settings.model_dump(mode="json"),
+        inputs={"checkpoint": checkpoint, "fused": fused, "quantized": quantized, "verify": verify},
+        outputs={name: manifest.with_name(name) for name in names} | {"manifest": manifest},
+        code=("pipeline.stages.export", backend.__name__, *checkpoints.code_modules(checkpoint)),
+        packages=("torch", *backend.PACKAGES),
+        host=backend.host(),
+        build=lambda places, _: _export(settings, checkpoint, fused, verify, quantized, places),
+    )
+
+
+def _export(
+    settings: ExportSettings,
+    checkpoint: Path,
+    fused: Path,
+    verify: Path,
+    quantized: Path | None,
+    places: dict[str, Path],
+) -> None:
+    backend = backends.load(settings.backend)
+    header = checkpoints.read_header(checkpoint)
+    if checkpoints.is_folded(header) and "branched" in settings.forms:
+        raise InputError(
+            f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
+            "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
+        )
+    if quantized and pytorch.read(quantized)[1].get("fused") != digests.digest(fused):
+        raise InputError(
+            f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
+        )
+    trained = Preprocessing.from_dict(header["preprocessing"])
+    size = settings.image_size or trained.image_size
+    preprocessing = replace(trained, image_size=size)
+    modules = {form: forms.module(form, checkpoint, fused, quantized) for form in settings.forms}
+    for module in modules.values():
+        networks.require_runs(module, header["arch"], header["num_classes"], size)
+    shape = (settings.batch, 3, size, size)
+    spec = ExportSpec(
+        precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
+    )
+    written = {}
+    for form, module in modules.items():
+        files = [places[name.format(form=form)] for name in backend.FILES]
+        precision = settings.precision_of(form)
+        facts = backend.export(programs.static(module, shape), files, replace(spec, precision=precision))
+        entries = {file.name: _file_facts(file) for file in files}
+        written[form] = {"precision": precision, "files": entries, "facts": facts}
+        print(f"{form}: {', '.join(file.name for file in files)}", flush=True)
+    if backend.EXTRAS:
+        backend.write_extras([places[name] for name in backend.EXTRAS], spec)
+    write_json(
+        places["manifest"],
+        {
+            "target": settings.target,
+            "model": settings.model,
+            "backend": settings.backend,
+            "precision": settings.precision,
+            "forms": written,
+            "extras": {name: _file_facts(places[name]) for name in backend.EXTRAS},
+            "input": {
+                "name": spec.input_name,
+                "shape": list(shape),
+                "dtype": "uint8" if settings.options.get("normalization") else "float32",
+            },
+            "output": {
+                "name": spec.output_name,
+                "shape": [shape[0], len(preprocessing.classes)],
+                "dtype": "float32",
+            },
+            "preprocessing": as_plain(preprocessing),
+            "lineage": {
+                "arch": header["arch"],
+                "weights": header["weights"],
+                "form": header.get("form", "training"),
+                "recalibrated": header.get("recalibrated"),
+                "checkpoint": digests.digest(checkpoint),
+                "fused": digests.digest(fused),
+                "quantized": quantized and digests.digest(quantized),
+                "accuracy": read_json(verify)["accuracy"],
+            },
+            "versions": versions("torch", *backend.PACKAGES),
+        },
+    )
+
+
+def _file_facts(file: Path) -> dict[str, Any]:
+    parts = [part for part in file.rglob("*") if part.is_file()] if file.is_dir() else [file]
+    return {"sha256": digests.digest(file), "size_bytes": sum(part.stat().st_size for part in parts)}

@@ -1,0 +1,212 @@
+"""Make the fused network int8: one program, from which the files of every int8 target are made.
+
+Weights and activations are int8 and symmetric, with a scale for each output channel of a weight and one for a whole
+activation. Ranges come from training images, prepared as for inference, never augmented, never from what is held
+out. What int8 breaks is repaired, step by step; docs/int8.md says how. quantized.pt2 is a torch.export program like
+fused.pt2; quantize.json says what each step did, which layers are in float and why, and which images it was made with.
+
+Gate: the top-1 accuracy of the int8 program on the validation images is within `quantize.max_accuracy_drop` of the
+fused network's. Where int8 is only tried, for targets of `precision: auto`, a program that loses more is written too,
+and quantize.json says so: then int8 is not chosen.
+"""
+
+import hashlib
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import Preprocessing, read_json, versions, write_json
+from pipeline.backends.pytorch import backend as pytorch
+from pipeline.config.project import QuantizeSettings
+from pipeline.data import splits
+from pipeline.errors import GateError, InputError, first_line
+from pipeline.models import checkpoints, programs
+from pipeline.quantization import pt2e, ptq
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import GraphModule
+
+_PACKAGES = ("torch", "torchao", "executorch")
+_FEW = 128
+_SHOWN = 5
+_BATCH = 64
+
+
+def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, quantized: Path, report: Path) -> None:
+    """Quantize one network.
+
+    Args:
+        settings: how many images, and how far the repair may go.
+        fused: artifacts/<model>/fused.pt2.
+        verify: artifacts/<model>/verify.json, for the preprocessing; the gate must have held for this fused.pt2.
+        split: artifacts/split.json; its train part calibrates, its validation part is the gate.
+        quantized: where the int8 program goes, a .pt2 file.
+        report: where quantize.json goes.
+
+    Raises:
+        InputError: there is no training image, or the network does not take images of that size.
+        GateError: the accuracy cannot be held; says what was reached, by which layers it is lost and what to try.
+    """
+    store.cached(
+        "quantize",
+        settings=settings.model_dump(mode="json"),
+        inputs={"fused": fused, "verify": verify, "split": split},
+        outputs={"quantized": quantized, "report": report},
+        code=("pipeline.stages.quantize",),
+        packages=(*_PACKAGES, "torchvision", "pillow", "scikit-learn"),
+        build=lambda places, _: _quantize(settings, fused, verify, split, places),
+    )
+    print(_headline(read_json(report)), flush=True)
+
+
+def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
+    import torch
+
+    program, lineage = pytorch.read(fused)
+    preprocessing = Preprocessing.from_dict(read_json(verify)["preprocessing"])
+    images = splits.open_split(split)
+    calibration, about = _calibration(images, settings.calibration_images, preprocessing)
+    network = pt2e.network(program)
+    _require_runs(network, calibration[0][:1], fused)
+
+    def accuracy(model: "Callable[[Tensor], Tensor]") -> float:
+        return splits.accuracy(model, images, preprocessing, _BATCH)
+
+    limits = ptq.Limits(
+        settings.max_accuracy_drop, settings.max_float_layers, _training(settings, images, preprocessing)
+    )
+    done = ptq.repair(network, calibration, accuracy, limits)
+    outside = pt2e.in_float(done.prepared)
+    written = pt2e.convert(done.prepared, done.simulation, preprocessing.image_size)
+    reached = accuracy(checkpoints.as_module(written))
+    document = _document(done, reached, about, outside, lineage | {"fused": digests.digest(fused)})
+    if done.float_accuracy - reached > settings.max_accuracy_drop:
+        if not settings.may_lose:
+            raise GateError(_refusal(fused, settings, document))
+        document |= {"status": "lost", "reason": _refusal(fused, settings, document)}
+    torch.export.save(
+        written, places["quantized"], extra_files={"lineage.json": json.dumps(document["lineage"] | {"int8": about})}
+    )
+    write_json(places["report"], document)
+
+
+def _calibration(
+    images: splits.Split, wanted: int, preprocessing: Preprocessing
+) -> "tuple[list[Tensor], dict[str, Any]]":
+    """Batches of training images, and what tells which they were."""
+    sample = images.sample("train", wanted)
+    count = sample.size("train")
+    if not count:
+        raise InputError("the train part of the split holds no image, so there is nothing to calibrate int8 with.")
+    if count < _FEW:
+        print(
+            f"warning: {count} images are few to take ranges from; a range that they do not show is cut off. "
+            f"Take {_FEW} or more (quantize.calibration_images, or more training images).",
+            file=sys.stderr,
+        )
+    batches = [batch for batch, _ in sample.batches("train", preprocessing, _BATCH)]
+    seen = hashlib.sha256(b"".join(batch.numpy().tobytes() for batch in batches)).hexdigest()
+    return batches, {"images": count, "part": "train", "augmented": False, "digest": seen}
+
+
+def _require_runs(network: "GraphModule", image: "Tensor", fused: Path) -> None:
+    import torch
+
+    try:
+        with torch.no_grad():
+            network(image)
+    except Exception as error:
+        raise InputError(
+            f"{fused} does not take the calibration images, of shape {tuple(image.shape)}: {first_line(error)}. They "
+            "are prepared as verify.json says; build both again: snakemake --forcerun reparameterize."
+        ) from error
+
+
+def _training(settings: QuantizeSettings, images: splits.Split, preprocessing: Preprocessing) -> "ptq.Training | None":
+    if not settings.qat_epochs:
+        return None
+
+    def batches() -> "Iterator[Tensor]":
+        for epoch in range(settings.qat_epochs):
+            epoch_batches = splits.training_batches(images, preprocessing, batch_size=_BATCH, seed=0, epoch=epoch)
+            yield from (batch for batch, _ in epoch_batches)
+
+    steps = settings.qat_epochs * splits.training_steps(images, _BATCH)
+    return ptq.Training(batches, steps, settings.qat_learning_rate)
+
+
+def _document(
+    done: ptq.Repaired, reached: float, about: dict[str, Any], outside: dict[str, int], lineage: dict[str, Any]
+) -> dict[str, Any]:
+    """quantize.json of a program that holds its gate."""
+    usual = statistics.median(done.sensitivities.values()) if done.sensitivities else None
+    return {
+        "status": "ok",
+        "reason": None,
+        "scheme": {
+            "weights": {"dtype": "int8", "symmetric": True, "granularity": "output channel", "range": done.ways[1]},
+            "activations": {"dtype": "int8", "symmetric": True, "granularity": "tensor", "range": done.ways[0]},
+        },
+        "calibration": about,
+        "accuracy": {"fused": done.float_accuracy, "quantized": reached},
+        "steps": [asdict(step) for step in done.steps],
+        "layers": [layer.title for layer in done.simulation.layers],
+        "in_float": {
+            "layers": [
+                {
+                    "layer": programs.title(done.simulation.module, name),
+                    "reason": f"alone in int8 it moves the logits by {done.sensitivities[name]:.1e} of their variance, "
+                    f"a layer in the middle by {usual:.1e}"
+                    if giving_to is None
+                    else f"what it gives would be int8 with it, and {programs.title(done.simulation.module, giving_to)}"
+                    ", which reads that, loses most by it",
+                }
+                for name, giving_to in done.in_float.items()
+            ],
+            "operations": outside,
+        },
+        "sensitivity": {
+            programs.title(done.simulation.module, name): error for name, error in done.sensitivities.items()
+        },
+        "lineage": lineage,
+        "versions": versions(*_PACKAGES),
+    }
+
+
+def _refusal(fused: Path, settings: QuantizeSettings, document: dict[str, Any]) -> str:
+    """What was reached, where it is lost, and what to try."""
+    accuracy = document["accuracy"]
+    worst = ", ".join(f"{layer} ({error:.1e})" for layer, error in list(document["sensitivity"].items())[:_SHOWN])
+    tries = [f"`quantize.max_float_layers` above {settings.max_float_layers}"]
+    tries += [f"`quantize.qat_epochs` above {settings.qat_epochs}"]
+    tries += ["a network that is made for int8 (arch qarepvgg_a0 in place of repvgg_a0)"]
+    tries += ["another precision in target.yaml (fp16)"]
+    return (
+        f"{fused}: in int8 it is right on {accuracy['quantized']:.2%} of the validation images, in float32 on "
+        f"{accuracy['fused']:.2%}; allowed is a drop of {settings.max_accuracy_drop:.2%} (quantize.max_accuracy_drop). "
+        f"That is the best of {len(document['steps'])} steps, which the log has. The layers that lose most, by what "
+        f"each alone does to the logits, of their variance: {worst}. fuse.json says why, under `forecast`. Try "
+        f"{'; or '.join(tries)}."
+    )
+
+
+def _headline(document: dict[str, Any]) -> str:
+    accuracy, kept = document["accuracy"], document["in_float"]
+    line = (
+        f"int8: {len(document['layers'])} layers, right on {accuracy['quantized']:.2%} of the validation images; "
+        f"in float {accuracy['fused']:.2%}"
+    )
+    if document["status"] == "lost":
+        line += f"\n  lost: {document['reason']}"
+    if kept["layers"]:
+        line += f"\n  in float: {', '.join(one['layer'] for one in kept['layers'])}"
+    if kept["operations"]:
+        listed = ", ".join(f"{count} {name}" for name, count in kept["operations"].items())
+        line += f"\n  not known to XNNPACK's quantizer, so in float too: {listed}"
+    return line

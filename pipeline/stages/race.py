@@ -1,0 +1,292 @@
+"""Choose the precision of a target of `precision: auto`: the fastest file that holds its gates, on the device at hand.
+
+Each candidate was exported and checked by itself. Those that hold their gates are timed against each other in turn
+(A B C A B C), on the target's own runtime, as `bench` times a file against its baseline. The fastest has the lowest
+median; where the 95 % interval of the paired ratios cannot tell another from it, the smaller file is taken. Where the
+target's runtime is not on this machine nothing is timed, and the smallest file that holds is taken: no other runtime
+can say what is fast on the target.
+
+chosen/ gets the files, with their manifest.json and check.json. bench.json is of them, and has beside that the table of
+what was tried: accuracy, latency and size of each, why one was lost, and which are on the Pareto front, so that no
+other is at least as good in all three and better in one.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import backends
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import Unavailable, read_json, write_json
+from pipeline.benchmark import headline, measurement, runners, statistics
+from pipeline.config.project import RaceSettings
+from pipeline.errors import GateError, InputError
+
+if TYPE_CHECKING:
+    from pipeline.benchmark.measurement import Samples
+
+_FLOATS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One precision of the network.
+
+    Attributes:
+        manifest: place of its manifest.json; check: likewise.
+        written, checked: what these hold.
+        files: all that the manifest names.
+        file: the one that a runtime opens.
+        lost: why it cannot be chosen, None where it holds its gates.
+    """
+
+    manifest: Path
+    check: Path
+    written: Mapping[str, Any]
+    checked: Mapping[str, Any]
+    files: Sequence[Path]
+    file: Path
+    lost: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        return self.facts["size_bytes"]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Top-1 of the file, None where nothing here runs it."""
+        return self.checked["accuracy"]["file"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of that file."""
+        return self.entries[self.file.name]
+
+    @property
+    def form(self) -> str:
+        """The one that was exported."""
+        return next(iter(self.written["forms"]))
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """What the manifest says of the form's files, by name."""
+        return self.written["forms"][self.form]["files"]
+
+
+def run(
+    settings: RaceSettings,
+    *,
+    manifests: list[Path],
+    checks: list[Path],
+    files: list[Path],
+    fused: Path,
+    output: Path,
+    profile: Path,
+    chosen: Path,
+    quantized: Path | None = None,
+    report: Path | None = None,
+) -> None:
+    """Time the candidates of one network for one target, choose one, and print the table.
+
+    Args:
+        settings: the backend, how long to measure, and on how many threads; the first number of threads decides.
+        manifests: the manifest.json of each candidate.
+        checks: the check.json of each, in the same order.
+        files: the exported files of all; those of a candidate lie beside its manifest.
+        fused: artifacts/<model>/fused.pt2, for the names of layers.
+        output: where bench.json goes.
+        profile: where profile.json goes.
+        chosen: the folder for what was chosen.
+        quantized: artifacts/<model>/quantized.pt2, where int8 is a candidate.
+        report: artifacts/<model>/quantize.json likewise, which says whether int8 held its gate.
+
+    Raises:
+        InputError: a file is missing, or not the one that its manifest describes.
+        GateError: no candidate holds its gates; names each and why. What stood there before is left in place.
+        StageError: a runtime failed, or ended its process.
+        DeviceError: the target's device cannot be reached or used.
+    """
+    backend = backends.load(settings.backend)
+    unavailable = runners.unavailable(settings)
+    programs = {"fused": fused, "quantized": quantized}
+
+    def build(places: dict[str, Path], _: Path) -> None:
+        candidates = _candidates(manifests, checks, files, report)
+        held = _held(settings, candidates)
+        opened, written = {name: one.file for name, one in held.items()}, next(iter(held.values())).written
+        with runners.wanted(settings, opened, files, written) as ground:
+            best, document = _race(settings, candidates, held, unavailable, ground)
+            write_json(places["bench"], document)
+            program = programs[held[best].form] or fused
+            write_json(places["profile"], measurement.profile(settings.backend, document, best, ground, program))
+        _copy(held[best], places["chosen"])
+
+    store.cached(
+        "race",
+        settings=settings.model_dump(mode="json"),
+        inputs={"fused": fused, "quantized": quantized, "report": report}
+        | {f"{path.parent.name}/{path.name}": path for path in (*manifests, *checks, *files)},
+        outputs={"bench": output, "profile": profile, "chosen": chosen},
+        code=("pipeline.stages.race", backend.__name__),
+        packages=("torch", *backend.PACKAGES),
+        host=runners.host(settings, unavailable),
+        build=build,
+    )
+    print("\n".join([*_headline(read_json(output)), *headline.dearest(read_json(profile))]), flush=True)
+
+
+def fastest(size_bytes: Mapping[str, int], samples: "Samples") -> str:
+    """The smallest of those that cannot be told from the one of the lowest median.
+
+    Args:
+        size_bytes: of each candidate's file.
+        samples: latencies of each, taken in turn, as `intervals` takes them.
+    """
+    lowest = min(size_bytes, key=lambda name: statistics.percentile(samples[name], 50)["value"])
+
+    def is_as_fast(name: str) -> bool:
+        gained = statistics.speedup(samples[name], samples[lowest])
+        return name == lowest or (gained["low"] is not None and gained["low"] <= 1)
+
+    return min(filter(is_as_fast, size_bytes), key=size_bytes.__getitem__)
+
+
+def on_front(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The Pareto front: the precisions to which no other is at least as good in all, and better in one.
+
+    Args:
+        rows: ``precision``, ``accuracy``, ``p50_ms`` and ``size_bytes``; the first two figures None where not known, in
+            all rows alike.
+    """
+    figures_of = {row["precision"]: (-(row["accuracy"] or 0), row["p50_ms"] or 0, row["size_bytes"]) for row in rows}
+
+    def is_beaten(own: tuple[float, ...]) -> bool:
+        return any(
+            other != own and all(theirs <= mine for theirs, mine in zip(other, own, strict=True))
+            for other in figures_of.values()
+        )
+
+    return [name for name, own in figures_of.items() if not is_beaten(own)]
+
+
+def _candidates(
+    manifests: list[Path], checks: list[Path], files: list[Path], report: Path | None
+) -> dict[str, _Candidate]:
+    """By precision."""
+    if [path.parent for path in manifests] != [path.parent for path in checks]:
+        raise InputError("--manifests and --checks must name the same folders in the same order.")
+    found = {}
+    for manifest, check in zip(manifests, checks, strict=True):
+        written, checked = read_json(manifest), read_json(check)
+        own = [file for file in files if file.parent == manifest.parent]
+        file = next(iter(measurement.opened(written, own, manifest).values()))
+        quantized = read_json(report) if written["precision"] == "int8" and report else {}
+        lost = quantized.get("reason") or checked["reason"]
+        found[written["precision"]] = _Candidate(manifest, check, written, checked, own, file, lost)
+    return found
+
+
+def _held(settings: RaceSettings, candidates: Mapping[str, _Candidate]) -> dict[str, _Candidate]:
+    """Those that hold their gates, at least one."""
+    held = {name: one for name, one in candidates.items() if one.lost is None}
+    if not held:
+        reasons = " ".join(f"{name}: {one.lost}" for name, one in candidates.items())
+        raise GateError(
+            f"no precision of {settings.model} holds its gates on {settings.target}, so there is none to choose. "
+            f"{reasons} Add another to `candidates`, or allow a larger `check.max_accuracy_drop`."
+        )
+    return held
+
+
+def _race(
+    settings: RaceSettings,
+    candidates: Mapping[str, _Candidate],
+    held: Mapping[str, _Candidate],
+    unavailable: Unavailable | None,
+    ground: runners.Ground,
+) -> tuple[str, dict[str, Any]]:
+    """The precision that won, and bench.json."""
+    runs: list[dict[str, Any]] = []
+    shape = tuple(next(iter(held.values())).written["input"]["shape"])
+    if unavailable is None:
+        taken = [measurement.timed(ground, list(held), shape, n, settings.bench) for n in settings.bench.threads]
+        best = fastest({name: one.size_bytes for name, one in held.items()}, taken[0][1])
+    else:
+        taken, best = [], min(held, key=lambda name: held[name].size_bytes)
+    baseline = _baseline(best, held)
+    order = [best, *filter(None, [baseline]), *(name for name in held if name not in (best, baseline))]
+    for run, samples in taken:
+        speedup = statistics.speedup(samples[baseline], samples[best]) if baseline else None
+        runs.append(run | {"forms": {name: run["forms"][name] for name in order}, "speedup": speedup})
+    alone = measurement.beside(ground, order, shape, settings.bench) if runs else dict.fromkeys(("power", "sustained"))
+    winner, timed = held[best], runs[0]["forms"] if runs else dict.fromkeys(order, measurement.UNTIMED)
+    return best, {
+        "status": "ok" if unavailable is None else "unavailable",
+        "reason": unavailable.reason if unavailable else None,
+        "remedy": unavailable.remedy if unavailable else None,
+        **{key: winner.written[key] for key in ("target", "model", "backend", "precision", "input")},
+        "chosen": best,
+        "chosen_by": "latency" if runs else "size",
+        "tried": _tried(candidates, runs),
+        "forms": {name: timed[name] | held[name].facts for name in order},
+        "speedup": runs[0]["speedup"] if runs else None,
+        "runs": runs,
+        **alone,
+        "reference": None,
+        "accuracy": {**winner.checked["accuracy"], "checked_by": winner.checked["checked_by"]},
+        "conditions": runs[0]["conditions"] if runs else None,
+        "files": {name: list(held[name].entries) for name in order},
+    }
+
+
+def _baseline(best: str, held: Mapping[str, _Candidate]) -> str | None:
+    """The float candidate that the winner's speed-up is over; None where that is the winner, or there is none."""
+    floats = [name for name in _FLOATS if name in held]
+    return floats[0] if floats and floats[0] != best else None
+
+
+def _tried(candidates: Mapping[str, _Candidate], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each candidate, in the order of target.yaml."""
+    rows = []
+    for name, one in candidates.items():
+        timed = runs[0]["forms"].get(name) if runs else None
+        rows.append(
+            {
+                "precision": name,
+                "status": "lost" if one.lost else "ok",
+                "reason": one.lost,
+                "accuracy": one.accuracy,
+                "p50_ms": timed["latency_ms"]["p50"] if timed else None,
+                "size_bytes": one.size_bytes,
+            }
+        )
+    front = on_front([row for row in rows if row["status"] == "ok"])
+    return [row | {"pareto": row["precision"] in front} for row in rows]
+
+
+def _copy(winner: _Candidate, folder: Path) -> None:
+    folder.mkdir()
+    for path in (*winner.files, winner.manifest, winner.check):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, ignore=lambda _, names: {digests.TIME_STAMP} & set(names))
+        else:
+            shutil.copy(path, folder / path.name)
+
+
+def _headline(document: dict[str, Any]) -> list[str]:
+    name = f"{document['model']} on {document['target']}"
+    lines = [f"{name}: {document['chosen']} of {len(document['tried'])} candidates, chosen by {document['chosen_by']}"]
+    if document["status"] != "ok":
+        lines.append(f"  nothing was timed: {document['reason']}\n  to choose by latency: {document['remedy']}")
+    lines += [f"  {_row(row)}" for row in document["tried"]]
+    lines += [f"  {line}" for line in headline.in_words(name, document)]
+    return lines + headline.warnings(document["runs"])
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    accuracy = "accuracy unknown" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+    latency = "" if row["p50_ms"] is None else f", {row['p50_ms']:.3f} ms"
+    end = f"; lost: {row['reason']}" if row["reason"] else "; on the Pareto front" if row["pareto"] else ""
+    return f"{row['precision']}: {accuracy}{latency}, {row['size_bytes'] / 1e6:.2f} MB{end}"

@@ -1,0 +1,116 @@
+"""Fold every branch structure of a checkpoint's network into single convolutions.
+
+Reads the checkpoint, artifacts/<model>/checkpoint.safetensors, or recalibrated.safetensors beside it. Writes
+fused.pt2, a torch.export program in which batch size, height and width stay free, and fuse.json, which says
+what was folded into which layer, what was not, and why. The program carries its lineage: the sha256 of the
+checkpoint that it was made from.
+
+Batch norms whose statistics are out of the ordinary are warned about, and listed in fuse.json under
+`bn_health`; the network is fused all the same. So are layers that will hurt in int8, under `forecast`: what
+rounding each layer does to the logits of some training images, and what makes it so (docs/int8-forecast.md).
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import Preprocessing, read_json, write_json
+from pipeline.config.project import NoSettings
+from pipeline.data import splits
+from pipeline.models import checkpoints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from repnets.fusion.report import FuseReport
+
+_SHOWN = 4
+_IMAGES = 128  # for the forecast; fewer where the network is so large that they would take minutes
+_FEWEST = 16
+_MACS = 4e11
+_BATCH = 8  # at once: what every layer gives is held for the way back
+
+
+def run(settings: NoSettings, *, checkpoint: Path, split: Path, fused: Path, report: Path) -> None:
+    """Fuse one network.
+
+    Args:
+        settings: none.
+        checkpoint: of the branched network.
+        split: artifacts/split.json; the forecast is taken from images of its train part.
+        fused: where the program goes, a .pt2 file.
+        report: where fuse.json goes.
+
+    Raises:
+        RepnetsError: weights that are not finite, a network that cannot be captured.
+    """
+    store.cached(
+        "reparameterize",
+        settings=settings.model_dump(mode="json"),
+        inputs={"checkpoint": checkpoint, "split": split},
+        outputs={"fused": fused, "report": report},
+        code=("pipeline.stages.reparameterize", *checkpoints.code_modules(checkpoint)),
+        packages=("torch", "torchvision", "scikit-learn", "pillow"),
+        build=lambda places, _: _fuse(checkpoint, split, places),
+    )
+    written = read_json(report)
+    for line in (*_of_health(written["bn_health"]), *_of_forecast(written["forecast"])):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _fuse(checkpoint: Path, split: Path, places: dict[str, Path]) -> None:
+    import torch
+
+    from repnets.batch_norms import bn_health
+    from repnets.fusion.engine import capture, fuse
+    from repnets.quantization.forecast import forecast
+
+    model, header = checkpoints.load_model(checkpoint)
+    size = header["preprocessing"]["image_size"]
+    example = torch.zeros(2, 3, size, size)
+    result = fuse(model, example)
+    lineage = {
+        "checkpoint": digests.digest(checkpoint),
+        "arch": header["arch"],
+        "weights": header["weights"],
+        "data_digest": header["data_digest"],
+        "recalibrated": header.get("recalibrated"),
+    }
+    torch.export.save(
+        capture(result.module, example), places["fused"], extra_files={"lineage.json": json.dumps(lineage)}
+    )
+    health = [asdict(finding) for finding in bn_health(model)]
+    images = _images(split, Preprocessing.from_dict(header["preprocessing"]), result.report)
+    told = forecast(model, result, images).to_dict()
+    write_json(places["report"], {"lineage": lineage, "bn_health": health, "forecast": told, **result.report.to_dict()})
+    print(result.report)
+
+
+def _images(split: Path, preprocessing: Preprocessing, report: "FuseReport") -> "list[Tensor]":
+    """Images of the train part, the same ones for the same network, prepared as for inference."""
+    wanted = max(_FEWEST, min(_IMAGES, int(_MACS / max(report.after.macs, 1))))
+    sample = splits.open_split(split).sample("train", wanted)
+    return [batch for batch, _ in sample.batches("train", preprocessing, _BATCH)]
+
+
+def _of_health(health: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each finding of a kind, and after a few of them how many more there are."""
+    for kind in dict.fromkeys(finding["kind"] for finding in health):
+        messages = [finding["message"] for finding in health if finding["kind"] == kind]
+        yield from messages[:_SHOWN]
+        if len(messages) > _SHOWN:
+            yield f"{len(messages) - _SHOWN} more batch norms with `{kind}` statistics: see bn_health in fuse.json."
+
+
+def _of_forecast(told: dict[str, Any]) -> Iterator[str]:
+    """A line for each of the worst layers, and how many more there are; or why nothing is known."""
+    if told["reason"]:
+        yield f"What int8 will do is not known: {told['reason']}. Of the weights there are figures in fuse.json."
+    risks = told["risks"]
+    yield from (risk["message"] for risk in risks[:_SHOWN])
+    if len(risks) > _SHOWN:
+        yield f"{len(risks) - _SHOWN} more layers will hurt in int8: see forecast in fuse.json."

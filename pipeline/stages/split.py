@@ -1,0 +1,142 @@
+"""Read the data set, check it, and fix once and for all which images are held out for validation.
+
+    python -m pipeline split --output artifacts/split.json
+
+The split depends on the images and on data.split_seed alone. A data set with a test part of its own
+(fashion_mnist, cifar10, cifar100, an image folder with val/) keeps it; of the others, data.val_fraction
+of each class is held out. The validation images prove every later stage, so they are never augmented.
+
+split.json holds the sha256 of everything that was read. For an image folder each run of this stage reads
+every image once to know whether anything changed, at the speed of the disk, and decodes every image once
+if so; a folder of 10,000 photographs of 100 kB takes a few seconds and about a minute.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.artifacts import digests, store
+from pipeline.config.project import SplitSettings
+from pipeline.data import image_folder, splits
+from pipeline.errors import InputError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def run(settings: SplitSettings, *, output: Path) -> None:
+    """Fix the split of a data set.
+
+    Args:
+        settings: which data set, and how much of it is held out.
+        output: where split.json goes.
+
+    Raises:
+        InputError: the data set is missing, or an image folder is empty, has one class, or holds an image
+            that cannot be decoded; the file is named.
+    """
+    if settings.name == splits.FOLDER:
+        root = Path(settings.root or "").expanduser()
+        tree = image_folder.scan(root)
+        found = _progress(digests.digest, [root / name for name in tree.images], "reading")
+        sources = dict(zip(tree.images, found, strict=True))
+    else:
+        tree = None
+        sources = {name: digests.digest(path) for name, path in splits.files_of(settings.name, settings.root).items()}
+
+    def build(outputs: dict[str, Path], _scratch: Path) -> None:
+        made = _of_memory(settings, sources) if tree is None else _of_folder(settings, tree, sources)
+        splits.write_split(outputs["split"], made)
+
+    store.cached(
+        "split",
+        settings={**settings.model_dump(), "sources": sources},
+        inputs={},
+        outputs={"split": output},
+        code=("pipeline.stages.split",),
+        packages=("numpy", "torchvision", "pillow"),
+        build=build,
+    )
+    _tell(output)
+
+
+def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split:
+    images = splits.read_images(settings.name, splits.files_of(settings.name, settings.root))
+    labels = images.labels.tolist()
+    if images.own_val < len(labels):
+        parts = {"train": range(images.own_val), "val": range(images.own_val, len(labels))}
+    else:
+        parts = _held_out(settings, images.classes, labels, [str(number) for number in range(len(labels))])
+    return splits.new_split(settings.name, settings.root, images.classes, sources, [], parts)
+
+
+def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[str, str]) -> splits.Split:
+    root = Path(settings.root or "").expanduser()
+    _progress(lambda path: image_folder.read(path) is None, [root / name for name in tree.images], "decoding")
+    if tree.own_val is None:
+        parts = _held_out(settings, tree.classes, tree.labels, tree.images)
+    else:
+        parts = {
+            part: [number for number, held in enumerate(tree.own_val) if held is (part == "val")]
+            for part in ("train", "val")
+        }
+        if not parts["val"]:
+            raise InputError(f"data.root: {root / 'val'} holds no image. Put images into it or delete it.")
+    if tree.other:
+        print(
+            f"split: {len(tree.other)} files are not images and are not used, e.g. {root / tree.other[0]}",
+            flush=True,
+        )
+    return splits.new_split(settings.name, settings.root, tree.classes, sources, tree.labels, parts)
+
+
+def _held_out(
+    settings: SplitSettings, classes: Sequence[str], labels: Sequence[int], names: Sequence[str]
+) -> dict[str, list[int]]:
+    """The same fraction of every class, by the hash of an image's name: new ones move no old ones."""
+    held = set()
+    for label, name in enumerate(classes):
+        members = [number for number, one in enumerate(labels) if one == label]
+        if len(members) < 2:
+            raise InputError(
+                f"class `{name}` has {len(members)} image, so none can be held out for validation. Add "
+                "images to it, or leave the class out."
+            )
+        members.sort(key=lambda number: hashlib.sha256(f"{settings.split_seed} {names[number]}".encode()).digest())
+        held.update(members[: min(max(1, round(settings.val_fraction * len(members))), len(members) - 1)])
+    numbers = range(len(labels))
+    return {"train": [n for n in numbers if n not in held], "val": [n for n in numbers if n in held]}
+
+
+def _progress(work: Callable[[_T], _R], items: Iterable[_T], doing: str) -> list[_R]:
+    """Do something to every file, several at a time; a bar on a terminal, two lines in a log."""
+    from tqdm import tqdm
+
+    items = list(items)
+    if not sys.stderr.isatty():
+        print(f"split: {doing} {len(items)} images", flush=True)
+    threads = ThreadPoolExecutor()
+    try:
+        return list(tqdm(threads.map(work, items), total=len(items), desc=doing, unit=" images", disable=None))
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _tell(output: Path) -> None:
+    split = splits.open_split(output)
+    sizes: dict[str, Any] = {part: split.size(part) for part in ("train", "val")}
+    print(
+        f"split: {split.name}, {len(split.classes)} classes, {sizes['train']} images to train on, "
+        f"{sizes['val']} held out"
+    )
+    if split.labels:
+        train, val = ({list(split.sources.values())[n] for n in split.parts[part]} for part in ("train", "val"))
+        if twice := len(train & val):
+            print(
+                f"warning: {twice} validation images are also in the train part, byte by byte; accuracy "
+                "will look better than it is. Delete the copies.",
+                file=sys.stderr,
+            )

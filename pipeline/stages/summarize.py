@@ -1,0 +1,40 @@
+"""Gather what bench measured of each model for one target into targets/<target>/bench.json.
+
+Its `status` is the worst of its models'; `models` holds each one's bench.json whole.
+"""
+
+import os
+from pathlib import Path
+
+from pipeline.artifacts.manifest import read_json, write_json
+from pipeline.config.project import NoSettings
+from pipeline.errors import InputError
+
+_FROM_BEST = ("ok", "unavailable", "failed")
+
+
+def run(settings: NoSettings, *, benches: list[Path], output: Path) -> None:
+    """Gather the bench.json of each model of one target.
+
+    Args:
+        settings: none.
+        benches: targets/<target>/<model>/bench.json, of one target.
+        output: where targets/<target>/bench.json goes.
+
+    Raises:
+        InputError: the files are of several targets, or two of them of the same model.
+    """
+    documents = [read_json(path) for path in benches]
+    targets = sorted({document["target"] for document in documents})
+    if len(targets) != 1:
+        raise InputError(
+            f"--benches names files of the targets {', '.join(targets)}, but each target has a "
+            f"bench.json of its own; give the files of one."
+        )
+    models = {document["model"]: document for document in documents}
+    if len(models) != len(documents):
+        raise InputError(f"--benches names a model twice: {', '.join(map(str, benches))}; give each model once.")
+    status = max((document["status"] for document in documents), key=_FROM_BEST.index)
+    fresh = output.with_name(f".{output.name}.{os.getpid()}")
+    write_json(fresh, {"target": targets[0], "status": status, "models": models})
+    os.replace(fresh, output)

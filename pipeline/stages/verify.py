@@ -1,0 +1,230 @@
+"""Gate: the fused program is the branched network, and nothing else changed.
+
+Proved here, in this order, and written to verify.json:
+
+1. In float64, the fold changes nothing: branched and fused agree to 1e-9 of the largest logit, on random
+   input at three sizes, one of them odd, and on real images. (At one, where the network takes one alone.)
+2. Every weight in fused.pt2 is the float32 rounding of that float64 fold; the layer is named if not.
+3. In float32, the fused program is about as near to the float64 reference as the branched network is, or nearer
+   than any deployment could tell. Folding a batch norm of huge gain costs some digits: it was exact by itself.
+4. Both predict the same class for every validation image. A flip is allowed only where the two best
+   logits tie within rounding, and is listed.
+5. Fusing the fused network folds nothing more.
+
+Of a network that came folded there is no branched one: the network as it came stands in its place in all of
+these, and the accuracy of `branched` is null.
+
+A gate that fails ends with exit code 1, says where, and leaves no verify.json.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import Preprocessing, as_plain, write_json
+from pipeline.config.project import Verify
+from pipeline.errors import GateError
+from pipeline.models import checkpoints
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+_FLOAT64_IMAGES = 256
+_WEIGHT_TOLERANCE = 1e-6
+
+
+def run(settings: Verify, *, checkpoint: Path, split: Path, fused: Path, output: Path) -> None:
+    """Hold a fused program against the checkpoint that it was made from.
+
+    Args:
+        settings: tolerances.
+        checkpoint: artifacts/<model>/checkpoint.safetensors, the branched network.
+        split: artifacts/split.json; its validation images are the real input.
+        fused: artifacts/<model>/fused.pt2.
+        output: where verify.json goes.
+
+    Raises:
+        GateError: a comparison did not hold; names the layer or image, the figures and the tolerance.
+    """
+    store.cached(
+        "verify",
+        settings=settings.model_dump(mode="json"),
+        inputs={"checkpoint": checkpoint, "split": split, "fused": fused},
+        outputs={"verify": output},
+        code=("pipeline.stages.verify", *checkpoints.code_modules(checkpoint)),
+        packages=("torch", "torchvision", "scikit-learn"),
+        build=lambda places, _: write_json(places["verify"], _verify(settings, checkpoint, split, fused)),
+    )
+
+
+def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> dict[str, Any]:
+    import torch
+
+    from pipeline.data.splits import open_split
+    from repnets.fusion.engine import fuse
+
+    model, header = checkpoints.load_model(checkpoint)
+    program = torch.export.load(fused)
+    preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    size = preprocessing.image_size
+    images = open_split(split)
+
+    with torch.inference_mode():
+        reference, _ = checkpoints.load_model(checkpoint)
+        reference = reference.double()
+        refused = fuse(reference, torch.zeros(2, 3, size, size, dtype=torch.float64))
+        real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
+        inputs = {**_random_inputs(size, reference, refused.report.input_shape), f"real {size} x {size}": real}
+        float64 = _hold_float64(reference, refused, inputs, settings.float64_tolerance)
+        weights = _hold_weights(program, refused.module)
+        file = checkpoints.as_module(program)
+        float32 = _hold_float32(reference, model, file, inputs, settings)
+        predictions = _hold_predictions(
+            model, file, images.batches("val", preprocessing, settings.batch_size), float32["rounding"]
+        )
+        again = fuse(refused.module, torch.zeros(2, 3, size, size, dtype=torch.float64))
+    if checkpoints.is_folded(header):
+        predictions["accuracy"]["branched"] = None
+    if again.report.regions:
+        raise GateError(
+            f"fusing the fused network folded {again.report.regions[0].name} once more, so the first fuse was not "
+            f"complete. This is a defect of repnets; report it with fuse.json."
+        )
+    return {
+        "status": "ok",
+        "fused": digests.digest(fused),
+        "checkpoint": digests.digest(checkpoint),
+        "form": header.get("form", "training"),
+        "preprocessing": as_plain(preprocessing),
+        "float64": float64,
+        "weights": weights,
+        "float32": float32,
+        **predictions,
+        "idempotent": True,
+    }
+
+
+def _random_inputs(size: int, reference: "nn.Module", shape: tuple[int | None, ...]) -> dict[str, "Tensor"]:
+    """Random images at three sizes, of those that the network and its program take; at its own in any case."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    odd = size + 1 + size % 2
+    inputs = {}
+    for side in (size, odd, size + size // 2):
+        batch = torch.randn(4, 3, side, side, generator=generator)
+        if side == size or (shape[2:] == (None, None) and _runs(reference, batch.double())):
+            inputs[f"random {side} x {side}"] = batch
+        else:
+            print(f"verify: the network does not take {side} x {side} pixels, so it is not compared there", flush=True)
+    return inputs
+
+
+def _runs(model: "nn.Module", batch: "Tensor") -> bool:
+    try:
+        model(batch)
+    except Exception:  # a model of one size fails on another in whatever layer ties it down
+        return False
+    return True
+
+
+def _hold_float64(
+    reference: "nn.Module", refused: Any, inputs: dict[str, "Tensor"], tolerance: float
+) -> dict[str, Any]:
+    errors = {}
+    for name, batch in inputs.items():
+        want, got = reference(batch.double()), refused.module(batch.double())
+        errors[name] = _relative(got, want)
+        if not errors[name] <= tolerance:
+            worst = max(refused.report.regions, key=lambda region: region.error_float64, default=None)
+            where = f"the worst layer by itself is {worst.name} ({worst.error_float64:.1e})" if worst else "no region"
+            raise GateError(
+                f"float64: branched and fused differ by {errors[name]:.2e} of the largest logit on {name} input, "
+                f"tolerance {tolerance:.0e}; {where}. The fold is not exact for this network; report it with fuse.json."
+            )
+    return {"tolerance": tolerance, "max_relative_error": errors}
+
+
+def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> dict[str, Any]:
+    want, got = refused.state_dict(), program.state_dict
+    if want.keys() != got.keys():
+        odd = sorted(want.keys() ^ got.keys())
+        raise GateError(
+            f"weights: fused.pt2 and the fold of its checkpoint differ in {', '.join(odd[:4])}. Rebuild it."
+        )
+    largest = 0.0
+    for name, tensor in want.items():
+        scale = tensor.abs().max().clamp_min(1e-30)
+        errors = ((got[name].double() - tensor) / scale).abs()
+        error = float(errors.max())
+        if not error <= _WEIGHT_TOLERANCE:
+            at = _index(errors)
+            is_, must = float(got[name][at]), float(tensor[at])
+            raise GateError(
+                f"weights: layer {name.rpartition('.')[0]} of fused.pt2 is not the fold of its checkpoint: "
+                f"{name}{list(at)} is {is_:.8g} and must be {must:.8g}, off by {error:.1e} "
+                f"of the layer's largest weight, tolerance {_WEIGHT_TOLERANCE:.0e}. Delete fused.pt2 and run again."
+            )
+        largest = max(largest, error)
+    return {"tolerance": _WEIGHT_TOLERANCE, "tensors": len(want), "max_relative_error": largest}
+
+
+def _hold_float32(
+    reference: "nn.Module", model: "nn.Module", file: "nn.Module", inputs: dict[str, "Tensor"], settings: Verify
+) -> dict[str, Any]:
+    rows, rounding = {}, 0.0
+    for name, batch in inputs.items():
+        exact = reference(batch.double())
+        outputs = {"branched": model(batch), "fused": file(batch)}
+        rows[name] = {form: _relative(logits.double(), exact) for form, logits in outputs.items()}
+        rounding = max([rounding, *(float((logits - exact).abs().max()) for logits in outputs.values())])
+        allowed = max(settings.float32_slack * rows[name]["branched"], settings.float32_tolerance)
+        if not rows[name]["fused"] <= allowed:
+            raise GateError(
+                f"float32: on {name} input the fused program is {rows[name]['fused']:.2e} from the float64 reference, "
+                f"the branched network {rows[name]['branched']:.2e}, allowed {allowed:.2e}. Its weights are right: the "
+                f"network is badly conditioned in float32: look for huge BN gains, or raise verify.float32_tolerance."
+            )
+    bounds = {"slack": settings.float32_slack, "tolerance": settings.float32_tolerance}
+    return {**bounds, "relative_error": rows, "rounding": rounding}
+
+
+def _hold_predictions(model: "nn.Module", file: "nn.Module", batches: Any, rounding: float) -> dict[str, Any]:
+    correct = {"branched": 0, "fused": 0}
+    seen, ties = 0, []
+    for batch, labels in batches:
+        logits = {"branched": model(batch), "fused": file(batch)}
+        classes = {form: values.argmax(1) for form, values in logits.items()}
+        for form in correct:
+            correct[form] += int((classes[form] == labels).sum())
+        for row in (classes["branched"] != classes["fused"]).nonzero().flatten().tolist():
+            best = logits["branched"][row].topk(2).values
+            tie = {
+                "image": seen + row,
+                "branched": int(classes["branched"][row]),
+                "fused": int(classes["fused"][row]),
+                "gap": float(best[0] - best[1]),
+            }
+            if not tie["gap"] <= 2 * rounding:
+                raise GateError(
+                    f"predictions: validation image {tie['image']} is class {tie['branched']} branched and "
+                    f"{tie['fused']} fused, and its two best logits are {tie['gap']:.2e} apart, more than rounding "
+                    f"({2 * rounding:.2e}) explains. Compare the preprocessing and fuse.json, then rebuild fused.pt2."
+                )
+            ties.append(tie)
+        seen += len(labels)
+    if not seen:
+        raise GateError("predictions: the validation split holds no image, so nothing was compared.")
+    accuracy = {form: count / seen for form, count in correct.items()}
+    return {"images": seen, "accuracy": accuracy, "agreement": 1 - len(ties) / seen, "ties": ties}
+
+
+def _relative(got: "Tensor", want: "Tensor") -> float:
+    return float((got - want).abs().max() / want.abs().max())
+
+
+def _index(tensor: "Tensor") -> tuple[int, ...]:
+    import torch
+
+    return tuple(int(i) for i in torch.unravel_index(tensor.argmax(), tensor.shape))

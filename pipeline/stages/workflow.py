@@ -1,0 +1,157 @@
+"""What the rules in workflows/ ask for: the configuration, what each stage is told, and digests of code."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import backends
+from pipeline.artifacts import digests, store
+from pipeline.artifacts.manifest import read_json
+from pipeline.config import project, targets
+from pipeline.deploy import templates
+from pipeline.errors import InputError
+from pipeline.models import networks
+
+_BUILT = ("artifacts/*/*.*", "targets/*/*/*.*", *(f"targets/*/*/{one}/*.*" for one in targets.PRECISIONS))
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads wait without spinning: with more jobs than cores, ten times faster
+    "THP_MEM_ALLOC_ENABLE": "1",  # large tensors in huge pages: else half of a stage at 224 x 224 is page faults
+}
+"""What torch is told in each stage, unless the user says otherwise; it reads this before it is imported."""
+
+
+def configure(values: Mapping[str, Any]) -> project.Config:
+    """Validate the configuration that Snakemake read, and make ready what its jobs rely on.
+
+    A mistake of the user's ends the process with exit code 2 and one paragraph on stderr.
+    """
+    # `.venv/bin/snakemake` works without an activated environment
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        read = project.load(values)
+        for name, model in read.models.items():
+            if model.checkpoint and not Path(model.checkpoint).is_file():
+                raise InputError(f"models.{name}.checkpoint: there is no file {model.checkpoint}; correct the path.")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(InputError.exit_code) from None
+    for place in Path("targets").glob("*/*/bundle.json"):
+        if not Path(read_json(place)["bundle"]).is_file():  # the bundle that it names was deleted: make it again
+            place.unlink()
+    store.bring_dates_up([file for pattern in _BUILT for file in Path().glob(pattern)])
+    return read
+
+
+def settings(
+    read: project.Config, stage: str, target: str | None = None, precision: str | None = None
+) -> Callable[[Any], str]:
+    """A function of a job's wildcards: what its stage is told, as JSON.
+
+    A rule runs again when that changes, and only then.
+    """
+
+    def of_job(wildcards: Any) -> str:
+        return project.settings_of(stage, read, wildcards.get("model"), target, precision).model_dump_json()
+
+    return of_job
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Files of one target, or of one candidate of it, that are exported of some models alike.
+
+    Attributes:
+        target: its name.
+        backend: of the target.
+        candidate: the precision, where the target chooses from several; else None.
+        forms: of each model: the one that ships, and the baseline where there is one.
+        models: names.
+    """
+
+    target: str
+    backend: str
+    candidate: str | None
+    forms: tuple[str, ...]
+    models: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Where the files of `{model}` lie."""
+        return "/".join(["targets", self.target, "{model}", *filter(None, [self.candidate])])
+
+    @property
+    def logs(self) -> str:
+        """Where the stages' words on `{model}` go."""
+        return "/".join(["logs", "{model}", self.target, *filter(None, [self.candidate])])
+
+    @property
+    def files(self) -> list[str]:
+        """The files of `{model}`."""
+        return [f"{self.folder}/{name}" for name in backends.file_names(self.backend, self.forms)]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What they need besides fused.pt2 and the checkpoint, by the stages' names for it."""
+        return {"quantized": "artifacts/{model}/quantized.pt2"} if "quantized" in self.forms else {}
+
+    @property
+    def name(self) -> str:
+        """Of the rules."""
+        return "_".join(filter(None, [self.target, self.candidate, *self.forms]))
+
+
+def exports(read: project.Config) -> list[Exports]:
+    """All files that are exported."""
+    groups: dict[tuple[str, str, str | None, tuple[str, ...]], list[str]] = {}
+    for name in read.targets:
+        for target in read.exported(name):
+            candidate = target.precision if name in read.candidates else None
+            for model in read.models:
+                key = (name, target.backend, candidate, read.forms(target, model))
+                groups.setdefault(key, []).append(model)
+    return [Exports(*key, tuple(models)) for key, models in groups.items()]
+
+
+def exported_files(_wildcards: Any, input: Any) -> str:  # Snakemake knows the second one by this name
+    """How `bundle` is told of the files that ship: what a race chose lies in one folder with its manifest and check."""
+    if "manifest" in input.keys():  # noqa: SIM118
+        return f"--manifest {input.manifest} --check {input.check} --files {input.files}"
+    return f"--manifest {input.files}/manifest.json --check {input.files}/check.json --files {input.files}/*"
+
+
+def races(read: project.Config) -> dict[str, list[Exports]]:
+    """Of each target of `precision: auto`, the files that it chooses from; the same of every model."""
+    made = exports(read)
+    return {name: [one for one in made if one.target == name] for name in read.candidates}
+
+
+def network(read: project.Config) -> Callable[[Any], str]:
+    """A function of a job's wildcards: digest of the code that builds the model's network."""
+
+    def of_job(wildcards: Any) -> str:
+        model = read.models[wildcards.model]
+        return digests.code_digest(*networks.code_modules(model.arch, model.form == "deploy"))
+
+    return of_job
+
+
+def checkpoint(read: project.Config) -> Callable[[Any], str]:
+    """A function of a job's wildcards: the checkpoint that is fused and shipped, recalibrated where that is wanted."""
+
+    def of_job(wildcards: Any) -> str:
+        name = "recalibrated" if read.models[wildcards.model].recalibrate_bn else "checkpoint"
+        return f"artifacts/{wildcards.model}/{name}.safetensors"
+
+    return of_job
+
+
+def shipped_texts(backend: str) -> str:
+    """Digest of the texts and the code that bundles of a backend are made with."""
+    return hashlib.sha256("".join(map(digests.digest, templates.shipped(backend))).encode()).hexdigest()

@@ -1,0 +1,238 @@
+"""The gates that an exported file is held to by running it; `check` says in which order, docs/proof.md why."""
+
+import math
+import sys
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import backends
+from pipeline.backends.worker import client
+from pipeline.config.targets import WEIGHTS_ALONE, Check
+from pipeline.errors import GateError
+from pipeline.models import programs
+from pipeline.verification import compare, localize
+from pipeline.verification.reference import Reference
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SLACK = 2  # times what rounding costs the network by itself: runtimes round in other places than torch
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An exported file under check. It is run once; what holds a gate raises GateError where that fails.
+
+    Attributes:
+        backend: what runs it.
+        gates: their limits.
+        form: of the network, ``fused`` say.
+        reference: what the file is held against.
+        gives_probabilities: instead of logits.
+    """
+
+    backend: str
+    gates: Check
+    file: Path
+    form: str
+    reference: Reference
+    gives_probabilities: bool
+
+    @cached_property
+    def _logits(self) -> "np.ndarray":
+        batch = self.reference.spec.input_shape[0]
+        return client.predict(self.backend, self.file, self.reference.images(), batch=batch)
+
+    @cached_property
+    def _found(self) -> compare.Comparison:
+        return self._compare(self._logits, self.reference.logits)
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 on the validation images."""
+        return float((self._logits.argmax(1) == self.reference.labels).mean())
+
+    def hold_network(self, float32: dict[str, Any]) -> dict[str, Any]:
+        """The file holds the network that it was made from, whatever its precision loses.
+
+        Args:
+            float32: what verify.json says of float32.
+
+        Returns:
+            ``converter``, ``agreement`` with the reference's classes, and ``accuracy``, for check.json.
+        """
+        is_int8 = self.form == "quantized"
+        held = self._hold_integers(self._logits) if is_int8 else self._hold_converter(self._logits, float32)
+        return {"converter": held, "agreement": self._found.agreement, "accuracy": self.accuracy}
+
+    def hold_precision(self, accuracy_of_fused: float) -> dict[str, Any]:
+        """Its precision loses little enough.
+
+        Args:
+            accuracy_of_fused: top-1 of fused.pt2.
+
+        Returns:
+            ``precision``, for check.json.
+        """
+        is_int8 = self.form == "quantized"
+        held = self._hold_int8(self._found, self._logits) if is_int8 else self._hold_precision(self._found)
+        self._hold_accuracy(accuracy_of_fused)
+        return {"precision": held}
+
+    def _compare(self, got: "np.ndarray", want: "np.ndarray") -> compare.Comparison:
+        return compare.compare(*self._comparable(got, want))
+
+    def _comparable(self, *logits: "np.ndarray") -> "tuple[np.ndarray, ...]":
+        return tuple(map(compare.probabilities, logits)) if self.gives_probabilities else logits
+
+    def _hold_converter(self, logits: "np.ndarray", float32: dict[str, Any]) -> dict[str, Any]:
+        """The file in float32 on its stored weights, against the program with equally rounded ones in float64."""
+        is_float32 = self.reference.spec.precision == "fp32"
+        offers = hasattr(backends.load(self.backend), "open_exact_session")
+        if not is_float32 and self.form != "fused":
+            return {"not_checked": "an exporter folds batch norms before it rounds weights, so these are not known"}
+        if not is_float32 and not offers:
+            return {"not_checked": "this runtime has no float32 arithmetic for a float16 file"}
+        images, want, own_error = self.reference.exact
+        got = logits[: len(images)]
+        if offers:
+            batch = self.reference.spec.input_shape[0]
+            got = client.predict(self.backend, self.file, images, session="exact", batch=batch)
+        if self.form == "branched":
+            own_error = max(own_error, *(row["branched"] for row in float32["relative_error"].values()))
+        found = self._compare(got, want)
+        tolerance = max(compare.EXACT, _SLACK * own_error)
+        constants: list[str] = []
+        if not is_float32 and not found.relative_error <= tolerance:
+            constants = ["mean and std"] * self.reference.whole_pixels
+            constants += programs.rounded_constants(self.reference.program.module(check_guards=False))
+            tolerance = max(tolerance, compare.EXACT_BUT_FOR_CONSTANTS) if constants else tolerance
+        if not found.relative_error <= tolerance:
+            raise GateError(
+                f"{self.file}: {found} fused.pt2 with equally rounded weights, both in float32: off by "
+                f"{found.relative_error:.1e} of the largest logit, tolerance {tolerance:.0e}. The file does not hold "
+                f"the network that it was made from: {self._where(found.image, exact=True, tolerance=tolerance)}. "
+                "Export it again; if it fails again, the exporter is at fault for that layer."
+            )
+        held = {"tolerance": tolerance, "max_relative_error": found.relative_error, "images": len(images)}
+        return held | ({"rounded_constants": constants} if constants else {})
+
+    def _hold_precision(self, found: compare.Comparison) -> dict[str, Any]:
+        """The file in its own arithmetic, against fused.pt2 in float32, with the weights of a file that compresses."""
+        if self.form == "branched" and self.reference.spec.precision in WEIGHTS_ALONE:
+            return {"not_checked": "its weights are compressed, and are those of no other file; its accuracy is held"}
+        precision, error = self.reference.spec.precision, found.relative_error
+        tolerance = self._tolerance
+        held: dict[str, Any] = {"tolerance": tolerance, "max_relative_error": error}
+        if error <= tolerance:
+            return held
+        # a tolerance that the user set is held as it is
+        allowance = precision != "fp32" and self.gates.tolerance is None
+        by_itself = self.reference.loss_in_half if allowance else 0.0
+        weights = " with the weights of the file" if self.reference.weights else ""
+        if not error <= _SLACK * by_itself:
+            moves = f"moves by {by_itself:.1e}" if math.isfinite(by_itself) else "overflows"
+            program = f", and fused.pt2 itself {moves} in half precision" if by_itself else ""
+            layer = _sentence(self._where(found.image, exact=False, tolerance=tolerance))
+            raise GateError(
+                f"{self.file}: {found} fused.pt2{weights}, off by {error:.1e} of the largest logit; tolerance for "
+                f"{precision} is {tolerance:.0e}{program}. {layer} "
+                f"Try `precision: fp32` in target.yaml; if that holds, the network overflows or loses too much in "
+                f"{precision}."
+            )
+        print(
+            f"warning: {self.file.name} is up to {error:.1e} of the largest logit from fused.pt2, which itself moves "
+            f"by {by_itself:.1e} in half precision: batch norms of huge gain, named in fuse.json, do that. Its "
+            "accuracy is held below.",
+            file=sys.stderr,
+        )
+        return held | {"loss_of_fused": by_itself}
+
+    def _hold_integers(self, logits: "np.ndarray") -> dict[str, Any]:
+        """The file, with what is not int8 in float32, against quantized.pt2 with numbers as the file stores them."""
+        beside = getattr(backends.load(self.backend), "FLOAT_BESIDE_INT8", "fp32")
+        images, want = self.reference.stored(beside)
+        got = logits[: len(images)]
+        if beside != "fp32":
+            batch = self.reference.spec.input_shape[0]
+            got = client.predict(self.backend, self.file, images, session="exact", batch=batch)
+        error, found = compare.mean_error(*self._comparable(got, want)), self._compare(got, want)
+        allowed, tolerance = max(compare.EXACT_INT8, _SLACK * self.reference.last_digits[0]), self._tolerance
+        if not error <= allowed:
+            raise GateError(
+                f"{self.file}: {found} quantized.pt2, and on average an image is off by {error:.1e} of the largest "
+                f"logit, tolerance {allowed:.0e}, which is more than a last digit here and there. The "
+                f"file does not hold the integers that it was made from: "
+                f"{self._where(found.image, exact=True, tolerance=tolerance)}. Export it again; if it fails again, the "
+                "exporter is at fault for that layer."
+            )
+        return {"tolerance": allowed, "mean_relative_error": error, "images": len(images)}
+
+    def _hold_int8(self, found: compare.Comparison, logits: "np.ndarray") -> dict[str, Any]:
+        """The file in its own arithmetic, against quantized.pt2: its logits, and its classes, ties apart."""
+        tolerance, error = self._tolerance, found.relative_error
+        if not error <= tolerance:
+            raise GateError(
+                f"{self.file}: {found} quantized.pt2, off by {error:.1e} of the largest logit; tolerance for int8 is "
+                f"{tolerance:.0e}. {_sentence(self._where(found.image, exact=False, tolerance=tolerance))} Export it "
+                "again; if it fails again, the runtime is at fault for that layer, or the float beside its integers."
+            )
+        flips = compare.flips(logits, self.reference.logits)
+        if flips and not flips[0].margin <= tolerance:
+            worst = flips[0]
+            raise GateError(
+                f"{self.file}: image {worst.image} is of class {worst.got}, but by quantized.pt2 of class {worst.want}"
+                f", whose logit is larger by {worst.margin:.1e} of the largest of all, and {tolerance:.0e} is a tie. "
+                f"{_sentence(self._where(worst.image, exact=False, tolerance=tolerance))}"
+            )
+        return {"tolerance": tolerance, "max_relative_error": error, "flips": [asdict(flip) for flip in flips]}
+
+    @property
+    def _tolerance(self) -> float:
+        """Of the file's own arithmetic; where the user sets none, an int8 network's last digits may need more."""
+        precision = self.reference.spec.precision
+        if self.gates.tolerance or self.form != "quantized":
+            return self.gates.tolerance or compare.TOLERANCE["fp16" if precision in WEIGHTS_ALONE else precision]
+        in_half = getattr(backends.load(self.backend), "FLOAT_BESIDE_INT8", "fp32") == "fp16"
+        return max(compare.TOLERANCE["int8"], _SLACK * self.reference.last_digits[1]) * (_SLACK if in_half else 1)
+
+    def _hold_accuracy(self, fused: float) -> None:
+        share, allowed = self.accuracy, self.gates.max_accuracy_drop
+        if fused - share > allowed:
+            raise GateError(
+                f"{self.file}: top-1 is {share:.2%} on the validation set, that of the fused network {fused:.2%}; "
+                f"allowed is a drop of {allowed:.2%} (check.max_accuracy_drop). {self._remedy}"
+            )
+
+    @property
+    def _remedy(self) -> str:
+        if self.form != "quantized":
+            return "Try a higher precision."
+        return (
+            "quantize.json says by which layers int8 loses it: keep more of them in float "
+            "(`quantize.max_float_layers`), take ranges from more images (`quantize.calibration_images`), train in "
+            "int8 (`quantize.qat_epochs`), or take a network that is made for int8 (arch qarepvgg_a0, say)."
+        )
+
+    def _where(self, index: int, *, exact: bool, tolerance: float) -> str:
+        """In words: the first layer at which the file departs from its program, for the image that showed it."""
+        if self.form == "branched":
+            return "its layers are not those of fused.pt2, so none can be named"
+        backend, image = self.backend, self.reference.image(index)
+        if not hasattr(backends.load(backend), "outputs_by_layer"):
+            program = self.reference.program
+            return localize.locate(backend, self.file, program, self.reference.spec, image, tolerance)
+        want = self.reference.outputs_by_layer(image, exact)
+        got = client.outputs_by_layer(backend, self.file, image, exact=exact)
+        departure = compare.first_departure(got, want, tolerance)
+        if departure is None:
+            return f"taken one by one, no layer departs by more than {tolerance:.0e}"
+        module = self.reference.program.module(check_guards=False)
+        before = departure.before and programs.title(module, departure.before)
+        return str(replace(departure, layer=programs.title(module, departure.layer), before=before))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

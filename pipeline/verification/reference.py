@@ -1,0 +1,197 @@
+"""What an exported file is held against: the validation set, and what the program it came from gives for it."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
+from pipeline.backends.pytorch import backend as pytorch
+from pipeline.data import transforms
+from pipeline.errors import GateError
+from pipeline.models import checkpoints, programs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch.export import ExportedProgram
+
+_BATCH = 64
+_EXACT_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A program at a file's input size, and the images that go through both.
+
+    Attributes:
+        source: the program: artifacts/<model>/fused.pt2, or quantized.pt2.
+        split: artifacts/split.json; its validation part is the images.
+        spec: precision, input shape and preprocessing of the file.
+        whole_pixels: whether the file takes an image of 8-bit pixels, so that both sides are given such.
+        weights: by the parameter's name, those that take the place of the program's: a file's own, where it compresses
+            them.
+    """
+
+    source: Path
+    split: Path
+    spec: ExportSpec
+    whole_pixels: bool = False
+    weights: "Mapping[str, np.ndarray]" = field(default_factory=dict)
+
+    def images(self) -> "Iterator[np.ndarray]":
+        """All validation images in order, preprocessed, as float32 pieces (m, 3, H, W); they need not fit in memory."""
+        for images, _ in self._batches():
+            yield images.numpy()
+
+    def as_stored_in(self, file: Path, read: "Callable[..., Mapping[str, np.ndarray]]") -> "Reference":
+        """The same with the weights of a file, by its backend's `stored_weights`, which holds them against these."""
+        module = self.program.module(check_guards=False)
+        layers, values = programs.weighted_layers(module), dict(programs.constants(module))
+        own = {layer: values[name].detach().numpy() for layer, name in layers.items()}
+        stored = read(file, self.spec.precision, own)
+        return replace(self, weights={layers[layer]: one for layer, one in stored.items()}) if stored else self
+
+    def image(self, index: int) -> "np.ndarray":
+        """One validation image, as often as the file's batch has room: float32 of the file's input shape."""
+        import numpy as np
+
+        begin = 0
+        for images, _ in self._batches():
+            if index < begin + len(images):
+                return np.repeat(images[index - begin :][:1].numpy(), self.spec.input_shape[0], axis=0)
+            begin += len(images)
+        raise IndexError(f"the validation split has {begin} images, and none of index {index}")
+
+    @cached_property
+    def program(self) -> "ExportedProgram":
+        """The network at the file's input shape: what its exporter was given."""
+        return programs.static(self._module, self.spec.input_shape)
+
+    @cached_property
+    def logits(self) -> "np.ndarray":
+        """float32 (images, classes): what the program gives for the whole validation set."""
+        return self._answers[0]
+
+    @property
+    def labels(self) -> "np.ndarray":
+        """int64 (images,): the classes of the validation images."""
+        return self._answers[1]
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 of the program on the validation set."""
+        return float((self.logits.argmax(1) == self.labels).mean())
+
+    @cached_property
+    def exact(self) -> "tuple[np.ndarray, np.ndarray, float]":
+        """Some images; the logits that the program gives for them in float64, with its weights rounded as the file
+        stores them; and how far float32 is from that by itself, of the largest logit."""
+        import numpy as np
+        import torch
+
+        images = self._first_images()
+        module = programs.with_rounded_weights(self._module, self.spec.precision, self.weights)
+        with torch.inference_mode():
+            single = _in_batches(module, images)
+            double = _in_batches(copy.deepcopy(module).double(), images.double())
+        return images.numpy(), double.numpy(), float((single - double).abs().max() / np.abs(double.numpy()).max())
+
+    def stored(self, precision: str) -> "tuple[np.ndarray, np.ndarray]":
+        """The same images, and the logits that the program gives for them in float32 where its numbers that are not
+        int8 are rounded to a precision."""
+        import torch
+
+        images = self._first_images()
+        if precision == "fp32":
+            return images.numpy(), self.logits[: len(images)]
+        with torch.inference_mode():
+            logits = _in_batches(programs.with_rounded_weights(self._module, precision), images)
+        return images.numpy(), logits.numpy()
+
+    @cached_property
+    def last_digits(self) -> tuple[float, float]:
+        """How far the logits of an int8 program move by the order of float32 sums alone, of the largest logit: on
+        average over the same images, and at most.
+
+        A value in the middle between two integers goes one way or the other, and what follows amplifies it: the deeper
+        the network, the more. Torch computes it twice, with oneDNN's convolutions and without.
+        """
+        import torch
+
+        from pipeline.verification.compare import compare, mean_error
+
+        images, want = self.stored("fp32")
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore", UserWarning)  # setting one flag sets another, of Intel's GPUs
+            with torch.backends.mkldnn.flags(enabled=False):
+                got = _in_batches(self._module, torch.from_numpy(images)).numpy()
+        return mean_error(got, want), compare(got, want).relative_error
+
+    def outputs_by_layer(self, image: "np.ndarray", exact: bool) -> "dict[str, np.ndarray]":
+        """What each layer should give for an image, by its name: in float32, with rounded weights where `exact`."""
+        module = self.program.module(check_guards=False)
+        if exact:
+            module = programs.with_rounded_weights(module, self.spec.precision, self.weights)
+        return pytorch.outputs_of(module, image)
+
+    @cached_property
+    def loss_in_half(self) -> float:
+        """How far the logits of the program move, of the largest, when torch computes it in half precision."""
+        import torch
+
+        module = copy.deepcopy(self._module).half()
+        with torch.inference_mode():
+            halves = [_in_batches(module, images.half()).float() for images, _ in self._batches()]
+        want = torch.from_numpy(self.logits)
+        return float((torch.cat(halves) - want).abs().max() / want.abs().max())
+
+    @cached_property
+    def _module(self) -> Any:
+        module = checkpoints.as_module(pytorch.read(self.source)[0])
+        return programs.with_rounded_weights(module, self.spec.precision, self.weights) if self.weights else module
+
+    @cached_property
+    def _answers(self) -> "tuple[np.ndarray, np.ndarray]":
+        import torch
+
+        logits, labels = [], []
+        with torch.inference_mode():
+            for images, classes in self._batches():
+                logits.append(_in_batches(self._module, images))
+                labels.append(classes)
+        if not labels:
+            raise GateError("the validation split holds no image, so nothing could be compared.")
+        return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+
+    def _first_images(self) -> "torch.Tensor":
+        import torch
+
+        taken: list[torch.Tensor] = []
+        for images, _ in self._batches():
+            taken.append(images)
+            if sum(map(len, taken)) >= _EXACT_IMAGES:
+                break
+        return torch.cat(taken)[:_EXACT_IMAGES]
+
+    def _batches(self) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+        from pipeline.data.splits import open_split
+
+        for images, labels in open_split(self.split).batches("val", self.spec.preprocessing, _BATCH):
+            yield (transforms.whole(images, self.spec.preprocessing) if self.whole_pixels else images), labels
+
+
+def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec:
+    """What export was asked for, by its manifest, with the network's own preprocessing."""
+    size = written["input"]["shape"][-1]
+    fed = Preprocessing.from_dict({**vars(preprocessing), "image_size": size})
+    return ExportSpec(written["precision"], tuple(written["input"]["shape"]), fed)
+
+
+def _in_batches(module: "Callable[[torch.Tensor], torch.Tensor]", images: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return torch.cat([module(part) for part in images.split(_BATCH)])

@@ -1,0 +1,323 @@
+"""Fold the linear regions of a captured network into single convolutions, and report."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain, count, pairwise
+from math import prod
+from operator import attrgetter
+from time import perf_counter
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from repnets.fusion import conv_params
+from repnets.fusion.analysis import analyse
+from repnets.fusion.branches import summands
+from repnets.fusion.capture import capture, require_eval, require_sound_numbers, require_stateless
+from repnets.fusion.constants import Constants
+from repnets.fusion.cost_model import Cost, CostModel, Shapes
+from repnets.fusion.fused_layers import layer_of
+from repnets.fusion.graph import (
+    BATCH_NORM,
+    CONVOLUTIONS,
+    LAYERS,
+    aten,
+    calls,
+    common_path,
+    drop_whole_slices,
+    flatten_batch_norms,
+    module_path,
+    multiply_accumulates,
+    node_shapes,
+)
+from repnets.fusion.plan import Refusal, Region, find_regions, refuse
+from repnets.fusion.region_check import region_error
+from repnets.fusion.report import FoldedRegion, FuseReport, Totals
+
+_TOLERANCE = 1e-10  # relative, float64; an exact fold is below 1e-14
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """A fused network and the account of how it came about.
+
+    Attributes:
+        module: The network as a graph of ATen calls, in eval mode, on the CPU, without gradients. Each folded
+            region is one module, a convolution or linear layer, named by the path of what it replaced; every
+            other parameter keeps its name. It can be copied, pickled and captured again. Its behaviour is
+            fixed at capture: `train()` changes a flag and no result.
+        report: What was folded, and what was not and why.
+    """
+
+    module: fx.GraphModule
+    report: FuseReport
+
+
+def fuse(
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    cost: Cost | None = None,
+    border: Literal["refuse", "exact"] = "refuse",
+) -> FuseResult:
+    """A new network that computes what `model` does, with each linear region folded into one layer.
+
+    Kernels are folded in float64 and rounded to the model's dtype once. Each region is checked in float64
+    against the nodes it replaces, at two input sizes; one that fails stays unfused, with a warning.
+
+    Args:
+        model: In eval mode, on any device; it is copied, not changed. Of half precision too, in which the folded
+            weights are then rounded once, from float64.
+        example_input: (N, C, *spatial), as for `capture`. Costs are counted for one input of its size.
+        cost: Seconds, or any other measure, that a call's `repnets.fusion.cost_model.Work` costs; a region is folded
+            where that makes the sum of them smaller. Default: `repnets.fusion.cost_model.CostModel()`.
+        border: What to do where one kernel would be wrong at the border, because a layer before a zero
+            padding has a bias: "refuse" leaves the layers apart, "exact" allows a second convolution, on a
+            map of ones, that makes up for it. Default "refuse".
+
+    Raises:
+        RepnetsError: As for `capture`; a parameter or buffer is NaN, infinite or complex, or a layer quantized; a
+            running variance is negative; or the model's forward changes its own buffers.
+    """
+    clock = [perf_counter()]
+    require_eval(model)
+    require_sound_numbers(model)
+    program = capture(model, example_input)
+    require_stateless(program)
+    captured = program.module(check_guards=False)
+    graph = captured.graph
+    flatten_batch_norms(graph)
+    drop_whole_slices(graph)
+    clock.append(perf_counter())
+
+    tensors = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
+    constants = Constants(graph, tensors)
+    shapes = node_shapes(graph, (1, *example_input.shape[1:]))
+    with torch.no_grad():
+        analysis = analyse(graph, constants, border=border == "exact")
+        regions, refusals = find_regions(graph, analysis, shapes, cost or CostModel())
+        clock.append(perf_counter())
+        folds, failures = _fold_all(regions, constants, example_input)
+    live = _live_nodes(graph, folds)
+    folds = {region: fold for region, fold in folds.items() if region.target in live}
+    names = _names(folds, [node.target for node in live if node.op == "get_attr"])
+    module = _rebuild(live, folds, names, tensors, program.call_spec.out_spec)
+    rows = tuple(_account(region, fold, names[fold], tensors, shapes) for region, fold in folds.items())
+    clock.append(perf_counter())
+    report = FuseReport(
+        input_shape=_free_sizes(graph),
+        before=_totals(graph.nodes, {}, shapes, model),
+        after=_totals(live, dict(zip((region.target for region in folds), rows, strict=True)), shapes, module),
+        regions=rows,
+        refusals=(*refusals, *failures),
+        seconds=dict(zip(("capture", "analysis", "emission"), _differences(clock), strict=True)),
+    )
+    return FuseResult(module, report)
+
+
+# Folding a region
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """The layer made of a region, and how far it is from the nodes it replaces."""
+
+    layer: nn.Module
+    error_float64: float
+    error_float32: float
+
+    @property
+    def is_exact(self) -> bool:
+        rounded_well = all(tensor.isfinite().all() for tensor in self.layer.parameters())
+        return self.error_float64 <= _TOLERANCE and rounded_well
+
+
+def _fold_all(
+    regions: Iterable[Region], constants: Constants, example: Tensor
+) -> tuple[dict[Region, _Fold], list[Refusal]]:
+    made: dict[str, _Fold] = {}
+    folds: dict[Region, _Fold] = {}
+    failures = []
+    for region in regions:
+        signature = _signature(region)
+        if signature not in made:
+            made[signature] = _fold(region, constants, example)
+        if made[signature].is_exact:
+            folds[region] = made[signature]
+        else:
+            failures.append(_failure(region, made[signature]))
+    return folds, failures
+
+
+def _fold(region: Region, constants: Constants, example: Tensor) -> _Fold:
+    wanted = region.target.meta["val"]
+    exact = layer_of(region.operator, wanted.dim() - 2)
+    errors = region_error(region, exact, constants, example)
+    return _Fold(exact.to(wanted.dtype), *errors)
+
+
+def _signature(region: Region) -> str:
+    """Equal for regions that do the same with the same parameters, such as two calls of one block."""
+    places = {node: f"%{place}" for place, node in enumerate((region.source, *region.body))}
+
+    def label(node: fx.Node) -> str:
+        return places.get(node) or (node.target if node.op == "get_attr" else node.name)
+
+    return repr([(node.target, fx.map_arg(node.args, label), fx.map_arg(node.kwargs, label)) for node in region.body])
+
+
+def _failure(region: Region, fold: _Fold) -> Refusal:
+    refusal = refuse(
+        region.target,
+        f"folding it failed the check: relative error {fold.error_float64:.1e} in float64, "
+        f"{fold.error_float32:.1e} in float32",
+    )
+    warnings.warn(
+        f"The linear region that ends at {refusal.node} ({refusal.path}) is left unfused: {refusal.reason}. "
+        "Its weights or statistics are out of the usual range; look at the checkpoint.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return refusal
+
+
+# Building the fused network
+
+
+def _live_nodes(graph: fx.Graph, folds: Iterable[Region]) -> list[fx.Node]:
+    """The nodes still needed, in order, when each folded target reads its source alone."""
+    source_of = {region.target: region.source for region in folds}
+    pending = [node for node in graph.nodes if node.op in ("placeholder", "output")]
+    live = set()
+    while pending:
+        node = pending.pop()
+        if node not in live:
+            live.add(node)
+            pending.extend([source_of[node]] if node in source_of else node.all_input_nodes)
+    return [node for node in graph.nodes if node in live]
+
+
+def _rebuild(
+    live: Iterable[fx.Node],
+    folds: Mapping[Region, _Fold],
+    names: Mapping[_Fold, str],
+    tensors: Mapping[str, Tensor],
+    out_spec: pytree.TreeSpec,
+) -> fx.GraphModule:
+    by_target = {region.target: region for region in folds}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in live:
+        if node.op == "output":
+            leaves = [copies[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in node.args[0]]
+            graph.output(pytree.tree_unflatten(leaves, out_spec))
+        elif node in by_target:
+            region = by_target[node]
+            copies[node] = graph.call_module(names[folds[region]], (copies[region.source],))
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node].meta = {}
+    modules = {names[fold]: fold.layer for fold in folds.values()}
+    own = {node.target: _copied(tensors[node.target]) for node in graph.nodes if node.op == "get_attr"}
+    return fx.GraphModule({**own, **modules}, graph, class_name="FusedNetwork").eval()
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """The captured graph shares the model's parameters, and the fused network shares none."""
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
+
+
+def _names(folds: Mapping[Region, _Fold], remaining: list[str]) -> dict[_Fold, str]:
+    """A module path for each fold, none at, above or below another or a remaining parameter.
+
+    It is the path of all that was folded; where other things live below that path, it is the path of the
+    largest convolution folded, with a number if that is taken.
+    """
+    owners: dict[_Fold, Region] = {}
+    for region, fold in folds.items():
+        owners.setdefault(fold, region)
+    shared = {fold: common_path([module_path(node) for node in r.removed]) for fold, r in owners.items()}
+    names: dict[_Fold, str] = {}
+    for fold, region in owners.items():
+        own = shared[fold]
+        others = [*remaining, *(path for other, path in shared.items() if other is not fold)]
+        alone = own and not any(_is_within(path, own) for path in others)
+        largest = _path_of_largest(region) or "conv"
+        candidates = chain(
+            [own] if alone else [],
+            [largest, *(f"{largest}_{number}" for number in range(2, len(owners) + 1))],
+            (f"{largest.replace('.', '_')}_{number}" for number in count(2)),
+        )
+        taken = [*remaining, *names.values()]
+        names[fold] = next(
+            name for name in candidates if not any(_is_within(name, t) or _is_within(t, name) for t in taken)
+        )
+    return names
+
+
+def _path_of_largest(region: Region) -> str:
+    """The module of the largest layer folded; where only its neighbours were, of the last of them."""
+    layers = [node for node in region.body if node.target in LAYERS]
+    if not layers:
+        return module_path(region.target)
+    return module_path(max(layers, key=lambda node: node.args[1].meta["val"].numel()))
+
+
+def _is_within(path: str, ancestor: str) -> bool:
+    return f"{path}.".startswith(f"{ancestor}.")
+
+
+# Accounts
+
+
+def _free_sizes(graph: fx.Graph) -> tuple[int | None, ...]:
+    inputs = next(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
+    return tuple(None if isinstance(size, torch.SymInt) else size for size in inputs.shape)
+
+
+def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tensor], shapes: Shapes) -> FoldedRegion:
+    shape = conv_params.conv_shape(region.operator)
+    branches, identities = summands(region)
+    constants = {node.target for folded in region.removed for node in folded.all_input_nodes if node.op == "get_attr"}
+    return FoldedRegion(
+        name=name,
+        kind=type(fold.layer).__name__,
+        output=region.target.name,
+        nodes=tuple(node.name for node in region.removed),
+        paths=tuple(dict.fromkeys(module_path(node) for node in region.removed)),
+        branches=branches,
+        identities=identities,
+        operations=len(calls(region.removed)),
+        convolutions=sum(node.target in CONVOLUTIONS for node in region.removed),
+        batch_norms=sum(node.target is BATCH_NORM for node in region.removed),
+        **vars(shape),
+        macs_before=sum(multiply_accumulates(node, shapes) for node in region.removed),
+        macs_after=shape.weights * prod(shapes[region.target]) // shape.out_channels,
+        parameters_before=sum(tensors[c].numel() for c in constants if isinstance(tensors[c], nn.Parameter)),
+        parameters_after=sum(tensor.numel() for tensor in fold.layer.parameters()),
+        error_float64=fold.error_float64,
+        error_float32=fold.error_float32,
+    )
+
+
+def _totals(
+    nodes: Iterable[fx.Node], folded: Mapping[fx.Node, FoldedRegion], shapes: Shapes, module: nn.Module
+) -> Totals:
+    left = [node for node in nodes if node not in folded]
+    made = list(folded.values())
+    return Totals(
+        operations=len(calls(left)) + len(made),
+        convolutions=sum(node.target in CONVOLUTIONS for node in left) + sum(row.kernel_size != () for row in made),
+        batch_norms=sum(node.target is BATCH_NORM for node in left),
+        additions=sum(node.target is aten.add.Tensor for node in left),
+        parameters=sum(tensor.numel() for tensor in module.parameters()),
+        macs=sum(multiply_accumulates(node, shapes) for node in left) + sum(row.macs_after for row in made),
+    )
+
+
+def _differences(clock: list[float]) -> list[float]:
+    return [after - before for before, after in pairwise(clock)]

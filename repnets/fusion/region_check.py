@@ -1,0 +1,89 @@
+"""The check of one folded region: the layer that took its place against the nodes themselves."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import inf
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from repnets.fusion.affine_conv import AffineConv
+from repnets.fusion.constants import Constants
+from repnets.fusion.graph import sizes_at
+from repnets.fusion.plan import Region
+
+_MOST_STEPS = 64
+_SizeOf = Callable[[int | torch.SymInt], int]
+
+
+def region_error(region: Region, exact: nn.Module, constants: Constants, example: Tensor) -> tuple[float, float]:
+    """How far a region's layer is from its nodes, relative to the largest value, on random input of two sizes.
+
+    Args:
+        region: Which nodes; they are run in float64.
+        exact: The layer, float64.
+        constants: Of the graph.
+        example: The network's example input, whose size the sizes inside the graph follow from.
+
+    Returns:
+        The larger error of the layer in float64, and that of the layer rounded to float32; infinite where the
+        nodes ran at no size.
+    """
+    single = {name: tensor.float() for name, tensor in exact.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+
+    def errors_at(shape: Sequence[int], size_of: _SizeOf) -> list[float]:
+        x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+        wanted = _run(region, constants, x, size_of)
+        return [_difference(exact(x), wanted), _difference(functional_call(exact, single, x.float()), wanted)]
+
+    shape = region.source.meta["val"].shape
+    are_tokens = len(shape) > 2 and not region.operator.stride and not region.operator.pooled
+    if are_tokens or any(_is_number(one) for node in region.body for one in node.all_input_nodes):
+        # the nodes follow the size of the image: the region is run at sizes that an image can give it
+        images = [(2, example.shape[1], *(size + extra for size in example.shape[2:])) for extra in (0, 8)]
+        sizes = [sizes_at(region.source.graph, image) for image in images]
+        errors = [errors_at([*map(size_of, shape)], size_of) for size_of in sizes]
+    else:
+        errors = []
+        for steps in range(2, _MOST_STEPS):
+            with suppress(RuntimeError):  # too small for a crop or a window on the way
+                errors.append(errors_at([2, shape[1], *_roomy(region, steps)], int))
+            if len(errors) == 2:
+                break
+        else:
+            return inf, inf
+    return tuple(torch.tensor(errors, dtype=torch.float64).amax(0).tolist())  # amax, unlike max(), lets a NaN through
+
+
+def _roomy(region: Region, steps: int) -> list[int]:
+    """A size of the source at which some positions see the border and some do not."""
+    op: AffineConv = region.operator
+    fixed = region.source.meta["val"].shape[2:]
+    if not op.stride:
+        return [size if isinstance(size, int) else steps + place for place, size in enumerate(fixed)]
+    return [k - 1 + steps * s + steps for k, s in zip(op.extent, op.stride, strict=True)]
+
+
+def _run(region: Region, constants: Constants, x: Tensor, size_of: _SizeOf) -> Tensor:
+    """What the region's own nodes make of `x`, with their parameters in float64."""
+    values = {region.source: x}
+
+    def value(node: fx.Node) -> Tensor | int:
+        if node in values:
+            return values[node]
+        return size_of(node.meta["val"]) if _is_number(node) else constants.value(node)
+
+    for node in region.body:
+        values[node] = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
+    return values[region.target]
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def _difference(got: Tensor, wanted: Tensor) -> float:
+    """Largest absolute difference relative to the largest wanted value."""
+    return ((got.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-300)).item()

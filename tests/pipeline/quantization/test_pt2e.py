@@ -1,0 +1,167 @@
+"""From a fused program to an int8 one: the graph that is quantized, and that its simulation is what comes out."""
+
+import pytest
+import torch
+from torch import nn
+
+import repnets
+from pipeline.backends.pytorch import backend as pytorch
+from pipeline.models import checkpoints
+from pipeline.quantization import pt2e
+from repnets.fusion.engine import capture
+from repnets.networks.blocks import RepVGGBlock
+from repnets.quantization import ranges
+
+
+@pytest.fixture(scope="module")
+def program():
+    """Fused: two RepVGG blocks, the second gated, a mean without its dimensions, a linear layer."""
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = RepVGGBlock(3, 32, 2), RepVGGBlock(32, 32, use_se=True)
+            self.head = nn.Linear(32, 5)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x)).mean((-2, -1)))
+
+    network = Net().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    example = torch.zeros(2, 3, 16, 16)
+    return capture(repnets.fuse(network, example).module, example)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def calibrated(prepared, images):
+    found = pt2e.simulation(prepared)
+    ranges.set_activations(ranges.observe(found, [images]), "max")
+    ranges.set_weights(found, "max")
+    return found
+
+
+def test_a_mean_over_the_image_keeps_its_dimensions_and_the_network_computes_the_same(program, images):
+    network = pt2e.network(program)
+    means = network.graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim)
+    assert means and all(node.args[2] is True for node in means)
+    assert torch.equal(network(images), checkpoints.as_module(program)(images))
+    assert "flatten" not in str(program.graph), "the fused program itself is left as it is"
+
+
+def test_the_program_gives_what_its_simulation_gave_bit_by_bit(program, images):
+    prepared = pt2e.prepare(pt2e.network(program))
+    found = calibrated(prepared, images)
+    made = checkpoints.as_module(pt2e.convert(prepared, found, 16))
+    with torch.no_grad():
+        assert torch.equal(made(images), found(images))
+        assert made(images[:3, :, :12, :10]).shape == (3, 5), "batch and size stay free"
+        assert not torch.equal(made(images), checkpoints.as_module(program)(images))
+
+
+class Clamped(nn.Module):
+    """Convolutions of large outputs, of which a ReLU6 leaves little."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, groups=16)
+        self.relu, self.head = nn.ReLU6(inplace=True), nn.Linear(16, 5)
+        with torch.no_grad():
+            self.first.weight.mul_(100)
+
+    def forward(self, x):
+        x = nn.functional.relu6(self.second(self.relu(self.first(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_a_relu6_cuts_off_takes_no_digits(images):
+    """The range of what comes out of the first convolution is over ten times that of what the ReLU6 leaves."""
+    torch.manual_seed(0)
+    prepared = pt2e.prepare(pt2e.network(capture(Clamped().eval(), images)))
+    found = calibrated(prepared, images)
+    clamps = [node for node in found.module.graph.nodes if str(node.target).startswith(("aten.hardtanh", "aten.relu6"))]
+    assert [str(node.args[0].target) for node in clamps] == ["aten.conv2d.default"] * 2, "nothing is rounded between"
+    scales = [found.module.get_submodule(str(next(iter(node.users)).target)).scale for node in clamps]
+    assert scales[0] == 6 / 127 and scales[1] <= 6 / 127
+
+
+def test_a_layer_before_a_relu6_that_stays_in_float(images):
+    torch.manual_seed(0)
+    network = pt2e.network(capture(Clamped().eval(), images))
+    first = next(node.name for node in network.graph.nodes if str(node.target).startswith("aten.conv2d"))
+    made = pt2e.convert(kept := pt2e.prepare(network, in_float=(first,)), calibrated(kept, images), 16)
+    assert pytorch.count(made)["int8"] == 2
+    assert pytorch.count(pt2e.convert(whole := pt2e.prepare(network), calibrated(whole, images), 16))["int8"] == 3
+
+
+def test_of_a_weight_only_its_integers_and_scales_are_stored(program, images):
+    prepared = pt2e.prepare(pt2e.network(program))
+    made = pt2e.convert(prepared, calibrated(prepared, images), 16)
+    tensors = [one for one in (*made.state_dict.values(), *made.constants.values()) if isinstance(one, torch.Tensor)]
+    assert sum(one.dtype is torch.int8 for one in tensors) == 5
+    assert max(one.dim() for one in tensors if one.dtype is not torch.int8) == 1
+
+
+def test_biases_of_the_program_are_whole_steps_of_the_accumulators(program, images):
+    prepared = pt2e.prepare(pt2e.network(program))
+    found = calibrated(prepared, images)
+    pt2e.convert(prepared, found, 16)
+    for layer in found.layers:
+        steps = layer.bias.double() / ranges.bias_step(layer.input_rounding.scale, layer.weight_rounding.scale)
+        assert (steps - steps.round()).abs().max() < 1e-6 * steps.abs().max() + 1e-3
+
+
+def test_every_layer_is_int8_and_what_is_not_known_is_named(program):
+    prepared = pt2e.prepare(pt2e.network(program))
+    assert pytorch.count(program)["convolution"] + 1 == len(pt2e.simulation(prepared).layers)
+    assert pt2e.in_float(prepared) == {"aten.sigmoid": 1}
+
+
+def test_a_layer_that_is_to_stay_in_float_has_no_rounding(program):
+    network = pt2e.network(program)
+    name = pt2e.simulation(pt2e.prepare(network)).layers[1].name
+    layers = [layer.name for layer in pt2e.simulation(pt2e.prepare(network, [name])).layers]
+    assert name not in layers
+    assert len(layers) == len(pt2e.simulation(pt2e.prepare(network)).layers) - 1
+
+
+def test_a_tiny_weight_keeps_its_digits(images):
+    """XNNPACK's own configuration floors every scale at 2^-12, which leaves such a weight a digit or two."""
+    layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with torch.no_grad():
+        layer[0].weight *= 1e-3
+        layer[0].bias.zero_()
+    prepared = pt2e.prepare(pt2e.network(capture(layer, images[:2])))
+    found = calibrated(prepared, images)
+    program = pt2e.convert(prepared, found, 16)
+    stored = [one for one in program.state_dict.values() if one.dtype is torch.int8]
+    stored += [one for one in program.constants.values() if isinstance(one, torch.Tensor) and one.dtype is torch.int8]
+    assert [int(one.abs().max()) for one in stored] == [127]
+
+
+@pytest.mark.parametrize("in_float", [(), ("conv2d_1",)])
+def test_padding_takes_the_range_of_what_it_pads_and_is_float_before_a_float_layer(images, in_float):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, stride=2)
+
+        def forward(self, x):
+            return self.second(nn.functional.pad(self.first(x).relu(), (0, 1, 0, 1)))
+
+    network = pt2e.network(capture(Padded().eval(), images[:2]))
+    found = pt2e.simulation(pt2e.prepare(network, in_float))
+    (pad,) = found.module.graph.find_nodes(op="call_function", target=torch.ops.aten.pad.default)
+    (reader,) = pad.users
+    if in_float:
+        assert reader.target is torch.ops.aten.conv2d.default
+    else:
+        assert found.rounding(reader) is found.rounding(pad.args[0]) is not None

@@ -1,0 +1,254 @@
+"""The stage that measures, on the real runtimes and a toy network; nothing hangs on how fast they are."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.artifacts import digests
+from pipeline.config.project import Bench, BenchSettings, ExportSettings
+from pipeline.errors import InputError, StageError
+from pipeline.stages import bench
+
+QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
+ACCURACY = {"branched": 0.91, "fused": 0.92, "file": 0.93}
+FORM_KEYS = {
+    "latency_ms", "warmup", "load_ms", "first_inference_ms", "peak_memory_bytes", "throughput_per_second",
+    "transfer_ms", "size_bytes", "sha256",
+}  # fmt: skip
+
+
+def export_to(folder, artifacts, backend):
+    from pipeline.stages import export
+
+    settings = ExportSettings(
+        target="phone", model="toy", backend=backend, precision="fp32", forms=("fused", "branched"), batch=1,
+        image_size=None, options={},
+    )  # fmt: skip
+    paths = {"checkpoint": artifacts.checkpoint, "fused": artifacts.fused, "verify": artifacts.verify}
+    export.run(settings, **paths, manifest=folder / "manifest.json")
+    checked = {"status": "ok", "checked_by": "ONNX Runtime", "accuracy": ACCURACY}
+    (folder / "check.json").write_text(json.dumps(checked))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(artifacts, tmp_path_factory):
+    """Both forms of the toy network as ONNX files, with a check.json. Copy what you damage."""
+    folder = tmp_path_factory.mktemp("exported")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("REPNETS_STORE", str(folder / "store"))
+    try:
+        return export_to(folder / "toy", artifacts, "onnx")
+    finally:
+        patch.undo()
+
+
+def change_manifest(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def arguments(folder, artifacts):
+    return {
+        "manifest": folder / "manifest.json",
+        "check": folder / "check.json",
+        "files": sorted(path for path in folder.iterdir() if path.suffix != ".json"),
+        "fused": artifacts.fused,
+        "checkpoint": artifacts.checkpoint,
+        "output": folder / "bench.json",
+        "profile": folder / "profile.json",
+    }
+
+
+def run_bench(folder, artifacts, backend="onnx", how=QUICK):
+    bench.run(BenchSettings(backend=backend, bench=how), **arguments(folder, artifacts))
+    return json.loads((folder / "bench.json").read_text())
+
+
+def test_both_forms_are_measured_on_the_targets_own_runtime(exported, artifacts, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    got = run_bench(folder, artifacts)
+    assert (got["status"], got["reason"], got["remedy"], got["reference"]) == ("ok", None, None, None)
+    assert (got["target"], got["model"], got["backend"], got["precision"]) == (
+        "phone",
+        "toy",
+        "onnx",
+        "fp32",
+    )
+    assert got["accuracy"] == ACCURACY | {"checked_by": "ONNX Runtime"}
+    assert got["files"] == {"fused": ["fused.onnx"], "branched": ["branched.onnx"]}
+    for form, entry in got["forms"].items():
+        file = folder / f"{form}.onnx"
+        latency = entry["latency_ms"]
+        assert set(entry) == FORM_KEYS
+        assert entry["warmup"]["runs"] >= 4 * 5 * 3 and entry["warmup"]["steady"] in (True, False)
+        assert entry["transfer_ms"] is None  # there is no device to copy to
+        assert latency["n"] >= 10 and 0 < latency["min"] <= latency["p50"] <= latency["p90"] <= latency["p99"]
+        assert entry["throughput_per_second"] == pytest.approx(1000 / latency["mean"], rel=1e-3)
+        assert entry["load_ms"] > 0 and entry["first_inference_ms"] > 0
+        assert (entry["size_bytes"], entry["sha256"]) == (file.stat().st_size, digests.digest(file))
+        if sys.platform == "linux":
+            assert entry["peak_memory_bytes"] > 0
+    assert got["forms"]["fused"]["latency_ms"]["n"] == got["forms"]["branched"]["latency_ms"]["n"]
+    assert got["speedup"]["low"] <= got["speedup"]["median"] <= got["speedup"]["high"]
+    held = got["conditions"]
+    assert (held["threads"], held["batch"], held["min_runs"]) == (1, 1, 10)
+    assert held["versions"]["onnxruntime"]
+    assert (held["min_launches"], held["max_launches"]) == (3, 5)
+    (one,) = got["runs"]
+    assert one["threads"] == 1 and one["stopped_by"] in ("width", "limit")
+    assert (one["speedup"], one["conditions"]) == (got["speedup"], held)
+    for form, entry in one["forms"].items():
+        assert got["forms"][form] == entry | {key: got["forms"][form][key] for key in ("size_bytes", "sha256")}
+    assert "toy on phone: fused " in capsys.readouterr().out
+
+
+def test_each_number_of_threads_is_measured_and_the_first_is_the_headline(exported, artifacts, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    got = run_bench(folder, artifacts, how=QUICK.model_copy(update={"threads": (2, 1)}))
+    assert [one["threads"] for one in got["runs"]] == [2, 1]
+    assert [one["conditions"]["threads"] for one in got["runs"]] == [2, 1]
+    assert (got["speedup"], got["conditions"]) == (got["runs"][0]["speedup"], got["runs"][0]["conditions"])
+    told = capsys.readouterr().out
+    assert "toy on phone, 2 threads: fused " in told and "toy on phone, 1 thread: fused " in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what others use is read from Linux's /proc")
+def test_a_busy_machine_is_told_of(exported, artifacts, tmp_path, capsys):
+    """A loop on every core beside the benchmark."""
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        got = run_bench(folder, artifacts)
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert got["conditions"]["busy"] and got["conditions"]["other_load"] > 0.5
+    assert "cores busy meanwhile, so latencies may be too high" in got["conditions"]["warning"]
+    assert f"warning: {got['conditions']['warning']}" in capsys.readouterr().out
+
+
+def test_a_backend_that_does_not_tell_where_time_goes_is_said_to(exported, artifacts, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    run_bench(folder, artifacts)
+    got = json.loads((folder / "profile.json").read_text())
+    assert (got["status"], got["model"], got["target"], got["form"]) == ("unavailable", "toy", "phone", "fused")
+    assert "onnx backend does not tell where the time" in got["reason"]
+    assert "operations" not in got
+
+
+@pytest.mark.slow
+def test_executorch_is_measured_by_executorch(artifacts, tmp_path, capsys):
+    folder = export_to(tmp_path / "toy", artifacts, "executorch")
+    got = run_bench(folder, artifacts, "executorch")
+    assert (got["status"], got["reference"]) == ("ok", None)
+    assert all(entry["latency_ms"]["n"] >= 10 for entry in got["forms"].values())
+    assert got["files"] == {"fused": ["fused.pte"], "branched": ["branched.pte"]}
+    assert got["conditions"]["versions"]["executorch"]
+    if sys.platform == "linux":  # a network of some kilobytes, not the half gigabyte of the runtime's Python side
+        assert 0 < got["forms"]["fused"]["peak_memory_bytes"] < 100_000_000
+    profile = json.loads((folder / "profile.json").read_text())
+    assert (profile["status"], profile["threads"], profile["named"]) == ("ok", 1, True)
+    layers = [(one["layer"], one["kind"], one["weight"]) for one in profile["operations"] if one["layer"]]
+    assert layers == [
+        ("stage1", "convolution", [64, 3, 3, 3]),
+        ("stage2", "convolution", [128, 64, 3, 3]),
+        ("stage3", "convolution", [128, 128, 3, 3]),
+        ("head.linear", "linear", [10, 128]),
+    ]
+    assert profile["sum_ms"] == pytest.approx(sum(one["ms"] for one in profile["operations"]), abs=1e-5)
+    assert sum(one["share"] for one in profile["operations"]) == pytest.approx(1, abs=1e-4)
+    assert profile["inference_ms"] == got["forms"]["fused"]["latency_ms"]["p50"]
+    assert "stage3  (Convolution" in capsys.readouterr().out
+
+
+def test_without_a_baseline_there_is_no_speedup(exported, artifacts, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    change_manifest(folder, lambda manifest: manifest["forms"].pop("branched"))
+    got = run_bench(folder, artifacts)
+    assert (list(got["forms"]), got["speedup"]) == (["fused"], None)
+    assert "times as fast" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there on a Mac")
+def test_figures_of_a_stand_in_are_never_under_the_targets_name(exported, artifacts, tmp_path, capsys):
+    """Where the target's runtime is not here its files are never opened, so any will do."""
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    change_manifest(folder, lambda manifest: manifest.update(backend="coreml"))
+    got = run_bench(folder, artifacts, "coreml")
+    assert (got["status"], got["backend"], got["speedup"]) == ("unavailable", "coreml", None)
+    assert got["reason"] and got["remedy"]
+    for form, entry in got["forms"].items():
+        file = folder / f"{form}.onnx"
+        measured = FORM_KEYS - {"size_bytes", "sha256"}
+        assert {key: entry[key] for key in measured} == dict.fromkeys(measured)
+        assert (entry["size_bytes"], entry["sha256"]) == (file.stat().st_size, digests.digest(file))
+    assert got["runs"] == []
+    profile = json.loads((folder / "profile.json").read_text())
+    assert (profile["status"], profile["reason"]) == ("unavailable", got["reason"])
+    reference = got["reference"]
+    assert got["conditions"] == reference["runs"][0]["conditions"]
+    assert (reference["runtime"], reference["precision"]) == ("ONNX Runtime", "fp32")
+    assert list(reference["forms"]) == ["fused", "branched"]
+    assert all(entry["latency_ms"]["n"] >= 10 for entry in reference["forms"].values())
+    assert reference["speedup"]["n"] >= 2
+    assert got["conditions"]["versions"]["onnxruntime"]
+    told = capsys.readouterr().out
+    assert f"toy on phone: unavailable: {got['reason']}" in told and got["remedy"] in told
+    assert "reference, ONNX Runtime fp32 here: fused " in told
+
+
+def test_a_second_bench_on_this_machine_is_a_hit_and_says_the_same(exported, artifacts, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    first = run_bench(folder, artifacts)
+    told = capsys.readouterr().out.replace("bench: built", "bench: from the store")
+    assert run_bench(folder, artifacts) == first
+    assert capsys.readouterr().out == told
+
+
+def test_another_machine_does_not_hit(exported, artifacts, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    run_bench(folder, artifacts)
+    monkeypatch.setattr("pipeline.benchmark.conditions._cpu", lambda read: "another CPU")
+    assert run_bench(folder, artifacts)["conditions"]["cpu"] == "another CPU"
+    assert capsys.readouterr().out.count("bench: built") == 2
+
+
+def test_a_file_that_is_not_what_the_manifest_says_is_refused(exported, artifacts, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    shutil.copyfile(folder / "branched.onnx", folder / "fused.onnx")
+    with pytest.raises(InputError, match=r"fused\.onnx is not the file that .*manifest\.json describes"):
+        run_bench(folder, artifacts)
+
+
+def test_a_missing_file_is_named(exported, artifacts, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    (folder / "branched.onnx").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json names branched\.onnx, but it was not given"):
+        run_bench(folder, artifacts)
+
+
+def test_a_file_that_the_runtime_refuses_fails_and_leaves_the_last_result(exported, artifacts, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    (folder / "bench.json").write_text("the last result")
+    (folder / "fused.onnx").write_bytes((folder / "fused.onnx").read_bytes()[:200])
+    now = {"sha256": digests.digest(folder / "fused.onnx"), "size_bytes": 200}
+    change_manifest(folder, lambda manifest: manifest["forms"]["fused"]["files"].update({"fused.onnx": now}))
+    with pytest.raises((InputError, StageError), match=r"fused\.onnx"):
+        run_bench(folder, artifacts)
+    assert (folder / "bench.json").read_text() == "the last result"
+
+
+def test_the_command_line(exported, artifacts, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "toy")
+    command = ["--settings", BenchSettings(backend="onnx", bench=QUICK).model_dump_json()]
+    for name, value in arguments(folder, artifacts).items():
+        command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    assert command.main(bench.run, command) == 0
+    assert json.loads((folder / "bench.json").read_text())["status"] == "ok"

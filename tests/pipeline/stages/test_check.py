@@ -1,0 +1,139 @@
+"""The gate between a program and the files made of it: what it proves, and what it catches."""
+
+import shutil
+
+import pytest
+
+from pipeline.config.project import ExportSettings, NoSettings
+from pipeline.errors import GateError
+from pipeline.stages import export, reparameterize
+from pipeline.verification import compare
+
+FORMS = ("fused", "branched")
+
+
+def export_toy(artifacts, folder, **settings):
+    """Export the toy network, fused and branched, into `folder`."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("REPNETS_STORE", str(folder / "store"))
+    export.run(
+        ExportSettings(target=folder.parent.name, model="toy", forms=("fused", "branched"), batch=1, image_size=None,
+                       **settings),
+        checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify,
+        manifest=folder / "manifest.json",
+    )  # fmt: skip
+    patch.undo()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(artifacts, tmp_path_factory):
+    """The .pte files of the toy network, fused and branched, and their manifest."""
+    folder = tmp_path_factory.mktemp("targets") / "phone" / "toy"
+    return export_toy(artifacts, folder, backend="executorch", precision="fp32", options={})
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy of the exported files, to be damaged."""
+    shutil.copytree(exported, tmp_path / "toy", ignore=shutil.ignore_patterns("store"))
+    return tmp_path / "toy"
+
+
+def other_weights(artifacts, folder):
+    """The fused program of the same network with one kernel a hundredth larger."""
+    from pipeline.models import checkpoints
+
+    state, header = checkpoints.read(artifacts.checkpoint)
+    name = next(name for name, tensor in state.items() if tensor.dim() == 4)
+    state[name] = state[name] * 1.01
+    checkpoints.write(folder / "other.safetensors", state, header)
+    reparameterize.run(
+        NoSettings(),
+        checkpoint=folder / "other.safetensors",
+        split=artifacts.split,
+        fused=folder / "other.pt2",
+        report=folder / "fuse.json",
+    )
+    return folder / "other.pt2"
+
+
+def test_what_is_written(folder, run_check):
+    checked = run_check(folder, "executorch")
+    assert checked["checked_by"] == "ExecuTorch"
+    assert checked["images"] == 359
+    for form in ("fused", "branched"):
+        assert checked["forms"][form]["agreement"] == 1.0
+        assert 0 < checked["forms"][form]["converter"]["max_relative_error"] < 1e-5
+        assert 0 < checked["forms"][form]["precision"]["max_relative_error"] < 1e-5
+    assert checked["forms"]["fused"]["converter"]["images"] == 64
+    assert checked["forms"]["fused"]["census"]["convolution"] == 3
+    assert checked["accuracy"]["file"] == checked["accuracy"]["fused"]
+
+
+def test_a_file_that_is_not_the_manifests_is_caught(folder, run_check):
+    shutil.copy(folder / "branched.pte", folder / "fused.pte")
+    with pytest.raises(GateError, match="is not the file that its manifest describes"):
+        run_check(folder, "executorch")
+
+
+def test_a_branched_file_under_the_fused_name_is_caught(folder, run_check, believed):
+    shutil.copy(folder / "branched.pte", folder / "fused.pte")
+    believed(folder, "fused.pte")
+    with pytest.raises(GateError, match=r"holds 7 convolutions .* but the fused network has 3"):
+        run_check(folder, "executorch")
+
+
+def test_the_file_of_other_weights_is_caught(artifacts, folder, tmp_path, run_check):
+    """The very same layers with other weights: only the numbers tell."""
+    with pytest.raises(GateError, match=r"fused\.pte: logit \d of image \d+ is .* that differs is in stage1\.weight"):
+        run_check(folder, "executorch", fused=other_weights(artifacts, tmp_path))
+
+
+def test_the_tolerance_is_held(folder, run_check):
+    with pytest.raises(GateError, match="tolerance for fp32 is 1e-30"):
+        run_check(folder, "executorch", tolerance=1e-30)
+
+
+@pytest.fixture(scope="module")
+def half_files(artifacts, tmp_path_factory):
+    """The ONNX files of the toy network in half precision."""
+    folder = tmp_path_factory.mktemp("targets") / "jetson" / "toy"
+    return export_toy(artifacts, folder, backend="onnx", precision="fp16", options={})
+
+
+def test_the_converter_and_the_loss_of_half_precision_are_told_apart(half_files, run_check):
+    fused, branched = (run_check(half_files, "onnx")["forms"][form] for form in FORMS)
+    assert fused["converter"]["max_relative_error"] < 1e-5 < fused["precision"]["max_relative_error"] < 2e-2
+    assert "folds batch norms before it rounds" in branched["converter"]["not_checked"]
+    assert 1e-5 < branched["precision"]["max_relative_error"] < 2e-2
+
+
+def test_what_a_network_loses_by_itself_in_half_precision_is_allowed_and_written(
+    half_files, monkeypatch, capsys, run_check
+):
+    # as if no network may lose anything: the toy loses little, and that must be its own loss
+    monkeypatch.setitem(compare.TOLERANCE, "fp16", 1e-9)
+    checked = run_check(half_files, "onnx")["forms"]["fused"]["precision"]
+    assert 1e-9 < checked["max_relative_error"] <= 2 * checked["loss_of_fused"] < 0.02
+    assert "itself moves by" in capsys.readouterr().err
+    with pytest.raises(
+        GateError, match=r"tolerance for fp16 is 1e-09\. The first layer that departs is conv2d \(stage1"
+    ):
+        run_check(half_files, "onnx", tolerance=1e-9)
+
+
+def test_a_half_precision_file_of_other_weights_is_caught_by_its_converter_gate(
+    artifacts, half_files, tmp_path, run_check
+):
+    """A hundredth is less than half precision may lose in all, so only the exact comparison tells."""
+    with pytest.raises(GateError, match=r"equally rounded weights.* first layer that departs is conv2d \(stage1\)"):
+        run_check(half_files, "onnx", fused=other_weights(artifacts, tmp_path))
+
+
+def test_a_truncated_file_is_caught(folder, run_check, believed):
+    content = (folder / "fused.pte").read_bytes()
+    (folder / "fused.pte").write_bytes(content[: len(content) // 2])
+    believed(folder, "fused.pte")
+    with pytest.raises(Exception, match=r"fused\.pte"):
+        run_check(folder, "executorch")
