@@ -12,7 +12,8 @@ of a single convolution comes first, so that no import is timed. `CPU s` is what
 want the machine as well, it moves less than the time that passed.
 
 The row `branched, pairs left` is the export without pipeline.models.passes.fold_batch_norms, which folds what
-XNNPACK's lowering would fold by itself. The digest tells files of one content apart; tests hold that these two differ in XNNPACK's debug
+XNNPACK's lowering would fold by itself.
+The digest tells files of one content apart; tests hold that these two differ in XNNPACK's debug
 handles alone.
 """
 

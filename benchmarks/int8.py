@@ -41,7 +41,7 @@ from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec, Unavailable
 from pipeline.backends.pytorch import backend as pytorch
 from pipeline.backends.worker import client
-from pipeline.benchmark import conditions, interleaved, statistics
+from pipeline.benchmark import conditions, interleaved, statistics, timing
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, networks, programs
 from pipeline.quantization import pt2e
@@ -211,7 +211,7 @@ def measured(subject: subjects.Subject, rows: Sequence[Row], options: argparse.N
         bar.set_description(f"{subject.title}: timing")
         timed = {row.name: job for row, job in jobs.items() if row.timed}
         before = conditions.snapshot()
-        samples = client.time_in_turn(timed, images[:1], options.threads, until=until).timing.samples_ms
+        samples = timing.time_in_turn(timed, images[:1], options.threads, until=until).timing.samples_ms
         warning = conditions.describe(options.threads, PACKAGES, before, conditions.snapshot())["warning"]
     bar.update()
     right = {row: float((found == labels).mean()) for row, found in classes.items()}

@@ -37,8 +37,7 @@ from benchmarks.runtimes import product
 from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, Unavailable
 from pipeline.backends.worker import client
-from pipeline.benchmark import conditions, interleaved, statistics
-from pipeline.cli import exported_files
+from pipeline.benchmark import conditions, inputs, interleaved, statistics, timing
 from pipeline.errors import GateError
 from pipeline.verification import compare
 
@@ -135,7 +134,7 @@ def measured(
                 written[runtime.suffix] = write(module, shape, folder / f"{network}-{form}{runtime.suffix}")
             jobs[form, runtime.name] = client.Job(runtime.module, written[runtime.suffix])
             bar.update()
-    images = exported_files.random_image((CHECKED_IMAGES, *shape[1:]))
+    images = inputs.random_image((CHECKED_IMAGES, *shape[1:]))
     logits = {}
     for (form, runtime), job in jobs.items():
         bar.set_description(f"{network}: logits of {form} by {runtime}")
@@ -146,7 +145,7 @@ def measured(
     reference = client.Job(product.__name__, folder / "product.onnx")
     by_name = {f"{form} {runtime}": job for (form, runtime), job in jobs.items()}
     product_operations = product.write(reference.file, PRODUCT_SIDE)
-    timed = client.time_in_turn({PRODUCT: reference, **by_name}, images[:1], threads, until=until)
+    timed = timing.time_in_turn({PRODUCT: reference, **by_name}, images[:1], threads, until=until)
     bar.update()
     samples = timed.timing.samples_ms
     peak = statistics.summary(samples[PRODUCT])

@@ -16,8 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.backends.worker import client
-from pipeline.benchmark import conditions, interleaved, statistics
-from pipeline.cli import exported_files
+from pipeline.benchmark import conditions, inputs, interleaved, statistics, timing
 
 
 def main() -> int:
@@ -45,10 +44,10 @@ def main() -> int:
 
 def once(options: argparse.Namespace) -> dict[str, object]:
     """One benchmark of both files."""
-    image = exported_files.random_image(options.shape)
+    image = inputs.random_image(options.shape)
     jobs = {name: client.Job(options.backend, getattr(options, name)) for name in ("before", "after")}
     start = conditions.snapshot()
-    timed = client.time_in_turn(jobs, image, options.threads, until=interleaved.Until())
+    timed = timing.time_in_turn(jobs, image, options.threads, until=interleaved.Until())
     about = conditions.describe(options.threads, (), start, conditions.snapshot())
     samples = timed.timing.samples_ms
     gained = statistics.speedup(samples["before"], samples["after"])

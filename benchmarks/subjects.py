@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import store
 from pipeline.artifacts.manifest import Preprocessing, read_json
-from pipeline.config import project
+from pipeline.config import project, stages
 from pipeline.data import splits
 from pipeline.errors import StageError
 from pipeline.stages import workflow
@@ -98,7 +98,7 @@ def trained(
     """
     own, mine = _opened(name, folder, images)
     training = project.Training(epochs=epochs or EPOCHS[name], device="cpu")
-    settings = project.TrainSettings(
+    settings = stages.TrainSettings(
         arch=network,
         image_size=IMAGE_SIZES.get(network, 32),
         interpolation="bilinear",
@@ -108,7 +108,7 @@ def trained(
     )
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("train", settings, folder, **paths, metrics=folder / "metrics.jsonl")
-    quantize = project.QuantizeSettings(max_accuracy_drop=max_drop)
+    quantize = stages.QuantizeSettings(max_accuracy_drop=max_drop)
     return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 
@@ -129,7 +129,7 @@ def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
     made = lite.split(pictures, folder / "test")
     splits.write_split(folder / "split.json", made["split"])
     _adopt(lite.weights(), lite.IMAGE_SIZE, folder)
-    quantize = project.QuantizeSettings(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
+    quantize = stages.QuantizeSettings(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
     title = f"{PRETRAINED} on {PICTURES}"
     return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), quantize)
 
@@ -148,7 +148,7 @@ def probed(name: str, folder: Path, *, images: int, tests: int, max_drop: float)
     preprocessing = mine.preprocessing(lite.PROBE_IMAGE_SIZE, "bicubic", lite.MEAN, lite.STD)
     lite.probe(mine, preprocessing, folder / "probed.pt")
     _adopt(folder / "probed.pt", lite.PROBE_IMAGE_SIZE, folder)
-    quantize = project.QuantizeSettings(max_accuracy_drop=max_drop)
+    quantize = stages.QuantizeSettings(max_accuracy_drop=max_drop)
     return _after_checkpoint(f"{PRETRAINED} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 
@@ -156,7 +156,7 @@ def _adopt(weights: Path, image_size: int, folder: Path) -> None:
     from benchmarks import pretrained as lite
 
     facts = {"interpolation": "bicubic", "mean": lite.MEAN, "std": lite.STD}
-    settings = project.AdoptSettings(arch=lite.ARCH, image_size=image_size, **facts)
+    settings = stages.AdoptSettings(arch=lite.ARCH, image_size=image_size, **facts)
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("adopt", settings, folder, source=weights, **paths)
 
@@ -164,7 +164,7 @@ def _adopt(weights: Path, image_size: int, folder: Path) -> None:
 def _opened(name: str, folder: Path, images: int) -> tuple[splits.Split, splits.Split]:
     """A data set as it is, whose validation images test; and what of it trains and validates: split.json."""
     whole = folder / "whole.json"
-    stage("split", project.SplitSettings(name=name, root=None, val_fraction=0.2, split_seed=0), folder, output=whole)
+    stage("split", stages.SplitSettings(name=name, root=None, val_fraction=0.2, split_seed=0), folder, output=whole)
     own = splits.open_split(whole)
     mine = divided(own, images)
     splits.write_split(folder / "split.json", mine)
@@ -180,11 +180,11 @@ def divided(own: splits.Split, images: int) -> splits.Split:
 
 
 def _after_checkpoint(
-    title: str, folder: Path, mine: splits.Split, test: splits.Split, settings: project.QuantizeSettings
+    title: str, folder: Path, mine: splits.Split, test: splits.Split, settings: stages.QuantizeSettings
 ) -> Subject:
     checkpoint, fused = {"checkpoint": folder / "checkpoint.safetensors"}, {"fused": folder / "fused.pt2"}
     place, verify = {"split": folder / "split.json"}, folder / "verify.json"
-    stage("reparameterize", project.NoSettings(), folder, **checkpoint, **place, **fused, report=folder / "fuse.json")
+    stage("reparameterize", stages.NoSettings(), folder, **checkpoint, **place, **fused, report=folder / "fuse.json")
     tolerance = project.Verify(float32_tolerance=_TOLERANCE)
     stage("verify", tolerance, folder, **checkpoint, **place, **fused, output=verify)
     outputs = {"quantized": folder / "quantized.pt2", "report": folder / "quantize.json"}
@@ -203,7 +203,7 @@ def stage(name: str, settings: "BaseModel", folder: Path, **paths: Path) -> None
         StageError: it failed, with its own words.
     """
     options = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
-    command = [sys.executable, "-m", f"pipeline.{name}", "--settings", settings.model_dump_json(), *options]
+    command = [sys.executable, "-m", "pipeline", name, "--settings", settings.model_dump_json(), *options]
     path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     environment = workflow.ENVIRONMENT | os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

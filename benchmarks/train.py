@@ -3,7 +3,7 @@
     python benchmarks/train.py                                  toy and repvgg_a0 on digits at 32 x 32
     python benchmarks/train.py --model mobileone_s0 --image-size 64 --epochs 15 --rounds 1
 
-ours       pipeline.stages.train.fit itself: images held as tensors, resized and augmented a batch at a time,
+ours       pipeline.models.training.fit itself: images held as tensors, resized and augmented a batch at a time,
            channels_last, bfloat16 where the processor has it.
 tutorial   what most begin with: a Dataset whose samples pass through torchvision transforms one by one,
            a DataLoader with two workers, float32, the default order of memory.
@@ -25,16 +25,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.config.project import SplitSettings, Training
+from pipeline.config.project import Training
+from pipeline.config.stages import SplitSettings
 from pipeline.data import splits
-from pipeline.stages import split, train
+from pipeline.stages import split
 
 WORKERS = 2
 
 
 def ours(model, images, preprocessing, training):
     """(images a second, accuracy) of pipeline.stages.train."""
-    records = train.fit(model, images, preprocessing, training).records
+    records = training.fit(model, images, preprocessing, training).records
     return statistics.median(one["images_per_second"] for one in records), records[-1]["val_accuracy"]
 
 

@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""What holds for every test, and the fixtures that tests of several rooms share."""
 
 import os
 
@@ -6,3 +6,5 @@ from pipeline.stages import workflow
 
 for name, value in workflow.ENVIRONMENT.items():  # as in a stage; it has to be set before torch is imported
     os.environ.setdefault(name, value)
+
+pytest_plugins = ("tests.fixtures.small_networks",)

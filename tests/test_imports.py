@@ -1,18 +1,16 @@
-"""Imports run one way: rules call stages; stages use repnets, backends and each other's files, never each other."""
+"""Imports run one way: down the list of rooms in `tests/rooms.py`; stages never import each other."""
 
-import ast
 import json
 import subprocess
 import sys
-from pathlib import Path
+from graphlib import TopologicalSorter
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
-STAGES = {
-    "split", "train", "adopt", "recalibrate", "reparameterize", "draw", "verify", "quantize", "export", "check",
-    "bench", "race", "summarize", "report", "bundle",
-}  # fmt: skip
+from pipeline.stages.command import STAGES
+from tests import rooms
+from tests.rooms import PROJECT, imports_of, module_of, room_of
+
 HEAVY = (
     "torch",
     "torchvision",
@@ -21,51 +19,54 @@ HEAVY = (
     "onnxruntime",
     "coremltools",
     "executorch",
+    "openvino",
     "sklearn",
     "PIL",
     "pygraphviz",
 )
-SOURCES = sorted([*PROJECT.glob("pipeline/**/*.py"), *PROJECT.glob("repnets/**/*.py")])
-
-
-def imports_of(path: Path) -> set[str]:
-    """Full names of the first-party things that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-    return {name for name in found if name.split(".")[0] in ("pipeline", "repnets")}
-
-
-def within(names: set[str], *packages: str) -> set[str]:
-    return {name for name in names if any(name == one or name.startswith(f"{one}.") for one in packages)}
-
-
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+SOURCES = rooms.sources()
 
 
 def test_there_is_something_to_check():
-    assert {f"pipeline.{stage}" for stage in STAGES} <= {module_of(path) for path in SOURCES}
+    modules = {module_of(path) for path in SOURCES}
+    assert {f"pipeline.stages.{stage}" for stage in STAGES} <= modules
+    assert {room_of(module) for module in modules} <= set(rooms.ROOMS)
+    assert sum(rooms.between_rooms().values()) > 100
+
+
+def test_imports_go_down():
+    assert rooms.upwards() == []
+
+
+def test_an_import_that_goes_up_is_seen(tmp_path, monkeypatch):
+    """The table can fail: a module of `artifacts` that imports a stage is named."""
+    path = tmp_path / "pipeline" / "artifacts" / "wrong.py"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "pipeline" / "stages").mkdir()
+    path.write_text("from pipeline.stages import check\n")
+    monkeypatch.setattr(rooms, "PROJECT", tmp_path)
+    assert rooms.upwards() == ["pipeline.artifacts.wrong (artifacts) imports pipeline.stages.check (stages)"]
+
+
+def test_no_two_rooms_import_each_other():
+    ties = rooms.between_rooms()
+    assert [pair for pair in ties if pair[::-1] in ties] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_imports_run_one_way(path):
-    names, module = imports_of(path), module_of(path)
-    stages = {f"pipeline.{stage}" for stage in STAGES}
-    if module.startswith("repnets"):
-        assert within(names, "pipeline") == set(), "repnets knows nothing of the pipeline"
-    elif module.startswith("pipeline.backends"):
-        allowed = ("pipeline.backends", "pipeline.devices", "pipeline.artifacts.manifest", "pipeline.errors")
-        assert within(names, "pipeline") == within(names, *allowed), "backends know manifest's types and devices alone"
-    elif module.startswith("pipeline.devices"):
-        allowed = ("pipeline.devices", "pipeline.errors")
-        assert within(names, "pipeline") == within(names, *allowed), "devices know nothing of what runs on them"
-    else:
-        assert within(names, *stages) == set(), "a stage is called by its rule, never imported"
+def test_a_stage_is_called_by_its_rule_and_never_imported(path):
+    stages = {f"pipeline.stages.{stage}" for stage in STAGES}
+    assert {name for name in imports_of(path) if name in stages or name.rpartition(".")[0] in stages} == set()
+
+
+def test_no_circle_of_modules():
+    modules = {module_of(path) for path in SOURCES}
+
+    def of(name: str) -> str:
+        return name if name in modules else name.rpartition(".")[0]
+
+    ties = {module_of(path): {of(name) for name in imports_of(path)} - {module_of(path)} for path in SOURCES}
+    TopologicalSorter(ties).prepare()  # raises a CycleError that names the modules
 
 
 def test_nothing_heavy_is_imported_on_the_way_to_a_store_hit():

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import digests
-from pipeline.benchmark import conditions, power, runners, statistics, sustained
+from pipeline.benchmark import conditions, inputs, power, runners, statistics, sustained
 from pipeline.benchmark import interleaved as timing
 from pipeline.benchmark.profile import document as profile_document
-from pipeline.cli import exported_files
 from pipeline.config.targets import Bench
 from pipeline.errors import InputError
 
@@ -57,11 +56,11 @@ def opened(written: dict[str, Any], files: list[Path], manifest: Path) -> dict[s
     return {form: places[next(iter(entry["files"]))] for form, entry in written["forms"].items()}
 
 
-def measure(ground: runners.Ground, names: Sequence[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
+def measure(runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
     """The figures of each form, and the speed-up of the first over the second, for each number of threads.
 
     Args:
-        ground: where the files are.
+        runner: where the files are.
         names: of one or two of them, by their forms.
         shape: (N, C, H, W) of their input.
         how: how long, and on how many threads.
@@ -72,32 +71,32 @@ def measure(ground: runners.Ground, names: Sequence[str], shape: tuple[int, ...]
     """
     runs = []
     for threads in how.threads:
-        run, samples = timed(ground, names, shape, threads, how)
+        run, samples = timed(runner, names, shape, threads, how)
         shipped, *baseline = names
         if baseline:
             run["speedup"] = statistics.speedup(samples[baseline[0]], samples[shipped])
         runs.append(run)
     headline = {key: runs[0][key] for key in ("forms", "speedup")}
-    return {**headline, "runs": runs, **beside(ground, names, shape, how)}
+    return {**headline, "runs": runs, **beside(runner, names, shape, how)}
 
 
-def beside(ground: runners.Ground, names: Sequence[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
+def beside(runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:
     """What each of some files does alone: ``power``, and ``sustained`` of the first; see `measure`."""
-    image, threads = exported_files.random_image(shape), how.threads[0]
-    found = {"power": power.measure(ground, names, image, threads), "sustained": None}
+    image, threads = inputs.random_image(shape), how.threads[0]
+    found = {"power": power.measure(runner, names, image, threads), "sustained": None}
     if how.sustained_seconds:
-        found["sustained"] = sustained.measure(ground, names[0], image, threads, how.sustained_seconds)
+        found["sustained"] = sustained.measure(runner, names[0], image, threads, how.sustained_seconds)
     return found
 
 
-def profile(backend: str, document: dict[str, Any], form: str, ground: runners.Ground, program: Path) -> dict[str, Any]:
+def profile(backend: str, document: dict[str, Any], form: str, runner: runners.Runner, program: Path) -> dict[str, Any]:
     """profile.json: where the time of the file that ships goes, on as many threads as the headline's.
 
     Args:
         backend: whose runtime it is.
         document: bench.json.
         form: of the file, by its name there.
-        ground: where the file is.
+        runner: where the file is.
         program: the .pt2 that it was made of, for the names of its layers.
     """
     about = {key: document[key] for key in ("target", "model", "backend", "precision")} | {"form": form}
@@ -108,7 +107,7 @@ def profile(backend: str, document: dict[str, Any], form: str, ground: runners.G
     fewest, most = _PROFILE_RUNS
     runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
     shape = tuple(document["input"]["shape"])
-    operations = ground.profile(form, exported_files.random_image(shape), run["threads"], runs)
+    operations = runner.profile(form, inputs.random_image(shape), run["threads"], runs)
     if operations is None:
         reason = f"the {backend} backend does not tell where the time of an inference goes"
         return {"status": "unavailable", "reason": reason, **about}
@@ -117,12 +116,12 @@ def profile(backend: str, document: dict[str, Any], form: str, ground: runners.G
 
 
 def timed(
-    ground: runners.Ground, names: Sequence[str], shape: tuple[int, ...], threads: int, how: Bench
+    runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], threads: int, how: Bench
 ) -> "tuple[dict[str, Any], Samples]":
     """Time files in turn on one number of threads.
 
     Args:
-        ground: where they are.
+        runner: where they are.
         names: of all of them, in the order of the rounds.
         shape: (N, C, H, W) of their input.
         threads: for the runtime.
@@ -132,10 +131,10 @@ def timed(
         An entry of ``runs`` in bench.json, ``speedup`` still None; and the samples, by name.
     """
     until = timing.Until(**how.model_dump(exclude={"threads", "sustained_seconds"}))
-    image = exported_files.random_image(shape)
-    before = ground.snapshot()
-    taken = ground.time_in_turn(image, threads, until)
-    after = ground.snapshot()
+    image = inputs.random_image(shape)
+    before = runner.snapshot()
+    taken = runner.time_in_turn(image, threads, until)
+    after = runner.snapshot()
     samples = taken.timing.samples_ms
     forms = {}
     for form in names:
@@ -145,20 +144,20 @@ def timed(
             "warmup": _warmup(taken.timing.warmup[form]),
             **taken.started[form],
             "throughput_per_second": round(shape[0] * 1000 / latency["mean"], 3),
-            "transfer_ms": ground.transfer_ms(form, image),
+            "transfer_ms": runner.transfer_ms(form, image),
         }
     falling = [
         f"{form} was still getting faster after a warm-up of {entry['warmup']['seconds']} s; raise `warmup_seconds`"
         for form, entry in forms.items()
         if entry["warmup"] and not entry["warmup"]["steady"]
     ]
-    fed = {"batch": shape[0], "image": f"random normal, seed {exported_files.SEED}", **asdict(until)}
+    fed = {"batch": shape[0], "image": f"random normal, seed {inputs.SEED}", **asdict(until)}
     run = {
         "threads": threads,
         "forms": forms,
         "speedup": None,
         "stopped_by": taken.timing.stopped_by,
-        "conditions": conditions.describe(threads, ground.versions, before, after, falling, ground.device) | fed,
+        "conditions": conditions.describe(threads, runner.versions, before, after, falling, runner.device) | fed,
     }
     return run, samples
 

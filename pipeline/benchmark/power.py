@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmark.runners import Ground
+from pipeline.benchmark.runners import Runner
 from pipeline.devices import Device, facts
 from pipeline.errors import DeviceError
 
@@ -41,7 +41,7 @@ def total_mw(rails: dict[str, int]) -> int:
 
 
 def measure(
-    ground: Ground,
+    runner: Runner,
     names: Sequence[str],
     image: "np.ndarray",
     threads: int,
@@ -52,7 +52,7 @@ def measure(
     """Take the power of each form, one after the other; None where the machine has no tegrastats.
 
     Args:
-        ground: where.
+        runner: where.
         names: the forms.
         image: float32, of the files' input shape.
         threads: for the runtime.
@@ -68,7 +68,7 @@ def measure(
         DeviceError: tegrastats prints no rail, or nothing; the link was cut.
         StageError: a runtime failed.
     """
-    device = ground.device or facts.here()
+    device = runner.device or facts.here()
     if device.run("command -v tegrastats").returncode:
         return None
     with _samples(device) as samples:
@@ -76,7 +76,7 @@ def measure(
         idle = statistics.median(samples.totals())
         forms = {}
         for name in names:
-            with ground.alone(name, image, threads) as run_for:
+            with runner.alone(name, image, threads) as run_for:
                 begin = len(samples.taken)
                 took = run_for(active_seconds)
                 samples.wait_for(begin + 1)

@@ -1,4 +1,4 @@
-"""Where exported files are timed: on this machine, or on a device; and there by Python, a runner or trtexec."""
+"""What runs exported files to time them: this machine, or a device; and there Python, a runner program or trtexec."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline import backends, devices
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.backends.worker import client, remote
-from pipeline.benchmark import conditions, interleaved
-from pipeline.config.project import BenchSettings
+from pipeline.benchmark import conditions, interleaved, timing
+from pipeline.config.stages import BenchSettings
 from pipeline.devices import Device
 
 if TYPE_CHECKING:
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Runner:
     """Files where they can be timed, by the name of their form.
 
     Attributes:
         device: None for this machine.
         versions: of what runs there, as `conditions.describe` takes them.
-        time_in_turn: (image, threads, until) -> `worker.Timed`.
-        transfer_ms, profile: (form, image, ...) as those of `worker`.
+        time_in_turn: (image, threads, until) -> `timing.Timed`.
+        transfer_ms, profile: (form, image, ...) as those of `client`.
         alone: (form, image, threads) -> a context that gives (seconds) -> the ms of each run: one form alone.
         used_seconds: CPU time on a device of the processes that have ended; None where that is not known.
     """
 
     device: Device | None
     versions: conditions.Versions
-    time_in_turn: Callable[..., client.Timed]
+    time_in_turn: Callable[..., timing.Timed]
     transfer_ms: Callable[..., dict[str, float] | None]
     profile: Callable[..., list[dict[str, Any]] | None]
     alone: Callable[..., Any]
@@ -45,7 +45,7 @@ class Ground:
         return conditions.snapshot(self.device, self.used_seconds())
 
 
-def here(backend: str, files: Mapping[str, Path]) -> Ground:
+def here(backend: str, files: Mapping[str, Path]) -> Runner:
     """On this machine, each file by the backend's own runtime."""
     jobs = {form: client.Job(backend, file) for form, file in files.items()}
     return _served(jobs, None, backends.packages_of_figures(backend), lambda: None)
@@ -54,7 +54,7 @@ def here(backend: str, files: Mapping[str, Path]) -> Ground:
 @contextmanager
 def wanted(
     settings: BenchSettings, files: Mapping[str, Path], exported: Sequence[Path], written: Mapping[str, Any]
-) -> Iterator[Ground]:
+) -> Iterator[Runner]:
     """Where the settings say: here, or on a device, where everything is brought, and goes again at the end.
 
     Args:
@@ -77,8 +77,8 @@ def wanted(
         return
     with _brought(settings, device, backend, list(files.values()), written["versions"]) as on:
         jobs = {form: client.Job(settings.backend, file, on) for form, file in files.items()}
-        ground = _served(jobs, device, on.versions, lambda: sum(on.used_seconds))
-        yield ground if settings.runner is None else replace(ground, profile=partial(_traced, backend, jobs))
+        runner = _served(jobs, device, on.versions, lambda: sum(on.used_seconds))
+        yield runner if settings.runner is None else replace(runner, profile=partial(_traced, backend, jobs))
 
 
 def unavailable(settings: BenchSettings) -> Unavailable | None:
@@ -94,20 +94,20 @@ def _brought(
     return remote.by_python(device, settings.device_python, backend.SERVED_BY, backend.PACKAGES, made_by, files)
 
 
-def _built(built: Any, device: Device, files: Mapping[str, Path]) -> Ground:
+def _built(built: Any, device: Device, files: Mapping[str, Path]) -> Runner:
     """Where the device's own program takes the times, with an image of its own."""
 
-    def time_in_turn(image: "np.ndarray", threads: int, until: interleaved.Until) -> client.Timed:
+    def time_in_turn(image: "np.ndarray", threads: int, until: interleaved.Until) -> timing.Timed:
         rounds = built.time_files(
             warmup_seconds=until.warmup_seconds, min_runs=until.min_runs, max_seconds=until.max_seconds
         )
-        return client.Timed(interleaved.taken_elsewhere(rounds), {form: dict(client.UNKNOWN_START) for form in files})
+        return timing.Timed(interleaved.taken_elsewhere(rounds), {form: dict(timing.UNKNOWN_START) for form in files})
 
     @contextmanager
     def alone(form: str, image: "np.ndarray", threads: int) -> Iterator[Callable[[float], list[float]]]:
         yield partial(built.time_alone, form)
 
-    return Ground(
+    return Runner(
         device,
         {"tensorrt": built.place.version},
         time_in_turn,
@@ -131,9 +131,9 @@ def _served(
     device: Device | None,
     versions: conditions.Versions,
     used_seconds: Callable[[], float | None],
-) -> Ground:
-    def time_in_turn(image: "np.ndarray", threads: int, until: interleaved.Until) -> client.Timed:
-        return client.time_in_turn(jobs, image, threads, until=until)
+) -> Runner:
+    def time_in_turn(image: "np.ndarray", threads: int, until: interleaved.Until) -> timing.Timed:
+        return timing.time_in_turn(jobs, image, threads, until=until)
 
     def transfer_ms(form: str, image: "np.ndarray") -> dict[str, float] | None:
         return client.transfer_ms(jobs[form], image)
@@ -142,9 +142,9 @@ def _served(
         return client.profile(jobs[form], image, threads, runs)
 
     def alone(form: str, image: "np.ndarray", threads: int) -> Any:
-        return client.alone(jobs[form], image, threads)
+        return timing.alone(jobs[form], image, threads)
 
-    return Ground(device, versions, time_in_turn, transfer_ms, profile, alone, used_seconds)
+    return Runner(device, versions, time_in_turn, transfer_ms, profile, alone, used_seconds)
 
 
 def host(settings: BenchSettings, missing: Unavailable | None) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmark.runners import Ground
+from pipeline.benchmark.runners import Runner
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,7 +13,7 @@ WINDOW_SECONDS = 10.0
 
 
 def measure(
-    ground: Ground,
+    runner: Runner,
     form: str,
     image: "np.ndarray",
     threads: int,
@@ -25,7 +25,7 @@ def measure(
     """Run one form alone, without a pause, and sum up what each window of time saw.
 
     Args:
-        ground: where.
+        runner: where.
         form: which.
         image: float32, of the file's input shape.
         threads: for the runtime.
@@ -45,12 +45,12 @@ def measure(
     import numpy as np
 
     windows: list[dict[str, Any]] = []
-    with ground.alone(form, image, threads) as run_for:
+    with runner.alone(form, image, threads) as run_for:
         begin = clock()
         while not windows or clock() - begin < seconds:
             at = clock()
             taken = run_for(min(window_seconds, begin + seconds - at))
-            seen = ground.snapshot()
+            seen = runner.snapshot()
             windows.append(
                 {
                     "at_seconds": round(at - begin, 3),

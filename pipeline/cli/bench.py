@@ -10,7 +10,7 @@ from pipeline import backends
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import Unavailable, write_json
 from pipeline.backends.worker import client
-from pipeline.benchmark import conditions, interleaved, statistics
+from pipeline.benchmark import conditions, inputs, interleaved, statistics, timing
 from pipeline.cli import exported_files
 from pipeline.cli.exported_files import Exported
 from pipeline.errors import InputError, StageError
@@ -72,7 +72,7 @@ def _timed(
 ) -> dict[str, Any]:
     jobs = {str(file.path): client.Job(file.backend, file.path) for file in files if file.path not in missing}
     before = conditions.snapshot()
-    timed = client.time_in_turn(jobs, exported_files.random_image(shape), threads, until=until)
+    timed = timing.time_in_turn(jobs, inputs.random_image(shape), threads, until=until)
     after = conditions.snapshot()
     used = [file.backend for file in files if file.path not in missing]
     packages = [package for name in used for package in backends.packages_of_figures(name)]
@@ -81,7 +81,7 @@ def _timed(
         for name, launches in timed.timing.warmup.items()
         if not all(one.steady for one in launches)
     ]
-    fed = {"image": f"random normal, seed {exported_files.SEED}", **asdict(until)}
+    fed = {"image": f"random normal, seed {inputs.SEED}", **asdict(until)}
     return {
         "threads": threads,
         "files": [_row(file, missing.get(file.path), timed, str(files[0].path)) for file in files],
@@ -90,7 +90,7 @@ def _timed(
     }
 
 
-def _row(file: Exported, missing: Unavailable | None, timed: client.Timed, first: str) -> dict[str, Any]:
+def _row(file: Exported, missing: Unavailable | None, timed: timing.Timed, first: str) -> dict[str, Any]:
     name, samples = str(file.path), timed.timing.samples_ms
     about = {
         "file": name,

@@ -11,13 +11,13 @@ from pipeline.artifacts.manifest import Unavailable, write_json
 from pipeline.cli import capabilities as examined
 from pipeline.cli.capabilities import Host
 from pipeline.cli.requirements import Found
-from pipeline.config import project
 from pipeline.config.project import Target
 from pipeline.config.schema import read_yaml
 from pipeline.deploy import installation
 from pipeline.devices import probe
 from pipeline.devices.probe import Probe
 from pipeline.errors import DeviceError, InputError, StageError, nearest
+from pipeline.models import resolve
 from pipeline.text import aligned
 
 HELP = """\
@@ -89,7 +89,7 @@ def doctor(
         StageError: a target cannot be built or checked here.
         DeviceError: a device did not answer.
     """
-    configured = project.load(read_yaml(settings), settings.parent)
+    configured = resolve.load(read_yaml(settings), settings.parent)
     for name in targets or ():
         if name not in configured.targets:
             raise InputError(f"there is no target `{name}`{nearest(name, list(configured.targets))}")

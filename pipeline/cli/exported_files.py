@@ -10,13 +10,13 @@ from pipeline import backends
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import Preprocessing, read_json
 from pipeline.backends import signatures
+from pipeline.benchmark import inputs
 from pipeline.data import transforms
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-SEED = 0
 _RANDOM_IMAGES = 16
 _PIECE = 64  # images prepared at a time
 _MANIFEST = "manifest.json"
@@ -165,13 +165,6 @@ def _in_whole_pixels(found: Images, files: Sequence[Exported], size: int) -> Ima
     return Images(f"{found.described}, in whole pixels", pieces)
 
 
-def random_image(shape: tuple[int, ...]) -> "np.ndarray":
-    """One random normal input of that shape, always the same; latencies do not depend on what it shows."""
-    import numpy as np
-
-    return np.random.default_rng(SEED).standard_normal(shape, dtype=np.float32)
-
-
 def _manifest(path: Path) -> dict[str, Any] | None:
     place = path.with_name(_MANIFEST)
     try:
@@ -222,7 +215,7 @@ def _shown(shape: signatures.Shape) -> str:
 
 
 def _random(shape: tuple[int, ...]) -> Images:
-    return Images(f"{shape[0]} random normal images, seed {SEED}", lambda: iter([random_image(shape)]))
+    return Images(f"{shape[0]} random normal images, seed {inputs.SEED}", lambda: iter([inputs.random_image(shape)]))
 
 
 def _preprocessing(files: Sequence[Exported], size: int) -> Preprocessing:

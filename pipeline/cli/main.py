@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipeline import exit_codes
 from pipeline.benchmark.interleaved import Until
 from pipeline.cli import doctor as doctors
 from pipeline.cli import ship as ships
@@ -12,7 +13,6 @@ from pipeline.cli.bench import bench
 from pipeline.cli.check import check
 from pipeline.cli.convert import LAYOUTS, SUFFIXES, convert
 from pipeline.cli.models import models
-from pipeline.stages import command
 
 _CONVERT = """\
 Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; 2 where what was given is at fault; 1 where a gate or tool failed."""
     options = vars(_parser().parse_args(argv))
     act, debug = options.pop("act"), options.pop("debug")
-    return command.answered(lambda: act(**options), debug)
+    return exit_codes.answered(lambda: act(**options), debug)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ Nothing here imports torch: the Snakefile reads the configuration every time it 
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,9 +12,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config import targets
 from pipeline.config.schema import Strict, unknown_key, validate, where
-from pipeline.config.targets import Bench, Check, Target
-from pipeline.errors import InputError, nearest
-from pipeline.models import external_checkpoints, networks
+from pipeline.config.targets import Target
+from pipeline.errors import InputError
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
@@ -67,11 +65,6 @@ class Model(Strict):
         0, ge=0, description="training images to estimate the batch norms' statistics from; 0: leave them"
     )
     training: Training
-
-    @cached_property
-    def form(self) -> str:
-        """`deploy` where the user's checkpoint is of a network that was folded already, else `training`."""
-        return external_checkpoints.form_of(Path(self.checkpoint), self.arch) if self.checkpoint else "training"
 
     @model_validator(mode="after")
     def _enough_images(self) -> "Model":
@@ -132,169 +125,6 @@ class Config(Strict):
         """What is exported for a target: itself, or, of `precision: auto`, its candidates."""
         return self.candidates.get(target) or (self.targets[target],)
 
-    def forms(self, target: Target, model: str) -> tuple[str, ...]:
-        """The forms of a model that a target exports: the one that ships, and the baseline where there is one.
-
-        A network that came folded has no branched form.
-        """
-        forms = target.forms
-        return forms if self.models[model].form == "training" else tuple(form for form in forms if form != "branched")
-
-
-class NoSettings(Strict):
-    """A stage with nothing to set."""
-
-
-class SplitSettings(Strict):
-    """Of the stage `split`."""
-
-    name: str
-    root: str | None
-    val_fraction: float
-    split_seed: int
-
-
-class AdoptSettings(Strict):
-    """Of the stage `adopt`."""
-
-    arch: str
-    image_size: int
-    interpolation: str
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-
-class TrainSettings(AdoptSettings):
-    """Of the stage `train`."""
-
-    training: Training
-
-
-class RecalibrateSettings(Strict):
-    """Of the stage `recalibrate`."""
-
-    recalibrate_bn: int
-
-
-class ExportSettings(Strict):
-    """Of the stage `export`."""
-
-    target: str
-    model: str
-    backend: str
-    precision: str
-    forms: tuple[str, ...]
-    batch: int
-    image_size: int | None
-    options: dict[str, Any]
-
-    def precision_of(self, form: str) -> str:
-        """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
-        if self.precision != "int8" or form == "quantized":
-            return self.precision
-        return "fp16" if self.backend in ("tensorrt", "coreml") else "fp32"
-
-
-class CheckSettings(Strict):
-    """Of the stage `check`."""
-
-    backend: str
-    check: Check
-    may_lose: bool = Field(False, description="a candidate of auto, which only drops out where its precision loses")
-
-
-class BenchSettings(Strict):
-    """Of the stage `bench`."""
-
-    backend: str
-    bench: Bench
-    device: str = "local"
-    device_python: str = "python3"
-    runner: str | None = None
-
-
-class RaceSettings(BenchSettings):
-    """Of the stage `race`."""
-
-    target: str
-    model: str
-
-
-class QuantizeSettings(Quantize):
-    """Of the stage `quantize`."""
-
-    may_lose: bool = Field(False, description="int8 is only a candidate, of targets of `precision: auto`")
-
-
-class BundleSettings(Strict):
-    """Of the stage `bundle`."""
-
-    backend: str
-    options: dict[str, Any]
-    bundle: Bundle
-
-
-def settings_of(
-    stage: str, config: Config, model: str | None = None, target: str | None = None, precision: str | None = None
-) -> Strict:
-    """The part of a configuration that one stage reads, so that it runs again only when that part changes.
-
-    Args:
-        stage: its name.
-        config: all of it.
-        model, target: which of them is meant, for a stage of one.
-        precision: which candidate, where the target is of `precision: auto` and the stage is not `race`.
-
-    Raises:
-        InputError: a model, target or candidate that the configuration does not name.
-    """
-    if model is not None and model not in config.models:
-        raise InputError(f"the configuration has no model `{model}`{nearest(model, list(config.models))}")
-    if target is not None and target not in config.targets:
-        raise InputError(f"there is no target `{target}`{nearest(target, list(config.targets))}")
-    is_held = any(one.precision == "int8" for one in config.targets.values())
-    is_tried = any(one.precision == "int8" for several in config.candidates.values() for one in several)
-    classes: dict[str, tuple[type[Strict], dict[str, Any]]] = {
-        "split": (SplitSettings, dict(config.data)),
-        "verify": (Verify, dict(config.verify)),
-        "quantize": (QuantizeSettings, {**dict(config.quantize), "may_lose": is_tried and not is_held}),
-    }
-    if model is not None:
-        trained = {**dict(config.data), **dict(config.models[model])}
-        classes |= {
-            "train": (TrainSettings, trained),
-            "adopt": (AdoptSettings, trained),
-            "recalibrate": (RecalibrateSettings, trained),
-        }
-    if target is not None:
-        meant = config.targets[target] if stage in ("race", "bundle") else _of_precision(config, target, precision)
-        deployed = {
-            **dict(meant),
-            "target": target,
-            "model": model,
-            "forms": config.forms(meant, model) if model else (),
-            "may_lose": target in config.candidates,
-        }
-        classes |= {
-            "export": (ExportSettings, deployed),
-            "check": (CheckSettings, deployed),
-            "bench": (BenchSettings, deployed),
-            "race": (RaceSettings, deployed),
-            "bundle": (BundleSettings, {**deployed, "bundle": config.bundle}),
-        }
-    settings, values = classes.get(stage, (NoSettings, {}))
-    return settings(**{name: values[name] for name in settings.model_fields})
-
-
-def _of_precision(config: Config, target: str, precision: str | None) -> Target:
-    if precision is None and target not in config.candidates:
-        return config.targets[target]
-    found = {one.precision: one for one in config.exported(target)}
-    if precision not in found:
-        what = f"no candidate `{precision}`" if precision else "several candidates; say which with --precision"
-        raise InputError(f"the target `{target}` has {what}{nearest(precision or '', list(found))}")
-    return found[precision]
-
 
 def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
     """Validate a configuration and the targets beside it.
@@ -305,7 +135,7 @@ def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
 
     Raises:
         InputError: an unknown key, model, data set or backend, with the nearest valid name and the
-            line where it stands; a value out of range; a network that the input is too small for.
+            line where it stands; a value out of range.
     """
     source = root / "config.yaml"
     known = ("data", "models", "training", "verify", "quantize", "bundle", "targets")
@@ -345,15 +175,4 @@ def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], dat
             f"{where(source, path)}: `{name}` cannot name a folder of artifacts. Give the model a name of letters, "
             f"digits, `_`, `-` and `.`, and put the network under it: `my_model: {{arch: {name}}}`."
         )
-    model = validate(Model, values, source, path)
-    try:
-        networks.check(model.arch)
-    except InputError as error:
-        raise InputError(f"{where(source, (*path, 'arch') if 'arch' in entry else path)}: {error}") from None
-    smallest = networks.min_image_size(model.arch)
-    if smallest is not None and model.image_size < smallest:
-        raise InputError(
-            f"{where(source, path)}: `{model.arch}` needs images of at least {smallest} x {smallest} pixels, since it "
-            f"halves them to one, not {model.image_size}. Set `image_size: {smallest}` under models.{name} or data."
-        )
-    return model
+    return validate(Model, values, source, path)

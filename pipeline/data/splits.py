@@ -20,7 +20,6 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -205,17 +204,6 @@ def open_split(path: Path) -> Split:
             f"Delete it and make it anew with `python -m pipeline split --output {path}`."
         )
     return split
-
-
-def accuracy(model: "nn.Module", split: Split, preprocessing: Preprocessing, batch_size: int = 256) -> float:
-    """Share of the validation images whose class a network in evaluation mode, on the CPU, gets right."""
-    import torch
-
-    right = 0
-    with torch.inference_mode():
-        for images, labels in split.batches("val", preprocessing, batch_size):
-            right += int((model(images).argmax(1) == labels).sum())
-    return right / split.size("val")
 
 
 def training_steps(split: Split, batch_size: int) -> int:

@@ -1,6 +1,7 @@
-"""A bundle: one tar of all that goes to a device. Written the same for the same content, and read as if by an enemy.
+"""A bundle: one tar of all that goes to a device. The same content gives the same bytes; every byte is verified when it is read.
 
-A bundle is a plain tar of plain files (`deploy.ustar`). Its first member, bundle.json, names every other by size and sha256, and its own ``digest`` is over all of them and over the rest of bundle.json. Names stand in order, so two
+A bundle is a plain tar of plain files (`deploy.ustar`). Its first member, bundle.json, names every other by size and
+sha256, and its own ``digest`` is over all of them and over the rest of bundle.json. Names stand in order, so two
 machines write the same bytes.
 
 A signature is a file beside it, made by OpenSSH with the user's own key (``ssh-keygen -Y sign``).

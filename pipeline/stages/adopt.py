@@ -19,10 +19,11 @@ from pathlib import Path
 
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import Preprocessing
-from pipeline.config.project import AdoptSettings
+from pipeline.config.stages import AdoptSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints, networks
+from pipeline.models.accuracy import top1_accuracy
 
 
 def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path) -> None:
@@ -68,7 +69,7 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
     checkpoints.load_strict(model, state, settings.arch, str(source))
     model.eval()
     networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
-    accuracy = splits.accuracy(model, images, preprocessing)
+    accuracy = top1_accuracy(model, images, preprocessing)
     print(
         f"adopt: {source.name} is right on {accuracy:.2%} of {images.size('val')} validation images",
         flush=True,

@@ -23,7 +23,7 @@ from pipeline import backends
 from pipeline.artifacts import store
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
 from pipeline.benchmark import headline, measurement, runners
-from pipeline.config.project import BenchSettings
+from pipeline.config.stages import BenchSettings
 from pipeline.models import checkpoints, forms, programs
 
 _STAND_INS = {"fp32": ("onnx", "ONNX Runtime"), "int8": ("executorch", "ExecuTorch")}
@@ -66,12 +66,12 @@ def run(
         written, checked = read_json(manifest), read_json(check)
         opened = measurement.opened(written, files, manifest)
         sources = {"checkpoint": checkpoint, "fused": fused, "quantized": quantized}
-        with _ground(settings, unavailable, written, files, opened, sources, scratch) as ground:
-            document = _bench(settings, unavailable, written, checked, list(opened), ground)
+        with _runner(settings, unavailable, written, files, opened, sources, scratch) as runner:
+            document = _bench(settings, unavailable, written, checked, list(opened), runner)
             write_json(places["bench"], document)
             shipped = next(iter(opened))
             write_json(
-                places["profile"], measurement.profile(settings.backend, document, shipped, ground, quantized or fused)
+                places["profile"], measurement.profile(settings.backend, document, shipped, runner, quantized or fused)
             )
 
     store.cached(
@@ -100,7 +100,7 @@ def run(
 
 
 @contextmanager
-def _ground(
+def _runner(
     settings: BenchSettings,
     unavailable: Unavailable | None,
     written: dict[str, Any],
@@ -108,11 +108,11 @@ def _ground(
     opened: dict[str, Path],
     sources: dict[str, Path | None],
     scratch: Path,
-) -> Iterator[runners.Ground]:
+) -> Iterator[runners.Runner]:
     """Where the files are timed; where the target's runtime is not here, the reference's files instead."""
     if unavailable is None:
-        with runners.wanted(settings, opened, files, written) as ground:
-            yield ground
+        with runners.wanted(settings, opened, files, written) as runner:
+            yield runner
     else:
         stand_in, _ = _STAND_INS[_reference_precision(written)]
         yield runners.here(stand_in, _export_reference(stand_in, written, sources, scratch))
@@ -128,10 +128,10 @@ def _bench(
     written: dict[str, Any],
     checked: dict[str, Any],
     names: list[str],
-    ground: runners.Ground,
+    runner: runners.Runner,
 ) -> dict[str, Any]:
     shape = tuple(written["input"]["shape"])
-    measured, reference = measurement.measure(ground, names, shape, settings.bench), None
+    measured, reference = measurement.measure(runner, names, shape, settings.bench), None
     if unavailable is not None:
         precision = _reference_precision(written)
         reference = {"runtime": _STAND_INS[precision][1], "precision": precision, **measured}

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import read_json, write_json
-from pipeline.config.project import BundleSettings
+from pipeline.config.stages import BundleSettings
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
 

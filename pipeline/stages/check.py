@@ -31,7 +31,7 @@ from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import Preprocessing, read_json, write_json
 from pipeline.backends import signatures
 from pipeline.backends.pytorch import backend as pytorch
-from pipeline.config.project import CheckSettings
+from pipeline.config.stages import CheckSettings
 from pipeline.errors import GateError
 from pipeline.verification import gates
 from pipeline.verification.reference import Reference, spec_of

@@ -7,8 +7,6 @@ signature, so a stage's function and its command line cannot drift apart.
 import argparse
 import ast
 import inspect
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config import project, schema
-from pipeline.errors import DeviceError, GateError, InputError, StageError, nearest
-from repnets.errors import RepnetsError
+from pipeline import exit_codes
+from pipeline.config import schema
+from pipeline.errors import InputError, nearest
+from pipeline.models import resolve
+from pipeline.stages.settings import settings_of
 
 STAGES = (
     "split",
@@ -83,32 +83,7 @@ def main(run: Callable[..., Any], argv: Sequence[str]) -> int:
         settings = _settings(options, signature.parameters["settings"].annotation)
         run(settings, **{name: getattr(options, name) for name in paths})
 
-    return answered(act, options.debug)
-
-
-def answered(act: Callable[[], None], debug: bool) -> int:
-    """Do something, and turn what goes wrong into one paragraph on stderr and an exit code.
-
-    Args:
-        act: what to do.
-        debug: also show the traceback.
-
-    Returns:
-        0, 2 where the input or the configuration is at fault, 1 for a failed gate, stage or device.
-    """
-    try:
-        act()
-    except (InputError, GateError, StageError, DeviceError, RepnetsError) as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
-    except FileNotFoundError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error.filename} does not exist. Build it first: snakemake {error.filename}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_codes.answered(act, options.debug)
 
 
 def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argparse.ArgumentParser, list[str]]:
@@ -137,8 +112,8 @@ def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argp
 
 def _settings(options: argparse.Namespace, model: type[schema.Strict]) -> schema.Strict:
     if options.settings is None:
-        loaded = project.load(schema.read_yaml(options.config), options.config.parent)
-        return project.settings_of(options.stage, loaded, options.model, options.target, options.precision)
+        loaded = resolve.load(schema.read_yaml(options.config), options.config.parent)
+        return settings_of(options.stage, loaded, options.model, options.target, options.precision)
     try:
         return model.model_validate_json(options.settings)
     except ValidationError as error:

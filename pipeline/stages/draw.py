@@ -9,7 +9,7 @@ block, and block.svg, the block in which fusing folds most, operation by operati
 from pathlib import Path
 
 from pipeline.artifacts import store
-from pipeline.config.project import NoSettings
+from pipeline.config.stages import NoSettings
 from pipeline.models import checkpoints
 
 

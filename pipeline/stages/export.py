@@ -15,7 +15,7 @@ from pipeline import backends
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
 from pipeline.backends.pytorch import backend as pytorch
-from pipeline.config.project import ExportSettings
+from pipeline.config.stages import ExportSettings
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, forms, networks, programs
 

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import Preprocessing, read_json, versions, write_json
 from pipeline.backends.pytorch import backend as pytorch
-from pipeline.config.project import QuantizeSettings
+from pipeline.config.stages import QuantizeSettings
 from pipeline.data import splits
 from pipeline.errors import GateError, InputError, first_line
 from pipeline.models import checkpoints, programs
+from pipeline.models.accuracy import top1_accuracy
 from pipeline.quantization import pt2e, ptq
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path
     _require_runs(network, calibration[0][:1], fused)
 
     def accuracy(model: "Callable[[Tensor], Tensor]") -> float:
-        return splits.accuracy(model, images, preprocessing, _BATCH)
+        return top1_accuracy(model, images, preprocessing, _BATCH)
 
     limits = ptq.Limits(
         settings.max_accuracy_drop, settings.max_float_layers, _training(settings, images, preprocessing)

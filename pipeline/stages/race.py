@@ -21,7 +21,7 @@ from pipeline import backends
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import Unavailable, read_json, write_json
 from pipeline.benchmark import headline, measurement, runners, statistics
-from pipeline.config.project import RaceSettings
+from pipeline.config.stages import RaceSettings
 from pipeline.errors import GateError, InputError
 
 if TYPE_CHECKING:
@@ -116,11 +116,11 @@ def run(
         candidates = _candidates(manifests, checks, files, report)
         held = _held(settings, candidates)
         opened, written = {name: one.file for name, one in held.items()}, next(iter(held.values())).written
-        with runners.wanted(settings, opened, files, written) as ground:
-            best, document = _race(settings, candidates, held, unavailable, ground)
+        with runners.wanted(settings, opened, files, written) as runner:
+            best, document = _race(settings, candidates, held, unavailable, runner)
             write_json(places["bench"], document)
             program = programs[held[best].form] or fused
-            write_json(places["profile"], measurement.profile(settings.backend, document, best, ground, program))
+            write_json(places["profile"], measurement.profile(settings.backend, document, best, runner, program))
         _copy(held[best], places["chosen"])
 
     store.cached(
@@ -205,13 +205,13 @@ def _race(
     candidates: Mapping[str, _Candidate],
     held: Mapping[str, _Candidate],
     unavailable: Unavailable | None,
-    ground: runners.Ground,
+    runner: runners.Runner,
 ) -> tuple[str, dict[str, Any]]:
     """The precision that won, and bench.json."""
     runs: list[dict[str, Any]] = []
     shape = tuple(next(iter(held.values())).written["input"]["shape"])
     if unavailable is None:
-        taken = [measurement.timed(ground, list(held), shape, n, settings.bench) for n in settings.bench.threads]
+        taken = [measurement.timed(runner, list(held), shape, n, settings.bench) for n in settings.bench.threads]
         best = fastest({name: one.size_bytes for name, one in held.items()}, taken[0][1])
     else:
         taken, best = [], min(held, key=lambda name: held[name].size_bytes)
@@ -220,7 +220,7 @@ def _race(
     for run, samples in taken:
         speedup = statistics.speedup(samples[baseline], samples[best]) if baseline else None
         runs.append(run | {"forms": {name: run["forms"][name] for name in order}, "speedup": speedup})
-    alone = measurement.beside(ground, order, shape, settings.bench) if runs else dict.fromkeys(("power", "sustained"))
+    alone = measurement.beside(runner, order, shape, settings.bench) if runs else dict.fromkeys(("power", "sustained"))
     winner, timed = held[best], runs[0]["forms"] if runs else dict.fromkeys(order, measurement.UNTIMED)
     return best, {
         "status": "ok" if unavailable is None else "unavailable",

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import Preprocessing
-from pipeline.config.project import RecalibrateSettings
+from pipeline.config.stages import RecalibrateSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
+from pipeline.models.accuracy import top1_accuracy
 
 _BATCH_SIZE = 256
 
@@ -61,9 +62,9 @@ def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> No
     sample = images.sample("train", wanted)
     count = sample.size("train")
     batches = -(-count // _BATCH_SIZE)
-    before = splits.accuracy(model, images, preprocessing)
+    before = top1_accuracy(model, images, preprocessing)
     fresh = recalibrated(model, (batch for batch, _ in sample.batches("train", preprocessing, -(-count // batches))))
-    after = splits.accuracy(fresh, images, preprocessing)
+    after = top1_accuracy(fresh, images, preprocessing)
     print(
         f"recalibrate: statistics of {count} training images; right on {after:.2%} of {images.size('val')} "
         f"validation images, before on {before:.2%}",

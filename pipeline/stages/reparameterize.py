@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import Preprocessing, read_json, write_json
-from pipeline.config.project import NoSettings
+from pipeline.config.stages import NoSettings
 from pipeline.data import splits
 from pipeline.models import checkpoints
 

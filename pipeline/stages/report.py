@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.artifacts.manifest import read_json
 from pipeline.benchmark.profile import milliseconds, slowest
-from pipeline.config.project import NoSettings
+from pipeline.config.stages import NoSettings
 
 _WIDTH = 110
 _NONE = "-"

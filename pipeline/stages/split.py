@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.artifacts import digests, store
-from pipeline.config.project import SplitSettings
+from pipeline.config.stages import SplitSettings
 from pipeline.data import image_folder, splits
 from pipeline.errors import InputError
 

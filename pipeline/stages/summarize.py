@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from pipeline.artifacts.manifest import read_json, write_json
-from pipeline.config.project import NoSettings
+from pipeline.config.stages import NoSettings
 from pipeline.errors import InputError
 
 _FROM_BEST = ("ok", "unavailable", "failed")

@@ -14,7 +14,8 @@ from pipeline.artifacts.manifest import read_json
 from pipeline.config import project, targets
 from pipeline.deploy import templates
 from pipeline.errors import InputError
-from pipeline.models import networks
+from pipeline.models import networks, resolve
+from pipeline.stages.settings import settings_of
 
 _BUILT = ("artifacts/*/*.*", "targets/*/*/*.*", *(f"targets/*/*/{one}/*.*" for one in targets.PRECISIONS))
 
@@ -35,7 +36,7 @@ def configure(values: Mapping[str, Any]) -> project.Config:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        read = project.load(values)
+        read = resolve.load(values)
         for name, model in read.models.items():
             if model.checkpoint and not Path(model.checkpoint).is_file():
                 raise InputError(f"models.{name}.checkpoint: there is no file {model.checkpoint}; correct the path.")
@@ -58,7 +59,7 @@ def settings(
     """
 
     def of_job(wildcards: Any) -> str:
-        return project.settings_of(stage, read, wildcards.get("model"), target, precision).model_dump_json()
+        return settings_of(stage, read, wildcards.get("model"), target, precision).model_dump_json()
 
     return of_job
 
@@ -114,7 +115,7 @@ def exports(read: project.Config) -> list[Exports]:
         for target in read.exported(name):
             candidate = target.precision if name in read.candidates else None
             for model in read.models:
-                key = (name, target.backend, candidate, read.forms(target, model))
+                key = (name, target.backend, candidate, resolve.forms(read, target, model))
                 groups.setdefault(key, []).append(model)
     return [Exports(*key, tuple(models)) for key, models in groups.items()]
 
@@ -137,7 +138,7 @@ def network(read: project.Config) -> Callable[[Any], str]:
 
     def of_job(wildcards: Any) -> str:
         model = read.models[wildcards.model]
-        return digests.code_digest(*networks.code_modules(model.arch, model.form == "deploy"))
+        return digests.code_digest(*networks.code_modules(model.arch, resolve.form(model) == "deploy"))
 
     return of_job
 

@@ -90,7 +90,8 @@ def write_checkpoint(path: Path, split: Path, seed: int = 0) -> None:
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory) -> Artifacts:
     """A toy network, fused and verified by the stages themselves. Do not change it: copy what you damage."""
-    from pipeline.config.project import NoSettings, SplitSettings, Verify
+    from pipeline.config.project import Verify
+    from pipeline.config.stages import NoSettings, SplitSettings
     from pipeline.stages import reparameterize, split, verify
 
     made = Artifacts(tmp_path_factory.mktemp("artifacts"))
@@ -111,7 +112,7 @@ def artifacts(tmp_path_factory) -> Artifacts:
 @pytest.fixture(scope="session")
 def quantized(artifacts) -> Path:
     """The toy network in int8, made by the stage itself. It is untrained, so that no accuracy is held."""
-    from pipeline.config.project import QuantizeSettings
+    from pipeline.config.stages import QuantizeSettings
     from pipeline.stages import quantize
 
     patch = pytest.MonkeyPatch()
@@ -131,7 +132,8 @@ def quantized(artifacts) -> Path:
 def run_check(artifacts):
     """Checks the files that export wrote into a folder, by default against the toy's artifacts; returns check.json."""
     from pipeline import backends
-    from pipeline.config.project import Check, CheckSettings
+    from pipeline.config.project import Check
+    from pipeline.config.stages import CheckSettings
     from pipeline.stages import check
 
     def run(folder, backend, against=artifacts, fused=None, quantized=None, **gates):
@@ -154,7 +156,7 @@ def run_check(artifacts):
 @pytest.fixture(scope="session")
 def exported(artifacts, run_check, tmp_path_factory, request):
     """A function: the folder of the toy, exported for a backend and checked; each once."""
-    from pipeline.config.project import ExportSettings
+    from pipeline.config.stages import ExportSettings
     from pipeline.stages import export
 
     folders = {}
@@ -181,7 +183,8 @@ def exported(artifacts, run_check, tmp_path_factory, request):
 def pack(artifacts, tmp_path):
     """Packs a folder of exported files; returns the opened bundle."""
     from pipeline import backends
-    from pipeline.config.project import Bundle, BundleSettings
+    from pipeline.config.project import Bundle
+    from pipeline.config.stages import BundleSettings
     from pipeline.deploy import bundle_file
     from pipeline.stages import bundle
 

@@ -1,4 +1,4 @@
-"""A process that serves an exported file, here or on a device: it is asked, it answers, and where it dies, the error quotes its last words.
+"""A process that serves an exported file, here or on a device. Where it dies, the error quotes what it said last.
 
 See `worker.client`, which says why there are such processes, and `worker.server`, which they run.
 """

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import devices
 from pipeline.benchmark import power
-from pipeline.benchmark.runners import Ground
+from pipeline.benchmark.runners import Runner
 from pipeline.errors import DeviceError
 
 ORIN_NANO = (
@@ -56,7 +56,7 @@ def jetson(ssh_device):
     return make
 
 
-def ground_on(device, busy):
+def runner_on(device, busy):
     @contextmanager
     def alone(form, image, threads):
         def run_for(seconds):
@@ -68,12 +68,12 @@ def ground_on(device, busy):
         yield run_for
         busy.unlink()
 
-    return Ground(device, {}, None, None, None, alone, lambda: None)
+    return Runner(device, {}, None, None, None, alone, lambda: None)
 
 
 def test_energy_is_what_comes_on_top_of_idle(jetson, ssh_device):
     device, busy = jetson()
-    got = power.measure(ground_on(device, busy), ["fused", "branched"], None, 1, idle_samples=5)
+    got = power.measure(runner_on(device, busy), ["fused", "branched"], None, 1, idle_samples=5)
     assert (got["idle_mw"], got["measured"], got["source"]) == (5000, "VDD_IN", "tegrastats")
     assert set(got["forms"]) == {"fused", "branched"}
     for form in got["forms"].values():
@@ -83,11 +83,11 @@ def test_energy_is_what_comes_on_top_of_idle(jetson, ssh_device):
 
 def test_without_tegrastats_there_is_no_power(ssh_device):
     device = devices.parse(ssh_device.url)
-    assert power.measure(ground_on(device, None), ["fused"], None, 1) is None
+    assert power.measure(runner_on(device, None), ["fused"], None, 1) is None
 
 
 def test_a_tegrastats_without_rails_is_told(jetson, ssh_device):
     device, busy = jetson()
     (ssh_device.folder / "bin" / "tegrastats").write_text("#!/bin/sh\necho RAM 1/2MB\n")
     with pytest.raises(DeviceError, match=r"tegrastats on ssh://.* printed 0 lines with power rails"):
-        power.measure(ground_on(device, busy), ["fused"], None, 1)
+        power.measure(runner_on(device, busy), ["fused"], None, 1)

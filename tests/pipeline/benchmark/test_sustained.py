@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def ground_of(clock, latency_ms, temperatures):
+def runner_of(clock, latency_ms, temperatures):
     """A device that gets slower: its latency and temperature by the time that has passed."""
     asked = []
 
@@ -40,8 +40,8 @@ def ground_of(clock, latency_ms, temperatures):
 
 def test_a_device_that_throttles_shows_it():
     clock = Clock()
-    ground, asked = ground_of(clock, lambda now: 2.0 if now < 20 else 3.0, lambda now: {"cpu": 40 + now})
-    got = sustained.measure(ground, "fused", None, 4, 35, window_seconds=10, clock=clock)
+    runner, asked = runner_of(clock, lambda now: 2.0 if now < 20 else 3.0, lambda now: {"cpu": 40 + now})
+    got = sustained.measure(runner, "fused", None, 4, 35, window_seconds=10, clock=clock)
     assert asked == [10, 10, 10, 5], "the last window is shorter"
     assert [one["at_seconds"] for one in got["windows"]] == [0, 10, 20, 30]
     assert [one["p50_ms"] for one in got["windows"]] == [2.0, 2.0, 3.0, 3.0]
@@ -52,7 +52,7 @@ def test_a_device_that_throttles_shows_it():
 
 def test_a_system_without_temperatures_says_so():
     clock = Clock()
-    ground, _ = ground_of(clock, lambda now: 1.0, lambda now: {})
-    got = sustained.measure(ground, "fused", None, 1, 1, window_seconds=10, clock=clock)
+    runner, _ = runner_of(clock, lambda now: 1.0, lambda now: {})
+    got = sustained.measure(runner, "fused", None, 1, 1, window_seconds=10, clock=clock)
     assert [(one["temperature_c"], one["cpu_mhz"]) for one in got["windows"]] == [(None, 1500)]
     assert got["slowdown"] == 1

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline import backends
 from pipeline.cli import main
-from pipeline.config.project import Bundle, BundleSettings, ExportSettings
+from pipeline.config.project import Bundle
+from pipeline.config.stages import BundleSettings, ExportSettings
 from pipeline.deploy import app_layout, bundle_file
 from pipeline.errors import InputError
 from pipeline.stages import bundle, export

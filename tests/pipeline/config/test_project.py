@@ -9,9 +9,10 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from pipeline.config import project
 from pipeline.errors import InputError
+from pipeline.models import resolve
 from pipeline.stages import workflow
+from pipeline.stages.settings import settings_of
 
 CONFIG = """
 data:
@@ -39,13 +40,13 @@ def written(tmp_path, monkeypatch):
         (tmp_path / "config.yaml").write_text(textwrap.dedent(text))
         (tmp_path / "targets" / "phone").mkdir(parents=True, exist_ok=True)
         (tmp_path / "targets" / "phone" / "target.yaml").write_text(textwrap.dedent(target))
-        return project.load(yaml.safe_load(textwrap.dedent(text)))
+        return resolve.load(yaml.safe_load(textwrap.dedent(text)))
 
     return write
 
 
 def forms(read):
-    return read.forms(read.targets["phone"], "toy")
+    return resolve.forms(read, read.targets["phone"], "toy")
 
 
 def test_a_model_takes_the_common_settings_and_changes_some(written):
@@ -81,27 +82,27 @@ def test_a_model_that_is_no_mapping(written, text, message):
 def test_what_the_command_line_gives_as_words_is_read_as_numbers(written):
     """Snakemake hands on the values of a nested `--config` as strings."""
     written()
-    read = project.load({"models": {"toy": {"recalibrate_bn": "64", "mean": ["0.5", "0.5", "0.5"]}}})
+    read = resolve.load({"models": {"toy": {"recalibrate_bn": "64", "mean": ["0.5", "0.5", "0.5"]}}})
     assert (read.models["toy"].recalibrate_bn, read.models["toy"].mean) == (64, (0.5, 0.5, 0.5))
 
 
 def test_mean_and_std_and_recalibration_of_one_model(written):
     read = written("models: {toy: {mean: [0.5, 0.5, 0.5], recalibrate_bn: 512}, b: {arch: toy}}")
-    assert project.settings_of("train", read, "toy").mean == (0.5, 0.5, 0.5)
-    assert project.settings_of("adopt", read, "b").mean is None
-    assert project.settings_of("recalibrate", read, "toy").model_dump() == {"recalibrate_bn": 512}
+    assert settings_of("train", read, "toy").mean == (0.5, 0.5, 0.5)
+    assert settings_of("adopt", read, "b").mean is None
+    assert settings_of("recalibrate", read, "toy").model_dump() == {"recalibrate_bn": 512}
 
 
 def test_a_stage_is_told_only_what_it_reads(written):
     read = written()
-    told = project.settings_of("train", read, "mobileone_s0").model_dump()
+    told = settings_of("train", read, "mobileone_s0").model_dump()
     assert set(told) == {"arch", "image_size", "interpolation", "mean", "std", "training"}
-    assert "bench" not in project.settings_of("export", read, "toy", "phone").model_dump()
+    assert "bench" not in settings_of("export", read, "toy", "phone").model_dump()
 
 
 def test_the_command_line_reaches_into_a_target(written):
     written()
-    read = project.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"threads": 2}}}})
+    read = resolve.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"threads": 2}}}})
     assert read.targets["phone"].bench.threads == (2,)
     assert read.targets["phone"].backend == "executorch"
 
@@ -220,7 +221,7 @@ def test_a_changed_device_runs_bench_alone_again(written):
     here = written()
     there = written(target=TARGET + "device: ssh://pi\ndevice_python: /opt/venv/bin/python\n")
     settings = {
-        stage: [project.settings_of(stage, one, "toy", "phone") for one in (here, there)]
+        stage: [settings_of(stage, one, "toy", "phone") for one in (here, there)]
         for stage in ("export", "check", "bench")
     }
     assert settings["export"][0] == settings["export"][1] and settings["check"][0] == settings["check"][1]
@@ -231,12 +232,12 @@ def test_a_changed_device_runs_bench_alone_again(written):
 def test_a_key_from_the_command_line_has_no_line(written):
     written()
     with pytest.raises(InputError, match=r"config.yaml or --config: unknown key `training.lr`"):
-        project.load({"models": {"toy": None}, "training": {"lr": 1}})
+        resolve.load({"models": {"toy": None}, "training": {"lr": 1}})
 
 
 def test_an_unknown_model_of_a_stage(written):
     with pytest.raises(InputError, match=r"no model `to`; did you mean `toy`"):
-        project.settings_of("train", written(), "to")
+        settings_of("train", written(), "to")
 
 
 @pytest.mark.parametrize(
@@ -256,11 +257,11 @@ def test_an_int8_target_ships_the_quantized_form_beside_the_fused_one(written):
     int8 = "backend: tensorrt\nprecision: int8\n"
     read = written(target=int8)
     assert forms(read) == ("quantized", "fused")
-    settings = project.settings_of("export", read, "toy", "phone")
+    settings = settings_of("export", read, "toy", "phone")
     assert [settings.precision_of(form) for form in settings.forms] == ["int8", "fp16"]
     assert forms(written(target=int8 + "baseline: branched")) == ("quantized", "branched")
     assert forms(written(target=int8 + "baseline: none")) == ("quantized",)
-    settings = project.settings_of("export", written(target="backend: executorch\nprecision: int8"), "toy", "phone")
+    settings = settings_of("export", written(target="backend: executorch\nprecision: int8"), "toy", "phone")
     assert settings.precision_of("fused") == "fp32"
 
 
@@ -324,10 +325,10 @@ def test_a_model_that_came_folded_has_no_branched_form(written, tmp_path):
           missing: {arch: toy, checkpoint: none.safetensors}
         """
     )
-    assert {name: model.form for name, model in read.models.items()} == {
+    assert {name: resolve.form(model) for name, model in read.models.items()} == {
         "toy": "training", "mine": "deploy", "other": "training", "missing": "training",
     }  # fmt: skip
-    assert {name: project.settings_of("export", read, name, "phone").forms for name in read.models} == {
+    assert {name: settings_of("export", read, name, "phone").forms for name in read.models} == {
         "toy": ("fused", "branched"), "mine": ("fused",), "other": ("fused", "branched"),
         "missing": ("fused", "branched"),
     }  # fmt: skip
@@ -381,23 +382,23 @@ def test_the_rules_of_auto_are_those_of_its_candidates_and_a_race(written):
 
 def test_what_the_stages_of_a_candidate_are_told(written):
     read = written(target="backend: executorch\nprecision: auto\ncandidates: [fp32, int8]")
-    told = project.settings_of("export", read, "toy", "phone", "int8")
+    told = settings_of("export", read, "toy", "phone", "int8")
     assert (told.precision, told.forms, told.target) == ("int8", ("quantized",), "phone")
-    assert project.settings_of("check", read, "toy", "phone", "fp32").may_lose
-    assert project.settings_of("race", read, "toy", "phone").model == "toy"
+    assert settings_of("check", read, "toy", "phone", "fp32").may_lose
+    assert settings_of("race", read, "toy", "phone").model == "toy"
     with pytest.raises(InputError, match=r"the target `phone` has several candidates; say which with --precision"):
-        project.settings_of("export", read, "toy", "phone")
+        settings_of("export", read, "toy", "phone")
     with pytest.raises(InputError, match=r"the target `phone` has no candidate `int4`; did you mean `int8`\?"):
-        project.settings_of("check", read, "toy", "phone", "int4")
-    assert not project.settings_of("check", written(), "toy", "phone").may_lose
+        settings_of("check", read, "toy", "phone", "int4")
+    assert not settings_of("check", written(), "toy", "phone").may_lose
 
 
 def test_int8_may_lose_only_where_no_target_ships_it(written, tmp_path):
-    assert not project.settings_of("quantize", written()).may_lose
-    assert project.settings_of("quantize", written(target="backend: executorch\nprecision: auto")).may_lose
+    assert not settings_of("quantize", written()).may_lose
+    assert settings_of("quantize", written(target="backend: executorch\nprecision: auto")).may_lose
     (tmp_path / "targets" / "pi").mkdir()
     (tmp_path / "targets" / "pi" / "target.yaml").write_text("backend: executorch\nprecision: int8")
-    assert not project.settings_of("quantize", written(target="backend: executorch\nprecision: auto")).may_lose
+    assert not settings_of("quantize", written(target="backend: executorch\nprecision: auto")).may_lose
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from pipeline.artifacts.manifest import Preprocessing
-from pipeline.config.project import SplitSettings
+from pipeline.config.stages import SplitSettings
 from pipeline.data import datasets, image_folder, splits, transforms
 from pipeline.errors import InputError
 from pipeline.stages import split

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import repnets
-from pipeline.config.project import AdoptSettings
+from pipeline.config.stages import AdoptSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
@@ -157,7 +157,7 @@ def test_the_command_line_refuses_code(artifacts, tmp_path):
     words = ["--settings", SETTINGS.model_dump_json(), "--source", str(tmp_path / "mine.pt")]
     words += ["--split", str(artifacts.split), "--checkpoint", str(tmp_path / "checkpoint.safetensors")]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.adopt", *words],
+        [sys.executable, "-m", "pipeline", "adopt", *words],
         cwd=PROJECT,
         capture_output=True,
         text=True,

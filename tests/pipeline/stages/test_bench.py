@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from pipeline.artifacts import digests
-from pipeline.config.project import Bench, BenchSettings, ExportSettings
+from pipeline.config.project import Bench
+from pipeline.config.stages import BenchSettings, ExportSettings
 from pipeline.errors import InputError, StageError
-from pipeline.stages import bench
+from pipeline.stages import bench, command
 
 QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
 ACCURACY = {"branched": 0.91, "fused": 0.92, "file": 0.93}
@@ -247,8 +248,8 @@ def test_a_file_that_the_runtime_refuses_fails_and_leaves_the_last_result(export
 
 def test_the_command_line(exported, artifacts, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "toy")
-    command = ["--settings", BenchSettings(backend="onnx", bench=QUICK).model_dump_json()]
+    words = ["--settings", BenchSettings(backend="onnx", bench=QUICK).model_dump_json()]
     for name, value in arguments(folder, artifacts).items():
-        command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    assert command.main(bench.run, command) == 0
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    assert command.main(bench.run, words) == 0
     assert json.loads((folder / "bench.json").read_text())["status"] == "ok"

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipeline.config import project
-from pipeline.config.project import Bundle, BundleSettings
+from pipeline.config.project import Bundle
+from pipeline.config.stages import BundleSettings
 from pipeline.data import splits
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from pipeline.config.project import ExportSettings, NoSettings
+from pipeline.config.stages import ExportSettings, NoSettings
 from pipeline.errors import GateError
 from pipeline.stages import export, reparameterize
 from pipeline.verification import compare

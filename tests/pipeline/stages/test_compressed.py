@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from pipeline.config.project import ExportSettings
+from pipeline.config.stages import ExportSettings
 from pipeline.errors import GateError
 from pipeline.stages import export
 

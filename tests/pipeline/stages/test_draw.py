@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-from pipeline.config.project import NoSettings
+from pipeline.config.stages import NoSettings
 from pipeline.stages import draw
 
 PROJECT = Path(__file__).resolve().parents[3]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.artifacts import digests
-from pipeline.config.project import ExportSettings
+from pipeline.config.stages import ExportSettings
 from pipeline.stages import export
 
 

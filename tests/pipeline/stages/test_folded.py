@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.project import AdoptSettings, ExportSettings, NoSettings, RecalibrateSettings, Verify
+from pipeline.config.project import Verify
+from pipeline.config.stages import AdoptSettings, ExportSettings, NoSettings, RecalibrateSettings
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.stages import adopt, export, recalibrate, reparameterize, verify

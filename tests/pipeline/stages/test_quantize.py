@@ -9,7 +9,7 @@ from torch import nn
 
 import repnets
 from pipeline.backends.pytorch import backend as pytorch
-from pipeline.config.project import QuantizeSettings
+from pipeline.config.stages import QuantizeSettings
 from pipeline.errors import GateError, InputError
 from pipeline.stages import quantize
 from repnets.batch_norms import recalibrated
@@ -158,11 +158,12 @@ def test_the_accuracy_is_that_of_the_program_on_the_validation_images(quantized,
     from pipeline.artifacts.manifest import Preprocessing, read_json
     from pipeline.data import splits
     from pipeline.models import checkpoints
+    from pipeline.models.accuracy import top1_accuracy
 
     file, report = quantized
     module = checkpoints.as_module(pytorch.read(file)[0])
     preprocessing = Preprocessing.from_dict(read_json(artifacts.verify)["preprocessing"])
-    assert splits.accuracy(module, splits.open_split(artifacts.split), preprocessing) == report["accuracy"]["quantized"]
+    assert top1_accuracy(module, splits.open_split(artifacts.split), preprocessing) == report["accuracy"]["quantized"]
 
 
 def test_the_accuracy_of_a_step_is_that_of_biases_as_runtimes_hold_them(artifacts):

@@ -10,9 +10,8 @@ from pipeline import backends
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import read_json
 from pipeline.backends.worker import client
-from pipeline.benchmark import interleaved, statistics
-from pipeline.cli import exported_files
-from pipeline.config.project import CheckSettings, ExportSettings, RaceSettings
+from pipeline.benchmark import inputs, interleaved, statistics, timing
+from pipeline.config.stages import CheckSettings, ExportSettings, RaceSettings
 from pipeline.config.targets import Bench, Check
 from pipeline.errors import GateError, InputError
 from pipeline.stages import check, export, race
@@ -88,9 +87,7 @@ def test_the_fastest_is_chosen_as_timing_by_hand_says(artifacts, copied, capsys)
     folder = copied("executorch")
     found = run_race(artifacts, folder, "executorch")
     jobs = {name: client.Job("executorch", files_in(folder / name, "executorch")[0]) for name in ("fp32", "int8")}
-    taken = client.time_in_turn(
-        jobs, exported_files.random_image((1, 3, 32, 32)), 1, until=interleaved.Until(0, 30, 1, 10)
-    )
+    taken = timing.time_in_turn(jobs, inputs.random_image((1, 3, 32, 32)), 1, until=interleaved.Until(0, 30, 1, 10))
     gained = statistics.speedup(taken.timing.samples_ms["fp32"], taken.timing.samples_ms["int8"])
     by_hand = "int8" if gained["median"] > 1 else "fp32"
 

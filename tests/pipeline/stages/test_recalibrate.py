@@ -9,11 +9,13 @@ import torch
 
 import repnets
 from pipeline.artifacts import digests
-from pipeline.config.project import NoSettings, RecalibrateSettings, Training
+from pipeline.config.project import Training
+from pipeline.config.stages import NoSettings, RecalibrateSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
-from pipeline.models import checkpoints
-from pipeline.stages import recalibrate, reparameterize, train
+from pipeline.models import checkpoints, training
+from pipeline.models.accuracy import top1_accuracy
+from pipeline.stages import recalibrate, reparameterize
 from repnets.batch_norms import bn_health
 
 
@@ -24,7 +26,7 @@ def learned(artifacts) -> tuple[dict[str, torch.Tensor], dict]:
     torch.manual_seed(0)
     model = repnets.create_model("toy", num_classes=10)
     preprocessing = images.preprocessing(16, "bilinear")
-    made = train.fit(model, images, preprocessing, Training(epochs=3))
+    made = training.fit(model, images, preprocessing, Training(epochs=3))
     assert made.records[-1]["val_accuracy"] > 0.9
     _, header = checkpoints.read(artifacts.checkpoint)
     header["preprocessing"]["image_size"] = 16
@@ -58,10 +60,10 @@ def test_a_spoiled_network_gets_its_accuracy_back(learned, artifacts, tmp_path, 
     checkpoints.write(path, spoiled(state), header)
     images = splits.open_split(artifacts.split)
     preprocessing = images.preprocessing(16, "bilinear")
-    before = splits.accuracy(checkpoints.load_model(path)[0], images, preprocessing)
+    before = top1_accuracy(checkpoints.load_model(path)[0], images, preprocessing)
     fresh, told = recalibrated(tmp_path, artifacts, 300)
     said = capsys.readouterr().out
-    after = splits.accuracy(checkpoints.load_model(tmp_path / "recalibrated.safetensors")[0], images, preprocessing)
+    after = top1_accuracy(checkpoints.load_model(tmp_path / "recalibrated.safetensors")[0], images, preprocessing)
     assert before < 0.5
     assert after > header["metrics"]["val_accuracy"] - 0.03
     assert f"statistics of 300 training images; right on {after:.2%} of 359 validation images" in said

@@ -8,7 +8,7 @@ import torch
 import repnets
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import Preprocessing
-from pipeline.config.project import NoSettings
+from pipeline.config.stages import NoSettings
 from pipeline.data import splits
 from pipeline.models import checkpoints
 from pipeline.stages import reparameterize

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.config.project import NoSettings
-from pipeline.stages import report
+from pipeline.config.stages import NoSettings
+from pipeline.stages import command, report
 
 WARNING = "others kept 1.1 cores busy meanwhile, so latencies may be too high; bench again on a quiet machine"
 REASON, REMEDY = "Core ML runs on macOS alone, and this is Linux.", "Run the same command on a Mac."
@@ -275,7 +275,7 @@ def test_a_reason_is_given_once_for_all_models_of_a_target(written):
 
 def test_the_command_line(written, tmp_path):
     page = written(measured())
-    command = [
+    words = [
         "--settings",
         "{}",
         "--benches",
@@ -287,7 +287,7 @@ def test_the_command_line(written, tmp_path):
         "--output",
         str(tmp_path / "again.md"),
     ]
-    assert command.main(report.run, command) == 0
+    assert command.main(report.run, words) == 0
     assert (tmp_path / "again.md").read_text() == page
 
 

@@ -12,7 +12,8 @@ import torch
 from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.backends.pytorch import backend as pytorch
-from pipeline.config.project import ExportSettings, NoSettings, Verify
+from pipeline.config.project import Verify
+from pipeline.config.stages import ExportSettings, NoSettings
 from pipeline.errors import GateError, InputError
 from pipeline.models import checkpoints, programs
 from pipeline.stages import export, reparameterize, verify

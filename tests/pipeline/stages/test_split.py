@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config.project import SplitSettings
+from pipeline.config.stages import SplitSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.stages import split
@@ -199,7 +199,7 @@ def test_the_command_line_names_the_file_and_exits_with_2(tmp_path):
     broken(root, "no image")
     words = ["--settings", settings(root=root).model_dump_json(), "--output", str(tmp_path / "split.json")]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.split", *words],
+        [sys.executable, "-m", "pipeline", "split", *words],
         cwd=PROJECT,
         capture_output=True,
         text=True,

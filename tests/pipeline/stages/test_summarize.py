@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.config.project import NoSettings
+from pipeline.config.stages import NoSettings
 from pipeline.errors import InputError
 from pipeline.stages import command, summarize
 

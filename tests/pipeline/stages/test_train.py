@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import repnets
-from pipeline.config.project import Training, TrainSettings
+from pipeline.config.project import Training
+from pipeline.config.stages import TrainSettings
 from pipeline.data import splits
 from pipeline.errors import InputError, StageError
-from pipeline.models import checkpoints, distributed
+from pipeline.models import checkpoints, distributed, training
 from pipeline.stages import train
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -56,11 +57,11 @@ def command(folder: Path, split: Path, of: TrainSettings, *starter: str) -> list
     return [sys.executable, "-m", *starter, "pipeline.stages.train", *words]
 
 
-def fitted(split: Path, of: TrainSettings, **more) -> train.Trained:
+def fitted(split: Path, of: TrainSettings, **more) -> training.Trained:
     images = splits.open_split(split)
     torch.manual_seed(of.training.seed)
     model = repnets.create_model(of.arch, num_classes=10)
-    return train.fit(model, images, images.preprocessing(of.image_size, of.interpolation), of.training, **more)
+    return training.fit(model, images, images.preprocessing(of.image_size, of.interpolation), of.training, **more)
 
 
 def test_the_same_seed_gives_the_same_bytes(few, tmp_path, monkeypatch, capsys):
@@ -175,19 +176,19 @@ def test_the_command_line_ends_with_1_where_training_diverged(few, tmp_path):
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     training = Training(epochs=5, learning_rate=0.4, warmup_epochs=1)
-    rates = [train._learning_rate(training, step, 10) for step in range(50)]
+    rates = [training._learning_rate(training, step, 10) for step in range(50)]
     assert 0 < rates[0] < 0.1
     assert rates[:11] == sorted(rates[:11])
     assert rates[10] == max(rates) == 0.4
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.001
     assert rates[30] == pytest.approx(0.2)
-    assert train._learning_rate(Training(warmup_epochs=0, learning_rate=0.4), 0, 10) == 0.4
+    assert training._learning_rate(Training(warmup_epochs=0, learning_rate=0.4), 0, 10) == 0.4
 
 
 def test_biases_and_batch_norms_are_not_decayed():
     model = repnets.create_model("toy", num_classes=10)
-    decayed, free = train._parameter_groups(model, 0.01)
+    decayed, free = training._parameter_groups(model, 0.01)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(one)] for one in decayed["params"]} == {
@@ -201,7 +202,7 @@ def test_an_average_follows_weights_and_batch_statistics():
     average, model = repnets.create_model("toy", num_classes=3), repnets.create_model("toy", num_classes=3)
     model(torch.randn(8, 3, 8, 8))
     before = {name: tensor.clone() for name, tensor in average.state_dict().items()}
-    train._blend(average, model, 0.75)
+    training._blend(average, model, 0.75)
     new = model.state_dict()
     for name, tensor in average.state_dict().items():
         wanted = 0.75 * before[name] + 0.25 * new[name] if tensor.is_floating_point() else new[name]
@@ -302,7 +303,7 @@ def test_photographs_are_learned_from_a_folder(tmp_path):
     import numpy as np
     from PIL import Image
 
-    from pipeline.config.project import SplitSettings
+    from pipeline.config.stages import SplitSettings
     from pipeline.stages import split
 
     random = np.random.default_rng(0)

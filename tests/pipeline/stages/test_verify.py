@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from pipeline.config.project import ExportSettings, NoSettings, Verify
+from pipeline.config.project import Verify
+from pipeline.config.stages import ExportSettings, NoSettings
 from pipeline.errors import GateError, InputError
 from pipeline.models import checkpoints, networks
 from pipeline.stages import command, export, reparameterize, verify

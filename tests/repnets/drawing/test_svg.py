@@ -4,11 +4,11 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-import repnets.blocks
 import torch
 from torch import nn
 
 import repnets
+import repnets.networks.blocks
 from repnets.drawing import svg
 
 SVG = "{http://www.w3.org/2000/svg}"

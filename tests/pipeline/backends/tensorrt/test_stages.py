@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import backends
 from pipeline.config.backend_options import TensorRTOptions
-from pipeline.config.project import ExportSettings
+from pipeline.config.stages import ExportSettings
 from pipeline.stages import export
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x86-64 and Windows alone")

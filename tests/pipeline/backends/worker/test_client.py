@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.backends.worker import client
-from pipeline.benchmark import interleaved
+from pipeline.benchmark import interleaved, timing
 from pipeline.errors import InputError, StageError
 
 AFFINE = "runtimes.affine"
@@ -142,7 +142,7 @@ def jobs(**files: Path) -> dict[str, client.Job]:
 
 
 def test_times_both_forms_equally_often_in_every_launch(file):
-    timed = client.time_in_turn(jobs(fused=file, branched=file), images(4), threads=1, until=BRIEFLY)
+    timed = timing.time_in_turn(jobs(fused=file, branched=file), images(4), threads=1, until=BRIEFLY)
     samples = timed.timing.samples_ms
     assert list(samples) == ["fused", "branched"]
     shapes = [launch.shape for launch in samples["fused"]]
@@ -155,7 +155,7 @@ def test_times_both_forms_equally_often_in_every_launch(file):
 
 def test_each_file_has_a_process_to_itself_and_a_fresh_one_in_every_launch(misbehaving, tmp_path):
     file = misbehaving("notes its process")
-    client.time_in_turn(jobs(fused=file, branched=file), images(4), threads=2, until=BRIEFLY)
+    timing.time_in_turn(jobs(fused=file, branched=file), images(4), threads=2, until=BRIEFLY)
     noted = (tmp_path / "processes").read_text().split()
     assert len(noted) == len(set(noted)) == 4
     assert all(process.endswith(":2:2") for process in noted)
@@ -166,7 +166,7 @@ def test_blocks_are_taken_in_turn(misbehaving, tmp_path):
     one, other = tmp_path / "one.bin", tmp_path / "other.bin"
     for path in (one, other):
         path.write_text("notes its runs")
-    timed = client.time_in_turn(jobs(one=one, other=other), images(4), threads=1, until=BRIEFLY)
+    timed = timing.time_in_turn(jobs(one=one, other=other), images(4), threads=1, until=BRIEFLY)
     noted = (tmp_path / "runs").read_text().split()
     turns = [len(list(runs)) for _, runs in itertools.groupby(noted)]
     blocks = [turn for turn in turns if turn > 1]  # one run alone is the start of a process
@@ -177,13 +177,13 @@ def test_blocks_are_taken_in_turn(misbehaving, tmp_path):
 
 def test_files_of_different_backends_are_timed_against_each_other(file):
     both = {"plain": client.Job(AFFINE, file), "clock": client.Job("runtimes.clocked", file)}
-    timed = client.time_in_turn(both, images(4), threads=1, until=BRIEFLY)
+    timed = timing.time_in_turn(both, images(4), threads=1, until=BRIEFLY)
     assert all((launch == 7.5).all() for launch in timed.timing.samples_ms["clock"])
     assert all((launch < 7.5).all() for launch in timed.timing.samples_ms["plain"])
 
 
 def test_a_runtime_that_takes_the_time_itself_is_let_do_so(file):
-    timed = client.time_in_turn({"own": client.Job("runtimes.timing", file)}, images(4), threads=1, until=BRIEFLY)
+    timed = timing.time_in_turn({"own": client.Job("runtimes.timing", file)}, images(4), threads=1, until=BRIEFLY)
     (taken,) = timed.timing.samples_ms["own"]
     assert taken.tolist() == [[1.0, 2.0], [3.0, 4.0]]  # the second round's third run is left out
     assert set(timed.started["own"].values()) == {None}
@@ -202,21 +202,21 @@ def test_what_a_backend_offers_is_passed_on(file):
 
 def test_a_runtime_that_dies_while_timed_is_told_as_such(file):
     with pytest.raises(StageError, match=rf"{file}: .* died of SIGABRT \(Aborted\) while running it"):
-        client.time_in_turn(jobs(fused=file), np.full((4, 3, 2, 2), np.inf), threads=1, until=BRIEFLY)
+        timing.time_in_turn(jobs(fused=file), np.full((4, 3, 2, 2), np.inf), threads=1, until=BRIEFLY)
 
 
 def test_a_second_file_that_cannot_be_opened_is_the_one_that_is_named(file, misbehaving):
     with pytest.raises(InputError, match=r"^this file is refused, with a reason\.$"):
-        client.time_in_turn(jobs(fused=file, other=misbehaving("refuses")), images(4), threads=1, until=BRIEFLY)
+        timing.time_in_turn(jobs(fused=file, other=misbehaving("refuses")), images(4), threads=1, until=BRIEFLY)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
 def test_a_start_counts_memory_that_was_used_and_given_back(misbehaving):
-    timed = client.time_in_turn(jobs(fused=misbehaving("hog")), images(1), 1, until=BRIEFLY)
+    timed = timing.time_in_turn(jobs(fused=misbehaving("hog")), images(1), 1, until=BRIEFLY)
     assert 99_000_000 < timed.started["fused"]["peak_memory_bytes"] < 150_000_000  # pages, so not to the byte
 
 
 def test_the_start_that_is_told_is_without_what_python_imports(misbehaving):
     """The first launch finds out what opening imports, here half a second of it; the others import it before."""
-    figures = client.time_in_turn(jobs(fused=misbehaving("imports")), images(4), 1, until=BRIEFLY).started["fused"]
+    figures = timing.time_in_turn(jobs(fused=misbehaving("imports")), images(4), 1, until=BRIEFLY).started["fused"]
     assert 0 < figures["load_ms"] < 500 and figures["first_inference_ms"] > 0

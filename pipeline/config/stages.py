@@ -1,0 +1,102 @@
+"""What each stage is told: the part of a configuration that shapes its result."""
+
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.config.project import Bundle, Quantize, Training
+from pipeline.config.schema import Strict
+from pipeline.config.targets import Bench, Check
+
+
+class NoSettings(Strict):
+    """A stage with nothing to set."""
+
+
+class SplitSettings(Strict):
+    """Of the stage `split`."""
+
+    name: str
+    root: str | None
+    val_fraction: float
+    split_seed: int
+
+
+class AdoptSettings(Strict):
+    """Of the stage `adopt`."""
+
+    arch: str
+    image_size: int
+    interpolation: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class TrainSettings(AdoptSettings):
+    """Of the stage `train`."""
+
+    training: Training
+
+
+class RecalibrateSettings(Strict):
+    """Of the stage `recalibrate`."""
+
+    recalibrate_bn: int
+
+
+class ExportSettings(Strict):
+    """Of the stage `export`."""
+
+    target: str
+    model: str
+    backend: str
+    precision: str
+    forms: tuple[str, ...]
+    batch: int
+    image_size: int | None
+    options: dict[str, Any]
+
+    def precision_of(self, form: str) -> str:
+        """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
+        if self.precision != "int8" or form == "quantized":
+            return self.precision
+        return "fp16" if self.backend in ("tensorrt", "coreml") else "fp32"
+
+
+class CheckSettings(Strict):
+    """Of the stage `check`."""
+
+    backend: str
+    check: Check
+    may_lose: bool = Field(False, description="a candidate of auto, which only drops out where its precision loses")
+
+
+class BenchSettings(Strict):
+    """Of the stage `bench`."""
+
+    backend: str
+    bench: Bench
+    device: str = "local"
+    device_python: str = "python3"
+    runner: str | None = None
+
+
+class RaceSettings(BenchSettings):
+    """Of the stage `race`."""
+
+    target: str
+    model: str
+
+
+class QuantizeSettings(Quantize):
+    """Of the stage `quantize`."""
+
+    may_lose: bool = Field(False, description="int8 is only a candidate, of targets of `precision: auto`")
+
+
+class BundleSettings(Strict):
+    """Of the stage `bundle`."""
+
+    backend: str
+    options: dict[str, Any]
+    bundle: Bundle

@@ -1,0 +1,33 @@
+"""Errors as one paragraph and an exit code: 2 for input and configuration, 1 for a gate, stage or device."""
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from pipeline.errors import DeviceError, GateError, InputError, StageError
+from repnets.errors import RepnetsError
+
+
+def answered(act: Callable[[], None], debug: bool) -> int:
+    """Do something, and turn what goes wrong into one paragraph on stderr and an exit code.
+
+    Args:
+        act: what to do.
+        debug: also show the traceback.
+
+    Returns:
+        0, 2 where the input or the configuration is at fault, 1 for a failed gate, stage or device.
+    """
+    try:
+        act()
+    except (InputError, GateError, StageError, DeviceError, RepnetsError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    except FileNotFoundError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error.filename} does not exist. Build it first: snakemake {error.filename}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,57 @@
+"""A configuration whose models are known to be buildable: that their networks exist, and which form each came in."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import project
+from pipeline.config.project import Config, Model
+from pipeline.config.schema import where
+from pipeline.config.targets import Target
+from pipeline.errors import InputError
+from pipeline.models import external_checkpoints, networks
+
+
+def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
+    """A validated configuration, as `pipeline.config.project.load` gives it, whose networks can be built.
+
+    Raises:
+        InputError: as there; an `arch` that is no network; an image size that the network is too large for.
+    """
+    read = project.load(values, root)
+    source = root / "config.yaml"
+    for name, model in read.models.items():
+        path = ("models", name)
+        named = (*path, "arch") if "arch" in (values["models"][name] or {}) else path
+        try:
+            networks.check(model.arch)
+        except InputError as error:
+            raise InputError(f"{where(source, named)}: {error}") from None
+        smallest = networks.min_image_size(model.arch)
+        if smallest is not None and model.image_size < smallest:
+            raise InputError(
+                f"{where(source, path)}: `{model.arch}` needs images of at least {smallest} x {smallest} pixels, since "
+                f"it halves them to one, not {model.image_size}. Set `image_size: {smallest}` under models.{name} or "
+                "data."
+            )
+    return read
+
+
+def form(model: Model) -> str:
+    """`deploy` where the user's checkpoint is of a network that was folded already, else `training`."""
+    return _form_of(model.checkpoint, model.arch) if model.checkpoint else "training"
+
+
+def forms(config: Config, target: Target, model: str) -> tuple[str, ...]:
+    """The forms of a model that a target exports: the one that ships, and the baseline where there is one.
+
+    A network that came folded has no branched form.
+    """
+    came_folded = form(config.models[model]) == "deploy"
+    return tuple(one for one in target.forms if not (came_folded and one == "branched"))
+
+
+@cache
+def _form_of(checkpoint: str, arch: str) -> str:
+    return external_checkpoints.form_of(Path(checkpoint), arch)

@@ -1,0 +1,252 @@
+"""The training loop: SGD with Nesterov momentum, a warm-up and a cosine down to zero, label smoothing.
+
+Biases and batch norms have no weight decay. An average of the weights is kept beside them where that is asked for. A
+run that was killed goes on after its last whole epoch, and ends with the bytes of one that was not."""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.config.project import Training
+from pipeline.data import splits
+from pipeline.errors import StageError
+from pipeline.models import distributed
+from pipeline.models.distributed import Team
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+_VAL_BATCH_SIZE = 256
+
+
+_STATE = "after-the-last-epoch.pt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training ends with.
+
+    Attributes:
+        state: the weights that were validated last, by name.
+        weights: ``raw`` or ``ema``.
+        records: a dict an epoch, as in metrics.jsonl.
+    """
+
+    state: dict[str, "torch.Tensor"]
+    weights: str
+    records: list[dict[str, Any]]
+
+
+def fit(
+    model: "nn.Module",
+    split: splits.Split,
+    preprocessing: Preprocessing,
+    training: Training,
+    *,
+    scratch: Path | None = None,
+    team: Team | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Trained:
+    """The training loop.
+
+    Args:
+        model: a network with fresh weights; it is trained in place.
+        split: the data.
+        preprocessing: how they become the network's input.
+        training: the hyperparameters.
+        scratch: folder where the state after each epoch is kept, and looked for; None to keep none.
+        team: the processes that train together.
+        report: called with the record of each epoch.
+
+    Raises:
+        StageError: the loss became NaN or infinite.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+    from tqdm import tqdm
+
+    team, report = team or Team(), report or (lambda record: None)
+    device = distributed.device_of(training.device, team)
+    model = distributed.for_device(model, device)
+    trained = distributed.distributed(model, team, device)
+    average = copy.deepcopy(model) if training.ema_decay else None
+    best_known = average or model
+    optimizer = torch.optim.SGD(
+        _parameter_groups(model, training.weight_decay),
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        nesterov=training.momentum > 0,
+        foreach=True,
+    )
+    steps = splits.training_steps(split, training.batch_size)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=distributed.has_bfloat16(device))
+    records = _resume(scratch, model, optimizer, average)
+    for epoch in range(len(records), training.epochs):
+        start = time.perf_counter()
+        torch.manual_seed(training.seed + epoch)
+        trained.train()
+        seen, total_loss = 0, torch.zeros((), device=device)
+        batches = splits.training_batches(
+            split,
+            preprocessing,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            epoch=epoch,
+            augment=training.augment,
+            device=str(device),
+            workers=training.workers,
+            rank=team.rank,
+            world=team.world,
+        )
+        name = f"epoch {epoch + 1}/{training.epochs}"
+        bar = tqdm(batches, name, steps, leave=False, unit="batch", disable=True if team.rank else None)
+        for step, (images, labels) in enumerate(bar):
+            done = epoch * steps + step
+            rate = _learning_rate(training, done, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with autocast:
+                loss = cross_entropy(trained(images), labels, label_smoothing=training.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if average is not None:
+                _blend(average, model, min(training.ema_decay, (1 + done) / (10 + done)))
+            total_loss += loss.detach()
+            seen += len(images)
+            if device.type == "cpu" or step % 20 == 19:  # looking at a GPU's loss waits for the GPU
+                _refuse_diverged(total_loss, epoch, step, training)
+        _refuse_diverged(total_loss, epoch, steps - 1, training)
+        seen, loss_sum = distributed.summed(team, device, seen, float(total_loss))
+        training_seconds = time.perf_counter() - start
+        accuracy = _validate(best_known, split, preprocessing, device, autocast, team, training.workers)
+        records.append(
+            {
+                "epoch": epoch + 1,
+                "learning_rate": rate,
+                "loss": loss_sum / steps / team.world,
+                "val_accuracy": accuracy,
+                "images_per_second": round(seen / training_seconds, 1),
+                "seconds": round(time.perf_counter() - start, 3),
+            }
+        )
+        if team.rank == 0:
+            _keep(scratch, records, model, optimizer, average)
+            report(records[-1])
+    return Trained(best_known.state_dict(), "raw" if average is None else "ema", records)
+
+
+def _learning_rate(training: Training, done: int, steps: int) -> float:
+    """Peak times a straight warm-up, then a cosine that ends at zero; ``done`` steps lie behind."""
+    warmup, total = round(training.warmup_epochs * steps), training.epochs * steps
+    if done < warmup:
+        return training.learning_rate * (done + 1) / (warmup + 1)
+    return training.learning_rate * (1 + math.cos(math.pi * (done - warmup) / max(1, total - warmup))) / 2
+
+
+def _parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
+    """Biases and batch norms, which are vectors, are not pulled towards zero."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": weight_decay},
+        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _blend(average: "nn.Module", model: "nn.Module", decay: float) -> None:
+    """Move an average of a network towards it, its batch statistics too."""
+    import torch
+
+    with torch.no_grad():
+        for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(new, 1 - decay)
+            else:
+                kept.copy_(new)
+
+
+def _refuse_diverged(loss: "torch.Tensor", epoch: int, step: int, training: Training) -> None:
+    if not math.isfinite(float(loss)):
+        raise StageError(
+            f"the loss became {float(loss)} in epoch {epoch + 1} at step {step + 1}, so training diverged. "
+            f"Lower training.learning_rate (now {training.learning_rate:g}; try "
+            f"{training.learning_rate / 4:g}), or set training.warmup_epochs higher (now "
+            f"{training.warmup_epochs:g})."
+        )
+
+
+def _validate(
+    model: "nn.Module",
+    split: splits.Split,
+    preprocessing: Preprocessing,
+    device: "torch.device",
+    autocast: "torch.autocast",
+    team: Team,
+    workers: int,
+) -> float:
+    """Accuracy on the validation part, which all processes share out among them."""
+    import torch
+
+    if team.world > 1:
+        for buffer in model.buffers():  # each process has batch statistics of its own; rank 0's are written
+            torch.distributed.broadcast(buffer, 0)
+    share = split.share("val", team.rank, team.world)
+    model.eval()
+    right = torch.zeros((), device=device, dtype=torch.int64)
+    with torch.inference_mode(), autocast:
+        for images, labels in share.batches("val", preprocessing, _VAL_BATCH_SIZE, workers):
+            images = images.to(device, memory_format=torch.channels_last)
+            right += (model(images).argmax(1) == labels.to(device)).sum()
+    (total,) = distributed.summed(team, device, int(right))
+    return total / split.size("val")
+
+
+def _keep(
+    scratch: Path | None,
+    records: list[dict[str, Any]],
+    model: "nn.Module",
+    optimizer: "torch.optim.Optimizer",
+    average: "nn.Module | None",
+) -> None:
+    """Write down where training stands; a kill at any moment leaves this epoch's state or the last one's."""
+    import torch
+
+    if scratch is None:
+        return
+    fresh = scratch / f"{_STATE}.new"
+    state = {
+        "records": records,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": None if average is None else average.state_dict(),
+    }
+    with fresh.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, scratch / _STATE)
+
+
+def _resume(
+    scratch: Path | None, model: "nn.Module", optimizer: "torch.optim.Optimizer", average: "nn.Module | None"
+) -> list[dict[str, Any]]:
+    """Go back to where an interrupted run stood; the records of the epochs that are done."""
+    import torch
+
+    if scratch is None or not (scratch / _STATE).exists():
+        return []
+    state = torch.load(scratch / _STATE, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if average is not None:
+        average.load_state_dict(state["average"])
+    print(f"train: going on after epoch {len(state['records'])}, where an earlier run was stopped", flush=True)
+    return state["records"]
