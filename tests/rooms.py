@@ -42,6 +42,8 @@ def module_of(path: Path) -> str:
 
 def room_of(module: str) -> str:
     """The room that a module lies in: the folder below `pipeline`, `pipeline` itself, or `repnets`."""
+    if module == "pipeline.__main__":  # the door to the stages
+        return "stages"
     first, *rest = module.split(".")
     return rest[0] if first == "pipeline" and rest and (PROJECT / "pipeline" / rest[0]).is_dir() else first
 
@@ -76,8 +78,6 @@ def upwards() -> list[str]:
         here = room_of(module)
         for name in sorted(imports_of(path)):
             there = room_of(name)
-            if module == "pipeline.__main__":  # the door to the stages
-                continue
             if here not in floor or there not in floor or floor[there] < floor[here]:
                 found.append(f"{module} ({here}) imports {name} ({there})")
     return found

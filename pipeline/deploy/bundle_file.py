@@ -1,4 +1,4 @@
-"""A bundle: one tar of all that goes to a device. The same content gives the same bytes; every byte is verified when it is read.
+"""A bundle: one tar of all that goes to a device. The same content gives the same bytes; reading verifies each.
 
 A bundle is a plain tar of plain files (`deploy.ustar`). Its first member, bundle.json, names every other by size and
 sha256, and its own ``digest`` is over all of them and over the rest of bundle.json. Names stand in order, so two
