@@ -13,13 +13,13 @@ from pathlib import Path
 from pipeline import backends
 from pipeline.artifacts import digests
 from pipeline.data import splits
-from pipeline.stages import workflow
+from pipeline.stages import jobs
 
 
 configfile: "config.yaml"
 
 
-CONFIG = workflow.configure(config)
+CONFIG = jobs.configure(config)
 
 
 wildcard_constraints:

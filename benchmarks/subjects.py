@@ -18,7 +18,7 @@ from pipeline.artifacts.manifest import Preprocessing, read_json
 from pipeline.config import project, stages
 from pipeline.data import splits
 from pipeline.errors import StageError
-from pipeline.stages import workflow
+from pipeline.stages import jobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -205,7 +205,7 @@ def stage(name: str, settings: "BaseModel", folder: Path, **paths: Path) -> None
     options = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
     command = [sys.executable, "-m", "pipeline", name, "--settings", settings.model_dump_json(), *options]
     path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    environment = workflow.ENVIRONMENT | os.environ | {"PYTHONPATH": path}
+    environment = jobs.ENVIRONMENT | os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().rpartition("error: ")[2]

@@ -2,9 +2,9 @@
 
 import os
 
-from pipeline.stages import workflow
+from pipeline.stages import jobs
 
-for name, value in workflow.ENVIRONMENT.items():  # as in a stage; it has to be set before torch is imported
+for name, value in jobs.ENVIRONMENT.items():  # as in a stage; it has to be set before torch is imported
     os.environ.setdefault(name, value)
 
 pytest_plugins = ("tests.fixtures.small_networks",)

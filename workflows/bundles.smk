@@ -1,5 +1,5 @@
 # On demand: snakemake bundles. What a device needs of a model, in one file in dist/, whose name holds its digest; so
-# the rule's output is a small file that names it, and workflow.configure drops that where the bundle itself is gone.
+# the rule's output is a small file that names it, and jobs.configure drops that where the bundle itself is gone.
 
 
 rule bundles:
@@ -31,11 +31,11 @@ for name, target in CONFIG.targets.items():
         log:
             f"logs/{{model}}/{name}/bundle.log",
         params:
-            settings=workflow.settings(CONFIG, "bundle", name),
-            exported=workflow.exported_files,
+            settings=jobs.settings(CONFIG, "bundle", name),
+            exported=jobs.exported_files,
             quantized="--quantized artifacts/{model}/quantized.pt2" if is_int8 else "",
             code=digests.code_digest("pipeline.stages.bundle", backends.module_name(target.backend)),
-            texts=workflow.shipped_texts(target.backend),
+            texts=jobs.shipped_texts(target.backend),
         message:
             f"packing {{wildcards.model}} for {name} into dist/"
         shell:

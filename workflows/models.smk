@@ -3,7 +3,7 @@
 ADOPTED = {name: model.checkpoint for name, model in CONFIG.models.items() if model.checkpoint}
 TRAINED = [name for name in CONFIG.models if name not in ADOPTED]
 
-network, weights = workflow.network(CONFIG), workflow.checkpoint(CONFIG)
+network, weights = jobs.network(CONFIG), jobs.checkpoint(CONFIG)
 
 
 rule split:
@@ -13,7 +13,7 @@ rule split:
         "logs/split.log",
     params:
         name=CONFIG.data.name,
-        settings=workflow.settings(CONFIG, "split"),
+        settings=jobs.settings(CONFIG, "split"),
         sources=splits.listing(CONFIG.data.name, CONFIG.data.root),
         code=digests.code_digest("pipeline.stages.split"),
     message:
@@ -37,7 +37,7 @@ rule train:
     resources:
         machine=100,
     params:
-        settings=workflow.settings(CONFIG, "train"),
+        settings=jobs.settings(CONFIG, "train"),
         code=digests.code_digest("pipeline.stages.train"),
         network=network,
     message:
@@ -58,7 +58,7 @@ rule adopt:
     wildcard_constraints:
         model="|".join(ADOPTED) or "(?!)",
     params:
-        settings=workflow.settings(CONFIG, "adopt"),
+        settings=jobs.settings(CONFIG, "adopt"),
         content=lambda wildcards: digests.digest(Path(ADOPTED[wildcards.model])),
         code=digests.code_digest("pipeline.stages.adopt"),
         network=network,
@@ -80,7 +80,7 @@ rule recalibrate:
     wildcard_constraints:
         model="|".join(name for name, model in CONFIG.models.items() if model.recalibrate_bn) or "(?!)",
     params:
-        settings=workflow.settings(CONFIG, "recalibrate"),
+        settings=jobs.settings(CONFIG, "recalibrate"),
         code=digests.code_digest("pipeline.stages.recalibrate"),
         network=network,
     message:
@@ -100,7 +100,7 @@ rule reparameterize:
     log:
         "logs/{model}/reparameterize.log",
     params:
-        settings=workflow.settings(CONFIG, "reparameterize"),
+        settings=jobs.settings(CONFIG, "reparameterize"),
         code=digests.code_digest("pipeline.stages.reparameterize"),
         network=network,
     message:
@@ -120,7 +120,7 @@ rule verify:
     log:
         "logs/{model}/verify.log",
     params:
-        settings=workflow.settings(CONFIG, "verify"),
+        settings=jobs.settings(CONFIG, "verify"),
         code=digests.code_digest("pipeline.stages.verify"),
         network=network,
     message:
@@ -141,7 +141,7 @@ rule quantize:
     log:
         "logs/{model}/quantize.log",
     params:
-        settings=workflow.settings(CONFIG, "quantize"),
+        settings=jobs.settings(CONFIG, "quantize"),
         code=digests.code_digest("pipeline.stages.quantize"),
     message:
         "making {wildcards.model} int8; a step of repair a line in {log}"

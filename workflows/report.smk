@@ -9,7 +9,7 @@ rule summarize:
     log:
         "logs/{target}/summarize.log",
     params:
-        settings=workflow.settings(CONFIG, "summarize"),
+        settings=jobs.settings(CONFIG, "summarize"),
         code=digests.code_digest("pipeline.stages.summarize"),
     message:
         "summing up the models of {wildcards.target}"
@@ -27,7 +27,7 @@ rule report:
     log:
         "logs/report.log",
     params:
-        settings=workflow.settings(CONFIG, "report"),
+        settings=jobs.settings(CONFIG, "report"),
         code=digests.code_digest("pipeline.stages.report"),
     message:
         "what was built, and what was gained"
@@ -47,7 +47,7 @@ rule draw:
     log:
         "logs/{model}/draw.log",
     params:
-        settings=workflow.settings(CONFIG, "draw"),
+        settings=jobs.settings(CONFIG, "draw"),
         code=digests.code_digest("pipeline.stages.draw"),
         network=network,
     message:

@@ -3,7 +3,7 @@
 # for models that came folded; a folder with a target.yaml is all it takes. What a target of `precision: auto` chooses
 # from is exported and checked alike, candidate by candidate; then they race, instead of a benchmark.
 
-for made in workflow.exports(CONFIG):
+for made in jobs.exports(CONFIG):
     name, folder, files = made.target, made.folder, made.files
     target = CONFIG.targets[name]
     backend = backends.module_name(target.backend)
@@ -27,7 +27,7 @@ for made in workflow.exports(CONFIG):
         wildcard_constraints:
             model="|".join(made.models),
         params:
-            settings=workflow.settings(CONFIG, "export", name, made.candidate),
+            settings=jobs.settings(CONFIG, "export", name, made.candidate),
             quantized=quantized,
             code=digests.code_digest("pipeline.stages.export", backend),
             network=network,
@@ -55,7 +55,7 @@ for made in workflow.exports(CONFIG):
         wildcard_constraints:
             model="|".join(made.models),
         params:
-            settings=workflow.settings(CONFIG, "check", name, made.candidate),
+            settings=jobs.settings(CONFIG, "check", name, made.candidate),
             quantized=quantized,
             code=digests.code_digest("pipeline.stages.check", "pipeline.backends.worker.client", backend),
         message:
@@ -89,9 +89,14 @@ for made in workflow.exports(CONFIG):
         resources:
             machine=100,
         params:
-            settings=workflow.settings(CONFIG, "bench", name),
+            settings=jobs.settings(CONFIG, "bench", name),
             quantized=quantized,
-            code=digests.code_digest("pipeline.stages.bench", "pipeline.backends.onnx.backend", "pipeline.backends.executorch.backend", backend),
+            code=digests.code_digest(
+                "pipeline.stages.bench",
+                "pipeline.backends.onnx.backend",
+                "pipeline.backends.executorch.backend",
+                backend,
+            ),
             network=network,
         message:
             f"timing {{wildcards.model}} on {name}, alone on the machine"
@@ -101,7 +106,7 @@ for made in workflow.exports(CONFIG):
             " --output {output.bench} --profile {output.profile} {params.quantized} > {log} 2>&1"
 
 
-for name, candidates in workflow.races(CONFIG).items():
+for name, candidates in jobs.races(CONFIG).items():
     target = CONFIG.targets[name]
     int8 = [file for made in candidates for file in made.inputs.values()]
 
@@ -125,7 +130,7 @@ for name, candidates in workflow.races(CONFIG).items():
         resources:
             machine=100,
         params:
-            settings=workflow.settings(CONFIG, "race", name),
+            settings=jobs.settings(CONFIG, "race", name),
             int8="--quantized artifacts/{model}/quantized.pt2 --report artifacts/{model}/quantize.json" if int8 else "",
             code=digests.code_digest("pipeline.stages.race", backends.module_name(target.backend)),
         message:

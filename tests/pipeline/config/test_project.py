@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from pipeline.errors import InputError
 from pipeline.models import resolve
-from pipeline.stages import workflow
+from pipeline.stages import jobs
 from pipeline.stages.settings import settings_of
 
 CONFIG = """
@@ -332,7 +332,7 @@ def test_a_model_that_came_folded_has_no_branched_form(written, tmp_path):
         "toy": ("fused", "branched"), "mine": ("fused",), "other": ("fused", "branched"),
         "missing": ("fused", "branched"),
     }  # fmt: skip
-    assert [(made.name, made.models, made.folder, made.inputs) for made in workflow.exports(read)] == [
+    assert [(made.name, made.models, made.folder, made.inputs) for made in jobs.exports(read)] == [
         ("phone_fused_branched", ("toy", "other", "missing"), "targets/phone/{model}", {}),
         ("phone_fused", ("mine",), "targets/phone/{model}", {}),
     ]
@@ -370,14 +370,14 @@ def test_a_candidate_that_is_named_takes_the_system_that_it_needs(written):
 
 def test_the_rules_of_auto_are_those_of_its_candidates_and_a_race(written):
     read = written(target="backend: executorch\nprecision: auto\ncandidates: [fp32, int8]")
-    made = workflow.exports(read)
+    made = jobs.exports(read)
     assert [one.folder for one in made] == ["targets/phone/{model}/fp32", "targets/phone/{model}/int8"]
     assert [one.files for one in made] == [
         ["targets/phone/{model}/fp32/fused.pte"], ["targets/phone/{model}/int8/quantized.pte"],
     ]  # fmt: skip
     assert made[1].inputs == {"quantized": "artifacts/{model}/quantized.pt2"}
-    assert workflow.races(read) == {"phone": made}
-    assert workflow.races(written()) == {}
+    assert jobs.races(read) == {"phone": made}
+    assert jobs.races(written()) == {}
 
 
 def test_what_the_stages_of_a_candidate_are_told(written):
@@ -428,5 +428,5 @@ def test_stages_get_what_torch_reads_before_it_is_imported_and_the_users_own_wor
     monkeypatch.setenv("PATH", os.environ["PATH"])  # put back afterwards
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    workflow.configure(yaml.safe_load(CONFIG))
+    jobs.configure(yaml.safe_load(CONFIG))
     assert (os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"]) == ("ACTIVE", "1")
