@@ -1,0 +1,115 @@
+"""Digests that keys and manifests are made of: of a file or folder, and of the code that a result depends on."""
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+from pipeline.artifacts import source_files
+
+TIME_STAMP = ".snakemake_timestamp"
+_PLUMBING = {
+    f"pipeline.{name}"
+    for name in (
+        "artifacts.digests",
+        "artifacts.source_files",
+        "artifacts.store",
+        "config.backend_options",
+        "config.project",
+        "config.schema",
+        "config.stages",
+        "config.targets",
+        "errors",
+        "exit_codes",
+        "models.resolve",
+        "stages.command",
+        "stages.settings",
+    )
+}
+"""Modules that only carry values to a stage and results to their place: the values themselves are in the key."""
+
+
+def digest(path: Path) -> str:
+    """Sha256 of a file's content, or of the names and contents of all files in a folder, as hex.
+
+    The time stamp that Snakemake leaves in a folder is not of its content.
+    """
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != TIME_STAMP):
+        total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
+    return total.hexdigest()
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """Sha256 over the code of modules and all that they import, as hex.
+
+    Comments, docstrings and layout do not count, nor does what only carries values from the command line
+    to a stage and results to their place: the values themselves are in the key. A package's ``__init__``
+    counts only where a name is taken from it; the ``__init__`` files of this project hold nothing but the public face.
+
+    A module of the user's own counts with the packages that it lies in, and with the versions of what it
+    imports that is installed, since no stage names those. An installed module counts by its version.
+    """
+    parts: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in parts:
+            continue
+        file = source_files.file_of(module)
+        if file is None:
+            parts[module] = source_files.version(module)
+            continue
+        parts[module], imported = _read_code(module, file)
+        if source_files.is_ours(module):
+            waiting.extend(name for name in imported if name not in _PLUMBING and source_files.file_of(name))
+        else:
+            waiting.extend([*imported, *filter(None, [module.rpartition(".")[0]])])
+    return hashlib.sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
+
+
+@cache
+def _read_code(module: str, file: Path) -> tuple[str, tuple[str, ...]]:
+    """Digest of a module's code, and the modules that it imports."""
+    try:
+        tree = ast.parse(file.read_text())
+    except (SyntaxError, ValueError):  # compiled, or broken: then importing it says so
+        return digest(file), ()
+    imported = tuple(_imports(tree, module if file.stem == "__init__" else module.rpartition(".")[0]))
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imported
+
+
+def _imports(tree: ast.AST, package: str) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            modules = [f"{base}.{name.name}" for name in node.names]
+            found += [module if source_files.file_of(module) else base for module in modules]
+    return found
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    """The module that names are imported from, `from . import x` resolved."""
+    above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    return ".".join([*above, *filter(None, [node.module])])
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:]
+    return tree
