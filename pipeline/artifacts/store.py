@@ -11,7 +11,6 @@ and the versions of the packages it uses. Time stamps and paths play no part, so
 This module and everything on the way to a hit imports nothing heavy: a hit costs a fraction of a second.
 """
 
-import ast
 import errno
 import fcntl
 import hashlib
@@ -23,13 +22,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.digests import code_digest, digest
-from pipeline.errors import StageError
 from pipeline.artifacts.manifest import versions
+from pipeline.errors import StageError
 
 _ROOM = 1 << 20  # bytes; with less left on the disk than this, it counts as full
 
@@ -42,10 +40,6 @@ def root() -> Path:
         return Path(named).expanduser().absolute()
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache_home) / "repnets"
-
-
-
-
 
 
 def cached(
@@ -217,11 +211,3 @@ def _publish(source: Path, place: Path) -> None:
             shutil.rmtree(fresh)
         else:
             fresh.unlink(missing_ok=True)
-
-
-
-
-
-
-
-

@@ -18,7 +18,8 @@ from pipeline.backends.tensorrt import engines
 from pipeline.backends.worker import remote
 from pipeline.cli import requirements
 from pipeline.cli.requirements import Found
-from pipeline.config.project import Config, Target
+from pipeline.config.project import Config
+from pipeline.config.targets import Target
 from pipeline.devices import probe
 from pipeline.devices.probe import Probe
 

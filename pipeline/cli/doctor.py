@@ -11,8 +11,8 @@ from pipeline.artifacts.manifest import Unavailable, write_json
 from pipeline.cli import capabilities as examined
 from pipeline.cli.capabilities import Host
 from pipeline.cli.requirements import Found
-from pipeline.config.project import Target
 from pipeline.config.schema import read_yaml
+from pipeline.config.targets import Target
 from pipeline.deploy import installation
 from pipeline.devices import probe
 from pipeline.devices.probe import Probe

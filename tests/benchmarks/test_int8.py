@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import backends
+from pipeline.config.project import Verify
 from pipeline.data import splits
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -154,7 +155,7 @@ def test_a_last_layer_is_fitted_to_what_it_reads(int8):
 def test_a_stage_that_fails_ends_the_run_with_its_words(int8, tmp_path):
     with pytest.raises(int8.subjects.StageError, match=r"^verify: .*does not exist"):
         paths = {name: tmp_path / name for name in ("checkpoint", "split", "fused", "output")}
-        int8.subjects.stage("verify", int8.subjects.config.Verify(), tmp_path, **paths)
+        int8.subjects.stage("verify", Verify(), tmp_path, **paths)
 
 
 def test_what_is_not_installed_is_said(int8, monkeypatch):

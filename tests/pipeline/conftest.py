@@ -132,8 +132,8 @@ def quantized(artifacts) -> Path:
 def run_check(artifacts):
     """Checks the files that export wrote into a folder, by default against the toy's artifacts; returns check.json."""
     from pipeline import backends
-    from pipeline.config.project import Check
     from pipeline.config.stages import CheckSettings
+    from pipeline.config.targets import Check
     from pipeline.stages import check
 
     def run(folder, backend, against=artifacts, fused=None, quantized=None, **gates):

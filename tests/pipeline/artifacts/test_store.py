@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import source_files, store
-from pipeline.artifacts import digests
+from pipeline.artifacts import digests, source_files, store
 from pipeline.errors import StageError
 
 PROJECT = Path(store.__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.cli import capabilities
-from pipeline.config.project import Target
+from pipeline.config.targets import Target
 from pipeline.devices import probe
 
 JETSON = """\

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from pipeline.artifacts import digests
-from pipeline.config.project import Bench
 from pipeline.config.stages import BenchSettings, ExportSettings
+from pipeline.config.targets import Bench
 from pipeline.errors import InputError, StageError
 from pipeline.stages import bench, command
 

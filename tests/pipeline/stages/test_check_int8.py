@@ -12,9 +12,8 @@ from pipeline import backends
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, read_json
 from pipeline.backends.pytorch import backend as pytorch
-from pipeline.config.project import Bench
 from pipeline.config.stages import BenchSettings, ExportSettings
-from pipeline.config.targets import Check
+from pipeline.config.targets import Bench, Check
 from pipeline.data.splits import open_split
 from pipeline.errors import GateError, InputError
 from pipeline.models import forms, programs

@@ -54,7 +54,7 @@ def command(folder: Path, split: Path, of: TrainSettings, *starter: str) -> list
         "--metrics",
         str(folder / "metrics.jsonl"),
     ]
-    return [sys.executable, "-m", *starter, "pipeline.stages.train", *words]
+    return [sys.executable, "-m", *starter, "pipeline", "train", *words]
 
 
 def fitted(split: Path, of: TrainSettings, **more) -> training.Trained:
@@ -175,8 +175,8 @@ def test_the_command_line_ends_with_1_where_training_diverged(few, tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
-    training = Training(epochs=5, learning_rate=0.4, warmup_epochs=1)
-    rates = [training._learning_rate(training, step, 10) for step in range(50)]
+    hyperparameters = Training(epochs=5, learning_rate=0.4, warmup_epochs=1)
+    rates = [training._learning_rate(hyperparameters, step, 10) for step in range(50)]
     assert 0 < rates[0] < 0.1
     assert rates[:11] == sorted(rates[:11])
     assert rates[10] == max(rates) == 0.4

@@ -49,7 +49,7 @@ def test_a_network_that_takes_one_size_alone_is_compared_at_that_size(artifacts,
         {
             "tied": """
                 from torch import nn
-                from repnets.blocks import RepVGGBlock
+                from repnets.networks.blocks import RepVGGBlock
 
                 def build(num_classes):
                     return nn.Sequential(RepVGGBlock(3, 8, stride=4), nn.Flatten(), nn.Linear(8 * 8 * 8, num_classes))

@@ -23,7 +23,7 @@ def program(artifacts):
 @pytest.fixture(autouse=True)
 def runtimes(monkeypatch):
     """The runtimes of the tests are found here and by the worker."""
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2] / "fixtures")
     monkeypatch.syspath_prepend(here)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])))
 

@@ -69,7 +69,7 @@ def test_an_open_batch_is_built_with_its_bounds(programs, spec, tmp_path):
     network = trt_builder.create_network(builder._network_flags(trt))
     assert trt.OnnxParser(network, logger).parse(files[0].read_bytes())
     config = trt_builder.create_builder_config()
-    profile = builder._open_batch(builder, config, network, Options(dynamic_batch=OPEN))
+    profile = builder._open_batch(trt_builder, config, network, Options(dynamic_batch=OPEN))
     assert [tuple(shape) for shape in profile.get_shape("image")] == [(n, 3, 16, 16) for n in (1, 2, 4)]
     assert config.num_optimization_profiles == 1
 
@@ -197,7 +197,7 @@ from pathlib import Path
 import torch
 sys.modules["tensorrt"] = sys.modules["tensorrt_rtx"] = None  # as where they are not installed
 from pipeline import backends
-from pipeline.manifest import ExportSpec, Preprocessing
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 backend = backends.load("tensorrt")
 spec = ExportSpec("fp16", (1, 3, 16, 16), Preprocessing(16, (0.5,) * 3, (0.5,) * 3, tuple("abcde")))
 program = torch.export.load({str(program_files["fused"])!r})

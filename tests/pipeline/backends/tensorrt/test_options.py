@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from pipeline.artifacts import digests, store
+from pipeline.artifacts import digests
 from pipeline.backends.tensorrt.options import Options
 from pipeline.config import project
 from pipeline.errors import InputError
@@ -70,11 +70,11 @@ def test_all_of_the_folder_counts_for_the_store(monkeypatch):
     read = []
     original = digests._read_code
     digests.code_digest.cache_clear()
-    monkeypatch.setattr(store, "_read_code", lambda module, file: read.append(module) or original(module, file))
+    monkeypatch.setattr(digests, "_read_code", lambda module, file: read.append(module) or original(module, file))
     digests.code_digest("pipeline.backends.tensorrt.backend")
     digests.code_digest.cache_clear()
-    names = ("building", "engines", "exporting", "layers", "options", "progress", "running", "script", "trtexec")
-    assert {f"pipeline.backends.tensorrt.backend.{name}" for name in names} <= set(read)
+    names = ("builder", "engines", "export", "layer_info", "options", "progress", "runtime", "build_script", "trtexec")
+    assert {f"pipeline.backends.tensorrt.{name}" for name in names} <= set(read)
     assert {
         "pipeline.backends.onnx.backend",
         "pipeline.models.passes.dynamic_batch",

@@ -69,7 +69,7 @@ def test_a_torch_for_cpus_holds_no_buffers_on_a_gpu(monkeypatch):
 
 def test_whether_torch_has_cuda_is_told_without_importing_it():
     code = (
-        "import sys; from pipeline.backends.tensorrt.backend import engines\n"
+        "import sys; from pipeline.backends.tensorrt import engines\n"
         "print(engines.torch_has_cuda(), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
