@@ -104,7 +104,7 @@ def test_two_threads_give_the_same_logits(exported, image, tmp_path):
     file = exported[0]["fp32", "fused"]
     code = (
         "import numpy, pathlib\n"
-        "from pipeline.backends import executorch\n"
+        "from pipeline.backends.executorch import backend as executorch\n"
         f"run = executorch.open_session(pathlib.Path({str(file)!r}), 2)\n"
         f"numpy.save({str(tmp_path / 'logits.npy')!r}, run(numpy.load({str(tmp_path / 'image.npy')!r})))\n"
     )
