@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.backends.runtime import Runtime
 from pipeline.errors import InputError
 
 BATCH = 4
@@ -54,6 +55,14 @@ def open_exact_session(file: Path, threads: int) -> Callable[[np.ndarray], np.nd
 
 def outputs_by_layer(file: Path, image: np.ndarray, *, exact: bool = False) -> dict[str, np.ndarray]:
     return {"mean": image.mean((2, 3)), "product": open_session(file, 1)(image)}
+
+
+RUNTIME = Runtime(
+    open_session=open_session,
+    open_check_session=open_check_session,
+    open_exact_session=open_exact_session,
+    outputs_by_layer=outputs_by_layer,
+)
 
 
 def _note(place: Path, text: str) -> None:

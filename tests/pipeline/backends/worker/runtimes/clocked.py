@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from runtimes import affine
 
+from pipeline.backends.runtime import Runtime
+
 
 def open_clock(file: Path, threads: int, image: np.ndarray) -> Callable[[], float]:
     session = affine.open_session(file, threads)
@@ -15,3 +17,6 @@ def open_clock(file: Path, threads: int, image: np.ndarray) -> Callable[[], floa
         return 7.5
 
     return run
+
+
+RUNTIME = Runtime(open_session=affine.open_session, open_clock=open_clock)

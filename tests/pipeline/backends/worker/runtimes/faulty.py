@@ -4,15 +4,14 @@ It shows nothing of what is inside a file, as ExecuTorch does.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.backends.onnx import backend as onnx
-
-FILES = onnx.FILES
-open_check_session = onnx.open_check_session
+from pipeline.backends.runtime import Runtime
 
 
 def export(program: torch.export.ExportedProgram, files: Sequence[Path], spec: Any) -> dict[str, Any]:
@@ -24,3 +23,7 @@ def export(program: torch.export.ExportedProgram, files: Sequence[Path], spec: A
         wrong.args = (node,)
     module.recompile()
     return onnx.export(torch.export.export(module, (torch.zeros(spec.input_shape),)), files, spec)
+
+
+RUNTIME = Runtime(open_session=onnx.open_session, open_check_session=onnx.open_check_session)
+BACKEND = replace(onnx.BACKEND, runtime=RUNTIME, export=export)

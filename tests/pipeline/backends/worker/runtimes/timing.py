@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from runtimes import affine
+
+from pipeline.backends.runtime import Runtime
 
 
 def time_files(
@@ -19,3 +22,6 @@ def transfer_ms(file: Path, image: np.ndarray) -> dict[str, float]:
 
 def profile(file: Path, threads: int, image: np.ndarray, runs: int) -> list[dict[str, str | float]]:
     return [{"name": file.stem, "kind": "product", "ms": float(threads * runs)}]
+
+
+RUNTIME = Runtime(open_session=affine.open_session, time_files=time_files, transfer_ms=transfer_ms, profile=profile)
