@@ -12,8 +12,8 @@ import pytest
 
 from pipeline import backends, devices
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
-from pipeline.config.project import Bench
 from pipeline.config.stages import BenchSettings, ExportSettings
+from pipeline.config.targets import Bench
 from pipeline.errors import DeviceError
 from pipeline.stages import bench, export
 
