@@ -106,7 +106,7 @@ def export(name: str, backend_name: str, form: str, size: int, lines: int | None
     if form == "fused":
         model = repnets.fuse(model, torch.zeros(shape)).module
     with tempfile.TemporaryDirectory(prefix="repnets-") as folder:
-        files = [Path(folder, file.format(form="network")) for file in backend.FILES]
+        files = [Path(folder, name) for name in backend.file_names(["network"])]
         small = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
         backend.export(torch.export.export(small, (torch.zeros(shape),)), files, spec)
         start, used = time.perf_counter(), time.process_time()

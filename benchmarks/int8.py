@@ -173,7 +173,7 @@ def missing_here() -> dict[str, Unavailable]:
     found = {}
     for row in ROWS:
         why = rivals.nncf_unavailable() if row.kind == "NNCF" else backends.load(row.backend).unavailable()
-        if row.backend != "coreml" and why:  # its evaluator runs anywhere
+        if row.timed and why:  # what is not timed has a runtime that runs anywhere
             found[row.name] = why
     return found
 
@@ -260,7 +260,8 @@ def write(subject: subjects.Subject, row: Row, calibration: "np.ndarray") -> Non
     else:
         program, _ = pytorch.read(file.with_suffix(".pt2"))
         name = backends.by_suffix(file)
-        options = {"minimum_deployment_target": "iOS17"} if name == "coreml" else {}
+        rules = backends.load(name).rules
+        options = dict([rules.at_least["int8"]]) if rules and "int8" in rules.at_least else {}
         spec = ExportSpec("int8" if row.kind == OURS else "fp32", subject.shape, subject.preprocessing, options)
         backends.load(name).export(programs.static(checkpoints.as_module(program), subject.shape), [file], spec)
 

@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Runtime:
     suffix: str
 
     def unavailable(self) -> Unavailable | None:
-        return backends.load(self.module).unavailable()
+        return import_module(backends.module_name(self.module)).unavailable()
 
 
 RUNTIMES = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.backends.pytorch import backend as pytorch
+from pipeline.backends.runtime import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,3 +36,6 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
             return compiled(torch.from_numpy(images)).numpy()
 
     return run
+
+
+RUNTIME = Runtime(open_session=open_session)

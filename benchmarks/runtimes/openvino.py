@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts.manifest import Unavailable, versions
+from pipeline.backends.runtime import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,3 +37,6 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
         return request.get_output_tensor(0).data
 
     return run
+
+
+RUNTIME = Runtime(open_session=open_session)

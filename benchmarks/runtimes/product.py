@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.backends.runtime import Runtime
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -48,3 +50,6 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
     random = np.random.default_rng(1)
     fed = {one.name: random.standard_normal(one.shape, dtype=np.float32) for one in session.get_inputs()}
     return lambda images: session.run(None, fed)[0]
+
+
+RUNTIME = Runtime(open_session=open_session)

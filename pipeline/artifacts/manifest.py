@@ -91,6 +91,14 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number)
 
 
+def is_within(version: str, wanted: str) -> bool:
+    """Whether a version is in a range of ``>=`` and ``<``, which is all that pyproject.toml declares."""
+    bounds = [re.match(r"(>=|<)\s*([\d.]+)$", bound.strip()) for bound in wanted.split(",") if bound.strip()]
+    return all(
+        (version_numbers(version) >= version_numbers(bound[2])) is (bound[1] == ">=") for bound in bounds if bound
+    )
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a document as every JSON artifact is written: indented, keys in the order given, NaN refused."""
     path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline import backends
 from pipeline.artifacts.manifest import versions
 from pipeline.devices import Device, facts
 from pipeline.devices.facts import Readings
 
-RUNTIMES = ("executorch", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "coremltools")
 _TOLERATED_LOAD = 0.5
 _CPU = "/sys/devices/system/cpu"
 _POSSIBLE_C = (-40, 150)
@@ -27,13 +27,13 @@ Versions = Sequence[str] | Mapping[str, str | None]
 """Distributions whose installed versions here matter; or, for a device, the versions of what runs there."""
 
 
-def fingerprint(packages: Versions = RUNTIMES, device: Device | None = None) -> str:
+def fingerprint(packages: Versions | None = None, device: Device | None = None) -> str:
     """Sha256 over what makes a latency of a machine its own, as hex; the same until one of it changes.
 
     CPU, cores, memory in GiB, GPUs and their driver, power mode, operating system, Python, and the runtimes' versions.
 
     Args:
-        packages: see `Versions`.
+        packages: see `Versions`; default: what runs the files of any backend.
         device: default: this machine.
 
     Raises:
@@ -43,7 +43,7 @@ def fingerprint(packages: Versions = RUNTIMES, device: Device | None = None) -> 
     parts = _machine(read) | {
         "power_mode": _power_mode(read),
         "os": _operating_system(read),
-        "versions": _versions(packages),
+        "versions": _versions(backends.runtime_packages() if packages is None else packages),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, devices
 from pipeline.artifacts.manifest import Unavailable
+from pipeline.backends.base import Backend, BuiltFiles, Traced
 from pipeline.backends.worker import client, remote
 from pipeline.benchmark import conditions, interleaved, timing
 from pipeline.config.stages import BenchSettings
@@ -48,7 +49,7 @@ class Runner:
 def here(backend: str, files: Mapping[str, Path]) -> Runner:
     """On this machine, each file by the backend's own runtime."""
     jobs = {form: client.Job(backend, file) for form, file in files.items()}
-    return _served(jobs, None, backends.packages_of_figures(backend), lambda: None)
+    return _served(jobs, None, backends.load(backend).packages_of_figures, lambda: None)
 
 
 @contextmanager
@@ -70,15 +71,15 @@ def wanted(
         yield here(settings.backend, files)
         return
     device, backend = devices.parse(settings.device), backends.load(settings.backend)
-    if hasattr(backend, "on_device"):
-        beside = next(file for file in exported if file.name in backend.EXTRAS)
-        with backend.on_device(device, files, beside, tuple(written["input"]["shape"])) as built:
+    if backend.built:
+        beside = next(file for file in exported if file.name in backend.extras)
+        with backend.built.open(device, files, beside, tuple(written["input"]["shape"])) as built:
             yield _built(built, device, files)
         return
     with _brought(settings, device, backend, list(files.values()), written["versions"]) as on:
         jobs = {form: client.Job(settings.backend, file, on) for form, file in files.items()}
         runner = _served(jobs, device, on.versions, lambda: sum(on.used_seconds))
-        yield runner if settings.runner is None else replace(runner, profile=partial(_traced, backend, jobs))
+        yield runner if settings.runner is None else replace(runner, profile=partial(_traced, backend.traced, jobs))
 
 
 def unavailable(settings: BenchSettings) -> Unavailable | None:
@@ -87,14 +88,15 @@ def unavailable(settings: BenchSettings) -> Unavailable | None:
 
 
 def _brought(
-    settings: BenchSettings, device: Device, backend: Any, files: Sequence[Path], made_by: Mapping[str, str | None]
+    settings: BenchSettings, device: Device, backend: Backend, files: Sequence[Path], made_by: Mapping[str, str | None]
 ) -> Any:
     if settings.runner is not None:
         return remote.by_runner(device, settings.runner, files)
-    return remote.by_python(device, settings.device_python, backend.SERVED_BY, backend.PACKAGES, made_by, files)
+    served = backend.served
+    return remote.by_python(device, settings.device_python, served.module, served.packages, made_by, files)
 
 
-def _built(built: Any, device: Device, files: Mapping[str, Path]) -> Runner:
+def _built(built: BuiltFiles, device: Device, files: Mapping[str, Path]) -> Runner:
     """Where the device's own program takes the times, with an image of its own."""
 
     def time_in_turn(image: "np.ndarray", threads: int, until: interleaved.Until) -> timing.Timed:
@@ -109,7 +111,7 @@ def _built(built: Any, device: Device, files: Mapping[str, Path]) -> Runner:
 
     return Runner(
         device,
-        {"tensorrt": built.place.version},
+        built.versions,
         time_in_turn,
         lambda form, image: built.transfer_ms(form),
         lambda form, image, threads, runs: built.profile(form, runs),
@@ -119,11 +121,11 @@ def _built(built: Any, device: Device, files: Mapping[str, Path]) -> Runner:
 
 
 def _traced(
-    backend: Any, jobs: Mapping[str, client.Job], form: str, image: "np.ndarray", threads: int, runs: int
+    traced: Traced, jobs: Mapping[str, client.Job], form: str, image: "np.ndarray", threads: int, runs: int
 ) -> list[dict[str, Any]]:
     """A runner leaves the reading of its trace to the host."""
-    dump = client.trace(jobs[form], image, threads, backend.WARMUP_RUNS + runs)
-    return backend.read_trace(dump, runs, jobs[form].file)
+    dump = client.trace(jobs[form], image, threads, traced.warmup_runs + runs)
+    return traced.read(dump, runs, jobs[form].file)
 
 
 def _served(
@@ -166,10 +168,10 @@ def fingerprint(settings: BenchSettings) -> str:
     if settings.device == "local":
         return conditions.fingerprint()
     device, backend = devices.parse(settings.device), backends.load(settings.backend)
-    if hasattr(backend, "on_device"):
-        versions = backend.versions(device)
+    if backend.built:
+        versions = backend.built.versions(device)
     elif settings.runner is not None:
         versions = remote.runner_versions(device, settings.runner)
     else:
-        versions = remote.python_versions(device, settings.device_python, backend.PACKAGES)
+        versions = remote.python_versions(device, settings.device_python, backend.served.packages)
     return conditions.fingerprint(versions, device)

@@ -75,7 +75,7 @@ def _timed(
     timed = timing.time_in_turn(jobs, inputs.random_image(shape), threads, until=until)
     after = conditions.snapshot()
     used = [file.backend for file in files if file.path not in missing]
-    packages = [package for name in used for package in backends.packages_of_figures(name)]
+    packages = [package for name in used for package in backends.load(name).packages_of_figures]
     falling = [
         f"{name} was still getting faster after its warm-up; bench again when the machine is quiet"
         for name, launches in timed.timing.warmup.items()
@@ -94,7 +94,7 @@ def _row(file: Exported, missing: Unavailable | None, timed: timing.Timed, first
     name, samples = str(file.path), timed.timing.samples_ms
     about = {
         "file": name,
-        "runtime": backends.RUNTIMES[file.backend],
+        "runtime": backends.load(file.backend).title,
         "size_bytes": file.size_bytes,
         "sha256": digests.digest(file.path),
     }

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pipeline import backends
 from pipeline.artifacts import store
-from pipeline.artifacts.manifest import Unavailable, version_numbers
+from pipeline.artifacts.manifest import Unavailable
+from pipeline.backends.base import Can
 from pipeline.backends.tensorrt import engines
-from pipeline.backends.worker import remote
 from pipeline.cli import requirements
 from pipeline.cli.requirements import Found
 from pipeline.config.project import Config
@@ -23,26 +23,7 @@ from pipeline.config.targets import Target
 from pipeline.devices import probe
 from pipeline.devices.probe import Probe
 
-OLDEST_TENSORRT = "10.3.0"
-"""What the ONNX files and the options of trtexec are written for: JetPack 6.1."""
-
 _ROOM_GIB = 2
-_WHEELS = ("x86_64", "aarch64", "arm64")  # that executorch has wheels for, by uname's names
-
-
-@dataclass(frozen=True)
-class Can:
-    """Whether one thing can be done with a target here.
-
-    Attributes:
-        yes: it can.
-        how: by what, or in a word why not.
-        missing: each a reason and what to do about it; empty where it can.
-    """
-
-    yes: bool
-    how: str
-    missing: tuple[Unavailable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +69,7 @@ def examine(config: Config, targets: Sequence[str]) -> Host:
         config: what is to be built.
         targets: names of those in question.
     """
-    found = tuple(requirements.find([*requirements.PACKAGES, *requirements.ENGINES, *requirements.PROGRAMS]))
+    found = tuple(requirements.find(requirements.everything()))
     room = store.root()
     looked = ("sh", "-c", probe.SCRIPT, "sh", str(room), sys.executable)
     me = probe.read(subprocess.run(looked, capture_output=True, text=True, check=False).stdout)
@@ -105,7 +86,7 @@ def examine(config: Config, targets: Sequence[str]) -> Host:
 
 def needed_by(one: Found, targets: Sequence[Target]) -> list[str]:
     """Names of the targets that something is needed for."""
-    wanted = set(one.requirement.backends)
+    wanted = set(one.requirement.kinds)
     return [target.name for target in targets if not wanted or wanted & _kinds(target)]
 
 
@@ -122,7 +103,7 @@ def _verdict(target: Target, found: Sequence[Found], inputs: Sequence[Unavailabl
     return Verdict(
         target.name,
         build=Can(not build, _built(target, found) if not build else "no", build),
-        check=Can(can_check, f"by {backend.CHECKED_BY}" if can_check else "no", check),
+        check=Can(can_check, f"by {backend.checked_by}" if can_check else "no", check),
         bench=_bench(target),
     )
 
@@ -142,13 +123,7 @@ def lack(one: Found) -> str:
 
 
 def _built(target: Target, found: Sequence[Found]) -> str:
-    if target.backend != "tensorrt":
-        return "yes"
-    makers = {one.requirement.name for one in found if one.requirement.work == "engine" and one.is_met}
-    on_gpu = engines.compute_capability() is not None
-    if on_gpu and makers & {"tensorrt", "trtexec"}:
-        return "ONNX, engine"
-    return "ONNX, RTX engine" if makers & {"tensorrt-rtx-cu13"} else "ONNX alone"
+    return backends.load(target.backend).built_here({one.requirement.name for one in found if one.is_met})
 
 
 def _bench(target: Target) -> Can:
@@ -158,7 +133,7 @@ def _bench(target: Target) -> Can:
         return Can(False, f"on {target.device}", (why,))
     missing = backends.load(target.backend).unavailable()
     if missing is None:
-        return Can(True, f"by {backends.RUNTIMES[target.backend]}")
+        return Can(True, f"by {backends.load(target.backend).title}")
     return Can(False, "not here", (missing,))
 
 
@@ -192,7 +167,7 @@ def _from_home(path: Path) -> str:
 
 def can_run(target: Target, device: Probe) -> Can:
     """Whether a device can run a target's file: its bench, and the self-test of its bundle."""
-    return _ON_DEVICE[target.backend](device)
+    return backends.load(target.backend).can_run_on(device, requirements.ranges())
 
 
 def can_install(device: Probe) -> Can:
@@ -210,56 +185,3 @@ def can_install(device: Probe) -> Can:
         if not there
     )
     return Can(not missing, "yes" if not missing else "no", missing)
-
-
-def _on_cpu(device: Probe) -> Can:
-    wanted, version = requirements.ranges().get("executorch", ""), device.packages.get("executorch")
-    if version is not None and requirements.is_within(version, wanted):
-        return Can(True, f"by Python, executorch {version}")
-    if device.is_android:
-        return _cannot("no runner", "A phone has no Python.", "Build the runner; see below.")
-    if device.architecture not in _WHEELS:
-        why = f"There is no wheel of executorch for {device.architecture}."
-        return _cannot(
-            "no runtime", why, f"Use a 64-bit system ({', '.join(_WHEELS)}), or build ExecuTorch and the runner there."
-        )
-    how = f'On the device: python3 -m pip install "executorch{wanted}" torch; or build the runner, see below.'
-    if version is not None:
-        return _cannot("other version", f"Its executorch is {version}, and {wanted} is needed.", how)
-    if device.python is None:
-        return _cannot("no runtime", "There is no Python 3.", how)
-    if _is_older(device.python, remote.OLDEST_PYTHON):
-        why = f"Its Python is {device.python}, and executorch needs {remote.OLDEST_PYTHON}."
-        return _cannot("no runtime", why, "Install a later Python there, and name it by --python; or build the runner.")
-    return _cannot("no runtime", f"Its Python {device.python} has no executorch.", how)
-
-
-def _cannot(how: str, reason: str, remedy: str) -> Can:
-    return Can(False, how, (Unavailable(reason, remedy),))
-
-
-def _on_nvidia(device: Probe) -> Can:
-    if "trtexec" not in device.tools:
-        how = "Install JetPack's or NVIDIA's TensorRT there: sudo apt-get install nvidia-jetpack on a Jetson."
-        return _cannot("no runtime", "There is no trtexec.", how)
-    if device.trtexec is not None and _is_older(device.trtexec, OLDEST_TENSORRT):
-        why = f"Its trtexec is TensorRT {device.trtexec}, older than {OLDEST_TENSORRT}."
-        return _cannot("too old", why, "Install JetPack 6.1 or later, or a later TensorRT.")
-    return Can(True, f"by trtexec, TensorRT {device.trtexec or 'of unknown version'}")
-
-
-def _on_apple(device: Probe) -> Can:
-    if device.system != "Darwin":
-        why = f"Core ML runs on Apple's systems alone, and this is {device.system}."
-        return _cannot("not Apple's", why, "Name a Mac; for an iPhone: repnets ship --layout.")
-    if "coremltools" not in device.packages:
-        how = "On the Mac: python3 -m pip install coremltools."
-        return _cannot("no coremltools", "Its Python has no coremltools.", how)
-    return Can(True, f"by Python, coremltools {device.packages['coremltools']}")
-
-
-def _is_older(version: str, other: str) -> bool:
-    return version_numbers(version) < version_numbers(other)
-
-
-_ON_DEVICE = {"executorch": _on_cpu, "tensorrt": _on_nvidia, "coreml": _on_apple}

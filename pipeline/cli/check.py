@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, write_json
+from pipeline.backends import signatures
 from pipeline.backends.pytorch import backend as pytorch
 from pipeline.backends.worker import client
 from pipeline.cli import exported_files
@@ -94,14 +95,11 @@ def check(
 
 def _side(file: Exported, exact: bool) -> _Side:
     backend = backends.load(file.backend)
-    if file.path.suffix == ".engine":  # what `check` of the pipeline runs is the ONNX file, not the engine
-        missing, session, runtime = backend.unavailable(), "own", "TensorRT"
-    else:
-        missing = None if backend.CHECKED_BY else backend.unavailable()
-        session, runtime = "check", backend.CHECKED_BY
-    if missing:
+    is_silent = signatures.read(file.path) is None  # its own runtime alone can open it: an engine
+    session, runtime = ("own", backend.title) if is_silent else ("check", backend.checked_by)
+    if is_silent and (missing := backend.unavailable()):
         raise StageError(f"{file.path} cannot be compared here: {missing.reason} {missing.remedy}")
-    if exact and hasattr(backend, "open_exact_session"):
+    if exact and backend.runtime.open_exact_session:
         return _Side(file, "exact", f"{runtime}, in float32", backend.census(file.path))
     if exact and file.precision != "fp32":
         raise InputError(
@@ -141,7 +139,7 @@ def _departure(
         if not silent:
             return _first_of_both(sides, fed, exact, tolerance)
         file, against = (side.file for side in sides)
-        if silent == [sides[0]] and against.backend == "pytorch" and hasattr(backends.load(file.backend), "export"):
+        if silent == [sides[0]] and against.path.suffix == ".pt2" and backends.load(file.backend).export:
             return _located(file, against, fed, tolerance)
     except (StageError, InputError) as error:
         return f"it is not known which layer departs: {str(error).rstrip('.')}"
@@ -149,7 +147,7 @@ def _departure(
 
 
 def _tells_layers(side: _Side) -> bool:
-    return side.session != "own" and hasattr(backends.load(side.file.backend), "outputs_by_layer")
+    return side.session != "own" and backends.load(side.file.backend).runtime.outputs_by_layer is not None
 
 
 def _first_of_both(

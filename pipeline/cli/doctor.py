@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import devices
+from pipeline import backends, devices
 from pipeline.artifacts.manifest import Unavailable, write_json
+from pipeline.backends.base import Backend
 from pipeline.cli import capabilities as examined
 from pipeline.cli.capabilities import Host
 from pipeline.cli.requirements import Found
@@ -40,21 +41,6 @@ examples:
   repnets doctor --target tensorrt ssh://anna@jetson.local
   repnets doctor adb:0123456789ABCDEF --json doctor.json
 """
-
-_RUNNER = """\
-A runner is a small program that runs a .pte where no Python with executorch is; `runner:` in target.yaml names it.
-  Linux, on the device (x86_64 or aarch64; sudo apt-get install g++ unzip), from the wheel's own C++ libraries:
-    python3 -m pip download --no-deps executorch=={version} && unzip -q executorch-*.whl -d wheel
-    sh build_runner.sh wheel/executorch ~/runner     build_runner.sh and runner.cpp are in pipeline/devices/
-  Android, on this machine, with the NDK in $ANDROID_NDK (after ExecuTorch's own scripts; nobody has run it yet):
-    git clone --branch v{version} --recurse-submodules --shallow-submodules https://github.com/pytorch/executorch
-    cmake -S executorch -B out -DCMAKE_TOOLCHAIN_FILE=$ANDROID_NDK/build/cmake/android.toolchain.cmake \\
-      -DANDROID_ABI=arm64-v8a -DANDROID_PLATFORM=android-26 -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=out \\
-      -DEXECUTORCH_BUILD_XNNPACK=ON -DEXECUTORCH_BUILD_KERNELS_OPTIMIZED=ON -DEXECUTORCH_BUILD_DEVTOOLS=ON \\
-      -DEXECUTORCH_BUILD_EXTENSION_MODULE=ON -DEXECUTORCH_BUILD_EXTENSION_TENSOR=ON \\
-      -DEXECUTORCH_BUILD_EXTENSION_DATA_LOADER=ON -DEXECUTORCH_BUILD_EXTENSION_FLAT_TENSOR=ON \\
-      -DEXECUTORCH_BUILD_EXTENSION_NAMED_DATA_MAP=ON -DEXECUTORCH_ENABLE_EVENT_TRACER=ON
-    cmake --build out -j --target install            then compile runner.cpp with the NDK's clang++ against out/"""
 
 _WITHOUT = {
     "all": "no build and no check of {targets}",
@@ -89,7 +75,7 @@ def doctor(
         StageError: a target cannot be built or checked here.
         DeviceError: a device did not answer.
     """
-    configured = resolve.load(read_yaml(settings), settings.parent)
+    configured = resolve.load(read_yaml(settings), backends.rules(), settings.parent)
     for name in targets or ():
         if name not in configured.targets:
             raise InputError(f"there is no target `{name}`{nearest(name, list(configured.targets))}")
@@ -100,8 +86,9 @@ def doctor(
     answers = {device.name: _ask(device, python) for device in parsed}
     for name, answer in answers.items():
         print(f"\n{_device(name, answer, chosen)}")
-    if any(target.backend == "executorch" for target in chosen):
-        print(f"\n{_RUNNER.format(version=_executorch(host))}")
+    for name in sorted({target.backend for target in chosen}):
+        if backends.load(name).runner_help:
+            print(f"\n{_runner_help(backends.load(name), host)}")
     if document:
         write_json(document, _document(host, chosen, answers))
     _conclude(host, answers)
@@ -143,10 +130,10 @@ def _host(host: Host, targets: Sequence[Target]) -> str:
     return "\n".join(parts)
 
 
-def _executorch(host: Host) -> str:
-    """The version that the files are made with, or the oldest that will do."""
-    found = next(one for one in host.found if one.requirement.name == "executorch")
-    return found.version or f"{found.wanted.partition(',')[0].lstrip('>=')}.0"
+def _runner_help(backend: Backend, host: Host) -> str:
+    """How to build a runner: of the version that the files are made with, or the oldest that will do."""
+    found = next(one for one in host.found if one.requirement.name == backend.run_by[0])
+    return backend.runner_help.format(version=found.version or f"{found.wanted.partition(',')[0].lstrip('>=')}.0")
 
 
 def _needed(one: Found, targets: Sequence[Target]) -> bool:

@@ -88,7 +88,7 @@ def open_file(path: Path) -> Exported:
     """
     backend = backends.by_suffix(path)
     if not path.exists():
-        raise InputError(f"{path} does not exist. Name an exported file: {', '.join(backends.SUFFIXES)}.")
+        raise InputError(f"{path} does not exist. Name an exported file: {', '.join(backends.suffixes())}.")
     signature, manifest = signatures.read(path), _manifest(path)
     if signature is None:  # an engine
         shape = tuple(manifest["input"]["shape"]) if manifest else (None,) * 4

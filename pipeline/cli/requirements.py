@@ -12,31 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
-from pipeline.artifacts.manifest import version_numbers, versions
+from pipeline import backends
+from pipeline.artifacts.manifest import is_within, versions
 from pipeline.artifacts.source_files import PROJECT
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """Something that has to be installed for some of the work.
-
-    Attributes:
-        name: of the Python distribution, or of the program.
-        why: what it does here, a few words.
-        work: what cannot be done without it: ``all``; ``build``, and then nothing is checked either; ``check``;
-            ``engine``; ``device`` and ``sign``, which no target is built with.
-        backends: whose targets need it, ``int8`` for those of that precision; empty: all.
-        is_program: a program on PATH, and no distribution.
-        linux, mac: the command that brings a program.
-    """
-
-    name: str
-    why: str
-    work: str = "all"
-    backends: tuple[str, ...] = ()
-    is_program: bool = False
-    linux: str = ""
-    mac: str = ""
+from pipeline.backends.base import Requirement
 
 
 @dataclass(frozen=True)
@@ -72,24 +51,9 @@ PACKAGES = (
     Requirement("snakemake", "decides what is to be built"),
     Requirement("threadpoolctl", "threads of numerical libraries"),
     Requirement("tqdm", "progress bars"),
-    Requirement("torchao", "int8 programs (comes with executorch)", "build", ("int8",)),
-    Requirement("executorch", "writes and runs .pte; quantizes to int8", "build", ("executorch", "int8")),
-    Requirement("onnx", "ONNX files, which TensorRT builds from", "build", ("tensorrt",)),
-    Requirement("onnxscript", "torch's ONNX exporter", "build", ("tensorrt",)),
-    Requirement("onnxruntime", "runs ONNX files in check, and as the reference", "check", ("tensorrt",)),
-    Requirement("coremltools", "writes ML programs; on a Mac runs them", "build", ("coreml",)),
-)  # fmt: skip
-"""Distributions without which a target is not built or not checked."""
-
-ENGINES = (
-    Requirement("tensorrt", "engines for this machine's GPU", "engine", ("tensorrt",)),
-    Requirement("tensorrt-rtx-cu13", "engines for RTX GPUs, built without one", "engine", ("tensorrt",)),
-    Requirement(
-        "trtexec", "builds and times engines where NVIDIA's TensorRT is (a Jetson: JetPack)", "engine",
-        ("tensorrt",), True, "install JetPack's or NVIDIA's TensorRT",
-    ),
-)  # fmt: skip
-"""Any one of them builds engines beside the ONNX file."""
+    Requirement("torchao", "int8 programs (comes with executorch)", "build", ("int8",), install="executorch"),
+)
+"""Distributions without which nothing is built, and what every backend's int8 program is made with."""
 
 PROGRAMS = (
     Requirement("ssh", "devices ssh://user@host", "device", (), True, _SSH),
@@ -97,6 +61,13 @@ PROGRAMS = (
     Requirement("adb", "devices adb:SERIAL (Android)", "device", (), True, _ADB[0], _ADB[1]),
 )
 """What reaches devices; nothing is built with it."""
+
+
+def everything() -> list[Requirement]:
+    """All that is looked for: of the pipeline itself, of each backend, and what reaches devices."""
+    own = [one for name in backends.names() for one in backends.load(name).requirements]
+    return [*PACKAGES, *sorted(own, key=lambda one: one.work == "engine"), *PROGRAMS]
+
 
 PLACES = ("/usr/src/tensorrt/bin",)
 """Where programs may be that are not on PATH: JetPack's trtexec."""
@@ -112,7 +83,7 @@ def find(requirements: Iterable[Requirement]) -> list[Found]:
 def _package(one: Requirement) -> Found:
     version, wanted = versions(one.name)[one.name], ranges().get(_plain(one.name), "")
     is_met = version is not None and is_within(version, wanted)
-    return Found(one, version, wanted, is_met, "" if is_met else _pip(one.name, wanted))
+    return Found(one, version, wanted, is_met, "" if is_met else _pip(one.install or one.name))
 
 
 def _program(one: Requirement) -> Found:
@@ -121,20 +92,9 @@ def _program(one: Requirement) -> Found:
     return Found(one, found, "", found is not None, "" if found else remedy)
 
 
-def _pip(name: str, wanted: str) -> str:
-    if name == "tensorrt":
-        return 'pip install "repnets[tensorrt]"'
-    if name == "torchao":
-        return _pip("executorch", ranges().get("executorch", ""))
-    return f'pip install "{name}{wanted}"' if wanted else f"pip install {name}"
-
-
-def is_within(version: str, wanted: str) -> bool:
-    """Whether a version is in a range of ``>=`` and ``<``, which is all that pyproject.toml declares."""
-    bounds = [re.match(r"(>=|<)\s*([\d.]+)$", bound.strip()) for bound in wanted.split(",") if bound.strip()]
-    return all(
-        (version_numbers(version) >= version_numbers(bound[2])) is (bound[1] == ">=") for bound in bounds if bound
-    )
+def _pip(name: str) -> str:
+    wanted = ranges().get(_plain(name), "")
+    return f'pip install "{name}{wanted}"' if wanted or "[" in name else f"pip install {name}"
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config import targets
+from pipeline.config.backend_rules import BackendRules
 from pipeline.config.schema import Strict, unknown_key, validate, where
 from pipeline.config.targets import Target
 from pipeline.errors import InputError
@@ -126,11 +127,12 @@ class Config(Strict):
         return self.candidates.get(target) or (self.targets[target],)
 
 
-def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
+def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Path = Path()) -> Config:
     """Validate a configuration and the targets beside it.
 
     Args:
         values: config.yaml as a mapping, with what ``--config`` changed already merged in.
+        rules: what each backend tells of its targets, by its name: `backends.rules()`.
         root: folder that holds config.yaml and targets/.
 
     Raises:
@@ -152,7 +154,7 @@ def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
     verify = validate(Verify, values.get("verify") or {}, source, ("verify",))
     quantize = validate(Quantize, values.get("quantize") or {}, source, ("quantize",))
     bundle = validate(Bundle, values.get("bundle") or {}, source, ("bundle",))
-    declared, candidates = targets.load(values.get("targets") or {}, root)
+    declared, candidates = targets.load(values.get("targets") or {}, rules, root)
     return Config(
         data=data, models=models, verify=verify, quantize=quantize, targets=declared, candidates=candidates,
         bundle=bundle,

@@ -56,12 +56,6 @@ class ExportSettings(Strict):
     image_size: int | None
     options: dict[str, Any]
 
-    def precision_of(self, form: str) -> str:
-        """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
-        if self.precision != "int8" or form == "quantized":
-            return self.precision
-        return "fp16" if self.backend in ("tensorrt", "coreml") else "fp32"
-
 
 class CheckSettings(Strict):
     """Of the stage `check`."""

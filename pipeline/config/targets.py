@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.config import backend_options
+from pipeline.config.backend_rules import BackendRules, hold_device
 from pipeline.config.schema import Strict, read_yaml, validate, where
 from pipeline.errors import InputError, nearest
 
@@ -49,15 +48,6 @@ class Bench(Strict):
 WEIGHTS_ALONE = ("w8", "w4", "palette6")
 """Precisions that compress the weights; the arithmetic is float16."""
 
-CANDIDATES = MappingProxyType(
-    {
-        "tensorrt": ("fp32", "fp16", "int8"),
-        "coreml": ("fp16", "int8", *WEIGHTS_ALONE),
-        "executorch": ("fp32", "fp16", "int8"),
-    }
-)
-"""What `precision: auto` chooses from, backend by backend, where target.yaml does not say."""
-
 _Precision = Literal["fp32", "fp16", "int8", "w8", "w4", "palette6"]
 PRECISIONS: tuple[str, ...] = get_args(_Precision)
 """All that a file can be exported in."""
@@ -73,13 +63,13 @@ class Target(Strict):
     """A deployment: targets/<name>/target.yaml."""
 
     name: str
-    backend: Literal["tensorrt", "coreml", "executorch"]
+    backend: str
     precision: Literal[_Precision, "auto"] = Field(
         description="int8: of weights and activations; w8, w4, palette6: Core ML's, of the weights alone; auto: the "
         "fastest of `candidates` that holds its gates"
     )
     candidates: Annotated[tuple[_Precision, ...], AfterValidator(_several)] | None = Field(
-        None, description="what auto chooses from; default: what the backend has, and for Core ML what the system reads"
+        None, description="what auto chooses from; default: what the backend has, and the oldest system reads"
     )
     baseline: Literal["fused", "branched", "none"] | None = Field(
         None, description="what the file is timed beside; default: fused for int8, else branched"
@@ -87,7 +77,7 @@ class Target(Strict):
     batch: int = Field(1, ge=1)
     image_size: int | None = Field(None, ge=1, description="default: the size that the model was trained at")
     device: str = Field("local", description="where bench runs: local, ssh://user@host:port, adb:SERIAL")
-    device_python: str = Field("python3", min_length=1, description="on the device, where ExecuTorch is installed")
+    device_python: str = Field("python3", min_length=1, description="on the device, where the runtime is installed")
     runner: str | None = Field(None, min_length=1, description="on the device, instead of Python: devices/runner.cpp")
     options: dict[str, Any] = Field(default_factory=dict)
     check: Check = Check()
@@ -109,10 +99,13 @@ class Target(Strict):
         return ("quantized" if is_int8 else "fused", *([] if baseline == "none" else [baseline]))
 
 
-def load(overrides: Mapping[str, Any], root: Path) -> tuple[dict[str, Target], dict[str, tuple[Target, ...]]]:
+def load(
+    overrides: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Path
+) -> tuple[dict[str, Target], dict[str, tuple[Target, ...]]]:
     """Read targets/<name>/target.yaml of every target.
 
     Args:
+        rules: what each backend tells of its targets, by its name.
         overrides: by the name of a target, keys of target.yaml that the configuration changes.
         root: folder that holds targets/.
 
@@ -131,61 +124,64 @@ def load(overrides: Mapping[str, Any], root: Path) -> tuple[dict[str, Target], d
             raise InputError(f"targets.{name} must hold keys of target.yaml, but it is {override!r}.")
     targets, candidates = {}, {}
     for name, path in files.items():
-        target = _read(name, path, overrides.get(name) or {})
-        targets[name] = _with_options(target, path)
+        target = _read(name, path, overrides.get(name) or {}, rules)
+        targets[name] = _with_options(target, rules, path)
         if target.precision == "auto":
-            candidates[name] = _candidates(target, path)
+            candidates[name] = _candidates(target, rules, path)
     return targets, candidates
 
 
-def _read(name: str, path: Path, override: Mapping[str, Any]) -> Target:
+def _read(name: str, path: Path, override: Mapping[str, Any], rules: Mapping[str, BackendRules]) -> Target:
     values = _merge(read_yaml(path), override)
-    if "backend" in values and values["backend"] not in backend_options.BY_BACKEND:
+    if "backend" in values and values["backend"] not in rules:
         place = where(path, ("backend",))
-        hint = nearest(values["backend"], list(backend_options.BY_BACKEND))
+        hint = nearest(values["backend"], list(rules))
         raise InputError(f"{place}: there is no backend `{values['backend']}`{hint}")
     return validate(Target, {"name": name, **values}, path, ())
 
 
-def _candidates(target: Target, path: Path) -> tuple[Target, ...]:
+def _candidates(target: Target, rules: Mapping[str, BackendRules], path: Path) -> tuple[Target, ...]:
     """What a target of `precision: auto` chooses from, without a baseline: they are each other's."""
-    precisions = target.candidates
-    if precisions is None:
-        system = target.options.get("minimum_deployment_target", backend_options.DEFAULT_SYSTEM)
-        known = CANDIDATES[target.backend]
-        precisions = [
-            one for one in known if target.backend != "coreml" or _oldest_system(target.backend, one) <= system
-        ]
+    own = rules[target.backend]
+    precisions = target.candidates or [one for one in own.candidates if _reads(target, own, one)]
     alone = {"baseline": "none", "candidates": None}
-    return tuple(_with_options(target.model_copy(update={"precision": one, **alone}), path) for one in precisions)
+    return tuple(
+        _with_options(target.model_copy(update={"precision": one, **alone}), rules, path) for one in precisions
+    )
 
 
-def _oldest_system(backend: str, precision: str) -> str:
-    """The oldest system that reads a precision; empty where any does."""
-    return backend_options.OLDEST_SYSTEM.get(precision, "") if backend == "coreml" else ""
+def _reads(target: Target, rules: BackendRules, precision: str) -> bool:
+    """Whether the oldest system that a target runs on reads a precision."""
+    if precision not in rules.at_least:
+        return True
+    key, lowest = rules.at_least[precision]
+    return target.options.get(key, rules.options.model_fields[key].default) >= lowest
 
 
-def _with_options(target: Target, path: Path) -> Target:
+def _with_options(target: Target, rules: Mapping[str, BackendRules], path: Path) -> Target:
     """The target with all options of its backend, where they go together with its precision."""
-    oldest = _oldest_system(target.backend, target.precision)
-    given = {"minimum_deployment_target": oldest} | target.options if oldest else target.options
-    chosen = validate(backend_options.BY_BACKEND[target.backend], given, path, ("options",))
-    backend_options.check_device(target.backend, target.device, target.device_python, target.runner, path)
-    if target.precision in WEIGHTS_ALONE and target.backend != "coreml":
+    own = rules[target.backend]
+    key, lowest = own.at_least.get(target.precision, ("", ""))
+    given = {key: lowest} | target.options if key else target.options
+    chosen = validate(own.options, given, path, ("options",))
+    hold_device(target.backend, own, target.device, target.device_python, target.runner, path)
+    if target.precision not in ("auto", *own.precisions):
+        what = "compresses the weights alone" if target.precision in WEIGHTS_ALONE else "is a precision"
+        having = [one.title for one in rules.values() if target.precision in one.precisions]
         raise InputError(
-            f"{where(path, ('precision',))}: `precision: {target.precision}` compresses the weights alone, which "
-            f"only Core ML computes with. For {target.backend}, choose int8, fp16 or fp32."
+            f"{where(path, ('precision',))}: `precision: {target.precision}` {what}, which only "
+            f"{' and '.join(having)} computes with. For {target.backend}, choose {', '.join(own.precisions)}."
         )
     if target.baseline == "fused" and target.precision != "int8":
         raise InputError(
             f"{where(path, ('baseline',))}: `precision: {target.precision}` ships the fused network, so "
             "`baseline: fused` would compare it with itself. Choose branched or none."
         )
-    if oldest and chosen.minimum_deployment_target < oldest:
+    if key and getattr(chosen, key) < lowest:
         raise InputError(
-            f"{where(path, ('options', 'minimum_deployment_target'))}: `precision: {target.precision}` needs {oldest} "
-            f"or later, not {chosen.minimum_deployment_target}, whose Core ML does not read it. Set "
-            f"`minimum_deployment_target: {oldest}`, or choose another precision."
+            f"{where(path, ('options', key))}: `precision: {target.precision}` needs {lowest} or later, not "
+            f"{getattr(chosen, key)}, whose {own.title} does not read it. Set `{key}: {lowest}`, or choose another "
+            "precision."
         )
     return target.model_copy(update={"options": chosen.model_dump(mode="json")})
 

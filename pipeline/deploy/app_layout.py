@@ -12,33 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import backends
+from pipeline.backends.base import AppLayout
 from pipeline.deploy import bundle_file
 from pipeline.errors import InputError
-
-_PLACES: Mapping[str, Mapping[str, str]] = {
-    "coreml": {"@FILE@": "xcode", "labels.txt": "xcode", "integration/Classifier.swift": "xcode"},
-    "executorch": {
-        "@FILE@": "android/assets xcode",
-        "labels.txt": "android/assets xcode",
-        "integration/Classifier.kt": "android",
-        "integration/Classifier.swift": "xcode",
-    },
-}
-"""What an app takes, by its path in the bundle, and where it goes; one file can go to two places."""
-
-_XCODE = """\
-Xcode: drag {folder}/xcode into the project's navigator, tick "Copy items if needed" and the app's target."""
-_COREML = f"""\
-{_XCODE}
-       Xcode compiles {{file}} to {{stem}}.mlmodelc, which Classifier.swift opens.
-A new version later: lay it out again, and replace the files in the project."""
-_EXECUTORCH = f"""\
-Android: copy {{folder}}/android/assets into src/main of the app's module, and Classifier.kt beside your own code;
-       build.gradle.kts takes implementation("org.pytorch:executorch-android:VERSION"), see bundle/README.md.
-{_XCODE}
-       Add ExecuTorch's Swift package, see bundle/README.md.
-A new version later: lay it out again, and replace the files in the project."""
-_NEXT = {"coreml": _COREML, "executorch": _EXECUTORCH}
 
 
 def lay_out(path: Path, folder: Path) -> str:
@@ -56,8 +33,8 @@ def lay_out(path: Path, folder: Path) -> str:
     """
     bundle = bundle_file.open_bundle(path)
     manifest = bundle.manifest
-    places = _PLACES.get(manifest["backend"])
-    if places is None:
+    app = backends.load(manifest["backend"]).bundle.app if manifest["backend"] in backends.names() else None
+    if app is None:
         raise InputError(
             f"{path.name} is for {manifest['backend']}, which no phone's app runs, so it cannot be laid out for one. "
             f"Install it on a device: repnets ship {path} ssh://user@host."
@@ -68,13 +45,13 @@ def lay_out(path: Path, folder: Path) -> str:
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     try:
         bundle.unpack(fresh / "bundle")
-        for name, targets in places.items():
+        for name, targets in app.places.items():
             _copy(fresh, name.replace("@FILE@", manifest["file"]), targets.split())
         fresh.chmod(0o755)
         os.replace(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return _told(folder, manifest)
+    return _told(folder, manifest, app)
 
 
 def _copy(fresh: Path, name: str, targets: list[str]) -> None:
@@ -85,9 +62,9 @@ def _copy(fresh: Path, name: str, targets: list[str]) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, place)
 
 
-def _told(folder: Path, manifest: Mapping[str, Any]) -> str:
+def _told(folder: Path, manifest: Mapping[str, Any], app: AppLayout) -> str:
     file = manifest["file"]
-    lines = _NEXT[manifest["backend"]].format(folder=folder, file=file, stem=Path(file).stem)
+    lines = app.next_steps.format(folder=folder, file=file, stem=Path(file).stem)
     return (
         f"{manifest['model']} for {manifest['target']}, {manifest['digest'][:12]}, laid out in {folder}\n\n{lines}\n"
         "Before you trust it: put golden/input0.bin of the bundle through the app once, and compare with output0.bin."

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.backends import signatures
+from pipeline.backends.base import Backend
 from pipeline.data import splits
 from pipeline.verification import compare
 from pipeline.verification.reference import Reference, spec_of
@@ -35,7 +35,7 @@ class Golden:
 
 
 def make(
-    file: Path, written: Mapping[str, Any], source: Path, split: Path, count: int, backend: ModuleType, scratch: Path
+    file: Path, written: Mapping[str, Any], source: Path, split: Path, count: int, backend: Backend, scratch: Path
 ) -> list[Golden]:
     """Put real images through the program that a file was made of.
 
@@ -58,10 +58,10 @@ def make(
     preprocessing = Preprocessing.from_dict(written["preprocessing"])
     spec = replace(spec_of(dict(written), preprocessing), precision=entry["precision"])
     reference = Reference(source, chosen, spec, signature.takes_pixels)
-    if read := getattr(backend, "stored_weights", None):
-        reference = reference.as_stored_in(file, read)
+    if backend.stored_weights:
+        reference = reference.as_stored_in(file, backend.stored_weights)
     if form == "quantized":
-        images, logits = reference.stored(getattr(backend, "FLOAT_BESIDE_INT8", "fp32"))
+        images, logits = reference.stored(backend.float_beside_int8)
     else:
         images, logits, _ = reference.exact
     outputs = compare.probabilities(logits) if signature.gives_probabilities else logits

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import project
+from pipeline.config.backend_rules import BackendRules
 from pipeline.config.project import Config, Model
 from pipeline.config.schema import where
 from pipeline.config.targets import Target
@@ -13,13 +14,13 @@ from pipeline.errors import InputError
 from pipeline.models import external_checkpoints, networks
 
 
-def load(values: Mapping[str, Any], root: Path = Path()) -> Config:
+def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Path = Path()) -> Config:
     """A validated configuration, as `pipeline.config.project.load` gives it, whose networks can be built.
 
     Raises:
         InputError: as there; an `arch` that is no network; an image size that the network is too large for.
     """
-    read = project.load(values, root)
+    read = project.load(values, rules, root)
     source = root / "config.yaml"
     for name, model in read.models.items():
         path = ("models", name)

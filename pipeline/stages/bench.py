@@ -22,11 +22,10 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts import store
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, Unavailable, read_json, write_json
+from pipeline.backends.base import Backend
 from pipeline.benchmark import headline, measurement, runners
 from pipeline.config.stages import BenchSettings
 from pipeline.models import checkpoints, forms, programs
-
-_STAND_INS = {"fp32": ("onnx", "ONNX Runtime"), "int8": ("executorch", "ExecuTorch")}
 
 
 def run(
@@ -88,11 +87,10 @@ def run(
         outputs={"bench": output, "profile": profile},
         code=(
             "pipeline.stages.bench",
-            backend.__name__,
-            *(backends.module_name(name) for name, _ in _STAND_INS.values()),
+            *(backends.module_name(name) for name in (settings.backend, *_stand_ins())),
             *checkpoints.code_modules(checkpoint),
         ),
-        packages=("torch", *backend.PACKAGES),
+        packages=("torch", *backend.packages),
         host=runners.host(settings, unavailable),
         build=build,
     )
@@ -114,8 +112,12 @@ def _runner(
         with runners.wanted(settings, opened, files, written) as runner:
             yield runner
     else:
-        stand_in, _ = _STAND_INS[_reference_precision(written)]
-        yield runners.here(stand_in, _export_reference(stand_in, written, sources, scratch))
+        stand_in = backends.stand_in(_reference_precision(written))
+        yield runners.here(stand_in.name, _export_reference(stand_in, written, sources, scratch))
+
+
+def _stand_ins() -> list[str]:
+    return [backends.stand_in(precision).name for precision in ("fp32", "int8")]
 
 
 def _reference_precision(written: dict[str, Any]) -> str:
@@ -134,7 +136,7 @@ def _bench(
     measured, reference = measurement.measure(runner, names, shape, settings.bench), None
     if unavailable is not None:
         precision = _reference_precision(written)
-        reference = {"runtime": _STAND_INS[precision][1], "precision": precision, **measured}
+        reference = {"runtime": backends.stand_in(precision).title, "precision": precision, **measured}
         measured = {"forms": dict.fromkeys(names, measurement.UNTIMED), "runs": []}
         measured |= dict.fromkeys(("speedup", "power", "sustained"))
     facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
@@ -156,19 +158,15 @@ def _bench(
 
 
 def _export_reference(
-    stand_in: str, written: dict[str, Any], sources: dict[str, Path | None], scratch: Path
+    backend: Backend, written: dict[str, Any], sources: dict[str, Path | None], scratch: Path
 ) -> dict[str, Path]:
-    """The forms of the target as files of another backend: fp32, but for what the program has in int8.
-
-    ONNX Runtime's CPU is no stand-in for int8: it computes as integers only where no ReLU comes before the rounding.
-    """
-    backend = backends.load(stand_in)
+    """The forms of the target as files of another backend: fp32, but for what the program has in int8."""
     shape = tuple(written["input"]["shape"])
     spec = ExportSpec("fp32", shape, Preprocessing.from_dict(written["preprocessing"]))
     networks = {}
     for form in written["forms"]:
         module = forms.module(form, **sources)
-        networks[form] = scratch / backend.FILES[0].format(form=form)
+        networks[form] = scratch / backend.file_name(form)
         backend.export(programs.static(module, shape), [networks[form]], spec)
     return networks
 

@@ -6,8 +6,6 @@ and bundle.json with lineage and the sha256 of every file. No date, path, user o
 """
 
 import os
-import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ from pipeline.artifacts.manifest import read_json, write_json
 from pipeline.config.stages import BundleSettings
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
-
-_TIMING_CACHE = re.compile(r"build-v\d+\.timing")
 
 
 def run(
@@ -54,7 +50,9 @@ def run(
     backend = backends.load(settings.backend)
     written = read_json(manifest)
     source = _source(written, fused, quantized)
-    contents = {file.name: file for file in files if file.name in _shipping(written)} | _timing_cache(settings)
+    contents = {file.name: file for file in files if file.name in _shipping(written)}
+    if backend.bundle.beside:
+        contents |= backend.bundle.beside(settings.options)
     texts = {f"text {text.name}": text for text in templates.shipped(settings.backend)}
     unnamed = dist / f".{written['model']}-{written['target']}.tar"
     store.cached(
@@ -62,8 +60,8 @@ def run(
         settings=settings.model_dump(mode="json", exclude={"bundle": {"signing_key"}}),
         inputs={"manifest": manifest, "check": check, "program": source, "split": split} | contents | texts,
         outputs={"bundle": unnamed},
-        code=("pipeline.stages.bundle", backend.__name__),
-        packages=("torch", "torchvision", "scikit-learn", *backend.PACKAGES),
+        code=("pipeline.stages.bundle", backends.module_name(settings.backend)),
+        packages=("torch", "torchvision", "scikit-learn", *backend.packages),
         build=lambda places, scratch: _pack(
             settings, written, read_json(check), contents, source, split, places["bundle"], scratch
         ),
@@ -92,6 +90,8 @@ def _pack(
     place: Path,
     scratch: Path,
 ) -> None:
+    backend = backends.load(settings.backend)
+    parts = backend.bundle
     form, entry = next(iter(written["forms"].items()))
     shipping = _shipping(written)
     main = next(iter(entry["files"]))
@@ -101,13 +101,11 @@ def _pack(
     for name, path in contents.items():
         if name in shipping and digests.digest(path) != shipping[name]["sha256"]:
             raise InputError(f"{path} is not the file that its manifest describes; export it again.")
-    engine = f"{Path(main).stem}.engine"
-    with_engine = settings.bundle.include_engine and settings.backend == "tensorrt"
+    engine = f"{Path(main).stem}{parts.machine_suffix}"
+    with_engine = bool(settings.bundle.include_engine and parts.machine_suffix)
     if with_engine:
-        _require_engine(entry["facts"], engine, contents)
-    made = golden.make(
-        contents[main], written, source, split, settings.bundle.golden_images, backends.load(settings.backend), scratch
-    )
+        parts.hold_machine_file(entry["facts"], engine, engine in contents)
+    made = golden.make(contents[main], written, source, split, settings.bundle.golden_images, backend, scratch)
     document: dict[str, Any] = {
         "model": written["model"],
         "target": written["target"],
@@ -118,7 +116,7 @@ def _pack(
         "file": main,
         "sha256_of_file": shipping[main]["sha256"],
         "run": ["python3", "selftest.py"],
-        "time_limit_s": templates.time_limit_s(settings.backend),
+        "time_limit_s": parts.time_limit_s,
         "tolerance": golden.tolerance(checked, form, entry["precision"]),
         "input": written["input"],
         "output": _output(written, entry["facts"]),
@@ -135,8 +133,8 @@ def _pack(
         },
         "lineage": written["lineage"],
     }
-    if settings.backend == "tensorrt":
-        document |= _for_tensorrt(settings, written, entry["facts"] if with_engine else None)
+    if parts.describe:
+        document |= parts.describe(settings.options, written, entry["facts"] if with_engine else None)
     members: dict[str, Path | bytes] = {}
     for name, path in contents.items():
         if name != engine or with_engine:
@@ -174,44 +172,3 @@ def _output(written: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
     by_class = [name for name, kind in facts.get("outputs", {}).items() if kind == "dictionaryType"]
     kind = {"name": by_class[0], "kind": "probabilities"} if by_class else {"kind": "logits"}
     return {**written["output"], **kind}
-
-
-def _for_tensorrt(
-    settings: BundleSettings, written: Mapping[str, Any], engine: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What the self-test tells trtexec, as build_engine.sh does; and of an engine that goes along, what it is for."""
-    from pipeline.backends.tensorrt import trtexec
-    from pipeline.backends.tensorrt.options import Options
-
-    options, taken = Options.of(settings.options), written["input"]
-    shape = trtexec.shape_option(taken["name"], taken["shape"]) if options.batches() else []
-    build = trtexec.build_options(options, taken["name"], taken["shape"])
-    told: dict[str, Any] = {"trtexec": {"build": build, "run": shape}}
-    if engine:
-        told["engine"] = {key: engine[key] for key in ("maker", "version", "compute_capabilities")}
-    return told
-
-
-def _require_engine(facts: Mapping[str, Any], engine: str, contents: Mapping[str, Path]) -> None:
-    if engine not in contents or facts.get("maker") != "TensorRT":
-        made = f"it is TensorRT-RTX's ({facts['version']}), for PCs" if engine in contents else "there is none"
-        raise InputError(
-            f"bundle.include_engine: an engine goes along only where TensorRT built it on a device of the very kind "
-            f"that it is for, and {made}. Leave it out: build_engine.sh builds it on the device."
-        )
-
-
-def _timing_cache(settings: BundleSettings) -> dict[str, Path]:
-    """The timing cache that the target names, where it is one that build_engine.sh wrote and will look for."""
-    named = settings.options.get("timing_cache") if settings.backend == "tensorrt" else None
-    path = Path(named).expanduser() if named else None
-    if path is None or not path.is_file():
-        return {}
-    if not _TIMING_CACHE.fullmatch(path.name):
-        print(
-            f"warning: {path} is left out: of which TensorRT it is cannot be told, and trtexec fails on that of "
-            "another. Name it as build_engine.sh does on the device, build-v<version>.timing.",
-            file=sys.stderr,
-        )
-        return {}
-    return {path.name: path}

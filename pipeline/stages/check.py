@@ -74,8 +74,8 @@ def run(
         inputs={"manifest": manifest, "fused": fused, "quantized": quantized, "verify": verify, "split": split}
         | {file.name: file for file in files},
         outputs={"check": output},
-        code=("pipeline.stages.check", "pipeline.backends.worker.client", backend.__name__),
-        packages=("torch", "torchvision", "scikit-learn", *backend.PACKAGES),
+        code=("pipeline.stages.check", "pipeline.backends.worker.client", backends.module_name(settings.backend)),
+        packages=("torch", "torchvision", "scikit-learn", *backend.packages),
         build=lambda places, _: write_json(
             places["check"], _check(settings, manifest, files, fused, quantized, verify, split)
         ),
@@ -106,16 +106,14 @@ def _check(
     shipped, lost = next(iter(written["forms"])), None
     for form, entry in written["forms"].items():
         reference = held_against[form]
-        if inspect := getattr(backend, "inspect", None):
-            inspect([places[name] for name in entry["files"]], entry["facts"], reference.spec)
+        if backend.inspect:
+            backend.inspect([places[name] for name in entry["files"]], entry["facts"], reference.spec)
         file = places[next(iter(entry["files"]))]
         forms[form] = {"census": backend.census(file)}
         if form != "branched":
             _hold_census(file, forms[form]["census"], reference)
-            if read := getattr(backend, "stored_weights", None):
-                reference = reference.as_stored_in(file, read)
-        if backend.CHECKED_BY is None:
-            continue
+            if backend.stored_weights:
+                reference = reference.as_stored_in(file, backend.stored_weights)
         limits = settings.check
         if reference.spec.precision != written["precision"]:
             limits = limits.model_copy(update={"tolerance": None})  # the user's is for what ships
@@ -132,8 +130,7 @@ def _check(
     return {
         "status": "lost" if lost else "ok",
         "reason": lost,
-        "checked_by": backend.CHECKED_BY,
-        "not_checked": None if backend.CHECKED_BY else backend.unavailable().reason,
+        "checked_by": backend.checked_by,
         "images": len(held_against[shipped].labels),
         "accuracy": accuracy,
         "forms": forms,

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline import exit_codes
+from pipeline import backends, exit_codes
 from pipeline.config import schema
 from pipeline.errors import InputError, nearest
 from pipeline.models import resolve
@@ -112,7 +112,7 @@ def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argp
 
 def _settings(options: argparse.Namespace, model: type[schema.Strict]) -> schema.Strict:
     if options.settings is None:
-        loaded = resolve.load(schema.read_yaml(options.config), options.config.parent)
+        loaded = resolve.load(schema.read_yaml(options.config), backends.rules(), options.config.parent)
         return settings_of(options.stage, loaded, options.model, options.target, options.precision)
     try:
         return model.model_validate_json(options.settings)

@@ -15,6 +15,7 @@ from pipeline import backends
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
 from pipeline.backends.pytorch import backend as pytorch
+from pipeline.config.backend_rules import BackendRules
 from pipeline.config.stages import ExportSettings
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, forms, networks, programs
@@ -51,8 +52,8 @@ def run(
         settings=settings.model_dump(mode="json"),
         inputs={"checkpoint": checkpoint, "fused": fused, "quantized": quantized, "verify": verify},
         outputs={name: manifest.with_name(name) for name in names} | {"manifest": manifest},
-        code=("pipeline.stages.export", backend.__name__, *checkpoints.code_modules(checkpoint)),
-        packages=("torch", *backend.PACKAGES),
+        code=("pipeline.stages.export", backends.module_name(settings.backend), *checkpoints.code_modules(checkpoint)),
+        packages=("torch", *backend.packages),
         host=backend.host(),
         build=lambda places, _: _export(settings, checkpoint, fused, verify, quantized, places),
     )
@@ -89,14 +90,14 @@ def _export(
     )
     written = {}
     for form, module in modules.items():
-        files = [places[name.format(form=form)] for name in backend.FILES]
-        precision = settings.precision_of(form)
+        files = [places[name.format(form=form)] for name in backend.files()]
+        precision = _precision_of(form, settings.precision, backend.rules)
         facts = backend.export(programs.static(module, shape), files, replace(spec, precision=precision))
         entries = {file.name: _file_facts(file) for file in files}
         written[form] = {"precision": precision, "files": entries, "facts": facts}
         print(f"{form}: {', '.join(file.name for file in files)}", flush=True)
-    if backend.EXTRAS:
-        backend.write_extras([places[name] for name in backend.EXTRAS], spec)
+    if backend.write_extras:
+        backend.write_extras([places[name] for name in backend.extras], spec)
     write_json(
         places["manifest"],
         {
@@ -105,7 +106,7 @@ def _export(
             "backend": settings.backend,
             "precision": settings.precision,
             "forms": written,
-            "extras": {name: _file_facts(places[name]) for name in backend.EXTRAS},
+            "extras": {name: _file_facts(places[name]) for name in backend.extras},
             "input": {
                 "name": spec.input_name,
                 "shape": list(shape),
@@ -127,9 +128,14 @@ def _export(
                 "quantized": quantized and digests.digest(quantized),
                 "accuracy": read_json(verify)["accuracy"],
             },
-            "versions": versions("torch", *backend.PACKAGES),
+            "versions": versions("torch", *backend.packages),
         },
     )
+
+
+def _precision_of(form: str, precision: str, rules: BackendRules) -> str:
+    """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
+    return rules.float_of_baseline if precision == "int8" and form != "quantized" else precision
 
 
 def _file_facts(file: Path) -> dict[str, Any]:

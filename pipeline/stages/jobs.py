@@ -36,7 +36,7 @@ def configure(values: Mapping[str, Any]) -> project.Config:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        read = resolve.load(values)
+        read = resolve.load(values, backends.rules())
         for name, model in read.models.items():
             if model.checkpoint and not Path(model.checkpoint).is_file():
                 raise InputError(f"models.{name}.checkpoint: there is no file {model.checkpoint}; correct the path.")

@@ -129,8 +129,8 @@ def run(
         inputs={"fused": fused, "quantized": quantized, "report": report}
         | {f"{path.parent.name}/{path.name}": path for path in (*manifests, *checks, *files)},
         outputs={"bench": output, "profile": profile, "chosen": chosen},
-        code=("pipeline.stages.race", backend.__name__),
-        packages=("torch", *backend.PACKAGES),
+        code=("pipeline.stages.race", backends.module_name(settings.backend)),
+        packages=("torch", *backend.packages),
         host=runners.host(settings, unavailable),
         build=build,
     )

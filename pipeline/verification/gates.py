@@ -90,7 +90,7 @@ class Checked:
     def _hold_converter(self, logits: "np.ndarray", float32: dict[str, Any]) -> dict[str, Any]:
         """The file in float32 on its stored weights, against the program with equally rounded ones in float64."""
         is_float32 = self.reference.spec.precision == "fp32"
-        offers = hasattr(backends.load(self.backend), "open_exact_session")
+        offers = backends.load(self.backend).runtime.open_exact_session is not None
         if not is_float32 and self.form != "fused":
             return {"not_checked": "an exporter folds batch norms before it rounds weights, so these are not known"}
         if not is_float32 and not offers:
@@ -152,7 +152,7 @@ class Checked:
 
     def _hold_integers(self, logits: "np.ndarray") -> dict[str, Any]:
         """The file, with what is not int8 in float32, against quantized.pt2 with numbers as the file stores them."""
-        beside = getattr(backends.load(self.backend), "FLOAT_BESIDE_INT8", "fp32")
+        beside = backends.load(self.backend).float_beside_int8
         images, want = self.reference.stored(beside)
         got = logits[: len(images)]
         if beside != "fp32":
@@ -195,7 +195,7 @@ class Checked:
         precision = self.reference.spec.precision
         if self.gates.tolerance or self.form != "quantized":
             return self.gates.tolerance or compare.TOLERANCE["fp16" if precision in WEIGHTS_ALONE else precision]
-        in_half = getattr(backends.load(self.backend), "FLOAT_BESIDE_INT8", "fp32") == "fp16"
+        in_half = backends.load(self.backend).float_beside_int8 == "fp16"
         return max(compare.TOLERANCE["int8"], _SLACK * self.reference.last_digits[1]) * (_SLACK if in_half else 1)
 
     def _hold_accuracy(self, fused: float) -> None:
@@ -221,7 +221,7 @@ class Checked:
         if self.form == "branched":
             return "its layers are not those of fused.pt2, so none can be named"
         backend, image = self.backend, self.reference.image(index)
-        if not hasattr(backends.load(backend), "outputs_by_layer"):
+        if backends.load(backend).runtime.outputs_by_layer is None:
             program = self.reference.program
             return localize.locate(backend, self.file, program, self.reference.spec, image, tolerance)
         want = self.reference.outputs_by_layer(image, exact)

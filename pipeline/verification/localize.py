@@ -64,7 +64,7 @@ def _bisect(
     def departs(index: int) -> bool:
         if index not in tried:
             name = layers[index].name
-            file = folder / f"{index}{Path(backends.load(backend).FILES[0]).suffix}"
+            file = folder / backends.load(backend).file_name(str(index))
             cut = programs.static(programs.cut_after(module, layers[index]), spec.input_shape)
             backends.load(backend).export(cut, [file], spec)
             got = client.predict(backend, file, image, batch=spec.input_shape[0])

@@ -8,38 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.backends.coreml import sessions
+from pipeline.backends.base import Backend
+from pipeline.backends.coreml import needs, sessions
+from pipeline.backends.coreml.bundle import BUNDLE
 from pipeline.backends.coreml.compression import stored_weights
 from pipeline.backends.coreml.compute_plan import profile
 from pipeline.backends.coreml.export import export
 from pipeline.backends.coreml.iphone import time_files
-from pipeline.backends.coreml.packages import census, inspect
+from pipeline.backends.coreml.options import RULES
+from pipeline.backends.coreml.packages import census, inspect, signature
 from pipeline.backends.coreml.runtime import open_session, unavailable
 from pipeline.backends.coreml.sessions import outputs_by_layer
+from pipeline.backends.runtime import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = [
-    "census",
-    "export",
-    "inspect",
-    "open_check_session",
-    "open_exact_session",
-    "open_session",
-    "outputs_by_layer",
-    "profile",
-    "stored_weights",
-    "time_files",
-    "unavailable",
-]
-
-FILES: tuple[str, ...] = ("{form}.mlpackage",)
-EXTRAS: tuple[str, ...] = ()
-PACKAGES: tuple[str, ...] = ("torch", "coremltools", "scikit-learn")
 _IS_MAC = platform.system() == "Darwin"
-FLOAT_BESIDE_INT8 = "fp16"  # the Neural Engine computes in no float32, and not in int8 alone
-CHECKED_BY = "Core ML" if _IS_MAC else "evaluator of ML programs"
 
 
 def open_check_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
@@ -52,5 +37,32 @@ def open_exact_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.n
     return sessions.open_session(file, threads, exact=True)
 
 
-def host() -> None:
-    """The files depend on no machine: any machine's will do for all."""
+RUNTIME = Runtime(
+    open_session=open_session,
+    open_check_session=open_check_session,
+    open_exact_session=open_exact_session,
+    outputs_by_layer=outputs_by_layer,
+    time_files=time_files,
+    profile=profile,
+)
+BACKEND = Backend(
+    name="coreml",
+    title="Core ML",
+    runtime=RUNTIME,
+    checked_by="Core ML" if _IS_MAC else "evaluator of ML programs",
+    suffixes=(".mlpackage",),
+    packages=("torch", "coremltools", "scikit-learn"),
+    run_by=("coremltools",),
+    signature=signature,
+    census=census,
+    unavailable=unavailable,
+    export=export,
+    files=lambda: ("{form}.mlpackage",),
+    inspect=inspect,
+    stored_weights=stored_weights,
+    float_beside_int8="fp16",  # the Neural Engine computes in no float32, and not in int8 alone
+    rules=RULES,
+    requirements=needs.REQUIREMENTS,
+    can_run_on=needs.can_run_on,
+    bundle=BUNDLE,
+)

@@ -9,16 +9,16 @@ channels are no multiple of 32.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.coreml import evaluator, packages
+from pipeline.backends.coreml.options import OLDEST_SYSTEM
 from pipeline.errors import GateError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
-OLDEST_TARGET = MappingProxyType({"w8": "iOS16", "w4": "iOS18", "palette6": "iOS16"})
+OLDEST_TARGET = {scheme: OLDEST_SYSTEM[scheme] for scheme in ("w8", "w4", "palette6")}
 """The schemes, and the oldest system that reads each."""
 
 SMALLEST = 2048

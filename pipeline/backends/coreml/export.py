@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, versions
 from pipeline.backends.coreml import compression, packages, runtime
+from pipeline.backends.coreml.options import Options
 from pipeline.errors import InputError, StageError
 from pipeline.quiet import quiet
 
@@ -42,13 +43,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         InputError: an option that does not fit the network or the precision.
         StageError: coremltools cannot convert an operation.
     """
-    options = {
-        "minimum_deployment_target": "iOS16",
-        "class_labels": False,
-        "normalization": False,
-        **runtime.HOW,
-        **spec.options,
-    }
+    options = {**Options().model_dump(mode="json"), **spec.options}
     _check_options(program, spec, options)
     is_compressed = spec.precision in compression.OLDEST_TARGET
     if spec.precision == "palette6":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, as_plain
 from pipeline.backends.coreml import weights
+from pipeline.backends.signatures import Signature
 from pipeline.errors import GateError, InputError
 from pipeline.quiet import quiet
 
@@ -197,3 +198,15 @@ def _joins(operations: list[Any], inputs: list[str]) -> int:
         if depending:
             computed.update(output.name for output in operation.outputs)
     return joins
+
+
+def signature(file: Path) -> Signature:
+    """What a package takes and gives. InputError where it cannot be read."""
+    description = read(file).description
+    taken = description.input[0].type
+    takes_pixels = taken.WhichOneof("Type") == "imageType"
+    of_image = (1, 3, taken.imageType.height, taken.imageType.width)
+    shape = of_image if takes_pixels else tuple(taken.multiArrayType.shape)
+    given = next((one.type for one in description.output if one.type.WhichOneof("Type") == "multiArrayType"), None)
+    output = tuple(given.multiArrayType.shape) if given else ()
+    return Signature(shape, output or (shape[0], None), shape, takes_pixels, bool(description.predictedFeatureName))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 HOW: Mapping[str, str] = {"compute_units": "ALL", "device": "mac", "development_team": ""}
-"""What a package notes of how it is to be run, and what holds where it notes nothing. See `options.CoreMLOptions`."""
+"""What a package notes of how it is to be run, and what holds where it notes nothing. See `options.Options`."""
 _UNITS = {"MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "NeuralEngine"}
 
 

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
-from pipeline.backends.executorch import pte, runtime
+from pipeline.backends.base import Backend, Served, Traced
+from pipeline.backends.executorch import needs, pte, runtime
+from pipeline.backends.executorch.bundle import BUNDLE
+from pipeline.backends.signatures import Signature
+from pipeline.config.backend_rules import BackendRules
 from pipeline.errors import StageError, first_line
 from pipeline.models.passes.float16 import half
 from pipeline.models.passes.fold_batch_norms import fold_pairs
@@ -15,16 +19,6 @@ from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
-
-FILES: tuple[str, ...] = ("{form}.pte",)
-EXTRAS: tuple[str, ...] = ()
-PACKAGES: tuple[str, ...] = ("torch", "executorch")
-CHECKED_BY = "ExecuTorch"
-SERVED_BY = runtime.__name__
-
-open_session = open_check_session = runtime.open_session
-profile, read_trace = runtime.profile, runtime.read_trace
-WARMUP_RUNS = runtime.WARMUP_RUNS
 
 
 def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec: ExportSpec) -> dict[str, Any]:
@@ -96,10 +90,6 @@ def census(file: Path) -> dict[str, int]:
     }
 
 
-def host() -> None:
-    """The files depend on no machine: any machine's will do for all."""
-
-
 def unavailable() -> Unavailable | None:
     """None where ExecuTorch's runtime is installed: it runs XNNPACK on any CPU that it has a wheel for."""
     if versions("executorch")["executorch"] is not None:
@@ -107,3 +97,39 @@ def unavailable() -> Unavailable | None:
     return Unavailable(
         "ExecuTorch is not installed.", "Install it with the same version of torch: pip install executorch."
     )
+
+
+def signature(file: Path) -> Signature:
+    """What a .pte takes and gives. InputError where it is not a whole ExecuTorch program."""
+    taken, given = pte.shapes(file)
+    return Signature(taken, given, taken)
+
+
+RUNTIME = runtime.RUNTIME
+BACKEND = Backend(
+    name="executorch",
+    title="ExecuTorch",
+    runtime=RUNTIME,
+    checked_by="ExecuTorch",
+    suffixes=(".pte",),
+    packages=("torch", "executorch"),
+    run_by=("executorch",),
+    signature=signature,
+    census=census,
+    unavailable=unavailable,
+    export=export,
+    files=lambda: ("{form}.pte",),
+    stands_in_for=("int8",),
+    rules=BackendRules(
+        title="ExecuTorch",
+        precisions=("int8", "fp16", "fp32"),
+        candidates=("fp32", "fp16", "int8"),
+        device_programs=("device_python", "runner"),
+    ),
+    served=Served(runtime.__name__, ("torch", "executorch")),
+    traced=Traced(runtime.WARMUP_RUNS, runtime.read_trace),
+    runner_help=needs.RUNNER_HELP,
+    requirements=needs.REQUIREMENTS,
+    can_run_on=needs.can_run_on,
+    bundle=BUNDLE,
+)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import versions
 from pipeline.backends.executorch import flatbuffer, pte
+from pipeline.backends.runtime import Runtime
 from pipeline.errors import InputError, StageError, first_line
 from pipeline.quiet import quiet
 
@@ -181,3 +182,6 @@ def _typical(samples_ms: list[float]) -> float:
     quarter = len(samples_ms) // 4
     middle = sorted(samples_ms)[quarter : len(samples_ms) - quarter]
     return round(sum(middle) / len(middle), 6)
+
+
+RUNTIME = Runtime(open_session=open_session, profile=profile)

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
+from pipeline.backends.base import Backend
+from pipeline.backends.runtime import Runtime
+from pipeline.backends.signatures import Shape, Signature
 from pipeline.errors import InputError, StageError, first_line
 from pipeline.models.passes.dynamic_batch import with_open_batch
 from pipeline.models.passes.float16 import half
@@ -23,10 +26,8 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-FILES: tuple[str, ...] = ("{form}.onnx",)
-EXTRAS: tuple[str, ...] = ()
-PACKAGES: tuple[str, ...] = ("torch", "onnx", "onnxscript", "onnx-ir")
-RUN_BY: tuple[str, ...] = ("onnxruntime",)
+PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
+RUN_BY = ("onnxruntime",)
 CHECKED_BY = "ONNX Runtime"
 
 OPSET = 18
@@ -135,10 +136,6 @@ def census(file: Path) -> dict[str, int]:
         "total": operations.total(),
         **dict(sorted(operations.items())),
     }
-
-
-def host() -> None:
-    """The files depend on no machine: any machine's will do for all."""
 
 
 def unavailable() -> Unavailable | None:
@@ -372,3 +369,39 @@ def _strip(model: "onnx.ModelProto") -> None:
     for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
+
+
+def signature(file: Path) -> Signature:
+    """What an ONNX file takes and gives. InputError where it is not a valid ONNX model."""
+    graph = check(file).graph
+    weights = {one.name for one in graph.initializer}
+    taken = _shape(next(one for one in graph.input if one.name not in weights))
+    return Signature(taken, _shape(graph.output[0]), taken)
+
+
+def _shape(value: "onnx.ValueInfoProto") -> Shape:
+    sizes = value.type.tensor_type.shape.dim
+    return tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes)
+
+
+RUNTIME = Runtime(
+    open_session=open_session,
+    open_check_session=open_check_session,
+    open_exact_session=open_exact_session,
+    outputs_by_layer=outputs_by_layer,
+)
+BACKEND = Backend(
+    name="onnx",
+    title="ONNX Runtime",
+    runtime=RUNTIME,
+    checked_by=CHECKED_BY,
+    suffixes=(".onnx",),
+    packages=PACKAGES,
+    run_by=RUN_BY,
+    signature=signature,
+    census=census,
+    unavailable=unavailable,
+    export=export,
+    files=lambda: ("{form}.onnx",),
+    stands_in_for=("fp32",),  # in int8 it computes as integers only where no ReLU comes before the rounding
+)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Unavailable
+from pipeline.backends.base import Backend
+from pipeline.backends.runtime import Runtime
+from pipeline.backends.signatures import Signature
 from pipeline.errors import InputError, StageError, first_line
 from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-PACKAGES: tuple[str, ...] = ("torch",)
-CHECKED_BY = "PyTorch"
 
 _LINEAGE = "lineage.json"
 
@@ -102,9 +102,6 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
         InputError: as for `read`.
     """
     return _session(file, threads, exact=False)
-
-
-open_check_session = open_session
 
 
 def open_exact_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
@@ -218,3 +215,26 @@ def _require_shape(file: Path, program: "torch.export.ExportedProgram", shape: t
 def _shape(program: "torch.export.ExportedProgram", name: str) -> tuple[int | None, ...]:
     node = next(node for node in program.graph.nodes if node.name == name)
     return tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
+
+
+def signature(file: Path) -> Signature:
+    """What a program takes and gives. InputError as for `read`."""
+    program, _ = read(file)
+    shape = input_shape(program)
+    example = program.example_inputs[0][0].shape if program.example_inputs else shape
+    return Signature(shape, output_shape(program), tuple(example))
+
+
+RUNTIME = Runtime(open_session=open_session, open_exact_session=open_exact_session, outputs_by_layer=outputs_by_layer)
+BACKEND = Backend(
+    name="pytorch",
+    title="PyTorch",
+    runtime=RUNTIME,
+    checked_by="PyTorch",
+    suffixes=(".pt2",),
+    packages=("torch",),
+    run_by=(),
+    signature=signature,
+    census=census,
+    unavailable=unavailable,
+)

@@ -7,44 +7,61 @@ which needs no GPU to build, and is never for a Jetson). Either way it proves th
 no builder is installed (a Mac, say), only the ONNX file and the script are written.
 """
 
+from pathlib import Path
+
+from pipeline.backends.base import Backend, BuiltOnDevice
 from pipeline.backends.onnx import backend as onnx
-from pipeline.backends.onnx.backend import census, open_check_session, open_exact_session, outputs_by_layer
-from pipeline.backends.tensorrt.engines import check_engine, compute_capability, engine_maker, inspect
-from pipeline.backends.tensorrt.export import BUILDS, build, export, host, write_extras
-from pipeline.backends.tensorrt.on_device import on_device, versions
-from pipeline.backends.tensorrt.runtime import open_clock, open_session, profile, time_files, transfer_ms, unavailable
+from pipeline.backends.runtime import Runtime
+from pipeline.backends.tensorrt import needs, on_device, runtime
+from pipeline.backends.tensorrt.bundle import BUNDLE
+from pipeline.backends.tensorrt.engines import engine_maker, inspect
+from pipeline.backends.tensorrt.export import export, files, host, write_extras
+from pipeline.backends.tensorrt.options import RULES
 
-__all__ = [
-    "build",
-    "census",
-    "check_engine",
-    "compute_capability",
-    "engine_maker",
-    "export",
-    "host",
-    "inspect",
-    "on_device",
-    "open_check_session",
-    "open_clock",
-    "open_exact_session",
-    "open_session",
-    "outputs_by_layer",
-    "profile",
-    "time_files",
-    "transfer_ms",
-    "unavailable",
-    "versions",
-    "write_extras",
-]
 
-FILES: tuple[str, ...] = ("{form}.onnx", "{form}.engine") if BUILDS else ("{form}.onnx",)
-EXTRAS: tuple[str, ...] = ("build_engine.sh",)
-PACKAGES: tuple[str, ...] = (
-    *onnx.PACKAGES,
-    "tensorrt",
-    "tensorrt-cu12",
-    "tensorrt-cu13",
-    "tensorrt-rtx-cu12",
-    "tensorrt-rtx-cu13",
+def signature(file: Path) -> None:
+    """None: an engine is opened by its own runtime alone. InputError where it is not a whole engine."""
+    engine_maker(file)
+
+
+RUNTIME = Runtime(
+    open_session=runtime.open_session,
+    open_check_session=onnx.open_check_session,
+    open_exact_session=onnx.open_exact_session,
+    outputs_by_layer=onnx.outputs_by_layer,
+    open_clock=runtime.open_clock,
+    time_files=runtime.time_files,
+    transfer_ms=runtime.transfer_ms,
+    profile=runtime.profile,
 )
-CHECKED_BY = onnx.CHECKED_BY
+BACKEND = Backend(
+    name="tensorrt",
+    title="TensorRT",
+    runtime=RUNTIME,
+    checked_by=onnx.CHECKED_BY,
+    suffixes=(".engine",),
+    packages=(
+        *onnx.PACKAGES,
+        "tensorrt",
+        "tensorrt-cu12",
+        "tensorrt-cu13",
+        "tensorrt-rtx-cu12",
+        "tensorrt-rtx-cu13",
+    ),
+    run_by=("tensorrt", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+    signature=signature,
+    census=onnx.census,
+    unavailable=runtime.unavailable,
+    export=export,
+    files=files,
+    extras=("build_engine.sh",),
+    write_extras=write_extras,
+    host=host,
+    inspect=inspect,
+    rules=RULES,
+    built=BuiltOnDevice(on_device.on_device, on_device.versions),
+    requirements=needs.REQUIREMENTS,
+    built_here=needs.built_here,
+    can_run_on=needs.can_run_on,
+    bundle=BUNDLE,
+)

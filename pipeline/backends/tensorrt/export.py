@@ -20,8 +20,10 @@ from pipeline.errors import StageError
 if TYPE_CHECKING:
     import torch
 
-_PYTHON = tuple(name for name in MAKERS if find_spec(name))
-BUILDS = bool(_PYTHON) or trtexec.find() is not None
+
+def files() -> tuple[str, ...]:
+    """Names of what is written for each form: the ONNX file, and an engine where a builder is on this machine."""
+    return ("{form}.onnx", "{form}.engine") if _packages() or trtexec.find() else ("{form}.onnx",)
 
 
 def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec: ExportSpec) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def build(onnx_file: Path, engine_file: Path, options: Mapping[str, Any]) -> dic
     onnx.check(onnx_file)  # the parser takes an empty file or text for a network without layers
     mine = _timing_caches() / f"tensorrt-{{version}}-sm{compute_capability()}.timing"
     cache = str(Path(wanted.timing_cache).expanduser().absolute() if wanted.timing_cache else mine)
-    if not _PYTHON and trtexec.find() is not None:
+    if not _packages() and trtexec.find() is not None:
         version = trtexec.build(onnx_file, engine_file, wanted, cache)
         told = {"maker": "TensorRT", "version": version, "compute_capabilities": [], "passed_over": {}}
     else:
@@ -89,11 +91,16 @@ def write_extras(files: Sequence[Path], spec: ExportSpec) -> None:
 def host() -> str | None:
     """The GPU that an engine built here is for; None where TensorRT-RTX builds, the same on any machine."""
     capability = compute_capability()
-    if capability is None or _PYTHON == ("tensorrt_rtx",):
+    if capability is None or _packages() == ["tensorrt_rtx"]:
         return None
-    if "tensorrt" in _PYTHON:
+    if "tensorrt" in _packages():
         return f"compute capability {capability}"
     return f"compute capability {capability}, {found}" if (found := trtexec.fingerprint()) else None
+
+
+def _packages() -> list[str]:
+    """TensorRT's Python packages that are installed here."""
+    return [name for name in MAKERS if find_spec(name)]
 
 
 def _build_by_python(onnx_file: Path, engine_file: Path, options: Options, cache: str) -> dict[str, Any]:
@@ -103,7 +110,7 @@ def _build_by_python(onnx_file: Path, engine_file: Path, options: Options, cache
     request = {
         "onnx": str(onnx_file.absolute()),
         "engine": str(engine_file.absolute()),
-        "options": vars(options),
+        "options": options.model_dump(mode="json"),
         "timing_cache": cache,
         "progress": progress,
     }

@@ -26,6 +26,11 @@ class Remote:
     place: trtexec.Place
     engines: Mapping[str, trtexec.Engine]
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """As `versions` of this module."""
+        return {"tensorrt": self.place.version}
+
     def time_files(self, *, warmup_seconds: float, min_runs: int, max_seconds: float) -> dict[str, list[list[float]]]:
         """`trtexec.time_engines`."""
         return trtexec.time_engines(

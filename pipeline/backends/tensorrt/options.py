@@ -1,49 +1,79 @@
-"""What a target may ask of an engine."""
+"""What target.yaml may say of a TensorRT target; docs/tensorrt.md says what each option is for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.config.backend_rules import BackendRules
+from pipeline.config.schema import Strict
 from pipeline.errors import InputError
 
 
-@dataclass(frozen=True)
-class Options:
-    """A target's options; what each is for stands in docs/tensorrt.md.
+class DynamicBatch(Strict):
+    """The batches that an engine takes, and the one that it is tuned for."""
 
-    Attributes:
-        compute_capabilities: the GPUs that TensorRT-RTX builds for, e.g. ``"8.9"``; full TensorRT builds
-            for the GPU of the machine that it runs on.
-        dynamic_batch: ``{"min", "opt", "max"}``, the batches that the engine takes and the one that it is
-            tuned for; None: the target's ``batch`` alone.
-        timing_cache: file with the measurements of earlier builds, for full TensorRT alone; None: one in
-            the store's folder for each GPU and version.
-        builder_optimization_level: 0 builds fast, 5 tries most; None: TensorRT's own default.
-        workspace_mb: memory that one layer may take while it runs, MiB; None: the whole device's.
-        tf32: let float32 layers compute with ten bits of fraction, as TensorRT does by default.
-    """
+    min: int = Field(1, ge=1)
+    opt: int = Field(ge=1)
+    max: int = Field(ge=2)
 
-    compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
-    dynamic_batch: Mapping[str, int] | None = None
-    timing_cache: str | None = None
-    builder_optimization_level: int | None = None
-    workspace_mb: int | None = None
-    tf32: bool = False
+    @model_validator(mode="after")
+    def _in_order(self) -> "DynamicBatch":
+        if not self.min <= self.opt <= self.max or self.min == self.max:
+            raise ValueError(
+                f"dynamic_batch needs min <= opt <= max and min < max, not {self.min}, {self.opt}, {self.max}"
+            )
+        return self
+
+
+class Options(Strict):
+    """How engines are built."""
+
+    compute_capabilities: tuple[str, ...] = Field(
+        ("8.6", "8.9", "12.0"), description="GPUs that TensorRT-RTX builds for where full TensorRT is not installed"
+    )
+    dynamic_batch: DynamicBatch | None = Field(None, description="min, opt, max; default: `batch` alone")
+    timing_cache: str | None = Field(
+        None, description="file with the measurements of earlier builds; default: one in the store's folder"
+    )
+    builder_optimization_level: int | None = Field(None, ge=0, le=5, description="default: TensorRT's own, 3")
+    workspace_mb: int | None = Field(None, ge=1, description="memory that one layer may take, MiB; default: all")
+    tf32: bool = Field(False, description="fp32 layers may compute with ten bits of fraction")
+
+    @model_validator(mode="after")
+    def _names_a_gpu(self) -> "Options":
+        if not self.compute_capabilities:
+            raise ValueError(
+                "`compute_capabilities` is empty, so there is no GPU to build for. Name one, e.g. `['8.9']`."
+            )
+        return self
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Options":
-        """A target's section ``options``; what it leaves out is the default.
+        """A target's section ``options``; what it leaves out is the default, and other keys are not read.
 
         Raises:
-            InputError: no compute capability is named.
+            InputError: a value cannot be used.
         """
-        options = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-        if not options.compute_capabilities:
-            raise InputError(
-                "`compute_capabilities` is empty, so there is no GPU to build for. Name one, e.g. `['8.9']`."
-            )
-        return options
+        try:
+            return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
+        except ValidationError as error:
+            raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+    @classmethod
+    def of_one_batch(cls, batch: int) -> "Options":
+        """For a file whose batch is open, an engine that takes this batch alone."""
+        return cls(dynamic_batch=DynamicBatch.model_construct(min=batch, opt=batch, max=batch))
 
     def batches(self) -> tuple[int, int, int] | None:
         """The smallest batch, the one to tune for and the largest; None: the file's own."""
-        return tuple(self.dynamic_batch[name] for name in ("min", "opt", "max")) if self.dynamic_batch else None
+        return (self.dynamic_batch.min, self.dynamic_batch.opt, self.dynamic_batch.max) if self.dynamic_batch else None
+
+
+RULES = BackendRules(
+    title="TensorRT",
+    precisions=("int8", "fp16", "fp32"),
+    candidates=("fp32", "fp16", "int8"),
+    options=Options,
+    float_of_baseline="fp16",
+)

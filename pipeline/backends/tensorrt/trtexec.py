@@ -376,8 +376,8 @@ def _engines(files: Mapping[str, Path], shape: Sequence[int]) -> Iterator[tuple[
             is_open = own[0] is None
             if not _is_mine(engine, mine):
                 engine = Path(folder, f"{form}.engine")
-                batch = dict.fromkeys(("min", "opt", "max"), shape[0]) if is_open else None
-                build(file.with_suffix(".onnx"), engine, Options(dynamic_batch=batch), f"{folder}/build.timing")
+                options = Options.of_one_batch(shape[0]) if is_open else Options()
+                build(file.with_suffix(".onnx"), engine, options, f"{folder}/build.timing")
             engines[form] = Engine(str(engine), shape_option(name, shape) if is_open else ())
         yield Place(device, program, folder, mine), engines
 

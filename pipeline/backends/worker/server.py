@@ -16,11 +16,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.backends import module_name
+from pipeline.backends.runtime import Runtime
+
 if TYPE_CHECKING:
     import numpy as np
 
 UNTIMED_MS = 2.0
-_OPENERS = {"own": "open_session", "check": "open_check_session", "exact": "open_exact_session"}
 
 
 @dataclass
@@ -41,8 +43,8 @@ class _State:
     run: Callable[[], float] | None = None
     file: str = field(default="")
 
-    def module(self) -> Any:
-        return import_module(self.backend if "." in self.backend else f"pipeline.backends.{self.backend}.backend")
+    def runtime(self) -> Runtime:
+        return import_module(module_name(self.backend)).RUNTIME
 
     def image(self) -> "np.ndarray":
         import numpy as np
@@ -51,9 +53,14 @@ class _State:
 
 
 def _open(state: _State, *, file: str, session: str) -> dict[str, Any]:
-    backend = state.module()
+    runtime = state.runtime()
+    openers = {
+        "own": runtime.open_session,
+        "check": runtime.open_check_session or runtime.open_session,
+        "exact": runtime.open_exact_session,
+    }
     state.say(doing="opening", file=file)
-    state.session, state.file = getattr(backend, _OPENERS[session])(Path(file), state.threads), file
+    state.session, state.file = openers[session](Path(file), state.threads), file
     return {}
 
 
@@ -76,7 +83,7 @@ def _layers(state: _State, *, file: str, exact: bool) -> dict[str, Any]:
     import numpy as np
 
     state.say(doing="reading layer by layer", file=file)
-    outputs = state.module().outputs_by_layer(Path(file), state.image(), exact=exact)
+    outputs = state.runtime().outputs_by_layer(Path(file), state.image(), exact=exact)
     for index, output in enumerate(outputs.values()):
         np.save(state.folder / f"layer{index}.npy", output)
     return {"names": list(outputs)}
@@ -85,7 +92,7 @@ def _layers(state: _State, *, file: str, exact: bool) -> dict[str, Any]:
 def _prepare(state: _State, *, file: str, imported: Sequence[str]) -> dict[str, Any]:
     """Import what opening such a file will import, so that Python's part of a start is not the network's."""
     state.say(doing="importing the runtime for", file=file)
-    state.module()
+    state.runtime()
     for name in imported:
         with suppress(Exception):  # some modules cannot be imported by their name; opening the file will tell
             import_module(name)
@@ -122,10 +129,10 @@ def _start(state: _State, *, file: str) -> dict[str, Any]:
 
 def _runner(state: _State, file: str, image: "np.ndarray") -> Callable[[], float]:
     """Runs the file once, and gives the ms by the device's own clock where the backend has one."""
-    backend = state.module()
-    if hasattr(backend, "open_clock"):
-        return backend.open_clock(Path(file), state.threads, image)
-    session = backend.open_session(Path(file), state.threads)
+    runtime = state.runtime()
+    if runtime.open_clock:
+        return runtime.open_clock(Path(file), state.threads, image)
+    session = runtime.open_session(Path(file), state.threads)
 
     def run() -> float:
         begin = time.perf_counter_ns()
@@ -147,7 +154,7 @@ def _block(state: _State, *, runs: int) -> dict[str, Any]:
 
 def _time_files(state: _State, *, files: Mapping[str, str], **how_long: Any) -> dict[str, Any]:
     state.say(doing="timing", file=", ".join(files.values()))
-    time_files = getattr(state.module(), "time_files", None)
+    time_files = state.runtime().time_files
     places = {form: Path(file) for form, file in files.items()}
     rounds = time_files and time_files(places, state.image(), **how_long)
     return {"ms": rounds and {form: [list(map(float, one)) for one in taken] for form, taken in rounds.items()}}
@@ -155,13 +162,13 @@ def _time_files(state: _State, *, files: Mapping[str, str], **how_long: Any) -> 
 
 def _transfer(state: _State, *, file: str) -> dict[str, Any]:
     state.say(doing="timing the transfers of", file=file)
-    transfer_ms = getattr(state.module(), "transfer_ms", None)
+    transfer_ms = state.runtime().transfer_ms
     return {"ms": transfer_ms and transfer_ms(Path(file), state.image())}
 
 
 def _profile(state: _State, *, file: str, runs: int) -> dict[str, Any]:
     state.say(doing="profiling", file=file)
-    profile = getattr(state.module(), "profile", None)
+    profile = state.runtime().profile
     return {"layers": profile and profile(Path(file), state.threads, state.image(), runs)}
 
 

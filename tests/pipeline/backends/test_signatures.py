@@ -79,10 +79,10 @@ def test_a_damaged_pte_is_named(programs, spec, tmp_path, cut):
         signatures.read(file)
 
 
-@pytest.mark.parametrize("suffix", backends.SUFFIXES)
+@pytest.mark.parametrize("suffix", sorted(backends.suffixes()))
 def test_a_file_is_known_by_its_suffix(tmp_path, suffix):
     name = backends.by_suffix(tmp_path / f"fused{suffix}")
-    assert hasattr(backends.load(name), "open_session")
+    assert suffix in backends.load(name).suffixes
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_file_is_known_by_its_suffix(tmp_path, suffix):
         ("a.onx", "a.onx has the suffix `.onx`, so it is unclear what runs it; did you mean `.onnx`?"),
         (
             "a.bin",
-            "a.bin has the suffix `.bin`, so it is unclear what runs it; known: .pte, .onnx, .engine, .mlpackage",
+            "a.bin has the suffix `.bin`, so it is unclear what runs it; known: .mlpackage, .pte, .onnx",
         ),
-        ("a", "a has no suffix, so it is unclear what runs it; known: .pte"),
+        ("a", "a has no suffix, so it is unclear what runs it; known: .mlpackage, .pte"),
     ],
 )
 def test_an_unknown_suffix_is_told_what_is_known(tmp_path, name, told):

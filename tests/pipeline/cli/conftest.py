@@ -49,7 +49,7 @@ def exported_files(artifacts, tmp_path_factory) -> Files:
         (folder / name).mkdir()
         written = {}
         for form in forms:
-            file = folder / name / backend.FILES[0].format(form=form)
+            file = folder / name / backend.file_name(form)
             backend.export(programs[form], [file], spec)
             written[form] = {"files": {file.name: {"sha256": digests.digest(file)}}}
         write_manifest(folder / name, written, spec)

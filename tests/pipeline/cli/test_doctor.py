@@ -17,7 +17,7 @@ from pipeline.cli import main, requirements
 PROJECT = Path(__file__).resolve().parents[3]
 PAGE = (PROJECT / "docs" / "doctor.md").read_text()
 TARGETS = sorted(path.parent.name for path in PROJECT.glob("targets/*/target.yaml"))
-KNOWN = {one.name: one for one in (*requirements.PACKAGES, *requirements.ENGINES, *requirements.PROGRAMS)}
+KNOWN = {one.name: one for one in requirements.everything()}
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from pipeline import backends
 from pipeline.errors import InputError
 from pipeline.models import resolve
 from pipeline.stages import jobs
@@ -40,7 +41,7 @@ def written(tmp_path, monkeypatch):
         (tmp_path / "config.yaml").write_text(textwrap.dedent(text))
         (tmp_path / "targets" / "phone").mkdir(parents=True, exist_ok=True)
         (tmp_path / "targets" / "phone" / "target.yaml").write_text(textwrap.dedent(target))
-        return resolve.load(yaml.safe_load(textwrap.dedent(text)))
+        return resolve.load(yaml.safe_load(textwrap.dedent(text)), backends.rules())
 
     return write
 
@@ -82,7 +83,7 @@ def test_a_model_that_is_no_mapping(written, text, message):
 def test_what_the_command_line_gives_as_words_is_read_as_numbers(written):
     """Snakemake hands on the values of a nested `--config` as strings."""
     written()
-    read = resolve.load({"models": {"toy": {"recalibrate_bn": "64", "mean": ["0.5", "0.5", "0.5"]}}})
+    read = resolve.load({"models": {"toy": {"recalibrate_bn": "64", "mean": ["0.5", "0.5", "0.5"]}}}, backends.rules())
     assert (read.models["toy"].recalibrate_bn, read.models["toy"].mean) == (64, (0.5, 0.5, 0.5))
 
 
@@ -102,7 +103,7 @@ def test_a_stage_is_told_only_what_it_reads(written):
 
 def test_the_command_line_reaches_into_a_target(written):
     written()
-    read = resolve.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"threads": 2}}}})
+    read = resolve.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"threads": 2}}}}, backends.rules())
     assert read.targets["phone"].bench.threads == (2,)
     assert read.targets["phone"].backend == "executorch"
 
@@ -198,11 +199,11 @@ def test_a_mistake_is_named_with_its_place_and_the_nearest_right_thing(written, 
         ),
         (
             "backend: executorch\nprecision: fp32\nrunner: /opt/runner",
-            "line 3: `runner:` names a program on a device that runs ExecuTorch, but bench runs on this machine.",
+            "line 3: `runner:` names a program on a device that runs the files, but bench runs on this machine.",
         ),
         (
             "backend: tensorrt\nprecision: fp16\ndevice: ssh://orin\ndevice_python: python3.11",
-            "line 4: `device_python:` names a program on a device that runs ExecuTorch, but tensorrt does not use one.",
+            "line 4: `device_python:` names a program on a device that runs the files, but tensorrt does not use one.",
         ),
         (
             "backend: executorch\nprecision: fp32\ndevice: ssh://pi\nrunner: /opt/runner\ndevice_python: python3.11",
@@ -232,7 +233,7 @@ def test_a_changed_device_runs_bench_alone_again(written):
 def test_a_key_from_the_command_line_has_no_line(written):
     written()
     with pytest.raises(InputError, match=r"config.yaml or --config: unknown key `training.lr`"):
-        resolve.load({"models": {"toy": None}, "training": {"lr": 1}})
+        resolve.load({"models": {"toy": None}, "training": {"lr": 1}}, backends.rules())
 
 
 def test_an_unknown_model_of_a_stage(written):
@@ -258,11 +259,9 @@ def test_an_int8_target_ships_the_quantized_form_beside_the_fused_one(written):
     read = written(target=int8)
     assert forms(read) == ("quantized", "fused")
     settings = settings_of("export", read, "toy", "phone")
-    assert [settings.precision_of(form) for form in settings.forms] == ["int8", "fp16"]
+    assert (settings.precision, settings.forms) == ("int8", ("quantized", "fused"))
     assert forms(written(target=int8 + "baseline: branched")) == ("quantized", "branched")
     assert forms(written(target=int8 + "baseline: none")) == ("quantized",)
-    settings = settings_of("export", written(target="backend: executorch\nprecision: int8"), "toy", "phone")
-    assert settings.precision_of("fused") == "fp32"
 
 
 def test_a_folded_model_has_an_int8_form_with_its_baseline(written, tmp_path):

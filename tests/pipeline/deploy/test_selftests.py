@@ -19,6 +19,8 @@ import pytest
 from pipeline.deploy import bundle_file, templates
 
 SHIPPED = Path(templates.__file__).with_name("shipped")
+PROJECT = SHIPPED.parents[2]
+PYTHON = sorted({*SHIPPED.glob("*.py"), *PROJECT.glob("pipeline/backends/*/shipped/*.py")})
 RIGHT = "return [2.0 * value for value in struct.unpack('<4f', values)]"
 NETWORK = """
 import os, struct, sys, time
@@ -193,7 +195,7 @@ def test_a_self_test_that_is_killed_leaves_no_runtime_behind(tmp_path, how):
     assert how == signal.SIGKILL or list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_what_is_shipped_needs_python_3_8_and_the_standard_library(path):
     tree = ast.parse(path.read_text(), feature_version=(3, 8))
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -10,13 +10,11 @@ import subprocess
 import pytest
 import torch
 
+from pipeline import backends
 from pipeline.config import project
-from pipeline.config.project import Bundle
-from pipeline.config.stages import BundleSettings
 from pipeline.data import splits
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
-from pipeline.stages import bundle
 
 
 def floats(content):
@@ -168,7 +166,7 @@ def test_nothing_is_left_to_fill_in(exported, pack):
 )
 def test_a_mistake_in_the_configuration_names_its_key(tmp_path, given, said):
     with pytest.raises(InputError) as error:
-        project.load({"models": {"toy": None}, "bundle": given}, tmp_path)
+        project.load({"models": {"toy": None}, "bundle": given}, {}, tmp_path)
     assert said in str(error.value)
 
 
@@ -178,13 +176,13 @@ def test_a_timing_cache_goes_along_under_the_name_that_build_engine_sh_reads(tmp
     other.write_bytes(b"times")
 
     def found(backend, path):
-        settings = BundleSettings(backend=backend, options={"timing_cache": path and str(path)}, bundle=Bundle())
-        return bundle._timing_cache(settings)
+        return backends.load(backend).bundle.beside({"timing_cache": path and str(path)})
 
     assert found("tensorrt", known) == {known.name: known}
     assert found("tensorrt", other) == {}
     assert "is left out: of which TensorRT it is cannot be told" in capsys.readouterr().err
-    assert found("tensorrt", None) == found("tensorrt", tmp_path / "none") == found("coreml", known) == {}
+    assert found("tensorrt", None) == found("tensorrt", tmp_path / "none") == {}
+    assert backends.load("coreml").bundle.beside is None
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def copied(made, tmp_path):
 
 
 def file_of(folder, backend, form="quantized"):
-    return folder / backends.load(backend).FILES[0].format(form=form)
+    return folder / backends.load(backend).file_name(form)
 
 
 def manifest_of(folder):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pipeline.backends.coreml import compute_plan, export, iphone, packages, runtime, sessions
-from pipeline.config.backend_options import CoreMLOptions
+from pipeline.backends.coreml.options import Options
 from pipeline.errors import InputError, StageError
 from pipeline.quiet import quiet
 
@@ -62,13 +62,13 @@ def test_a_package_that_notes_nothing_runs_on_all_units_of_a_mac(files):
 
 
 def test_options_are_those_that_a_package_notes():
-    assert {name: value or "" for name, value in CoreMLOptions().model_dump().items() if name in runtime.HOW} == dict(
+    assert {name: value or "" for name, value in Options().model_dump().items() if name in runtime.HOW} == dict(
         runtime.HOW
     )
-    assert set(runtime.HOW) <= set(CoreMLOptions.model_fields)
+    assert set(runtime.HOW) <= set(Options.model_fields)
     with quiet():
         import coremltools
-    choices = CoreMLOptions.model_fields["compute_units"].annotation.__args__
+    choices = Options.model_fields["compute_units"].annotation.__args__
     assert set(choices) == {unit.name for unit in coremltools.ComputeUnit}
 
 
@@ -83,7 +83,7 @@ def test_options_are_those_that_a_package_notes():
 )
 def test_options_that_cannot_work_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
-        CoreMLOptions(**options)
+        Options(**options)
 
 
 # What is called is there

@@ -30,7 +30,7 @@ def exported(programs, spec, tmp_path_factory):
 
 @pytest.mark.parametrize(("precision", "form"), [("fp32", "fused"), ("fp32", "branched"), ("fp16", "fused")])
 def test_numbers_of_the_file_are_those_of_the_program(exported, programs, image, precision, form):
-    logits = backend.open_session(exported[0][precision, form], threads=1)(image.numpy())
+    logits = backend.RUNTIME.open_session(exported[0][precision, form], threads=1)(image.numpy())
     expected = programs[form].module()(image).detach().numpy()
     assert logits.dtype == np.float32 and logits.shape == (1, 5)
     error = np.abs(logits - expected).max() / np.abs(expected).max()
@@ -40,7 +40,7 @@ def test_numbers_of_the_file_are_those_of_the_program(exported, programs, image,
 
 
 def test_an_input_in_another_memory_order_gives_the_same_logits(exported, image):
-    run = backend.open_session(exported[0]["fp32", "fused"], threads=1)
+    run = backend.RUNTIME.open_session(exported[0]["fp32", "fused"], threads=1)
     expected = run(image.numpy())
     channels_last = image.contiguous(memory_format=torch.channels_last).numpy()
     assert not channels_last.flags.c_contiguous
@@ -87,15 +87,15 @@ def test_the_file_names_no_path_of_this_machine(exported):
 
 
 def test_another_shape_than_the_files_own_is_refused(exported):
-    run = backend.open_session(exported[0]["fp32", "fused"], threads=1)
+    run = backend.RUNTIME.open_session(exported[0]["fp32", "fused"], threads=1)
     with pytest.raises(InputError, match=re.escape("takes an input of shape (1, 3, 16, 16), but got (2, 3, 16, 16)")):
         run(np.zeros((2, 3, 16, 16), np.float32))
 
 
 def test_threads_of_a_process_cannot_change(exported):
-    backend.open_session(exported[0]["fp32", "fused"], threads=1)
+    backend.RUNTIME.open_session(exported[0]["fp32", "fused"], threads=1)
     with pytest.raises(StageError, match="on 1 threads and cannot change to 2"):
-        backend.open_session(exported[0]["fp32", "fused"], threads=2)
+        backend.RUNTIME.open_session(exported[0]["fp32", "fused"], threads=2)
 
 
 @pytest.mark.slow
@@ -109,10 +109,12 @@ def test_two_threads_give_the_same_logits(exported, image, tmp_path):
         f"numpy.save({str(tmp_path / 'logits.npy')!r}, run(numpy.load({str(tmp_path / 'image.npy')!r})))\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], check=True, capture_output=True)
-    assert np.array_equal(np.load(tmp_path / "logits.npy"), backend.open_session(file, 1)(image.numpy()))
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), backend.RUNTIME.open_session(file, 1)(image.numpy()))
 
 
-@pytest.mark.parametrize("use", [backend.census, lambda file: backend.open_session(file, 1)], ids=["census", "open"])
+@pytest.mark.parametrize(
+    "use", [backend.census, lambda file: backend.RUNTIME.open_session(file, 1)], ids=["census", "open"]
+)
 @pytest.mark.parametrize(
     ("content", "told"),
     [

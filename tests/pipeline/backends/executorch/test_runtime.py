@@ -31,11 +31,11 @@ def test_operations_come_in_their_order_and_by_their_kind(files, image):
 
 def test_each_operation_is_told_of_once_and_none_is_longer_than_all(files, image):
     """An operation and the call around it, counted both, would be more than the whole."""
-    run = backend.open_session(files["branched"], 1)
+    run = backend.RUNTIME.open_session(files["branched"], 1)
     begin = time.perf_counter()
     for _ in range(RUNS):
         run(image.numpy())
-    told = backend.profile(files["branched"], 1, image.numpy(), RUNS)
+    told = backend.RUNTIME.profile(files["branched"], 1, image.numpy(), RUNS)
     names = [one["name"] for one in told]
     assert len(set(names)) >= len(names) - 1  # each delegate counts by itself, and there can be two
     assert not any(name.endswith(("_CALL", "execute")) for name in names)
@@ -67,9 +67,9 @@ def test_kinds(name, kind):
 def test_a_trace_of_fewer_runs_than_were_made_is_an_error(files, image, monkeypatch):
     monkeypatch.setattr(flatbuffer, "tables", lambda data, table, slot: iter(()))
     with pytest.raises(StageError, match=r"fused\.pte: ExecuTorch's event trace holds 0 executions of 20"):
-        backend.profile(files["fused"], 1, image.numpy(), RUNS)
+        backend.RUNTIME.profile(files["fused"], 1, image.numpy(), RUNS)
 
 
 def test_an_image_of_another_shape_is_refused(files, image):
     with pytest.raises(InputError, match="takes an input of shape"):
-        backend.profile(files["fused"], 1, image.numpy()[:, :, :8], RUNS)
+        backend.RUNTIME.profile(files["fused"], 1, image.numpy()[:, :, :8], RUNS)

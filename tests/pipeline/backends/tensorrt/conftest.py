@@ -17,7 +17,7 @@ def exported(programs, spec, tmp_path_factory):
     files, facts = {}, {}
     for form in ("fused", "branched"):
         files[form] = [folder / f"{form}.onnx", folder / f"{form}.engine"]
-        facts[form] = backend.export(programs[form], files[form], spec("fp16", compute_capabilities=GPUS))
+        facts[form] = backend.BACKEND.export(programs[form], files[form], spec("fp16", compute_capabilities=GPUS))
     return files, facts
 
 

@@ -12,7 +12,7 @@ import torch
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.backends.onnx import backend as onnx
-from pipeline.backends.tensorrt import backend, builder, engines
+from pipeline.backends.tensorrt import backend, builder, engines, export
 from pipeline.backends.tensorrt.options import Options
 from pipeline.errors import InputError, StageError
 from pipeline.models import networks
@@ -24,7 +24,7 @@ GPUS = ["8.6", "8.9", "12.0"]
 OPEN = {"min": 1, "opt": 2, "max": 4}
 
 
-@pytest.mark.skipif(backend.host() is not None, reason="full TensorRT builds here")
+@pytest.mark.skipif(backend.BACKEND.host() is not None, reason="full TensorRT builds here")
 def test_without_full_tensorrt_the_engine_is_of_tensorrt_rtx(exported):
     for form in FORMS:
         facts = exported[1][form]
@@ -33,28 +33,28 @@ def test_without_full_tensorrt_the_engine_is_of_tensorrt_rtx(exported):
         assert "TensorRT" in facts["passed_over"]
         engine = exported[0][form][1]
         assert engine.read_bytes()[:4] == b"vtrt"
-        assert backend.engine_maker(engine) == ("TensorRT-RTX", trt.__version__)
+        assert engines.engine_maker(engine) == ("TensorRT-RTX", trt.__version__)
 
 
 def test_the_onnx_file_is_that_of_the_onnx_backend(exported, programs, spec, image, tmp_path):
     onnx.export(programs["fused"], [tmp_path / "same.onnx"], spec("fp16"))
     assert digests.digest(tmp_path / "same.onnx") == digests.digest(exported[0]["fused"][0])
     expected = programs["fused"].module()(image).detach().numpy()
-    logits = backend.open_check_session(exported[0]["fused"][0], 1)(image.numpy())
+    logits = backend.RUNTIME.open_check_session(exported[0]["fused"][0], 1)(image.numpy())
     assert np.abs(logits - expected).max() / np.abs(expected).max() < 5e-3
 
 
 def test_the_same_onnx_file_gives_the_same_engine(exported, tmp_path):
     again = tmp_path / "again.engine"
-    backend.build(exported[0]["fused"][0], again, {"compute_capabilities": GPUS})
+    export.build(exported[0]["fused"][0], again, {"compute_capabilities": GPUS})
     assert digests.digest(again) == digests.digest(exported[0]["fused"][1])
 
 
 def test_each_option_reaches_the_builder(exported, tmp_path):
     onnx_file, plain = exported[0]["fused"]
     for option in ({"tf32": True}, {"builder_optimization_level": 0}, {"workspace_mb": 64}):
-        backend.build(onnx_file, tmp_path / "x.engine", {"compute_capabilities": GPUS, **option})
-    backend.build(onnx_file, tmp_path / "x.engine", {"compute_capabilities": GPUS, "tf32": True})
+        export.build(onnx_file, tmp_path / "x.engine", {"compute_capabilities": GPUS, **option})
+    export.build(onnx_file, tmp_path / "x.engine", {"compute_capabilities": GPUS, "tf32": True})
     assert digests.digest(tmp_path / "x.engine") != digests.digest(plain)
 
 
@@ -63,7 +63,7 @@ def test_an_open_batch_is_built_with_its_bounds(programs, spec, tmp_path):
     facts = backend.export(programs["branched"], files, spec("fp32", compute_capabilities=GPUS, dynamic_batch=OPEN))
     assert facts["maker"] == "TensorRT-RTX"
     with pytest.raises(StageError, match="leaves the batch of `image` open, and `dynamic_batch` is not set: export"):
-        backend.build(files[0], tmp_path / "x.engine", {"compute_capabilities": GPUS})
+        export.build(files[0], tmp_path / "x.engine", {"compute_capabilities": GPUS})
     _, logger = builder._logger(trt)
     trt_builder = trt.Builder(logger)
     network = trt_builder.create_network(builder._network_flags(trt))
@@ -76,14 +76,14 @@ def test_an_open_batch_is_built_with_its_bounds(programs, spec, tmp_path):
 
 def test_bounds_for_a_file_of_a_fixed_batch_are_refused(exported, tmp_path):
     with pytest.raises(StageError, match="has a batch of 1 for `image`, and `dynamic_batch` is set: export it again"):
-        backend.build(exported[0]["fused"][0], tmp_path / "x.engine", {"dynamic_batch": OPEN})
+        export.build(exported[0]["fused"][0], tmp_path / "x.engine", {"dynamic_batch": OPEN})
 
 
 @pytest.mark.parametrize(("content", "told"), [(b"", "is empty"), (b"some text", "does not hold a valid ONNX")])
 def test_a_bad_onnx_file_is_refused_before_the_parser_takes_it_for_a_network(tmp_path, content, told):
     (tmp_path / "bad.onnx").write_bytes(content)
     with pytest.raises(InputError, match=rf"bad\.onnx {told}"):
-        backend.build(tmp_path / "bad.onnx", tmp_path / "bad.engine", {})
+        export.build(tmp_path / "bad.onnx", tmp_path / "bad.engine", {})
     assert not (tmp_path / "bad.engine").exists()
 
 
@@ -98,19 +98,19 @@ def test_a_node_that_tensorrt_lacks_is_named(tmp_path):
     graph = helper.make_graph([node], "g", ends[:1], ends[1:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "x.onnx")
     with pytest.raises(StageError, match=r"no engine could be built .*TensorRT.*`the_determinant` \(Det\)"):
-        backend.build(tmp_path / "x.onnx", tmp_path / "x.engine", {"compute_capabilities": GPUS})
+        export.build(tmp_path / "x.onnx", tmp_path / "x.engine", {"compute_capabilities": GPUS})
 
 
 def test_a_jetsons_compute_capability_points_to_the_script(exported, tmp_path):
     with pytest.raises(
         StageError, match=r"no compute capability `8\.7`; known: 7\.5, .*for a Jetson .*build_engine\.sh"
     ):
-        backend.build(exported[0]["fused"][0], tmp_path / "x.engine", {"compute_capabilities": ["8.7"]})
+        export.build(exported[0]["fused"][0], tmp_path / "x.engine", {"compute_capabilities": ["8.7"]})
 
 
 def test_no_compute_capability_is_an_error(exported, tmp_path):
     with pytest.raises(InputError, match="`compute_capabilities` is empty"):
-        backend.build(exported[0]["fused"][0], tmp_path / "x.engine", {"compute_capabilities": []})
+        export.build(exported[0]["fused"][0], tmp_path / "x.engine", {"compute_capabilities": []})
 
 
 def test_the_timing_cache_is_kept_taken_up_and_begun_anew_where_it_does_not_fit(exported, tmp_path):
@@ -133,7 +133,7 @@ def test_the_timing_cache_is_kept_taken_up_and_begun_anew_where_it_does_not_fit(
 
 def test_a_build_writes_no_timing_cache_where_nothing_is_measured(exported, tmp_path, monkeypatch):
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))
-    backend.build(exported[0]["fused"][0], tmp_path / "x.engine", {"timing_cache": str(tmp_path / "x.timing")})
+    export.build(exported[0]["fused"][0], tmp_path / "x.engine", {"timing_cache": str(tmp_path / "x.timing")})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.engine"]
 
 
@@ -235,9 +235,11 @@ def test_every_network_builds_in_every_precision(fused, precision, batch, tmp_pa
     preprocessing = Preprocessing(images.shape[-1], (0.5,) * 3, (0.5,) * 3, tuple("abcdefghij"))
     spec = ExportSpec(precision, tuple(images.shape), preprocessing, {"dynamic_batch": batch})
     files = [tmp_path / "x.onnx", tmp_path / "x.engine"]
-    assert backend.export(torch.export.export(network, (images,)), files, spec)["maker"] in engines.MAKERS.values()
+    assert (
+        backend.BACKEND.export(torch.export.export(network, (images,)), files, spec)["maker"] in engines.MAKERS.values()
+    )
     rounded = copy.deepcopy(network).half().float() if precision == "fp16" else network
     with torch.inference_mode():
         want = rounded(images).numpy()
-    error = np.abs(backend.open_exact_session(files[0], 1)(images.numpy()) - want).max() / np.abs(want).max()
+    error = np.abs(backend.RUNTIME.open_exact_session(files[0], 1)(images.numpy()) - want).max() / np.abs(want).max()
     assert error < 1e-5

@@ -14,7 +14,7 @@ def files(programs, spec, tmp_path):
     written = {form: tmp_path / f"{form}.onnx" for form in ("fused", "branched")}
     for form, file in written.items():
         onnx.export(programs[form], [file], spec("fp32"))
-    backend.write_extras([tmp_path / "build_engine.sh"], spec())
+    backend.BACKEND.write_extras([tmp_path / "build_engine.sh"], spec())
     return written, tmp_path / "build_engine.sh"
 
 

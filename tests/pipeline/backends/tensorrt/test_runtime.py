@@ -9,21 +9,21 @@ import torch
 from pipeline.backends.tensorrt import backend, engines, runtime
 from pipeline.errors import InputError, StageError
 
-HERE = backend.compute_capability() is not None
+HERE = engines.compute_capability() is not None
 OPENERS = {
-    "session": lambda file, image: backend.open_session(file, 1),
-    "clock": lambda file, image: backend.open_clock(file, 1, image),
-    "transfer": backend.transfer_ms,
-    "profile": lambda file, image: backend.profile(file, 1, image, 3),
+    "session": lambda file, image: backend.RUNTIME.open_session(file, 1),
+    "clock": lambda file, image: backend.RUNTIME.open_clock(file, 1, image),
+    "transfer": backend.RUNTIME.transfer_ms,
+    "profile": lambda file, image: backend.RUNTIME.profile(file, 1, image, 3),
 }
 
 
 @pytest.mark.skipif(HERE, reason="says what a machine without a GPU is told")
 def test_without_a_gpu_the_runtime_is_unavailable_and_says_what_to_do(exported, stand_in):
     stand_in("")
-    missing = backend.unavailable()
+    missing = backend.BACKEND.unavailable()
     assert "no NVIDIA GPU" in missing.reason and "build_engine.sh" in missing.remedy, "trtexec alone is no GPU"
-    assert backend.host() is None
+    assert backend.BACKEND.host() is None
 
 
 @pytest.mark.skipif(HERE, reason="says what a machine without a GPU is told")
@@ -40,16 +40,16 @@ def test_a_gpu_and_trtexec_are_enough(monkeypatch, stand_in, exported, image):
     monkeypatch.setattr(engines, "MAKERS", {})
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     if runtime.trtexec.find() is None:
-        assert "TensorRT" in backend.unavailable().reason
+        assert "TensorRT" in backend.BACKEND.unavailable().reason
     stand_in("raise SystemExit('it was asked')")
-    assert backend.unavailable() is None
+    assert backend.BACKEND.unavailable() is None
     files = {"fused": exported[0]["fused"][0]}
     with pytest.raises(StageError, match="it was asked"):
-        backend.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1)
+        backend.RUNTIME.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1)
     with pytest.raises(StageError, match="it was asked"):
-        backend.profile(files["fused"], 1, image.numpy(), 3)
+        backend.RUNTIME.profile(files["fused"], 1, image.numpy(), 3)
     with pytest.raises(StageError, match="it was asked"):
-        backend.transfer_ms(files["fused"], image.numpy())
+        backend.RUNTIME.transfer_ms(files["fused"], image.numpy())
 
 
 def test_where_the_python_runtime_runs_trtexec_is_not_asked(monkeypatch, exported, image, stand_in):
@@ -58,7 +58,7 @@ def test_where_the_python_runtime_runs_trtexec_is_not_asked(monkeypatch, exporte
     monkeypatch.setattr(engines, "torch_has_cuda", lambda: True)
     assert engines.python_runtime() is not None
     files = {"fused": exported[0]["fused"][0]}
-    assert backend.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1) is None
+    assert backend.RUNTIME.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1) is None
 
 
 def test_a_torch_for_cpus_holds_no_buffers_on_a_gpu(monkeypatch):
@@ -84,9 +84,9 @@ def test_a_gpu_that_tensorrt_rtx_does_not_run_on_is_told(monkeypatch):
         monkeypatch.setattr(module, "compute_capability", lambda: "9.0")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setattr(engines, "torch_has_cuda", lambda: True)
-    assert "compute capability 9.0, which TensorRT-RTX does not run on" in backend.unavailable().reason
+    assert "compute capability 9.0, which TensorRT-RTX does not run on" in backend.BACKEND.unavailable().reason
     monkeypatch.setattr(runtime, "torch_has_cuda", lambda: False)
-    missing = backend.unavailable()
+    missing = backend.BACKEND.unavailable()
     assert "torch is installed without CUDA" in missing.reason and "trtexec" in missing.remedy
 
 
@@ -117,33 +117,33 @@ def test_an_engine_whose_maker_is_not_installed_is_told(tmp_path):
     with pytest.raises(
         (StageError, InputError), match=r"built by TensorRT 10\.3\.0\.30, (which is not|and TensorRT-RTX)"
     ):
-        backend.open_session(tmp_path / "x.engine", 1)
+        backend.RUNTIME.open_session(tmp_path / "x.engine", 1)
 
 
-@pytest.mark.skipif(not HERE or backend.unavailable() is not None, reason="needs a GPU and TensorRT")
+@pytest.mark.skipif(not HERE or backend.BACKEND.unavailable() is not None, reason="needs a GPU and TensorRT")
 def test_numbers_on_a_gpu(exported, programs, image):
     if runtime.python_runtime() is None:
         pytest.skip("trtexec gives no numbers")
-    logits = backend.open_session(exported[0]["fused"][0], 1)(image.numpy())
+    logits = backend.RUNTIME.open_session(exported[0]["fused"][0], 1)(image.numpy())
     expected = programs["fused"].module()(image).detach().numpy()
     assert np.abs(logits - expected).max() / np.abs(expected).max() < 5e-3
 
 
-@pytest.mark.skipif(not HERE or backend.unavailable() is not None, reason="needs a GPU and TensorRT")
+@pytest.mark.skipif(not HERE or backend.BACKEND.unavailable() is not None, reason="needs a GPU and TensorRT")
 def test_figures_on_a_gpu(exported, image):
     if runtime.python_runtime() is None:
         pytest.skip("trtexec times by itself")
     file = exported[0]["fused"][0]
-    clock = backend.open_clock(file, 1, image.numpy())
+    clock = backend.RUNTIME.open_clock(file, 1, image.numpy())
     assert all(clock() > 0 for _ in range(5))
-    assert set(backend.transfer_ms(file, image.numpy())) == {"host_to_device", "device_to_host"}
-    layers = backend.profile(file, 1, image.numpy(), 5)
+    assert set(backend.RUNTIME.transfer_ms(file, image.numpy())) == {"host_to_device", "device_to_host"}
+    layers = backend.RUNTIME.profile(file, 1, image.numpy(), 5)
     assert any("conv2d" in layer["name"] and layer["ms"] > 0 for layer in layers)
 
 
 def test_the_script_builds_and_times_every_form(exported, spec, tmp_path, stand_in):
     script = tmp_path / "build_engine.sh"
-    backend.write_extras([script], spec())
+    backend.BACKEND.write_extras([script], spec())
     for form in exported[0]:
         (tmp_path / f"{form}.onnx").write_bytes(exported[0][form][0].read_bytes())
     refused = subprocess.run([script], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
@@ -170,7 +170,7 @@ def test_the_script_builds_and_times_every_form(exported, spec, tmp_path, stand_
 
 
 def test_the_script_gives_an_open_batch_its_bounds(spec, tmp_path):
-    backend.write_extras([tmp_path / "x.sh"], spec(dynamic_batch={"min": 1, "opt": 2, "max": 4}, tf32=True))
+    backend.BACKEND.write_extras([tmp_path / "x.sh"], spec(dynamic_batch={"min": 1, "opt": 2, "max": 4}, tf32=True))
     text = (tmp_path / "x.sh").read_text()
     for option in ("--minShapes=image:1x3x16x16", "--optShapes=image:2x3x16x16", "--maxShapes=image:4x3x16x16"):
         assert option in text

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline import backends
-from pipeline.config.backend_options import TensorRTOptions
+from pipeline.backends.tensorrt.options import Options
 from pipeline.config.stages import ExportSettings
 from pipeline.stages import export
 
@@ -14,7 +14,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x8
 
 @pytest.mark.slow
 def test_an_open_batch_is_exported_and_checked_at_the_targets(artifacts, run_check, tmp_path):
-    options = TensorRTOptions(dynamic_batch={"min": 1, "opt": 4, "max": 8}).model_dump(mode="json")
+    options = Options(dynamic_batch={"min": 1, "opt": 4, "max": 8}).model_dump(mode="json")
     folder = tmp_path / "targets" / "server" / "toy"
     settings = ExportSettings(
         target="server", model="toy", backend="tensorrt", precision="fp16", forms=("fused", "branched"), batch=3,
@@ -35,7 +35,7 @@ def test_int8_is_built_and_checked(artifacts, quantized, run_check, tmp_path):
     settings = ExportSettings(
         target="server-int8", model="toy", backend="tensorrt", precision="int8", forms=("quantized",), batch=3,
         image_size=None,
-        options=TensorRTOptions(compute_capabilities=("8.6",), dynamic_batch={"min": 1, "opt": 4, "max": 8}).model_dump(
+        options=Options(compute_capabilities=("8.6",), dynamic_batch={"min": 1, "opt": 4, "max": 8}).model_dump(
             mode="json"
         ),
     )  # fmt: skip

@@ -43,7 +43,8 @@ def test_what_is_brought_is_little():
     assert remote.closure("pipeline.backends.worker.server", MODULE) == [
         "pipeline", "pipeline.artifacts", "pipeline.artifacts.manifest", "pipeline.backends",
         "pipeline.backends.executorch", "pipeline.backends.executorch.flatbuffer", "pipeline.backends.executorch.pte",
-        "pipeline.backends.executorch.runtime", "pipeline.backends.worker", "pipeline.backends.worker.server",
+        "pipeline.backends.executorch.runtime", "pipeline.backends.runtime", "pipeline.backends.worker",
+        "pipeline.backends.worker.server",
         "pipeline.errors", "pipeline.quiet",
     ]  # fmt: skip
 

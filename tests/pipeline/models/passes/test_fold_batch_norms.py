@@ -56,7 +56,8 @@ def test_the_file_is_the_one_that_the_exporter_makes_by_itself(programs, spec, i
     assert ours.stat().st_size == theirs.stat().st_size
     first, second = (np.frombuffer(file.read_bytes(), np.uint8) for file in (ours, theirs))
     assert np.count_nonzero(first != second) < 0.01 * first.size  # debug handles, small integers
-    assert np.array_equal(backend.open_session(ours, 1)(image.numpy()), backend.open_session(theirs, 1)(image.numpy()))
+    run = backend.RUNTIME.open_session
+    assert np.array_equal(run(ours, 1)(image.numpy()), run(theirs, 1)(image.numpy()))
 
 
 @pytest.mark.slow
@@ -72,7 +73,8 @@ def test_the_file_of_a_whole_network_is_the_one_that_the_exporter_makes_by_itsel
     assert pte.read(ours) == pte.read(theirs)
     assert weights(ours.read_bytes()) == weights(theirs.read_bytes())
     images = np.random.default_rng(0).standard_normal((1, 3, 32, 32), dtype=np.float32)
-    assert np.array_equal(backend.open_session(ours, 1)(images), backend.open_session(theirs, 1)(images))
+    run = backend.RUNTIME.open_session
+    assert np.array_equal(run(ours, 1)(images), run(theirs, 1)(images))
 
 
 def test_pairs_are_folded_and_a_batch_norm_alone_stays(programs, image):

@@ -88,7 +88,7 @@ def test_xnnpack_pads_integers(program, spec, images, tmp_path):
     assert facts["fully_delegated"] and facts["delegate_calls"] == 1
     found = backend.census(file)
     assert found["XNNStaticConstantPad"] == 1 and found["XNNConvert"] == 2  # of the image and of the logits alone
-    session = backend.open_session(file, 1)
+    session = backend.RUNTIME.open_session(file, 1)
     digit = 1.01 * step_of_logits(program)
     for image in images.split(1):
         want = program.module()(image)

@@ -1,0 +1,48 @@
+"""What runs the files of a backend, as the process of `worker.server` uses it.
+
+It is brought to devices with a backend's own runtime module, so it imports nothing of this project.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Session = Callable[["np.ndarray"], "np.ndarray"]
+"""An open file: float32 (N, 3, H, W) -> float32 logits (N, classes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The functions that open, run and time a file. A module that runs files holds one as `RUNTIME`.
+
+    What is None, a runtime cannot do.
+
+    Attributes:
+        open_session: (file, threads) -> session. The target's own runtime: what `bench` times.
+        open_check_session: (file, threads) -> session. The file in its own arithmetic: what `check` runs. None: as
+            `open_session`.
+        open_exact_session: (file, threads) -> session. The weights as they are stored, in float32 arithmetic.
+        outputs_by_layer: (file, image, *, exact) -> {name: array}. What each operation of the file gives, in the order
+            of execution, by the name of the program's node that it came from.
+        open_clock: (file, threads, image) -> () -> ms. Runs the file once, timed by the device itself, without
+            transfers. None: the wall clock around a session.
+        time_files: (files, image, *, warmup_seconds, min_runs, max_seconds) -> {form: rounds of ms}. For a runtime that
+            times files in a way of its own, in turn, as many rounds of each form. It returns None where the usual way
+            applies after all.
+        transfer_ms: (file, image) -> {"host_to_device", "device_to_host"}. Of one input and one output, ms.
+        profile: (file, threads, image, runs) -> [{"name", "kind", "ms"}]. Operations in the order of execution, with
+            their median ms over the runs; ``kind`` is ``convolution``, ``depthwise``, ``linear`` or another word.
+    """
+
+    open_session: Callable[[Path, int], Session]
+    open_check_session: Callable[[Path, int], Session] | None = None
+    open_exact_session: Callable[[Path, int], Session] | None = None
+    outputs_by_layer: "Callable[..., dict[str, np.ndarray]] | None" = None
+    open_clock: "Callable[[Path, int, np.ndarray], Callable[[], float]] | None" = None
+    time_files: "Callable[..., dict[str, list[list[float]]] | None] | None" = None
+    transfer_ms: "Callable[[Path, np.ndarray], Mapping[str, float]] | None" = None
+    profile: "Callable[[Path, int, np.ndarray, int], list[dict[str, Any]]] | None" = None
