@@ -29,6 +29,7 @@ wildcard_constraints:
 
 include: "workflows/models.smk"
 include: "workflows/targets.smk"
+include: "workflows/references.smk"
 include: "workflows/report.smk"
 include: "workflows/bundles.smk"
 

@@ -7,6 +7,7 @@ for made in jobs.exports(CONFIG):
     name, folder, files = made.target, made.folder, made.files
     target = CONFIG.targets[name]
     backend = backends.module_name(target.backend)
+    alone = jobs.is_measured_here(CONFIG, name)
     int8 = made.inputs
     quantized = "--quantized artifacts/{model}/quantized.pt2" if int8 else ""
     shown = f"{name} in {made.candidate}" if made.candidate else name
@@ -77,7 +78,7 @@ for made in jobs.exports(CONFIG):
             manifest=f"{folder}/manifest.json",
             check=f"{folder}/check.json",
             fused="artifacts/{model}/fused.pt2",
-            checkpoint=weights,
+            reference=jobs.reference(CONFIG, name),
         output:
             bench=f"{folder}/bench.json",
             profile=f"{folder}/profile.json",
@@ -85,29 +86,25 @@ for made in jobs.exports(CONFIG):
             f"{made.logs}/bench.log",
         wildcard_constraints:
             model="|".join(made.models),
-        threads: max(target.bench.threads)
+        threads: max(target.bench.threads) if alone else 1
         resources:
-            machine=100,
+            machine=100 if alone else 1,
         params:
             settings=jobs.settings(CONFIG, "bench", name),
             quantized=quantized,
-            code=digests.code_digest(
-                "pipeline.stages.bench",
-                "pipeline.backends.onnx.backend",
-                "pipeline.backends.executorch.backend",
-                backend,
-            ),
-            network=network,
+            reference=lambda _, input: f"--reference {input.reference}" if input.reference else "",
+            code=digests.code_digest("pipeline.stages.bench", backend),
         message:
-            f"timing {{wildcards.model}} on {name}, alone on the machine"
+            f"timing {{wildcards.model}} on {name}, {'alone on the machine' if alone else 'whose runtime is not here'}"
         shell:
             "python -m pipeline bench --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
-            " --files {input.files} --fused {input.fused} --checkpoint {input.checkpoint}"
-            " --output {output.bench} --profile {output.profile} {params.quantized} > {log} 2>&1"
+            " --files {input.files} --fused {input.fused} --output {output.bench} --profile {output.profile}"
+            " {params.quantized} {params.reference} > {log} 2>&1"
 
 
 for name, candidates in jobs.races(CONFIG).items():
     target = CONFIG.targets[name]
+    alone = jobs.is_measured_here(CONFIG, name)
     int8 = [file for made in candidates for file in made.inputs.values()]
 
     rule:
@@ -126,15 +123,15 @@ for name, candidates in jobs.races(CONFIG).items():
             chosen=directory(f"targets/{name}/{{model}}/chosen"),
         log:
             f"logs/{{model}}/{name}/race.log",
-        threads: max(target.bench.threads)
+        threads: max(target.bench.threads) if alone else 1
         resources:
-            machine=100,
+            machine=100 if alone else 1,
         params:
             settings=jobs.settings(CONFIG, "race", name),
             int8="--quantized artifacts/{model}/quantized.pt2 --report artifacts/{model}/quantize.json" if int8 else "",
             code=digests.code_digest("pipeline.stages.race", backends.module_name(target.backend)),
         message:
-            f"choosing the precision of {{wildcards.model}} on {name}, alone on the machine"
+            f"choosing the precision of {{wildcards.model}} on {name}"
         shell:
             "python -m pipeline race --settings {params.settings:q} --manifests {input.manifests} --checks {input.checks}"
             " --files {input.files} --fused {input.fused} --output {output.bench} --profile {output.profile}"

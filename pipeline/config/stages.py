@@ -65,6 +65,16 @@ class CheckSettings(Strict):
     may_lose: bool = Field(False, description="a candidate of auto, which only drops out where its precision loses")
 
 
+class ReferenceSettings(Strict):
+    """Of the stage `reference`."""
+
+    precision: str
+    forms: tuple[str, ...]
+    batch: int
+    image_size: int | None
+    bench: Bench
+
+
 class BenchSettings(Strict):
     """Of the stage `bench`."""
 

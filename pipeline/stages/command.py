@@ -31,6 +31,7 @@ STAGES = (
     "quantize",
     "export",
     "check",
+    "reference",
     "bench",
     "race",
     "summarize",

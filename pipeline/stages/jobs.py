@@ -11,7 +11,9 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import read_json
+from pipeline.benchmark.stand_ins import BACKENDS as STAND_INS
 from pipeline.config import project, targets
+from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
 from pipeline.errors import InputError
 from pipeline.models import networks, resolve
@@ -131,6 +133,65 @@ def races(read: project.Config) -> dict[str, list[Exports]]:
     """Of each target of `precision: auto`, the files that it chooses from; the same of every model."""
     made = exports(read)
     return {name: [one for one in made if one.target == name] for name in read.candidates}
+
+
+def is_measured_here(read: project.Config, target: str) -> bool:
+    """Whether the runtime that a target is timed by can be used: on this machine, or on the device that it names."""
+    one = read.targets[target]
+    return one.device != "local" or backends.load(one.backend).unavailable() is None
+
+
+def references(read: project.Config) -> dict[str, dict[str, ReferenceSettings]]:
+    """What is measured of each model in place of runtimes that are not here, by the names of its reference files."""
+    found: dict[str, dict[str, ReferenceSettings]] = {}
+    for target in read.targets:
+        for model in read.models:
+            settings = _reference(read, target, model)
+            if settings and not _same_bench(read, model, settings):
+                found.setdefault(model, {})[_reference_name(settings)] = settings
+    return found
+
+
+def reference(read: project.Config, target: str) -> Callable[[Any], list[str]]:
+    """A function of a job's wildcards: the figures that stand in for a target's runtime; none where that is here.
+
+    Where a target of the stand-in's own is the same measurement, its bench.json has them.
+    """
+
+    def of_job(wildcards: Any) -> list[str]:
+        model = wildcards.model
+        settings = _reference(read, target, model)
+        if settings is None:
+            return []
+        same = _same_bench(read, model, settings)
+        return [same or f"artifacts/{model}/{_reference_name(settings)}.json"]
+
+    return of_job
+
+
+def _reference(read: project.Config, target: str, model: str) -> ReferenceSettings | None:
+    """What stands in for a target's runtime; None where that is here, and for a race: no other runtime decides it."""
+    if target in read.candidates or is_measured_here(read, target):
+        return None
+    return settings_of("reference", read, model, target)
+
+
+def _same_bench(read: project.Config, model: str, settings: ReferenceSettings) -> str | None:
+    """The bench.json of a target that measures just that: the same forms, on this machine, by the stand-in."""
+    for name, one in read.targets.items():
+        is_alike = (one.backend, one.precision, one.device) == (
+            STAND_INS[settings.precision],
+            settings.precision,
+            "local",
+        )
+        if is_alike and is_measured_here(read, name) and settings_of("reference", read, model, name) == settings:
+            return f"targets/{name}/{model}/bench.json"
+    return None
+
+
+def _reference_name(settings: ReferenceSettings) -> str:
+    told = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
+    return f"reference-{settings.precision}-{told}"
 
 
 def network(read: project.Config) -> Callable[[Any], str]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.benchmark import stand_ins
 from pipeline.config.project import Config, Verify
 from pipeline.config.schema import Strict
 from pipeline.config.stages import (
@@ -14,6 +15,7 @@ from pipeline.config.stages import (
     QuantizeSettings,
     RaceSettings,
     RecalibrateSettings,
+    ReferenceSettings,
     SplitSettings,
     TrainSettings,
 )
@@ -67,11 +69,18 @@ def settings_of(
             "export": (ExportSettings, deployed),
             "check": (CheckSettings, deployed),
             "bench": (BenchSettings, deployed),
+            "reference": (ReferenceSettings, deployed | _in_reference(config, meant, model)),
             "race": (RaceSettings, deployed),
             "bundle": (BundleSettings, {**deployed, "bundle": config.bundle}),
         }
     settings, values = classes.get(stage, (NoSettings, {}))
     return settings(**{name: values[name] for name in settings.model_fields})
+
+
+def _in_reference(config: Config, target: Target, model: str | None) -> dict[str, Any]:
+    """What differs from a target's settings where a stand-in measures it. The size is a number, so that equals meet."""
+    size = target.image_size or (config.models[model].image_size if model else None)
+    return {"precision": stand_ins.precision_of(target.precision), "image_size": size}
 
 
 def _of_precision(config: Config, target: str, precision: str | None) -> Target:

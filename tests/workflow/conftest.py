@@ -59,8 +59,8 @@ class Clone:
         )
         output = done.stdout + done.stderr
         jobs = Counter()
-        for line in re.findall(r"python -m pipeline\.\w+ .*", output):
-            stage = re.search(r"pipeline\.(\w+)", line)[1]
+        for line in re.findall(r"python -m pipeline \w+ .*", output):
+            stage = re.search(r"pipeline (\w+)", line)[1]
             target = re.search(r'"target":"([\w-]+)"', line) or re.search(r"targets/([\w-]+)/", line)
             jobs[f"{stage}:{target[1]}" if target and stage != "report" else stage] += 1
         return Run(done.returncode, output, jobs)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import errors
+from pipeline import backends, errors
 from pipeline.backends.worker.process import Process, opened
 from pipeline.backends.worker.remote import Remote
 
@@ -110,6 +110,11 @@ def outputs_by_layer(backend: str, file: Path, image: "np.ndarray", *, exact: bo
         return {name: np.load(process.folder / f"layer{index}.npy") for index, name in enumerate(names)}
 
 
+def is_able(job: Job, ability: str) -> bool:
+    """Whether the backend of a file offers a function of this name: seen here, so that no process is started for it."""
+    return hasattr(backends.load(job.backend), ability)
+
+
 def transfer_ms(job: Job, image: "np.ndarray") -> dict[str, float] | None:
     """Time to bring one input to the device and its output back, or None where the backend has none to tell of.
 
@@ -123,7 +128,7 @@ def transfer_ms(job: Job, image: "np.ndarray") -> dict[str, float] | None:
     Raises:
         StageError: the runtime failed, or ended the process.
     """
-    if job.on is not None:  # what is served there computes on the CPU
+    if job.on is not None or not is_able(job, "transfer_ms"):  # what is served on a device computes on the CPU
         return None
     with process_of(job, 1, image) as process:
         return process.ask("transfer", file=job.place)["ms"]
@@ -144,6 +149,8 @@ def profile(job: Job, image: "np.ndarray", threads: int, runs: int) -> list[dict
     Raises:
         StageError: the runtime failed, or ended the process.
     """
+    if not is_able(job, "profile"):
+        return None
     with process_of(job, threads, image) as process:
         return process.ask("profile", file=job.place, runs=runs)["layers"]
 

@@ -59,7 +59,6 @@ def run_bench(exported, artifacts, tmp_path):
             check=folder / "check.json",
             files=sorted(folder.glob("*.pte")),
             fused=artifacts.fused,
-            checkpoint=artifacts.checkpoint,
             output=folder / "bench.json",
             profile=folder / "profile.json",
         )
@@ -129,7 +128,6 @@ def test_trtexec_alone_is_enough_for_tensorrt(ssh_device, trtexec, artifacts, tm
         check=folder / "check.json",
         files=[*sorted(folder.glob("*.onnx")), folder / "build_engine.sh"],
         fused=artifacts.fused,
-        checkpoint=artifacts.checkpoint,
         output=folder / "bench.json",
         profile=folder / "profile.json",
     )

@@ -60,14 +60,13 @@ def arguments(folder, artifacts):
         "check": folder / "check.json",
         "files": sorted(path for path in folder.iterdir() if path.suffix != ".json"),
         "fused": artifacts.fused,
-        "checkpoint": artifacts.checkpoint,
         "output": folder / "bench.json",
         "profile": folder / "profile.json",
     }
 
 
-def run_bench(folder, artifacts, backend="onnx", how=QUICK):
-    bench.run(BenchSettings(backend=backend, bench=how), **arguments(folder, artifacts))
+def run_bench(folder, artifacts, backend="onnx", how=QUICK, reference=None):
+    bench.run(BenchSettings(backend=backend, bench=how), **arguments(folder, artifacts), reference=reference)
     return json.loads((folder / "bench.json").read_text())
 
 
@@ -177,12 +176,23 @@ def test_without_a_baseline_there_is_no_speedup(exported, artifacts, tmp_path, c
     assert "times as fast" not in capsys.readouterr().out
 
 
+def measured_elsewhere(exported, artifacts, folder):
+    """A manifest for Core ML, and the bench.json that ONNX Runtime gave of the same network.
+
+    Where the target's runtime is not here its files are never opened, so any will do.
+    """
+    own = shutil.copytree(exported, folder / "own")
+    run_bench(own, artifacts)
+    phone = shutil.copytree(exported, folder / "phone")
+    change_manifest(phone, lambda manifest: manifest.update(backend="coreml"))
+    return phone, own / "bench.json"
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there on a Mac")
 def test_figures_of_a_stand_in_are_never_under_the_targets_name(exported, artifacts, tmp_path, capsys):
-    """Where the target's runtime is not here its files are never opened, so any will do."""
-    folder = shutil.copytree(exported, tmp_path / "toy")
-    change_manifest(folder, lambda manifest: manifest.update(backend="coreml"))
-    got = run_bench(folder, artifacts, "coreml")
+    folder, figures = measured_elsewhere(exported, artifacts, tmp_path)
+    capsys.readouterr()
+    got = run_bench(folder, artifacts, "coreml", reference=figures)
     assert (got["status"], got["backend"], got["speedup"]) == ("unavailable", "coreml", None)
     assert got["reason"] and got["remedy"]
     for form, entry in got["forms"].items():
@@ -193,16 +203,35 @@ def test_figures_of_a_stand_in_are_never_under_the_targets_name(exported, artifa
     assert got["runs"] == []
     profile = json.loads((folder / "profile.json").read_text())
     assert (profile["status"], profile["reason"]) == ("unavailable", got["reason"])
-    reference = got["reference"]
+    reference, told = got["reference"], json.loads(figures.read_text())
+    assert set(reference) == {"runtime", "precision", "forms", "speedup", "runs", "power", "sustained"}
     assert got["conditions"] == reference["runs"][0]["conditions"]
     assert (reference["runtime"], reference["precision"]) == ("ONNX Runtime", "fp32")
     assert list(reference["forms"]) == ["fused", "branched"]
-    assert all(entry["latency_ms"]["n"] >= 10 for entry in reference["forms"].values())
-    assert reference["speedup"]["n"] >= 2
+    assert all(set(entry) == FORM_KEYS - {"size_bytes", "sha256"} for entry in reference["forms"].values())
+    assert (reference["runs"], reference["speedup"]) == (told["runs"], told["speedup"])
     assert got["conditions"]["versions"]["onnxruntime"]
-    told = capsys.readouterr().out
-    assert f"toy on phone: unavailable: {got['reason']}" in told and got["remedy"] in told
-    assert "reference, ONNX Runtime fp32 here: fused " in told
+    printed = capsys.readouterr().out
+    assert f"toy on phone: unavailable: {got['reason']}" in printed and got["remedy"] in printed
+    assert "reference, ONNX Runtime fp32 here: fused " in printed
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there on a Mac")
+def test_a_reference_of_other_forms_is_refused(exported, artifacts, tmp_path):
+    folder, figures = measured_elsewhere(exported, artifacts, tmp_path)
+    change_manifest(folder, lambda manifest: manifest["forms"].pop("branched"))
+    message = "the reference is of fused, branched in 1 runs, but this target has fused"
+    with pytest.raises(InputError, match=message):
+        run_bench(folder, artifacts, "coreml", reference=figures)
+    assert not (folder / "bench.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there on a Mac")
+def test_without_a_reference_there_is_a_reason_alone(exported, artifacts, tmp_path, capsys):
+    folder, _ = measured_elsewhere(exported, artifacts, tmp_path)
+    got = run_bench(folder, artifacts, "coreml")
+    assert (got["status"], got["reference"], got["conditions"]) == ("unavailable", None, None)
+    assert f"toy on phone: unavailable: {got['reason']}" in capsys.readouterr().out
 
 
 def test_a_second_bench_on_this_machine_is_a_hit_and_says_the_same(exported, artifacts, tmp_path, capsys):

@@ -230,7 +230,7 @@ def test_the_bench_tells_what_int8_gained(artifacts, quantized, made, tmp_path, 
         BenchSettings(backend="onnx", bench=quick),
         manifest=folder / "manifest.json", check=folder / "check.json",
         files=[file_of(folder, "onnx", form) for form in ("quantized", "fused")], fused=artifacts.fused,
-        checkpoint=artifacts.checkpoint, quantized=quantized, output=folder / "bench.json",
+        quantized=quantized, output=folder / "bench.json",
         profile=folder / "profile.json",
     )  # fmt: skip
     measured, profile = read_json(folder / "bench.json"), read_json(folder / "profile.json")

@@ -1,0 +1,61 @@
+"""Measure a network on this CPU, for the targets whose own runtime is not on this machine.
+
+ONNX Runtime measures it in fp32, ExecuTorch in int8, in the forms that the target has. The figures say what is gained
+on a CPU, and nothing about the target: in its bench.json they stand under `reference`. A network is measured once for
+all targets that have the same forms, image size, batch, and settings under `bench`.
+"""
+
+from pathlib import Path
+
+from pipeline import backends
+from pipeline.artifacts import store
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing, read_json, write_json
+from pipeline.benchmark import conditions, headline, measurement, runners, stand_ins
+from pipeline.config.stages import ReferenceSettings
+from pipeline.models import checkpoints, forms, programs
+
+
+def run(
+    settings: ReferenceSettings, *, checkpoint: Path, fused: Path, output: Path, quantized: Path | None = None
+) -> None:
+    """Export the forms of one network for the runtime that stands in, time them, and print the speed-up.
+
+    Args:
+        settings: precision, forms, batch, image size, and how long to measure.
+        checkpoint: artifacts/<model>/checkpoint.safetensors, for the branched form and the preprocessing.
+        fused: artifacts/<model>/fused.pt2.
+        output: where reference.json goes.
+        quantized: artifacts/<model>/quantized.pt2, for int8.
+
+    Raises:
+        StageError: the export or the runtime failed.
+    """
+    name = stand_ins.BACKENDS[settings.precision]
+    backend = backends.load(name)
+
+    def build(places: dict[str, Path], scratch: Path) -> None:
+        header = checkpoints.read_header(checkpoint)
+        preprocessing = Preprocessing.from_dict(header["preprocessing"])
+        size = settings.image_size or preprocessing.image_size
+        shape = (settings.batch, 3, size, size)
+        files = {}
+        for form in settings.forms:
+            files[form] = scratch / backend.FILES[0].format(form=form)
+            program = programs.static(forms.module(form, checkpoint, fused, quantized), shape)
+            backend.export(program, [files[form]], ExportSpec("fp32", shape, preprocessing))
+        measured = measurement.measure(runners.here(name, files), list(files), shape, settings.bench)
+        write_json(places["reference"], {"backend": name, "precision": settings.precision, **measured})
+
+    store.cached(
+        "reference",
+        settings=settings.model_dump(mode="json"),
+        inputs={"checkpoint": checkpoint, "fused": fused, "quantized": quantized},
+        outputs={"reference": output},
+        code=("pipeline.stages.reference", backend.__name__, *checkpoints.code_modules(checkpoint)),
+        packages=("torch", *backend.PACKAGES),
+        host=conditions.fingerprint(),
+        build=build,
+    )
+    figures = read_json(output)
+    lines = headline.in_words(f"{backends.RUNTIMES[name]} {settings.precision} here", figures)
+    print("\n".join(lines + headline.warnings(figures["runs"])), flush=True)

@@ -1,0 +1,38 @@
+# What stands in for a runtime that is not on this machine: a network is measured on the CPU once for all targets whose
+# forms, image size, batch and settings under `bench` are the same. Where a target of this machine's own measures just
+# that, its bench.json serves, and there is no job here.
+
+REFERENCES = jobs.references(CONFIG)
+
+
+def measured(wildcards):
+    return REFERENCES[wildcards.model][wildcards.reference]
+
+
+rule reference:
+    input:
+        checkpoint=weights,
+        fused="artifacts/{model}/fused.pt2",
+        verify="artifacts/{model}/verify.json",
+        quantized=lambda wildcards: (
+            f"artifacts/{wildcards.model}/quantized.pt2" if measured(wildcards).precision == "int8" else []
+        ),
+    output:
+        "artifacts/{model}/{reference}.json",
+    log:
+        "logs/{model}/{reference}.log",
+    wildcard_constraints:
+        reference="|".join(name for several in REFERENCES.values() for name in several) or "(?!)",
+    threads: lambda wildcards: max(measured(wildcards).bench.threads)
+    resources:
+        machine=100,
+    params:
+        settings=lambda wildcards: measured(wildcards).model_dump_json(),
+        quantized=lambda _, input: f"--quantized {input.quantized}" if input.quantized else "",
+        code=digests.code_digest("pipeline.stages.reference", *map(backends.module_name, jobs.STAND_INS.values())),
+        network=network,
+    message:
+        "timing {wildcards.model} on this CPU for targets whose runtime is not here, alone on the machine"
+    shell:
+        "python -m pipeline reference --settings {params.settings:q} --checkpoint {input.checkpoint}"
+        " --fused {input.fused} --output {output} {params.quantized} > {log} 2>&1"
