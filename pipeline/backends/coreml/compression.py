@@ -7,7 +7,7 @@ channels are no multiple of 32.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,16 +70,20 @@ def _linear(kind: str, granularity: str, block: int | tuple[int, ...] = _BLOCK) 
 
 
 @contextmanager
-def repeatable() -> Iterator[None]:
+def repeatable(precision: str) -> Iterator[None]:
     """Inside, k-means gives the same palettes each time: on several threads, scikit-learn adds up in any order.
 
     And what divides by the step of a channel of zeros, which is zero, does so in silence: its weights are zeros again.
     """
     import numpy as np
-    import sklearn.cluster  # noqa: F401  its threads can be limited once they are loaded
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), np.errstate(divide="ignore", invalid="ignore"):
+    with ExitStack() as stack:
+        if precision == "palette6":
+            import sklearn.cluster  # noqa: F401  its threads can be limited once they are loaded
+            from threadpoolctl import threadpool_limits
+
+            stack.enter_context(threadpool_limits(1))
+        stack.enter_context(np.errstate(divide="ignore", invalid="ignore"))
         yield
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends.coreml import iphone, packages, runtime
+from pipeline.backends.coreml import iphone, library, packages, runtime
 from pipeline.backends.coreml.evaluator import node_name
 from pipeline.backends.coreml.runtime import kind_of, unit_of
 from pipeline.errors import StageError
@@ -66,7 +66,7 @@ def _plan_here(file: Path, description: Any, image: "np.ndarray", runs: int) -> 
     model = runtime.load(file)  # it is held until the plan is there: its compiled form goes with it
     inputs = runtime.feeder(description)(image)
     with quiet():
-        import coremltools
+        coremltools = library.load()
         from coremltools.models.compute_plan import MLComputePlan
 
         try:

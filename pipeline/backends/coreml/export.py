@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, versions
-from pipeline.backends.coreml import compression, packages, runtime
+from pipeline.backends.coreml import compression, library, packages, runtime
 from pipeline.backends.coreml.options import Options
 from pipeline.errors import InputError, StageError
 from pipeline.quiet import quiet
@@ -48,8 +48,8 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     is_compressed = spec.precision in compression.OLDEST_TARGET
     if spec.precision == "palette6":
         print("palette6: k-means of each layer's weights, about a second for a million of them", flush=True)
-    with quiet(), compression.repeatable():
-        import coremltools
+    with quiet(), compression.repeatable(spec.precision):
+        coremltools = library.load()
         import numpy
 
         network = _with_ends(program, spec, options)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, as_plain
-from pipeline.backends.coreml import weights
+from pipeline.backends.coreml import library, weights
 from pipeline.backends.signatures import Signature
 from pipeline.errors import GateError, InputError
 from pipeline.quiet import quiet
@@ -98,6 +98,7 @@ def open_package(package: Path) -> Package:
         InputError: one of them is missing or damaged, or there is no ML program.
     """
     with quiet():
+        library.load()
         from coremltools.proto import Model_pb2
         from google.protobuf.message import DecodeError
     try:

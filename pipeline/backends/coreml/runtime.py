@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Unavailable
-from pipeline.backends.coreml import packages
+from pipeline.backends.coreml import library, packages
 from pipeline.errors import StageError
 from pipeline.quiet import quiet
 
@@ -60,7 +60,7 @@ def load(file: Path, *, is_run_here: bool = True) -> Any:
     description = packages.read(file).description
     require(file)
     with quiet():
-        import coremltools
+        coremltools = library.load()
 
         units = coremltools.ComputeUnit[how(description)["compute_units"]]
         try:

@@ -1,0 +1,35 @@
+"""coremltools, imported without the packages that it looks for and that nothing here converts from."""
+
+import sys
+from contextlib import suppress
+from importlib import import_module
+from types import ModuleType
+
+_NOT_NEEDED = (
+    "executorch",
+    "libsvm",
+    "sklearn",
+    "tensorflow",
+    "torchao",
+    "torchaudio",
+    "torchvision",
+    "transformers",
+    "xgboost",
+)
+"""coremltools imports each that is installed, to convert from it: seven seconds of ten."""
+
+
+def load() -> ModuleType:
+    """The package. Call it before any import from `coremltools`: what it looks for is decided by the first one."""
+    if "coremltools" in sys.modules:
+        return sys.modules["coremltools"]
+    before = {name: sys.modules.get(name) for name in _NOT_NEEDED}
+    sys.modules.update(dict.fromkeys(_NOT_NEEDED))  # None: an import of it fails at once
+    try:
+        return import_module("coremltools")
+    finally:
+        for name, module in before.items():
+            with suppress(KeyError):
+                del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module

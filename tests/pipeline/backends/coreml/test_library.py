@@ -1,0 +1,35 @@
+"""coremltools is imported without what it does not need, and nothing else is changed by that."""
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import json, sys
+from pipeline.backends.coreml import library
+from pipeline.quiet import quiet
+
+with quiet():
+    first = library.load()
+    import coremltools
+    import sklearn.cluster
+print(json.dumps([first is coremltools, "torchvision" in sys.modules, coremltools.converters is not None]))
+"""
+
+
+def test_what_it_looks_for_is_not_imported_and_can_be_afterwards():
+    """In a process of its own: others have imported it here."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True, False, True]
+
+
+def test_what_was_imported_before_stays():
+    import sklearn
+
+    from pipeline.backends.coreml import library
+    from pipeline.quiet import quiet
+
+    with quiet():
+        assert library.load() is library.load()
+    assert sys.modules["sklearn"] is sklearn
