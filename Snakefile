@@ -28,6 +28,7 @@ wildcard_constraints:
 
 
 include: "workflows/models.smk"
+include: "workflows/quantize.smk"
 include: "workflows/targets.smk"
 include: "workflows/references.smk"
 include: "workflows/report.smk"
@@ -38,4 +39,5 @@ rule all:
     default_target: True
     input:
         expand("targets/{target}/bench.json", target=CONFIG.targets),
+        expand("artifacts/{model}/report.md", model=CONFIG.models if len(CONFIG.models) > 1 else []),
         "report.md",

@@ -3,6 +3,7 @@
 ADOPTED = {name: model.checkpoint for name, model in CONFIG.models.items() if model.checkpoint}
 TRAINED = [name for name in CONFIG.models if name not in ADOPTED]
 
+PRIORITY = jobs.priority(CONFIG)
 network, weights = jobs.network(CONFIG), jobs.checkpoint(CONFIG)
 
 
@@ -32,6 +33,7 @@ rule train:
         "logs/{model}/train.log",
     wildcard_constraints:
         model="|".join(TRAINED) or "(?!)",
+    priority: PRIORITY
     threads: os.cpu_count() or 1
     # alone: two networks that train on the same cores wait for each other at every layer, ten times slower
     resources:
@@ -57,6 +59,7 @@ rule adopt:
         "logs/{model}/adopt.log",
     wildcard_constraints:
         model="|".join(ADOPTED) or "(?!)",
+    priority: PRIORITY
     params:
         settings=jobs.settings(CONFIG, "adopt"),
         content=lambda wildcards: digests.digest(Path(ADOPTED[wildcards.model])),
@@ -79,6 +82,7 @@ rule recalibrate:
         "logs/{model}/recalibrate.log",
     wildcard_constraints:
         model="|".join(name for name, model in CONFIG.models.items() if model.recalibrate_bn) or "(?!)",
+    priority: PRIORITY
     params:
         settings=jobs.settings(CONFIG, "recalibrate"),
         code=digests.code_digest("pipeline.stages.recalibrate"),
@@ -99,6 +103,7 @@ rule reparameterize:
         report="artifacts/{model}/fuse.json",
     log:
         "logs/{model}/reparameterize.log",
+    priority: PRIORITY
     params:
         settings=jobs.settings(CONFIG, "reparameterize"),
         code=digests.code_digest("pipeline.stages.reparameterize"),
@@ -119,6 +124,7 @@ rule verify:
         "artifacts/{model}/verify.json",
     log:
         "logs/{model}/verify.log",
+    priority: PRIORITY
     params:
         settings=jobs.settings(CONFIG, "verify"),
         code=digests.code_digest("pipeline.stages.verify"),
@@ -128,23 +134,3 @@ rule verify:
     shell:
         "python -m pipeline verify --settings {params.settings:q} --checkpoint {input.checkpoint}"
         " --split {input.split} --fused {input.fused} --output {output} > {log} 2>&1"
-
-
-rule quantize:
-    input:
-        fused="artifacts/{model}/fused.pt2",
-        verify="artifacts/{model}/verify.json",
-        split="artifacts/split.json",
-    output:
-        quantized="artifacts/{model}/quantized.pt2",
-        report="artifacts/{model}/quantize.json",
-    log:
-        "logs/{model}/quantize.log",
-    params:
-        settings=jobs.settings(CONFIG, "quantize"),
-        code=digests.code_digest("pipeline.stages.quantize"),
-    message:
-        "making {wildcards.model} int8; a step of repair a line in {log}"
-    shell:
-        "python -m pipeline quantize --settings {params.settings:q} --fused {input.fused} --verify {input.verify}"
-        " --split {input.split} --quantized {output.quantized} --report {output.report} > {log} 2>&1"

@@ -23,6 +23,7 @@ rule reference:
         "logs/{model}/{reference}.log",
     wildcard_constraints:
         reference="|".join(name for several in REFERENCES.values() for name in several) or "(?!)",
+    priority: PRIORITY
     threads: lambda wildcards: max(measured(wildcards).bench.threads)
     resources:
         machine=100,

@@ -17,6 +17,25 @@ rule summarize:
         "python -m pipeline summarize --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
 
 
+# The table of one model, on the terminal as soon as its targets are done, while others are in work.
+rule preview:
+    input:
+        expand("targets/{target}/{{model}}/bench.json", target=CONFIG.targets),
+    output:
+        "artifacts/{model}/report.md",
+    log:
+        "logs/{model}/report.log",
+    priority: PRIORITY
+    params:
+        settings=jobs.settings(CONFIG, "report"),
+        code=digests.code_digest("pipeline.stages.report"),
+    message:
+        "what was gained for {wildcards.model}"
+    shell:
+        "python -m pipeline report --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
+        " && sed '/^## /,$d' {output}"
+
+
 rule report:
     input:
         benches=expand("targets/{target}/bench.json", target=CONFIG.targets),

@@ -27,6 +27,7 @@ for made in jobs.exports(CONFIG):
             f"{made.logs}/export.log",
         wildcard_constraints:
             model="|".join(made.models),
+        priority: jobs.priority(CONFIG, name)
         params:
             settings=jobs.settings(CONFIG, "export", name, made.candidate),
             quantized=quantized,
@@ -55,6 +56,7 @@ for made in jobs.exports(CONFIG):
             f"{made.logs}/check.log",
         wildcard_constraints:
             model="|".join(made.models),
+        priority: jobs.priority(CONFIG, name)
         params:
             settings=jobs.settings(CONFIG, "check", name, made.candidate),
             quantized=quantized,
@@ -86,6 +88,7 @@ for made in jobs.exports(CONFIG):
             f"{made.logs}/bench.log",
         wildcard_constraints:
             model="|".join(made.models),
+        priority: jobs.priority(CONFIG, name)
         threads: max(target.bench.threads) if alone else 1
         resources:
             machine=100 if alone else 1,
@@ -123,6 +126,7 @@ for name, candidates in jobs.races(CONFIG).items():
             chosen=directory(f"targets/{name}/{{model}}/chosen"),
         log:
             f"logs/{{model}}/{name}/race.log",
+        priority: jobs.priority(CONFIG, name)
         threads: max(target.bench.threads) if alone else 1
         resources:
             machine=100 if alone else 1,

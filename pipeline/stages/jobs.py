@@ -135,6 +135,21 @@ def races(read: project.Config) -> dict[str, list[Exports]]:
     return {name: [one for one in made if one.target == name] for name in read.candidates}
 
 
+def priority(read: project.Config, target: str | None = None) -> Callable[[Any], int]:
+    """A function of a job's wildcards: which of the jobs that could start does.
+
+    The first model comes first, so that its figures are on the terminal while the others are in work; of its targets
+    those that are timed on this machine.
+    """
+    last = len(read.models)
+    rank = {name: 2 * (last - place) for place, name in enumerate(read.models)}
+
+    def of_job(wildcards: Any) -> int:
+        return rank[wildcards.model] + (target is not None and is_measured_here(read, target))
+
+    return of_job
+
+
 def is_measured_here(read: project.Config, target: str) -> bool:
     """Whether the runtime that a target is timed by can be used: on this machine, or on the device that it names."""
     one = read.targets[target]

@@ -43,22 +43,28 @@ _REFERENCE = (
 )
 
 
-def run(settings: NoSettings, *, benches: list[Path], profiles: list[Path], fuses: list[Path], output: Path) -> None:
+def run(
+    settings: NoSettings, *, benches: list[Path], output: Path, profiles: list[Path] = (), fuses: list[Path] = ()
+) -> None:
     """Write the report.
 
     Args:
         settings: none.
-        benches: targets/<target>/bench.json of every target.
-        profiles: targets/<target>/<model>/profile.json of every target and model.
-        fuses: artifacts/<model>/fuse.json of every model.
+        benches: targets/<target>/bench.json of every target; or targets/<target>/<model>/bench.json of some models.
         output: where report.md goes.
+        profiles: targets/<target>/<model>/profile.json of every target and model, for where the time goes.
+        fuses: artifacts/<model>/fuse.json of every model, for what int8 will do.
     """
-    documents = [document for path in benches for document in read_json(path)["models"].values()]
+    documents = [document for path in benches for document in _of_models(read_json(path))]
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
     measured, told = (sorted(read, key=_model_and_target) for read in (documents, map(read_json, profiles)))
     forecasts = {path.parent.name: read_json(path)["forecast"] for path in sorted(fuses)}
     fresh.write_text(_report(measured, told, forecasts))
     os.replace(fresh, output)
+
+
+def _of_models(bench: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(bench["models"].values()) if "models" in bench else [bench]
 
 
 def _model_and_target(document: dict[str, Any]) -> tuple[str, str]:
@@ -84,7 +90,7 @@ def _report(
         ]
     if dear := [row for profile in profiles if profile["status"] == "ok" for row in _slowest_layers(profile)]:
         parts += ["## Where the time goes", _wrapped(_PROFILE.format(count=_SLOWEST_LAYERS)), _table(dear)]
-    parts += _int8(forecasts)
+    parts += _int8(forecasts) if forecasts else []
     parts += ["## Conditions", _conditions(documents)]
     return "\n\n".join(parts) + "\n"
 

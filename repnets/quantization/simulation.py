@@ -44,6 +44,7 @@ class Rounding(nn.Module):
         self.enabled = False
         self.watch: Callable[[Tensor], None] | None = None
         self.register_buffer("scale", torch.ones(1))
+        self._weight: tuple[tuple[Tensor, int, Tensor, int], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.watch is not None:
@@ -52,8 +53,21 @@ class Rounding(nn.Module):
             return x
         if self.axis is None:
             return torch.fake_quantize_per_tensor_affine(x, float(self.scale), 0, -LIMIT, LIMIT)
+        if torch.is_grad_enabled() or x.is_inference() or self.scale.is_inference():
+            return self._of_channels(x)
+        now = (x, x._version, self.scale, self.scale._version)
+        if self._weight is None or not _same(self._weight[0], now):
+            self._weight = now, self._of_channels(x)  # a weight is the same for every batch
+        return self._weight[1]
+
+    def _of_channels(self, x: Tensor) -> Tensor:
         zeros = torch.zeros_like(self.scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(x, self.scale, zeros, self.axis, -LIMIT, LIMIT)
+
+
+def _same(one: tuple[Tensor, int, Tensor, int], other: tuple[Tensor, int, Tensor, int]) -> bool:
+    """Whether these are the same tensors, not written to in between."""
+    return one[0] is other[0] and one[2] is other[2] and (one[1], one[3]) == (other[1], other[3])
 
 
 @dataclass(frozen=True)

@@ -304,3 +304,20 @@ def test_restore_takes_back_weights_and_scales(calibrated, images):
     assert not torch.equal(simulation.logits([images]), logits)
     simulation.restore(saved)
     assert torch.equal(simulation.logits([images]), logits)
+
+
+def test_the_rounding_of_a_weight_follows_what_is_written_to_it():
+    """It is computed once for all batches, and anew where the weight or its scale was changed, in place or not."""
+    rounding = Rounding(0)
+    rounding.enabled, rounding.scale = True, torch.full((2,), 0.5)
+    weight = torch.tensor([[0.6], [1.4]])
+    with torch.no_grad():
+        first = rounding(weight)
+        assert rounding(weight) is first and first.tolist() == [[0.5], [1.5]]
+        weight += 1
+        assert rounding(weight).tolist() == [[1.5], [2.5]]
+        rounding.scale.mul_(2)
+        assert rounding(weight).tolist() == [[2.0], [2.0]]
+        rounding.scale = torch.full((2,), 0.25)
+        assert rounding(weight).tolist() == [[1.5], [2.5]]
+    assert rounding(weight) is not rounding(weight)  # gradients go through each by itself
