@@ -30,7 +30,10 @@ rule reference:
     params:
         settings=lambda wildcards: measured(wildcards).model_dump_json(),
         quantized=lambda _, input: f"--quantized {input.quantized}" if input.quantized else "",
-        code=digests.code_digest("pipeline.stages.reference", *map(backends.module_name, jobs.STAND_INS.values())),
+        code=lambda wildcards: digests.code_digest(
+            "pipeline.stages.reference",
+            backends.module_name(backends.stand_in(measured(wildcards).precision).name),
+        ),
         network=network,
     message:
         "timing {wildcards.model} on this CPU for targets whose runtime is not here, alone on the machine"

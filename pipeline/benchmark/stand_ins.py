@@ -1,17 +1,10 @@
-"""What stands in for a runtime that is not on this machine, and which of its figures bench.json tells."""
+"""Which figures of the runtime that stands in for one that is not on this machine bench.json tells."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from pipeline import backends
 from pipeline.errors import InputError
-
-BACKENDS = MappingProxyType({"fp32": "onnx", "int8": "executorch"})
-"""By the precision that is measured: int8 where the target is of int8, else fp32.
-
-ONNX Runtime's CPU is no stand-in for int8: it computes as integers only where no ReLU comes before the rounding.
-"""
 
 FIGURES = ("forms", "speedup", "runs", "power", "sustained")
 """What `measurement.measure` gives."""
@@ -45,7 +38,7 @@ def reference(figures: Mapping[str, Any], form_names: list[str]) -> dict[str, An
         for name, entry in figures["forms"].items()
     }
     return {
-        "runtime": backends.RUNTIMES[figures["backend"]],
+        "runtime": backends.load(figures["backend"]).title,
         "precision": figures["precision"],
         **{name: figures[name] for name in FIGURES},
         "forms": forms,

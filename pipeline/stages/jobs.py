@@ -11,7 +11,6 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import read_json
-from pipeline.benchmark.stand_ins import BACKENDS as STAND_INS
 from pipeline.config import project, targets
 from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
@@ -195,7 +194,7 @@ def _same_bench(read: project.Config, model: str, settings: ReferenceSettings) -
     """The bench.json of a target that measures just that: the same forms, on this machine, by the stand-in."""
     for name, one in read.targets.items():
         is_alike = (one.backend, one.precision, one.device) == (
-            STAND_INS[settings.precision],
+            backends.stand_in(settings.precision).name,
             settings.precision,
             "local",
         )

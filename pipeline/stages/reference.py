@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import backends
 from pipeline.artifacts import store
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, read_json, write_json
-from pipeline.benchmark import conditions, headline, measurement, runners, stand_ins
+from pipeline.benchmark import conditions, headline, measurement, runners
 from pipeline.config.stages import ReferenceSettings
 from pipeline.models import checkpoints, forms, programs
 
@@ -30,8 +30,7 @@ def run(
     Raises:
         StageError: the export or the runtime failed.
     """
-    name = stand_ins.BACKENDS[settings.precision]
-    backend = backends.load(name)
+    backend = backends.stand_in(settings.precision)
 
     def build(places: dict[str, Path], scratch: Path) -> None:
         header = checkpoints.read_header(checkpoint)
@@ -40,22 +39,22 @@ def run(
         shape = (settings.batch, 3, size, size)
         files = {}
         for form in settings.forms:
-            files[form] = scratch / backend.FILES[0].format(form=form)
+            files[form] = scratch / backend.file_name(form)
             program = programs.static(forms.module(form, checkpoint, fused, quantized), shape)
             backend.export(program, [files[form]], ExportSpec("fp32", shape, preprocessing))
-        measured = measurement.measure(runners.here(name, files), list(files), shape, settings.bench)
-        write_json(places["reference"], {"backend": name, "precision": settings.precision, **measured})
+        measured = measurement.measure(runners.here(backend.name, files), list(files), shape, settings.bench)
+        write_json(places["reference"], {"backend": backend.name, "precision": settings.precision, **measured})
 
     store.cached(
         "reference",
         settings=settings.model_dump(mode="json"),
         inputs={"checkpoint": checkpoint, "fused": fused, "quantized": quantized},
         outputs={"reference": output},
-        code=("pipeline.stages.reference", backend.__name__, *checkpoints.code_modules(checkpoint)),
-        packages=("torch", *backend.PACKAGES),
+        code=("pipeline.stages.reference", backends.module_name(backend.name), *checkpoints.code_modules(checkpoint)),
+        packages=("torch", *backend.packages),
         host=conditions.fingerprint(),
         build=build,
     )
     figures = read_json(output)
-    lines = headline.in_words(f"{backends.RUNTIMES[name]} {settings.precision} here", figures)
+    lines = headline.in_words(f"{backend.title} {settings.precision} here", figures)
     print("\n".join(lines + headline.warnings(figures["runs"])), flush=True)

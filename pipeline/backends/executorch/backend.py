@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
 from pipeline.backends.base import Backend, Served, Traced
-from pipeline.backends.executorch import needs, pte, runtime
+from pipeline.backends.executorch import needs, patterns, pte, runtime
 from pipeline.backends.executorch.bundle import BUNDLE
 from pipeline.backends.signatures import Signature
 from pipeline.config.backend_rules import BackendRules
@@ -44,7 +44,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         from executorch.exir import to_edge_transform_and_lower
 
         try:
-            with torch.no_grad():
+            with torch.no_grad(), patterns.only_those_of(lowered):
                 edge = to_edge_transform_and_lower(lowered, partitioner=[XnnpackPartitioner()])
                 content = edge.to_executorch().buffer
         except Exception as error:

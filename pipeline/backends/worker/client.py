@@ -13,6 +13,7 @@ device (`remote`): then the process is started there, and all else is the same.
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def outputs_by_layer(backend: str, file: Path, image: "np.ndarray", *, exact: bo
 
 def is_able(job: Job, ability: str) -> bool:
     """Whether the backend of a file offers a function of this name: seen here, so that no process is started for it."""
-    return hasattr(backends.load(job.backend), ability)
+    return getattr(import_module(backends.module_name(job.backend)).RUNTIME, ability) is not None
 
 
 def transfer_ms(job: Job, image: "np.ndarray") -> dict[str, float] | None:
