@@ -37,7 +37,9 @@ def test_each_is_looked_for_where_it_can_be():
 def test_the_file_is_the_same(tmp_path, monkeypatch):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU()).eval()
     program = torch.export.export(network, (torch.zeros(1, 3, 8, 8),))
-    spec = ExportSpec("fp32", (1, 3, 8, 8), Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, classes=("a", "b")))
+    half = (0.5, 0.5, 0.5)
+    preprocessing = Preprocessing(image_size=8, mean=half, std=half, classes=("a", "b"))
+    spec = ExportSpec("fp32", (1, 3, 8, 8), preprocessing)
     backend.export(program, [tmp_path / "without.pte"], spec)
     monkeypatch.setattr(patterns, "_PATTERNS", ())
     backend.export(program, [tmp_path / "with.pte"], spec)
