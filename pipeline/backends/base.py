@@ -16,7 +16,7 @@ from pipeline.backends.runtime import Runtime
 from pipeline.backends.signatures import Signature
 from pipeline.config.backend_rules import BackendRules
 from pipeline.devices import Device
-from pipeline.devices.probe import Probe
+from pipeline.devices.facts import Inventory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -275,7 +275,7 @@ class Backend:
     runner_help: str = ""
     requirements: tuple[Requirement, ...] = ()
     built_here: Callable[[set[str]], str] = lambda met: "yes"
-    can_run_on: Callable[[Probe, Mapping[str, str]], Can] | None = None
+    can_run_on: Callable[[Inventory, Mapping[str, str]], Can] | None = None
     bundle: BundleParts | None = None
 
     def file_name(self, form: str) -> str:

@@ -1,14 +1,12 @@
 """The conditions of a measurement: on what, under what load, with which versions. Imports nothing heavy.
 
-What is read is read by `readings`, on this machine or on a device.
+What the machine says of itself is in `devices.facts`.
 """
 
 import hashlib
 import json
 import platform
-import re
 import resource
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +15,9 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts.manifest import versions
 from pipeline.devices import Device, facts
-from pipeline.devices.facts import Readings
+from pipeline.devices.facts import Machine
 
 _TOLERATED_LOAD = 0.5
-_CPU = "/sys/devices/system/cpu"
-_POSSIBLE_C = (-40, 150)
 
 Versions = Sequence[str] | Mapping[str, str | None]
 """Distributions whose installed versions here matter; or, for a device, the versions of what runs there."""
@@ -40,9 +36,9 @@ def fingerprint(packages: Versions | None = None, device: Device | None = None) 
         DeviceError: it cannot be reached.
     """
     read = facts.machine(device or facts.here())
-    parts = _machine(read) | {
-        "power_mode": _power_mode(read),
-        "os": _operating_system(read),
+    parts = _kind(read) | {
+        "power_mode": read.power_mode,
+        "os": read.operating_system,
         "versions": _versions(backends.runtime_packages() if packages is None else packages),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -85,12 +81,12 @@ def snapshot(device: Device | None = None, own_seconds: float | None = None) -> 
         own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         own_seconds = sum(used.ru_utime + used.ru_stime for used in own)
     return Snapshot(
-        load_average=_load_average(read),
+        load_average=read.load_average,
         at=time.monotonic(),
-        machine_seconds=_machine_seconds(read),
+        machine_seconds=read.machine_seconds,
         own_seconds=own_seconds,
-        cpu_mhz=_cpu_mhz(read),
-        temperature_c=temperatures(read),
+        cpu_mhz=read.cpu_mhz,
+        temperature_c=read.temperature_c,
     )
 
 
@@ -122,7 +118,7 @@ def describe(
         DeviceError: the device cannot be reached.
     """
     read = facts.machine(device or facts.here())
-    machine, other = _machine(read), _other_load(before, after)
+    machine, other = _kind(read), _other_load(before, after)
     busy = _busy(threads, other, before, after)
     crowded = None
     if threads > machine["cores"]:
@@ -131,9 +127,9 @@ def describe(
             "other; set `threads` to no more than there are"
         )
     return machine | {
-        "power_mode": _power_mode(read),
-        "jetson_clocks": _jetson_clocks(read),
-        "os": _operating_system(read),
+        "power_mode": read.power_mode,
+        "jetson_clocks": read.jetson_clocks,
+        "os": read.operating_system,
         "threads": threads,
         "versions": _versions(packages),
         "load_average_before": before.load_average,
@@ -146,19 +142,6 @@ def describe(
         "busy": busy is not None,
         "warning": "; ".join(filter(None, (busy, crowded, *warnings))) or None,
     }
-
-
-def temperatures(read: Readings) -> dict[str, float]:
-    """Degrees Celsius by the name of each thermal zone, the hottest of those of one name; what no chip can have is out.
-
-    Linux's thermal zones count thousandths of a degree.
-    """
-    found: dict[str, float] = {}
-    for path, name in read.matching("/sys/class/thermal/thermal_zone*/type"):
-        said = read.text(f"{path.removesuffix('type')}temp")
-        if re.fullmatch(r"-?\d+", said) and _POSSIBLE_C[0] < int(said) / 1000 < _POSSIBLE_C[1]:
-            found[name] = max(int(said) / 1000, found.get(name, _POSSIBLE_C[0]))
-    return found
 
 
 def _versions(packages: Versions) -> dict[str, str | None]:
@@ -187,106 +170,11 @@ def _other_load(before: Snapshot, after: Snapshot) -> float | None:
     return round(max(0.0, others) / (after.at - before.at), 2)
 
 
-def _load_average(read: Readings) -> float | None:
-    """Linux: proc_loadavg(5). A Mac says `{ 1.52 1.71 1.80 }`."""
-    said = re.search(r"[\d.]+", read.text("/proc/loadavg") or read.text("sysctl -n vm.loadavg"))
-    return round(float(said[0]), 2) if said else None
-
-
-def _cpu_mhz(read: Readings) -> float | None:
-    """Median over the cores: what the governor set, else what the processor's description says, which can be fixed."""
-    mhz = [int(khz) / 1000 for khz in _of_cores(read, "scaling_cur_freq") if khz.isdigit()]
-    if not mhz:
-        mhz = [
-            float(found) for found in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", read.text("/proc/cpuinfo"), re.MULTILINE)
-        ]
-    return round(statistics.median(mhz)) if mhz else None
-
-
-def _machine_seconds(read: Readings) -> float | None:
-    """CPU time of all that was not idle, and what the hypervisor took away: proc_stat(5)."""
-    ticks = read.text("/proc/stat").partition("\n")[0].split()[1:]
-    if len(ticks) < 8:
-        return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
-    a_second = read.text("getconf CLK_TCK")  # Android has no getconf; the kernel's own default is 100 everywhere
-    return (user + nice + system + irq + softirq + steal) / (int(a_second) if a_second.isdigit() else 100)
-
-
-def _machine(read: Readings) -> dict[str, Any]:
+def _kind(machine: Machine) -> dict[str, Any]:
     return {
-        "device": _device(read),
-        "cpu": _cpu(read),
-        "cores": _cores(read),
-        "memory_gib": round(_memory_bytes(read) / 2**30),
-        "gpus": _gpus(read),
+        "device": machine.model or machine.architecture,
+        "cpu": machine.cpu or "unknown",
+        "cores": machine.cores or 1,
+        "memory_gib": round((machine.memory_bytes or 0) / 2**30),
+        "gpus": list(machine.gpus),
     }
-
-
-def _memory_bytes(read: Readings) -> int:
-    if found := re.search(r"^MemTotal:\s*(\d+) kB", read.text("/proc/meminfo"), re.MULTILINE):
-        return int(found[1]) * 1024
-    said = read.text("sysctl -n hw.memsize")
-    return int(said) if said.isdigit() else 0
-
-
-def _device(read: Readings) -> str:
-    """The board, phone or computer by its maker's name, never by its network name."""
-    phone = f"{read.text('getprop ro.product.manufacturer')} {read.text('getprop ro.product.model')}".strip()
-    named = map(read.text, ("/proc/device-tree/model", "/sys/class/dmi/id/product_name", "sysctl -n hw.model"))
-    return phone or next(filter(None, named), "") or read.text("uname -m")
-
-
-def _cpu(read: Readings) -> str:
-    lines = [line.partition(":") for line in read.text("/proc/cpuinfo").splitlines()]
-    found = {key.strip(): value.strip() for key, _, value in lines}
-    parts = [found[key] for key in ("CPU implementer", "CPU part", "CPU revision") if key in found]
-    kind = read.text("uname -m")
-    arm = f"{kind} (implementer, part, revision {', '.join(parts)})" if parts else kind
-    return found.get("model name") or read.text("sysctl -n machdep.cpu.brand_string") or arm
-
-
-def _cores(read: Readings) -> int:
-    """Cores that a process may use: its affinity, and the CPU quota of its control group."""
-    said = next(filter(str.isdigit, map(read.text, ("nproc", "sysctl -n hw.logicalcpu"))), "1")
-    quota, _, period = read.text("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        return min(int(said), max(1, int(quota) // int(period)))
-    return int(said)
-
-
-def _gpus(read: Readings) -> list[str]:
-    """NVIDIA GPUs with the driver's version, as the driver lists them."""
-    driver = read.text("/proc/driver/nvidia/version").partition("\n")[0].split("  ")
-    version = next((part.split()[0] for part in driver[1:] if part.strip()[:1].isdigit()), "unknown")
-    described = [text.splitlines() for _, text in read.matching("/proc/driver/nvidia/gpus/*/information")]
-    models = [line.partition(":")[2].strip() for lines in described for line in lines if line.startswith("Model:")]
-    return [f"{model}, driver {version}" for model in models]
-
-
-def _power_mode(read: Readings) -> str | None:
-    """The CPU's frequency governor, and a Jetson's power mode, where they can be read."""
-    governors = dict.fromkeys(_of_cores(read, "scaling_governor"))
-    jetson = " ".join(read.text("nvpmodel -q").split())
-    return "; ".join(part for part in (*governors, jetson) if part) or None
-
-
-def _jetson_clocks(read: Readings) -> bool | None:
-    lowest, highest = _of_cores(read, "scaling_min_freq"), _of_cores(read, "scaling_max_freq")
-    if not read.text("/etc/nv_tegra_release") or not lowest:
-        return None
-    return lowest == highest
-
-
-def _of_cores(read: Readings, name: str) -> list[str]:
-    return [text for _, text in read.matching(f"{_CPU}/cpu[0-9]*/cpufreq/{name}")]
-
-
-def _operating_system(read: Readings) -> str:
-    kernel = " ".join(read.text(f"uname -{letter}") for letter in "srm")
-    if system := read.text("sw_vers -productVersion"):
-        return f"macOS {system}"
-    if release := read.text("getprop ro.build.version.release"):
-        return f"Android {release}, {kernel}"
-    jetson = re.search(r"R(\d+) .*REVISION: ([\d.]+)", read.text("/etc/nv_tegra_release"))
-    return f"Jetson Linux {jetson[1]}.{jetson[2]}, {kernel}" if jetson else kernel

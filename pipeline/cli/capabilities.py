@@ -5,7 +5,6 @@ each backend is asked why its runtime cannot be used.
 """
 
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from pipeline.cli import requirements
 from pipeline.cli.requirements import Found
 from pipeline.config.project import Config
 from pipeline.config.targets import Target
-from pipeline.devices import probe
-from pipeline.devices.probe import Probe
+from pipeline.devices import facts
+from pipeline.devices.facts import Inventory
 
 _ROOM_GIB = 2
 
@@ -41,7 +40,7 @@ class Host:
     """This machine, as far as it matters.
 
     Attributes:
-        probe: what it says of itself; the room is that where results are kept.
+        inventory: what it says of itself; the room is that where results are kept.
         python: version of the Python that this runs on.
         gpu: NVIDIA's compute capability, as the driver says it; None without a GPU.
         store: where results are kept.
@@ -49,7 +48,7 @@ class Host:
         verdicts: by target, in the order of their names.
     """
 
-    probe: Probe
+    inventory: Inventory
     python: str
     gpu: str | None
     store: str
@@ -71,11 +70,10 @@ def examine(config: Config, targets: Sequence[str]) -> Host:
     """
     found = tuple(requirements.find(requirements.everything()))
     room = store.root()
-    looked = ("sh", "-c", probe.SCRIPT, "sh", str(room), sys.executable)
-    me = probe.read(subprocess.run(looked, capture_output=True, text=True, check=False).stdout)
+    me = facts.inventory(facts.here(), str(room), sys.executable)
     inputs = (*_inputs(config), *_room(me.free_gib))
     return Host(
-        probe=me,
+        inventory=me,
         python=platform.python_version(),
         gpu=engines.compute_capability(),
         store=_from_home(room),
@@ -165,12 +163,12 @@ def _from_home(path: Path) -> str:
     return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
-def can_run(target: Target, device: Probe) -> Can:
+def can_run(target: Target, device: Inventory) -> Can:
     """Whether a device can run a target's file: its bench, and the self-test of its bundle."""
     return backends.load(target.backend).can_run_on(device, requirements.ranges())
 
 
-def can_install(device: Probe) -> Can:
+def can_install(device: Inventory) -> Can:
     """Whether `repnets ship` finds there what it works with."""
     has_python = "python3" in device.tools
     needs = (

@@ -15,8 +15,8 @@ from pipeline.cli.requirements import Found
 from pipeline.config.schema import read_yaml
 from pipeline.config.targets import Target
 from pipeline.deploy import installation
-from pipeline.devices import probe
-from pipeline.devices.probe import Probe
+from pipeline.devices import Device, facts
+from pipeline.devices.facts import Inventory
 from pipeline.errors import DeviceError, InputError, StageError, nearest
 from pipeline.models import resolve
 from pipeline.text import aligned
@@ -50,7 +50,6 @@ _WITHOUT = {
     "device": "no such device can be reached",
     "sign": "bundles are not signed, and no signature is verified",
 }
-_SECONDS = 60  # for a device to answer in
 
 
 def doctor(
@@ -94,15 +93,14 @@ def doctor(
     _conclude(host, answers)
 
 
-def _ask(device: Any, python: str) -> Probe | DeviceError:
+def _ask(device: Device, python: str) -> Inventory | DeviceError:
     try:
-        done = device.run(["sh", "-c", probe.SCRIPT, "sh", installation.home(device), python], timeout=_SECONDS)
+        return facts.inventory(device, installation.home(device), python)
     except DeviceError as error:
         return error
-    return probe.read(done.stdout)
 
 
-def _conclude(host: Host, answers: Mapping[str, Probe | DeviceError]) -> None:
+def _conclude(host: Host, answers: Mapping[str, Inventory | DeviceError]) -> None:
     silent = [answer for answer in answers.values() if isinstance(answer, DeviceError)]
     if host.unmet:
         names = ", ".join(one.target for one in host.unmet)
@@ -113,7 +111,7 @@ def _conclude(host: Host, answers: Mapping[str, Probe | DeviceError]) -> None:
 
 
 def _host(host: Host, targets: Sequence[Target]) -> str:
-    about = aligned(_facts(host.probe, f"Python {host.python}", f"where results are kept: {host.store}"))
+    about = aligned(_about(host.inventory, f"Python {host.python}", f"where results are kept: {host.store}"))
     gpu = f"compute capability {host.gpu}" if host.gpu else "none with a working driver"
     needed = [_row(one, targets) for one in host.found if _needed(one, targets)]
     rows = [("target", "build", "check", "bench")]
@@ -166,22 +164,22 @@ def _missing(host: Host) -> list[tuple[str, Unavailable]]:
     return [(f"no {work} here of {', '.join(targets)}", why) for (work, why), targets in found.items()]
 
 
-def _device(name: str, answer: Probe | DeviceError, targets: Sequence[Target]) -> str:
+def _device(name: str, answer: Inventory | DeviceError, targets: Sequence[Target]) -> str:
     if isinstance(answer, DeviceError):
         return f"{name}\n{_indented(f'error    {answer}')}"
     python = f"Python {answer.python}" if answer.python else "no Python"
-    facts = _facts(answer, python, "where bundles go")
+    about = _about(answer, python, "where bundles go")
     runtimes = ", ".join(f"{package} {version}" for package, version in answer.packages.items())
-    facts.append(
+    about.append(
         ("runtimes", ", ".join(filter(None, (runtimes, answer.trtexec and f"trtexec {answer.trtexec}"))) or "none")
     )
-    facts.append(("compiler", f"g++ {answer.gcc}" if answer.gcc else "no g++"))
+    about.append(("compiler", f"g++ {answer.gcc}" if answer.gcc else "no g++"))
     install = examined.can_install(answer)
-    facts.append(("ship", "it has the tools" if install.yes else "no; see below"))
-    facts.append(("installed", ", ".join(f"{one} {digest}" for one, digest in answer.installed) or "nothing"))
+    about.append(("ship", "it has the tools" if install.yes else "no; see below"))
+    about.append(("installed", ", ".join(f"{one} {digest}" for one, digest in answer.installed) or "nothing"))
     abilities = {target.name: examined.can_run(target, answer) for target in targets}
     rows = [("target", "bench and self-test"), *((one, can.how) for one, can in abilities.items())]
-    parts = [name, _indented(aligned(facts)), "", _indented(aligned(rows))]
+    parts = [name, _indented(aligned(about)), "", _indented(aligned(rows))]
     whys: dict[Unavailable, list[str]] = {}
     for one, can in (("ship", install), *abilities.items()):
         for why in can.missing:
@@ -191,11 +189,12 @@ def _device(name: str, answer: Probe | DeviceError, targets: Sequence[Target]) -
     return "\n".join(parts)
 
 
-def _facts(about: Probe, python: str, place: str) -> list[tuple[str, str]]:
-    system = filter(None, (about.described, f"{about.system} {about.release}", about.architecture, python))
+def _about(found: Inventory, python: str, place: str) -> list[tuple[str, str]]:
+    about = found.machine
+    system = filter(None, (about.distribution, f"{about.system} {about.release}", about.architecture, python))
     cores = f"{about.cores} core{'s' * (about.cores != 1)}" if about.cores else None
-    memory = f"{about.memory_gib} GiB of memory" if about.memory_gib else None
-    free = f"{about.free_gib} GiB free" if about.free_gib is not None else "free space unknown"
+    memory = f"{_memory_gib(found)} GiB of memory" if about.memory_bytes else None
+    free = f"{found.free_gib} GiB free" if found.free_gib is not None else "free space unknown"
     return [
         ("system", ", ".join(system)),
         ("machine", ", ".join(filter(None, (about.model, about.cpu, cores, memory)))),
@@ -215,10 +214,10 @@ def _indented(text: str) -> str:
     return textwrap.indent(text, "  ")
 
 
-def _document(host: Host, targets: Iterable[Target], answers: Mapping[str, Probe | DeviceError]) -> dict[str, Any]:
+def _document(host: Host, targets: Iterable[Target], answers: Mapping[str, Inventory | DeviceError]) -> dict[str, Any]:
     return {
         "met": not host.unmet,
-        "host": {**_plain(host.probe), "python": host.python, "gpu": host.gpu, "store": host.store},
+        "host": {**_plain(host.inventory), "python": host.python, "gpu": host.gpu, "store": host.store},
         "requirements": [
             {
                 "name": one.requirement.name,
@@ -238,12 +237,19 @@ def _document(host: Host, targets: Iterable[Target], answers: Mapping[str, Probe
     }
 
 
-def _answer(answer: Probe | DeviceError, targets: Iterable[Target]) -> dict[str, Any]:
+def _answer(answer: Inventory | DeviceError, targets: Iterable[Target]) -> dict[str, Any]:
     if isinstance(answer, DeviceError):
         return {"error": str(answer)}
     can = {target.name: asdict(examined.can_run(target, answer)) for target in targets}
     return {**_plain(answer), "ship": asdict(examined.can_install(answer)), "targets": can}
 
 
-def _plain(about: Probe) -> dict[str, Any]:
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(about).items()}
+def _plain(found: Inventory) -> dict[str, Any]:
+    about = {**vars(found.machine), "memory_gib": _memory_gib(found), **vars(found)}
+    del about["machine"]
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in about.items()}
+
+
+def _memory_gib(found: Inventory) -> float | None:
+    size = found.machine.memory_bytes
+    return None if size is None else round(size / 2**30, 1)

@@ -4,7 +4,6 @@ Which versions will do stands in pyproject.toml and nowhere else.
 """
 
 import re
-import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from pipeline import backends
 from pipeline.artifacts.manifest import is_within, versions
 from pipeline.artifacts.source_files import PROJECT
 from pipeline.backends.base import Requirement
+from pipeline.devices import local
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,6 @@ def everything() -> list[Requirement]:
     return [*PACKAGES, *sorted(own, key=lambda one: one.work == "engine"), *PROGRAMS]
 
 
-PLACES = ("/usr/src/tensorrt/bin",)
-"""Where programs may be that are not on PATH: JetPack's trtexec."""
-
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -87,7 +84,7 @@ def _package(one: Requirement) -> Found:
 
 
 def _program(one: Requirement) -> Found:
-    found = shutil.which(one.name) or shutil.which(one.name, path=":".join(PLACES))
+    found = local.find_program(one.name)
     remedy = one.mac if sys.platform == "darwin" and one.mac else one.linux
     return Found(one, found, "", found is not None, "" if found else remedy)
 

@@ -1,8 +1,16 @@
 """This machine as a device, by the same shell lines as any other."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pipeline.devices.facts_script import JETPACK
+
+
+def find_program(name: str) -> str | None:
+    """Where a program of this machine is: on PATH, or where JetPack puts its own; None where it is not."""
+    return shutil.which(name) or shutil.which(name, path=JETPACK)
 
 
 @dataclass(frozen=True)

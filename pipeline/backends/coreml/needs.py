@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 
 from pipeline.backends.base import Can, Requirement, cannot
-from pipeline.devices.probe import Probe
+from pipeline.devices.facts import Inventory
 
 REQUIREMENTS = (Requirement("coremltools", "writes ML programs; on a Mac runs them", "build", ("coreml",)),)
 
 
-def can_run_on(device: Probe, wanted: Mapping[str, str]) -> Can:
+def can_run_on(device: Inventory, wanted: Mapping[str, str]) -> Can:
     """See `base.Backend`: by a Mac's Python."""
-    if device.system != "Darwin":
-        why = f"Core ML runs on Apple's systems alone, and this is {device.system}."
+    if device.machine.system != "Darwin":
+        why = f"Core ML runs on Apple's systems alone, and this is {device.machine.system}."
         return cannot("not Apple's", why, "Name a Mac; for an iPhone: repnets ship --layout.")
     if "coremltools" not in device.packages:
         how = "On the Mac: python3 -m pip install coremltools."

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pipeline.artifacts.manifest import is_within, version_numbers
 from pipeline.backends.base import Can, Requirement, cannot
 from pipeline.backends.worker import remote
-from pipeline.devices.probe import Probe
+from pipeline.devices.facts import Inventory
 
 REQUIREMENTS = (Requirement("executorch", "writes and runs .pte; quantizes to int8", "build", ("executorch", "int8")),)
 
@@ -27,15 +27,15 @@ A runner is a small program that runs a .pte where no Python with executorch is;
 _WHEELS = ("x86_64", "aarch64", "arm64")  # that executorch has wheels for, by uname's names
 
 
-def can_run_on(device: Probe, wanted: Mapping[str, str]) -> Can:
+def can_run_on(device: Inventory, wanted: Mapping[str, str]) -> Can:
     """See `base.Backend`: by the device's Python, or by a runner."""
     wanted, version = wanted.get("executorch", ""), device.packages.get("executorch")
     if version is not None and is_within(version, wanted):
         return Can(True, f"by Python, executorch {version}")
-    if device.is_android:
+    if device.machine.is_android:
         return cannot("no runner", "A phone has no Python.", "Build the runner; see below.")
-    if device.architecture not in _WHEELS:
-        why = f"There is no wheel of executorch for {device.architecture}."
+    if device.machine.architecture not in _WHEELS:
+        why = f"There is no wheel of executorch for {device.machine.architecture}."
         return cannot(
             "no runtime", why, f"Use a 64-bit system ({', '.join(_WHEELS)}), or build ExecuTorch and the runner there."
         )

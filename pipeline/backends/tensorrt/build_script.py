@@ -2,6 +2,7 @@
 
 from pipeline.backends.tensorrt import trtexec
 from pipeline.backends.tensorrt.options import Options
+from pipeline.devices.facts_script import JETPACK
 
 
 def text(options: Options, input_name: str, input_shape: tuple[int, ...]) -> str:
@@ -10,7 +11,7 @@ def text(options: Options, input_name: str, input_shape: tuple[int, ...]) -> str
     build = trtexec.build_options(options, input_name, input_shape)
     shape = trtexec.shape_option(input_name, input_shape) if open_batch else []
     times = [*trtexec.STEADY, "--warmUp=500", "--duration=10", "--iterations=100", "--percentile=50,90,99", *shape]
-    return _TEXT.replace("@BUILD@", _lines(build)).replace("@TIME@", _lines(times))
+    return _TEXT.replace("@BUILD@", _lines(build)).replace("@TIME@", _lines(times)).replace("@JETPACK@", JETPACK)
 
 
 def _lines(options: list[str]) -> str:
@@ -25,14 +26,14 @@ _TEXT = """\
 #   sh build_engine.sh          builds and times
 #   sh build_engine.sh build    builds
 #
-# Needs trtexec: on a Jetson it is part of JetPack (/usr/src/tensorrt/bin), elsewhere of TensorRT.
+# Needs trtexec: on a Jetson it is part of JetPack (@JETPACK@), elsewhere of TensorRT.
 # Gives <form>.engine and <form>.times.json, a list with one entry a run: computeMs, latencyMs and more.
 # *.timing keeps what the builder measured, so that a second build is quick and chooses the same; trtexec
 # fails on that of another version, hence the version in its name.
 # For steady figures on a Jetson, first: sudo nvpmodel -m 0 && sudo jetson_clocks
 set -eu
 cd "$(dirname "$0")"
-PATH="$PATH:/usr/src/tensorrt/bin"
+PATH="$PATH:@JETPACK@"
 command -v trtexec > /dev/null || {
     echo "error: trtexec is not on PATH; install JetPack's or NVIDIA's TensorRT" >&2
     exit 1

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.backends.base import BundleParts
 from pipeline.backends.tensorrt import trtexec
 from pipeline.backends.tensorrt.options import Options
+from pipeline.devices.facts_script import JETPACK
 from pipeline.errors import InputError
 
 _TIMING_CACHE = re.compile(r"build-v\d+\.timing")
@@ -21,7 +22,7 @@ def describe(
     chosen, taken = Options.of(options), written["input"]
     shape = trtexec.shape_option(taken["name"], taken["shape"]) if chosen.batches() else []
     build = trtexec.build_options(chosen, taken["name"], taken["shape"])
-    told: dict[str, Any] = {"trtexec": {"build": build, "run": shape}}
+    told: dict[str, Any] = {"trtexec": {"build": build, "run": shape, "jetpack": JETPACK}}
     if engine:
         told["engine"] = {key: engine[key] for key in ("maker", "version", "compute_capabilities")}
     return told

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pipeline.artifacts.manifest import version_numbers
 from pipeline.backends.base import Can, Requirement, cannot
 from pipeline.backends.tensorrt.engines import compute_capability
-from pipeline.devices.probe import Probe
+from pipeline.devices.facts import Inventory
 
 OLDEST_TENSORRT = "10.3.0"
 """What the ONNX files and the options of trtexec are written for: JetPack 6.1."""
@@ -31,7 +31,7 @@ def built_here(met: set[str]) -> str:
     return "ONNX, RTX engine" if "tensorrt-rtx-cu13" in met else "ONNX alone"
 
 
-def can_run_on(device: Probe, wanted: Mapping[str, str]) -> Can:
+def can_run_on(device: Inventory, wanted: Mapping[str, str]) -> Can:
     """See `base.Backend`: by trtexec."""
     if "trtexec" not in device.tools:
         how = "Install JetPack's or NVIDIA's TensorRT there: sudo apt-get install nvidia-jetpack on a Jetson."

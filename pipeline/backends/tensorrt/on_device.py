@@ -13,10 +13,11 @@ from typing import Any
 
 from pipeline.backends.tensorrt import trtexec
 from pipeline.devices import Device
+from pipeline.devices.facts_script import JETPACK
 from pipeline.errors import DeviceError, StageError
 
 _BUILD_SECONDS = 4 * 3600
-_FIND = 'PATH="$PATH:/usr/src/tensorrt/bin"; command -v trtexec'
+_FIND = f'PATH="$PATH:{JETPACK}"; command -v trtexec'
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _find(device: Device) -> str:
     if not found:
         raise DeviceError(
             f"{device.name} has no trtexec, which builds and times the engines there: it is neither on PATH nor in "
-            "/usr/src/tensorrt/bin. On a Jetson it comes with JetPack (sudo apt-get install nvidia-jetpack), elsewhere "
+            f"{JETPACK}. On a Jetson it comes with JetPack (sudo apt-get install nvidia-jetpack), elsewhere "
             "with NVIDIA's TensorRT."
         )
     return found

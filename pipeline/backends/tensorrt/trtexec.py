@@ -9,7 +9,6 @@ import json
 import math
 import re
 import shlex
-import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,9 @@ from pipeline.backends.onnx import backend as onnx
 from pipeline.backends.tensorrt import layer_info
 from pipeline.backends.tensorrt.engines import engine_maker
 from pipeline.backends.tensorrt.options import Options
-from pipeline.devices import Device, parse
+from pipeline.devices import Device
+from pipeline.devices.facts import here, tensorrt_version
+from pipeline.devices.local import find_program
 from pipeline.errors import InputError, StageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 STEADY = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
 """One launch for the whole network, no sleep between runs, and the network alone on the clock."""
 
-_PLACES = ("/usr/src/tensorrt/bin",)  # JetPack's, which is not on PATH
 _ROUNDS = 10
 _TRANSFERS = 50
 _BUILD_SECONDS = 4 * 3600
@@ -94,7 +94,7 @@ class Engine:
 
 def find() -> Path | None:
     """Where trtexec is: on PATH, or where JetPack puts it; None where it is not."""
-    found = shutil.which("trtexec") or shutil.which("trtexec", path=":".join(_PLACES))
+    found = find_program("trtexec")
     return Path(found) if found else None
 
 
@@ -336,10 +336,7 @@ def version(printed: str) -> str:
     if not verdicts:
         raise StageError(f"trtexec did not say its version; it said last: {' '.join(printed.split())[-200:]}")
     _, digits, built = verdicts[-1]
-    number = int(digits)
-    return ".".join(
-        str(part) for part in (number // 10000, number // 100 % 100, number % 100, *([built] if built else []))
-    )
+    return ".".join(filter(None, (tensorrt_version(digits), built)))
 
 
 def input_of(onnx_file: Path) -> tuple[str, list[int | None]]:
@@ -394,4 +391,4 @@ def _here() -> tuple[Device, str]:
     program = find()
     if program is None:
         raise StageError("trtexec is not on this machine: install JetPack's or NVIDIA's TensorRT.")
-    return parse("local"), str(program)
+    return here(), str(program)

@@ -17,7 +17,7 @@ from pipeline.backends.worker import client, remote, server
 from pipeline.cli import requirements
 from pipeline.config.schema import Strict
 from pipeline.config.targets import PRECISIONS
-from pipeline.devices import facts, probe
+from pipeline.devices import facts
 from pipeline.errors import InputError
 from pipeline.models import programs as graphs
 from pipeline.quantization import pt2e
@@ -204,9 +204,7 @@ def test_what_is_looked_for_and_whether_a_machine_can_run_the_files(name):
         assert one.name and one.why and one.kinds
     found = requirements.find(LOADED[name].requirements)
     assert all(one.is_met or one.remedy for one in found)
-    here = facts.here()
-    me = probe.read(here.run(["sh", "-c", probe.SCRIPT, "sh", "/tmp", "python3"]).stdout)
-    can = LOADED[name].can_run_on(me, requirements.ranges())
+    can = LOADED[name].can_run_on(facts.inventory(facts.here(), "/tmp", "python3"), requirements.ranges())
     assert can.how and can.yes == (not can.missing)
 
 

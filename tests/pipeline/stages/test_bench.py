@@ -245,7 +245,7 @@ def test_a_second_bench_on_this_machine_is_a_hit_and_says_the_same(exported, art
 def test_another_machine_does_not_hit(exported, artifacts, tmp_path, capsys, monkeypatch):
     folder = shutil.copytree(exported, tmp_path / "toy")
     run_bench(folder, artifacts)
-    monkeypatch.setattr("pipeline.benchmark.conditions._cpu", lambda read: "another CPU")
+    monkeypatch.setattr("pipeline.devices.facts._cpu", lambda told: "another CPU")
     assert run_bench(folder, artifacts)["conditions"]["cpu"] == "another CPU"
     assert capsys.readouterr().out.count("bench: built") == 2
 

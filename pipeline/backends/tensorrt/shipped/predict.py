@@ -38,7 +38,7 @@ class Network:
 
     def __init__(self, folder=FOLDER):
         self._about = json.loads((Path(folder) / "bundle.json").read_text(encoding="utf-8"))
-        found = shutil.which("trtexec") or shutil.which("trtexec", path="/usr/src/tensorrt/bin")
+        found = shutil.which("trtexec") or shutil.which("trtexec", path=self._about["trtexec"]["jetpack"])
         if found is None:
             raise Unavailable(
                 "trtexec is not on PATH, nor where JetPack puts it: install JetPack's or NVIDIA's TensorRT. (Where "
