@@ -1,5 +1,5 @@
 # On demand: snakemake bundles. What a device needs of a model, in one file in dist/, whose name holds its digest; so
-# the rule's output is a small file that names it, and jobs.configure drops that where the bundle itself is gone.
+# the rule's output is a small file that names it; where the bundle itself is gone, jobs.split says that it is missing.
 
 
 rule bundles:

@@ -25,7 +25,7 @@ rule split:
 
 rule train:
     input:
-        split="artifacts/split.json",
+        split=jobs.split(workflow),
     output:
         checkpoint="artifacts/{model}/checkpoint.safetensors",
         metrics="artifacts/{model}/metrics.jsonl",
@@ -52,7 +52,7 @@ rule train:
 rule adopt:
     input:
         source=lambda wildcards: ADOPTED[wildcards.model],
-        split="artifacts/split.json",
+        split=jobs.split(workflow),
     output:
         checkpoint="artifacts/{model}/checkpoint.safetensors",
     log:

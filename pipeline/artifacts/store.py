@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,20 +91,6 @@ def cached(
         ) from error
     print(f"{stage}: {'from the store' if hit else 'built'} ({key[:12]})", flush=True)
     return hit
-
-
-def bring_dates_up(paths: Sequence[Path]) -> None:
-    """Give files that were replaced by older ones (`cp -p`, rsync) the time of the replacement.
-
-    Snakemake compares contents only where an input is newer than its output, and a copy can carry a
-    date of the past. The time of the inode's last change cannot be set, so it tells; the order of those
-    times is kept, a millisecond apart.
-    """
-    status = {path: path.stat() for path in paths}
-    behind = [path for path, one in status.items() if one.st_ctime_ns > one.st_mtime_ns + 1_000_000_000]
-    now = time.time_ns()
-    for place, path in enumerate(sorted(behind, key=lambda path: status[path].st_ctime_ns)):
-        os.utime(path, ns=(now, now + place * 1_000_000))
 
 
 def _key(

@@ -3,13 +3,13 @@
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import digests, store
+from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import read_json
 from pipeline.config import project, targets
 from pipeline.config.stages import ReferenceSettings
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 
 
 def configure(values: Mapping[str, Any]) -> project.Config:
-    """Validate the configuration that Snakemake read, and make ready what its jobs rely on.
+    """Validate the configuration that Snakemake read, and set the environment of its jobs. No file is changed.
 
     A mistake of the user's ends the process with exit code 2 and one paragraph on stderr.
     """
@@ -44,11 +44,47 @@ def configure(values: Mapping[str, Any]) -> project.Config:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(InputError.exit_code) from None
-    for place in Path("targets").glob("*/*/bundle.json"):
-        if not Path(read_json(place)["bundle"]).is_file():  # the bundle that it names was deleted: make it again
-            place.unlink()
-    store.bring_dates_up([file for pattern in _BUILT for file in Path().glob(pattern)])
     return read
+
+
+def split(workflow: Any) -> Callable[[Any], str]:
+    """A function of a job's wildcards: the split, which every model begins with.
+
+    Snakemake calls it while it works out its jobs, before it looks at a date. So this is where it learns what it would
+    not see: it is noted in Snakemake's memory of files, and no file is changed.
+
+    Args:
+        workflow: Snakemake's.
+    """
+
+    def of_job(_wildcards: Any) -> str:
+        if workflow.iocache.active:  # until the first job starts
+            _note_bundles(workflow.iocache.exists_local)
+            _note_dates(workflow.iocache.mtime)
+        return "artifacts/split.json"
+
+    return of_job
+
+
+def _note_bundles(exists: MutableMapping[str, bool]) -> None:
+    """A file that names a bundle which was deleted counts as missing, so that the bundle is made again."""
+    for place in Path("targets").glob("*/*/bundle.json"):
+        if not Path(read_json(place)["bundle"]).is_file():
+            exists[place.as_posix()] = False
+
+
+def _note_dates(dates: MutableMapping[str, Any]) -> None:
+    """A file that was replaced by an older one (`cp -p`, rsync) counts as of the time of the replacement.
+
+    Snakemake compares contents only where an input is newer than its output, and a copy can carry a date of the past.
+    The time of the inode's last change cannot be set, so it tells. A folder's date is that of a file in it.
+    """
+    from snakemake_interface_storage_plugins.io import Mtime
+
+    for file in (file for pattern in _BUILT for file in Path().glob(pattern) if file.is_file()):
+        status = file.stat()
+        if status.st_ctime_ns > status.st_mtime_ns + 1_000_000_000:
+            dates[file.as_posix()] = Mtime(local=status.st_ctime)
 
 
 def settings(

@@ -27,6 +27,46 @@ def test_a_touched_checkpoint_starts_no_job(clone):
     assert_nothing_to_do(clone.snakemake("all"))
 
 
+def files_of(clone):
+    """Date and content of each file of a clone, but Snakemake's own notes and compiled modules."""
+    files = [path for path in clone.folder.rglob("*") if path.is_file()]
+    seen = [path for path in files if not {".snakemake", "__pycache__"} & set(path.parts)]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ctime_ns, digests.digest(path)) for path in seen}
+
+
+def test_a_dry_run_changes_no_file_and_says_what_will_be_done(clone, tmp_path):
+    """Where there is nothing to do, and where a file was replaced by an older one and a bundle deleted."""
+    bundle, wanted = "targets/executorch/toy/bundle.json", ("all", "targets/executorch/toy/bundle.json")
+    assert clone.snakemake(bundle).code == 0
+    for old in (False, True):
+        if old:
+            another = train_another(clone, tmp_path)
+            os.utime(another, (1_000_000_000, 1_000_000_000))
+            shutil.copy2(another, clone.folder / "artifacts/toy/checkpoint.safetensors")
+            next((clone.folder / "dist").glob("*.tar")).unlink()
+        before = files_of(clone)
+        told = clone.snakemake("-n", *wanted)
+        assert told.code == 0, told.output
+        assert files_of(clone) == before
+        assert (bundle in told.output, "reparameterize" in told.jobs) == (old, old)
+    done = clone.snakemake("--cores", "2", *wanted)
+    assert done.code == 0, done.output
+    assert done.jobs == told.jobs
+    assert_nothing_to_do(clone.snakemake(*wanted))
+
+
+def test_a_bundle_that_is_gone_is_made_again_where_it_is_asked_for(clone):
+    bundle = "targets/executorch/toy/bundle.json"
+    assert clone.snakemake(bundle).jobs == {"bundle:executorch": 1}
+    next((clone.folder / "dist").glob("*.tar")).unlink()
+    before = files_of(clone)
+    assert clone.snakemake("-n", bundle).jobs == {"bundle:executorch": 1}
+    assert_nothing_to_do(clone.snakemake("all"))
+    assert files_of(clone) == before
+    assert clone.snakemake(bundle).jobs == {"bundle:executorch": 1}
+    assert_nothing_to_do(clone.snakemake("all", bundle))
+
+
 @pytest.mark.parametrize(
     "module", ["pipeline/stages/train.py", "pipeline/backends/coreml/export.py", "repnets/fusion/affine_conv.py"]
 )

@@ -234,29 +234,6 @@ def test_an_import_inside_a_function_counts(tmp_path, monkeypatch):
     assert code_of(tmp_path, monkeypatch, stage=stage, helper="def f():\n    return 2\n") != first
 
 
-def test_a_file_replaced_by_an_older_one_gets_a_new_date(tmp_path):
-    old, kept = tmp_path / "old", tmp_path / "kept"
-    for path in (old, kept):
-        path.write_text("x")
-    os.utime(old, (1e9, 1e9))
-    before = kept.stat().st_mtime_ns
-    store.bring_dates_up([old, kept])
-    assert old.stat().st_mtime > 1e9
-    assert kept.stat().st_mtime_ns == before
-
-
-def test_the_file_replaced_last_gets_the_latest_date(tmp_path):
-    """In a copy of a project every file is behind; what was replaced after that must come out newest."""
-    paths = [tmp_path / name for name in "dcab"]
-    for path in paths:
-        path.write_text("x")
-        os.utime(path, (1e9, 1e9))
-        time.sleep(0.02)
-    store.bring_dates_up(sorted(paths))
-    dates = [path.stat().st_mtime for path in paths]
-    assert dates == sorted(set(dates))
-
-
 def test_a_hit_imports_nothing_heavy(source, tmp_path):
     build_copy(source, tmp_path / "a.txt")
     script = f"""
