@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.deploy import bundle_file, installation, lock
 from pipeline.deploy.installation import Entry, State
 from pipeline.deploy.lock import Held
-from pipeline.devices import Device
+from pipeline.devices import Device, transfer
 from pipeline.errors import DeviceError, GateError, InputError
 
 _SELFTEST_SECONDS = 300
@@ -82,7 +82,7 @@ def ship(
     with _held(device, name) as held:
         before = held.state
         held.require_room(2 * size + _SPARE_BYTES)
-        device.push(path, f"{held.incoming}.tar")
+        transfer.push(device, path, f"{held.incoming}.tar")
         own = {bundle_file.MANIFEST: hashlib.sha256(bundle.read(bundle_file.MANIFEST)).hexdigest()}
         _require_same(held, held.incoming, held.unpack(), _digests(manifest) | own)
         say(f"{device.name}: copied, and every digest is right")

@@ -5,8 +5,8 @@
                             be an alias of the user's ssh configuration
     adb:SERIAL              an Android device by its serial number, as `adb devices` lists it
 
-`parse` gives a `Device`, which is the same for all three: `run`, `start`, `push`, `pull`, `scratch`, `home`. What
-differs is its link, one small module each. Nothing is installed on a device for it: a POSIX shell is enough.
+`parse` gives a `Device`, which is the same for all three: `run`, `start`, `scratch`, `home`; `transfer` copies to and
+from it. What differs is its link, one small module each. Nothing is installed on a device: a POSIX shell is enough.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""A device as the stages see it, whatever its link: commands, copies, a scratch folder.
+"""A device as the stages see it, whatever its link: commands and a scratch folder; `transfer` copies to and from it.
 
-Nothing outlives its link: `lines` says how.
+Nothing outlives its link: `shell` says how.
 """
 
 import os
@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Protocol
 
-from pipeline.devices import shell, transfer
+from pipeline.devices import shell
 from pipeline.devices.shell import SHORT_SECONDS, Completed
 from pipeline.errors import DeviceError
 
@@ -144,28 +144,6 @@ class Device:
             f"on {self.name}, `{short}` ended with exit code {done.returncode}; it said: {said}. Run it there by hand "
             "to see what is missing."
         )
-
-    def push(self, source: Path, place: str) -> None:
-        """Copy a file or a folder to the device; what stands there is replaced, a folder's other files stay.
-
-        The sha256 of every file is verified there. A link that breaks is tried again a few times, later each time.
-
-        Args:
-            source: here.
-            place: the path that it has there afterwards; folders above it are made.
-
-        Raises:
-            DeviceError: as `run`; the device is full; what arrived is not what was sent.
-        """
-        transfer.again(lambda: transfer.push(self, source, place))
-
-    def pull(self, place: str, target: Path) -> None:
-        """Copy a file or a folder from the device; `target` is the path that it has here afterwards.
-
-        Raises:
-            DeviceError: as `run`; it is not there.
-        """
-        transfer.again(lambda: transfer.pull(self, place, target))
 
     @contextmanager
     def scratch(self) -> Iterator[str]:

@@ -8,39 +8,58 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.devices import shell
+from pipeline.devices.device import Device
 from pipeline.devices.shell import SHORT_SECONDS, Completed
 from pipeline.errors import DeviceError
-
-if TYPE_CHECKING:
-    from pipeline.devices.device import Device
 
 TRIES_AFTER_SECONDS = (1.0, 3.0, 9.0)
 """Pauses before a copy whose link was cut is tried again; then it fails."""
 
 _BYTES_PER_SECOND = 200_000  # a copy that is slower than this is taken for stuck
 
-_Result = TypeVar("_Result")
+
+def push(device: Device, source: Path, place: str) -> None:
+    """Copy a file or a folder to the device; what stands there is replaced, a folder's other files stay.
+
+    The sha256 of every file is verified there. A link that breaks is tried again a few times, later each time.
+
+    Args:
+        device: where to.
+        source: here.
+        place: the path that it has there afterwards; folders above it are made.
+
+    Raises:
+        DeviceError: as `Device.run`; the device is full; what arrived is not what was sent.
+    """
+    _again(lambda: _push(device, source, place))
 
 
-def again(act: Callable[[], _Result]) -> _Result:
+def pull(device: Device, place: str, target: Path) -> None:
+    """Copy a file or a folder from the device; `target` is the path that it has here afterwards.
+
+    Raises:
+        DeviceError: as `Device.run`; it is not there.
+    """
+    _again(lambda: _pull(device, place, target))
+
+
+def _again(act: Callable[[], None]) -> None:
     """Do something, and again after a pause where the link was cut; then also where the device cannot be reached."""
     was_cut = False
     for pause in (*TRIES_AFTER_SECONDS, None):
         try:
-            return act()
+            act()
+            return
         except DeviceError as error:
             was_cut |= error.is_cut
             if pause is None or not was_cut:
                 raise
         time.sleep(pause)
-    raise AssertionError("unreachable")
 
 
-def push(device: "Device", source: Path, place: str) -> None:
-    """See `Device.push`; one try."""
+def _push(device: Device, source: Path, place: str) -> None:
     scratch = next((one for one in device.scratches if f"{place}/".startswith(f"{one}/")), None)
     guard = shell.within(scratch)
     if source.is_dir():
@@ -73,8 +92,7 @@ def push(device: "Device", source: Path, place: str) -> None:
         _send(device, source, f"{guard}mkdir -p {folder} && cat > {part} && {keep}", place)
 
 
-def pull(device: "Device", place: str, target: Path) -> None:
-    """See `Device.pull`; one try."""
+def _pull(device: Device, place: str, target: Path) -> None:
     there = shell.path(place)
     kind = device.output(f"if [ -d {there} ]; then echo folder; elif [ -f {there} ]; then echo file; fi").strip()
     if not kind:
@@ -100,7 +118,7 @@ def pull(device: "Device", place: str, target: Path) -> None:
     part.unlink()
 
 
-def _send(device: "Device", source: Path, line: str, place: str) -> None:
+def _send(device: Device, source: Path, line: str, place: str) -> None:
     """Give a whole file to a shell line there that has to succeed."""
     size = source.stat().st_size
     with source.open("rb") as content, tempfile.TemporaryFile() as stdout:
@@ -108,11 +126,11 @@ def _send(device: "Device", source: Path, line: str, place: str) -> None:
         _arrived(device, Completed(returncode, shell.read_back(stdout), said), line, place)
 
 
-def _send_bytes(device: "Device", content: bytes, line: str, place: str) -> None:
+def _send_bytes(device: Device, content: bytes, line: str, place: str) -> None:
     _arrived(device, device.run(line, input=content, timeout=10 * SHORT_SECONDS), line, place)
 
 
-def _arrived(device: "Device", done: Completed, line: str, place: str) -> None:
+def _arrived(device: Device, done: Completed, line: str, place: str) -> None:
     """Raises where a copy failed, or is not what was sent."""
     if done.returncode == shell.NO_SCRATCH:
         raise DeviceError(
@@ -133,7 +151,7 @@ def _arrived(device: "Device", done: Completed, line: str, place: str) -> None:
         raise device.failure(line, done)
 
 
-def _copy(device: "Device", told: Sequence[str], size: int) -> None:
+def _copy(device: Device, told: Sequence[str], size: int) -> None:
     """By the link's own command for it."""
     try:
         done = subprocess.run(told, capture_output=True, stdin=subprocess.DEVNULL, timeout=_seconds_for(size))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.backends.tensorrt import trtexec
-from pipeline.devices import Device
+from pipeline.devices import Device, transfer
 from pipeline.devices.facts_script import JETPACK
 from pipeline.errors import DeviceError, StageError
 
@@ -80,8 +80,8 @@ def on_device(device: Device, files: Mapping[str, Path], script: Path, shape: tu
     inputs = {form: trtexec.input_of(file) for form, file in files.items()}
     with device.scratch() as folder:
         for form, file in files.items():
-            device.push(file, f"{folder}/{form}.onnx")
-        device.push(script, f"{folder}/build_engine.sh")
+            transfer.push(device, file, f"{folder}/{form}.onnx")
+        transfer.push(device, script, f"{folder}/build_engine.sh")
         line = (
             f"mkdir -p {cache} && cp {cache}/*.timing {folder}/ 2> /dev/null; "
             f'PATH="$PATH:${{0%/*}}" sh {folder}/build_engine.sh build 2>&1 && cp {folder}/*.timing {cache}/'

@@ -164,7 +164,7 @@ def trace(job: Job, image: "np.ndarray", threads: int, runs: int) -> bytes:
     """
     with process_of(job, threads, image) as process:
         place = process.ask("trace", file=job.place, runs=runs)["trace"]
-        job.on.device.pull(place, process.folder / "trace")
+        transfer.pull(job.on.device, place, process.folder / "trace")
         return (process.folder / "trace").read_bytes()
 
 

@@ -23,7 +23,7 @@ from typing import IO
 from pipeline.artifacts import source_files
 from pipeline.artifacts.manifest import version_numbers
 from pipeline.backends.worker import server
-from pipeline.devices import Device
+from pipeline.devices import Device, transfer
 from pipeline.devices.shell import last_line
 from pipeline.errors import DeviceError
 
@@ -71,7 +71,7 @@ class Remote:
         """Lay an image where the processes read it, unless it lies there already."""
         content = image.read_bytes()
         if self._given != [content]:
-            self.device.push(image, f"{self.place}/images.npy")
+            transfer.push(self.device, image, f"{self.place}/images.npy")
             self._given[:] = [content]
 
 
@@ -105,7 +105,7 @@ def by_python(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source_files.file_of(name), target)
         names = _lay_out(files, Path(folder))
-        device.push(Path(folder), place)
+        transfer.push(device, Path(folder), place)
         command = (python, "-m", server.__name__, module)
         there = {file: f"{place}/{name}" for file, name in names.items()}
         yield Remote(device, place, there, command, versions)
@@ -126,7 +126,7 @@ def by_runner(device: Device, runner: str, files: Sequence[Path]) -> Iterator[Re
     versions = runner_versions(device, runner)
     with device.scratch() as place, tempfile.TemporaryDirectory(prefix="repnets-") as folder:
         names = _lay_out(files, Path(folder))
-        device.push(Path(folder), place)
+        transfer.push(device, Path(folder), place)
         there = {file: f"{place}/{name}" for file, name in names.items()}
         yield Remote(device, place, there, (runner,), versions)
 

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from pipeline import devices
+from pipeline.devices import transfer
 from pipeline.errors import DeviceError
 
 
@@ -31,7 +32,7 @@ def test_a_device_that_is_not_plugged_in(real_adb):
 def test_a_copy_to_a_device_that_is_not_plugged_in(real_adb, tmp_path):
     (tmp_path / "file").write_text("text")
     with pytest.raises(DeviceError, match=r"adb does not reach the device NOPE"):
-        devices.parse("adb:NOPE").push(tmp_path / "file", "/data/local/tmp/file")
+        transfer.push(devices.parse("adb:NOPE"), tmp_path / "file", "/data/local/tmp/file")
 
 
 def test_without_adb_it_is_said(monkeypatch, tmp_path):
@@ -71,8 +72,8 @@ def test_files_go_by_adbs_own_copy(adb_device, tmp_path):
     (tmp_path / "file").write_text("text")
     device = devices.parse("adb:STANDIN")
     with device.scratch() as place:
-        device.push(tmp_path / "file", f"{place}/file")
-        device.pull(f"{place}/file", tmp_path / "back")
+        transfer.push(device, tmp_path / "file", f"{place}/file")
+        transfer.pull(device, f"{place}/file", tmp_path / "back")
     asked = (adb_device / "asked").read_text().split("\n")
     assert "-s STANDIN push" in asked and "-s STANDIN pull" in asked
     assert os.listdir(adb_device / "data" / "local" / "tmp") == []

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from pipeline import devices
+from pipeline.devices import transfer
 from pipeline.errors import DeviceError
 
 APPLETS = "sh cat head mktemp tar sha256sum rm mkdir mv chmod du wc printf ls sleep touch"
@@ -84,9 +85,9 @@ def test_a_file_comes_and_goes(device, tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "a b").write_bytes(content)
     with device.scratch() as place:
-        device.push(tmp_path / "a b", f"{place}/deep/it's")
+        transfer.push(device, tmp_path / "a b", f"{place}/deep/it's")
         assert device.output(f"ls {place}/deep").split("\n")[:-1] == ["it's"]
-        device.pull(f"{place}/deep/it's", tmp_path / "back" / "file")
+        transfer.pull(device, f"{place}/deep/it's", tmp_path / "back" / "file")
     assert (tmp_path / "back" / "file").read_bytes() == content
 
 
@@ -96,9 +97,9 @@ def test_a_folder_comes_and_goes(device, tmp_path):
     (tmp_path / "in" / "run.sh").write_text("#!/bin/sh\necho ran\n")
     (tmp_path / "in" / "run.sh").chmod(0o755)
     with device.scratch() as place:
-        device.push(tmp_path / "in", f"{place}/out")
+        transfer.push(device, tmp_path / "in", f"{place}/out")
         assert device.output(f"{place}/out/run.sh") == "ran\n"
-        device.pull(f"{place}/out", tmp_path / "back")
+        transfer.pull(device, f"{place}/out", tmp_path / "back")
     assert sorted(file.name for file in (tmp_path / "back").rglob("*")) == ["run.sh", "sub", "x"]
 
 
@@ -129,4 +130,4 @@ def test_a_command_that_has_to_succeed(device):
 
 def test_nothing_is_not_there(device, tmp_path):
     with pytest.raises(DeviceError, match=r"has no /nowhere"):
-        device.pull("/nowhere", tmp_path / "x")
+        transfer.pull(device, "/nowhere", tmp_path / "x")

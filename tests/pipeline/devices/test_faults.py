@@ -93,7 +93,7 @@ def test_a_full_device(ssh_device, tmp_path):
     device = full(ssh_device, 100)
     (tmp_path / "large").write_bytes(b"x" * 1_000_000)
     with device.scratch() as place:
-        said = said_by(lambda: device.push(tmp_path / "large", f"{place}/large"))
+        said = said_by(lambda: transfer.push(device, tmp_path / "large", f"{place}/large"))
         assert f"{ssh_device.url} has no room left" in said and "Make room there" in said
         assert device.output(["ls", place]) == "", "the part that fitted is gone"
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
@@ -104,7 +104,7 @@ def test_a_full_device_and_a_folder(ssh_device, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "large").write_bytes(b"x" * 1_000_000)
     with device.scratch() as place:
-        said = said_by(lambda: device.push(tmp_path / "folder", f"{place}/folder"))
+        said = said_by(lambda: transfer.push(device, tmp_path / "folder", f"{place}/folder"))
     assert "has no room left" in said
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])
 
@@ -127,7 +127,7 @@ def test_a_link_that_is_cut_in_a_copy_is_taken_up_again(ssh_device, tmp_path, at
     (tmp_path / "large").write_bytes(content)
     part = ssh_device.home / "large.part"
     cut = ssh_device.cut_while(part.exists)
-    device.push(tmp_path / "large", str(ssh_device.home / "large"))
+    transfer.push(device, tmp_path / "large", str(ssh_device.home / "large"))
     assert cut() >= 1, "the link was cut"
     assert (ssh_device.home / "large").read_bytes() == content
     assert (ssh_device.left(), part.exists()) == ([], False)
@@ -140,7 +140,7 @@ def test_a_temporary_folder_that_went_with_its_link_is_not_made_anew(ssh_device,
 
     def copy():
         with device.scratch() as place:
-            device.push(tmp_path / "large", f"{place}/large")
+            transfer.push(device, tmp_path / "large", f"{place}/large")
 
     said = said_by(copy)
     assert cut() >= 2 and "the link to" in said and "was cut" in said
@@ -178,7 +178,9 @@ def test_a_link_that_flips_a_bit_is_found_out(ssh_device, tmp_path):
     (ssh_device.folder / "bin" / "cat").write_text("#!/bin/sh\nexec tr x y\n")
     (ssh_device.folder / "bin" / "cat").chmod(0o755)
     (tmp_path / "file").write_text("xxx")
-    said = said_by(lambda: devices.parse(ssh_device.url).push(tmp_path / "file", str(ssh_device.home / "file")))
+    said = said_by(
+        lambda: transfer.push(devices.parse(ssh_device.url), tmp_path / "file", str(ssh_device.home / "file"))
+    )
     assert f"what arrived on {ssh_device.url} is not what was sent: the sha256 of {ssh_device.home}/file.part" in said
     assert list(ssh_device.home.iterdir()) == []
 
