@@ -18,7 +18,9 @@ data: {name: digits, image_size: 32}
 models: {toy: }
 training: {epochs: 3}
 targets:
-  tensorrt: {options: {compute_capabilities: ["8.6"]}, bench: &quick {min_runs: 10, max_seconds: 1, warmup_seconds: 0}}
+  tensorrt:
+    options: {compute_capabilities: ["8.6"]}
+    bench: &quick {min_runs: 10, max_seconds: 0.1, warmup_seconds: 0, launches: [1, 1]}
   coreml: {bench: *quick}
   executorch: {bench: *quick}
 """
