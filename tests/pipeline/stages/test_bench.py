@@ -153,16 +153,15 @@ def test_without_a_baseline_there_is_no_speedup(folder, artifacts, capsys):
     assert "times as fast" not in capsys.readouterr().out
 
 
-def measured_elsewhere(exported, artifacts, folder):
+def measured_elsewhere(folder, artifacts):
     """A manifest for Core ML, and the bench.json that ONNX Runtime gave of the same network.
 
     Where the target's runtime is not here its files are never opened, so any will do.
     """
-    own = shutil.copytree(exported, folder / "own")
-    run_bench(own, artifacts)
-    phone = shutil.copytree(exported, folder / "phone")
+    phone = shutil.copytree(folder, folder.parent / "phone")
+    run_bench(folder, artifacts)
     change_manifest(phone, lambda manifest: manifest.update(backend="coreml"))
-    return phone, own / "bench.json"
+    return phone, folder / "bench.json"
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there on a Mac")
