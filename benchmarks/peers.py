@@ -81,11 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="of each runtime; default: %(default)s")
     parser.add_argument("--min-runs", type=int, default=50, help="of each form on each runtime; default: %(default)s")
     parser.add_argument("--max-seconds", type=float, default=60, help="of a network's timed runs; default: %(default)s")
+    parser.add_argument("--launches", type=int, nargs=2, default=(3, 5), metavar=("LEAST", "MOST"), help="default: 3 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     options = parser.parse_args(argv)
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"there is no folder {options.json.parent} to write {options.json.name} into; make it first")
-    until = interleaved.Until(min_runs=options.min_runs, max_seconds=options.max_seconds)
+    fewest, most = options.launches
+    if not 1 <= fewest <= most:
+        parser.error(f"--launches: give the least, from 1 on, and then the most, not {fewest} {most}")
+    until = interleaved.Until(
+        min_runs=options.min_runs, max_seconds=options.max_seconds, min_launches=fewest, max_launches=most
+    )
     result = run(options.networks, options.size, options.threads, until)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -130,7 +130,9 @@ def timed(
     Returns:
         An entry of ``runs`` in bench.json, ``speedup`` still None; and the samples, by name.
     """
-    until = timing.Until(**how.model_dump(exclude={"threads", "sustained_seconds"}))
+    fewest, most = how.launches
+    how_long = how.model_dump(exclude={"threads", "launches", "sustained_seconds"})
+    until = timing.Until(**how_long, min_launches=fewest, max_launches=most)
     image = inputs.random_image(shape)
     before = runner.snapshot()
     taken = runner.time_in_turn(image, threads, until)

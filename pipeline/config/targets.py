@@ -17,6 +17,12 @@ def _each_once(threads: tuple[int, ...]) -> tuple[int, ...]:
     return threads
 
 
+def _from_least_to_most(launches: tuple[int, int]) -> tuple[int, int]:
+    if launches[0] > launches[1]:
+        raise ValueError(f"give the least before the most, not {list(launches)}")
+    return launches
+
+
 class Check(Strict):
     """Gates on the exported file."""
 
@@ -40,6 +46,9 @@ class Bench(Strict):
     target_width: float = Field(
         0.02, ge=0, description="of the speed-up's interval, as a share of it; narrow enough to stop early"
     )
+    launches: Annotated[
+        tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_from_least_to_most)
+    ] = Field((3, 5), description="at least and at most: how often the processes of all files are started afresh")
     sustained_seconds: float = Field(
         0, ge=0, description="that the file which ships runs on alone, to show throttling; 0: it does not"
     )

@@ -34,7 +34,8 @@ def peers():
 def result(tmp_path_factory):
     """A real run, as short as it can be: the JSON, and what was printed."""
     output = tmp_path_factory.mktemp("peers") / "peers.json"
-    words = ["--networks", "toy", "--size", "32", "--min-runs", "1", "--max-seconds", "0.1", "--json", str(output)]
+    words = ["--networks", "toy", "--size", "32", "--min-runs", "1", "--max-seconds", "0.1", "--launches", "1", "1"]
+    words += ["--json", str(output)]
     command = [sys.executable, str(PROJECT / "benchmarks" / "peers.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=output.parent)
     assert done.returncode == 0, done.stderr

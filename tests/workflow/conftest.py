@@ -17,8 +17,11 @@ CONFIG = """
 data: {name: digits, image_size: 32}
 models: {toy: }
 training: {epochs: 3}
+quantize: {calibration_images: 128}
 targets:
-  tensorrt: {options: {compute_capabilities: ["8.6"]}, bench: &quick {min_runs: 10, max_seconds: 1, warmup_seconds: 0}}
+  tensorrt:
+    options: {compute_capabilities: ["8.6"]}
+    bench: &quick {min_runs: 10, max_seconds: 0.1, warmup_seconds: 0, launches: [1, 1]}
   coreml: {bench: *quick}
   executorch: {bench: *quick}
 """
@@ -99,13 +102,28 @@ def new_clone() -> Callable[..., Clone]:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory) -> Clone:
+def built(made_once) -> Clone:
     """A clone in which everything was built once. Do not change it: take a copy."""
-    folder = tmp_path_factory.mktemp("built")
-    clone = fresh_clone(folder / "clone", folder / "store")
-    run = clone.snakemake("--cores", "2", "all")
-    assert run.code == 0, run.output
-    return clone
+
+    def fill(folder: Path) -> None:
+        run = fresh_clone(folder / "clone", folder / "store").snakemake("--cores", "2", "all")
+        assert run.code == 0, run.output
+
+    folder = made_once("built", fill)
+    return Clone(folder / "clone", folder / "store")
+
+
+@pytest.fixture(scope="session")
+def packed(built, made_once) -> Clone:
+    """A copy of it in which every bundle was packed. Do not change it: take a copy."""
+
+    def fill(folder: Path) -> None:
+        shutil.rmtree(folder / "store", ignore_errors=True)
+        run = built.copy(folder).snakemake("--cores", "2", "bundles")
+        assert run.code == 0, run.output
+
+    folder = made_once("packed", fill)
+    return Clone(folder / "clone", folder / "store")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ PIXEL = """
 backend: executorch
 precision: auto
 candidates: [fp32, int8]
-bench: {min_runs: 30, max_seconds: 1, warmup_seconds: 0}
+bench: {min_runs: 10, max_seconds: 0.1, warmup_seconds: 0, launches: [1, 1]}
 """
 
 

@@ -16,7 +16,7 @@ models:
   mine: {arch: "mynets.small:factory", recalibrate_bn: 256}
 training: {epochs: 2}
 targets:
-  executorch: {bench: {min_runs: 10, max_seconds: 1, warmup_seconds: 0}}
+  executorch: {bench: {min_runs: 10, max_seconds: 0.1, warmup_seconds: 0, launches: [1, 1]}}
 """
 BLOCK = """
 from torch import nn

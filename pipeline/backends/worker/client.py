@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import backends, errors
 from pipeline.backends.worker.process import Process, opened
 from pipeline.backends.worker.remote import Remote
+from pipeline.devices import transfer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,13 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import backends
 from pipeline.cli import main
-from pipeline.config.project import Bundle
-from pipeline.config.stages import BundleSettings, ExportSettings
 from pipeline.deploy import app_layout, bundle_file
 from pipeline.errors import InputError
-from pipeline.stages import bundle, export
 
 OK = 'print(\'{"status": "ok", "max_error": 1e-7, "tolerance": 1e-4, "images": 3, "runtime": "none"}\')'
 NAME = "toy-phone"
@@ -256,27 +252,9 @@ def test_help_teaches(command, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_real_bundle_on_a_real_device(artifacts, run_check, ssh_device, tmp_path, capsys):
+def test_a_real_bundle_on_a_real_device(checked_toy, pack, ssh_device, capsys):
     """The network that a stage exported, packed as the workflow packs it, tested and run by ExecuTorch there."""
-    folder = tmp_path / "targets" / "phone" / "toy"
-    folder.mkdir(parents=True)
-    export.run(
-        ExportSettings(
-            target="phone", model="toy", backend="executorch", precision="fp32", forms=("fused",), batch=1,
-            image_size=None, options={},
-        ),
-        checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify,
-        manifest=folder / "manifest.json",
-    )  # fmt: skip
-    run_check(folder, "executorch")
-    (tmp_path / "dist").mkdir()
-    bundle.run(
-        BundleSettings(backend="executorch", options={}, bundle=Bundle()),
-        manifest=folder / "manifest.json", check=folder / "check.json",
-        files=[folder / name for name in backends.file_names("executorch", ["fused"])],
-        fused=artifacts.fused, split=artifacts.split, dist=tmp_path / "dist", output=tmp_path / "bundle.json",
-    )  # fmt: skip
-    (tar,) = (tmp_path / "dist").glob("*.tar")
+    tar = pack(checked_toy("executorch")).path
     capsys.readouterr()
     assert run("ship", tar, ssh_device.url, "--python", sys.executable) == 0
     said = capsys.readouterr().out
@@ -284,7 +262,7 @@ def test_a_real_bundle_on_a_real_device(artifacts, run_check, ssh_device, tmp_pa
     assert run("devices", ssh_device.url) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == [NAME, version(tar), "current"]
     file = ssh_device.home / ".local/share/repnets" / NAME / "current" / "fused.pte"
-    assert file.read_bytes() == (folder / "fused.pte").read_bytes()
+    assert file.read_bytes() == (checked_toy("executorch") / "fused.pte").read_bytes()
 
     second = again(tar, **{"README.md": b"A second version.\n"})
     assert run("ship", second, ssh_device.url, "--python", sys.executable) == 0
@@ -300,7 +278,7 @@ def test_a_real_bundle_on_a_real_device(artifacts, run_check, ssh_device, tmp_pa
     said = capsys.readouterr().err
     assert "the self-test failed on" in said and "tolerance" in said
     assert f"Of {NAME}, {version(tar)} stays current there." in said
-    assert file.read_bytes() == (folder / "fused.pte").read_bytes()
+    assert file.read_bytes() == (checked_toy("executorch") / "fused.pte").read_bytes()
 
 
 def again(tar: Path, **changed: bytes) -> Path:

@@ -108,6 +108,16 @@ def test_the_command_line_reaches_into_a_target(written):
     assert read.targets["phone"].backend == "executorch"
 
 
+def test_launches_are_the_least_and_the_most(written):
+    written()
+    read = resolve.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"launches": [1, 2]}}}})
+    assert read.targets["phone"].bench.launches == (1, 2)
+    wrong = {(3, 2): "give the least before the most, not [3, 2]", (0, 1): "greater than or equal to 1"}
+    for launches, said in wrong.items():
+        with pytest.raises(InputError, match=re.escape(said)):
+            resolve.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"launches": list(launches)}}}})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -411,13 +411,13 @@ def test_a_shell_that_greets_is_told_before_anything_is_made(ssh_device, ssh_boa
     assert ssh_board.lies_there() == {}
 
 
-def test_over_adb(adb_device, tmp_path):
+def test_over_adb(adb_stand_in, tmp_path):
     """A stand-in for adb, on whose device there is Python, which a phone has not."""
     device = devices.parse("adb:STANDIN")
     first, second = make(tmp_path, "1"), make(tmp_path, "2")
     ship(first, device)
     shipped = ship(second, device)
-    folder = adb_device / "data/local/tmp/repnets" / NAME
+    folder = adb_stand_in / "data/local/tmp/repnets" / NAME
     assert (shipped.folder, os.readlink(folder / "current")) == (str(folder), f"versions/{version(second)}")
     with pytest.raises(GateError, match=r"the self-test failed on adb:STANDIN, exit code 1: .*stays current there"):
         ship(make(tmp_path, "3", "import sys; sys.exit(1)"), device)

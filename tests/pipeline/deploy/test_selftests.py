@@ -262,8 +262,8 @@ def only(tmp_path, *distributions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, form", [("fp32", "fused"), ("int8", "quantized")])
-def test_an_executorch_bundle_by_its_runtime_alone(exported, pack, tmp_path, precision, form):
-    pack(exported("executorch", precision, form=form)).unpack(tmp_path / "bundle")
+def test_an_executorch_bundle_by_its_runtime_alone(checked_toy, pack, tmp_path, precision, form):
+    pack(checked_toy("executorch", precision, form=form)).unpack(tmp_path / "bundle")
     told = run_selftest(tmp_path / "bundle", **only(tmp_path, "executorch", "torch"))
     assert told["status"] == "ok" and told["runtime"] == "ExecuTorch" and told["images"] == 8
     assert 0 <= told["max_error"] <= told["tolerance"]
@@ -272,8 +272,8 @@ def test_an_executorch_bundle_by_its_runtime_alone(exported, pack, tmp_path, pre
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision, form", [("fp16", "fused"), ("int8", "quantized")])
-def test_a_tensorrt_bundle_s_onnx_file_by_onnx_runtime_alone(exported, pack, tmp_path, precision, form):
-    pack(exported("tensorrt", precision, form=form, compute_capabilities=["8.6"])).unpack(tmp_path / "bundle")
+def test_a_tensorrt_bundle_s_onnx_file_by_onnx_runtime_alone(checked_toy, pack, tmp_path, precision, form):
+    pack(checked_toy("tensorrt", precision, form=form, compute_capabilities=["8.6"])).unpack(tmp_path / "bundle")
     told = run_selftest(tmp_path / "bundle", "--onnxruntime", **only(tmp_path, "onnxruntime"))
     assert told["status"] == "ok" and told["runtime"] == "ONNX Runtime (stands in for TensorRT)"
     if shutil.which("trtexec") is None:
@@ -285,7 +285,7 @@ def test_a_tensorrt_bundle_s_onnx_file_by_onnx_runtime_alone(exported, pack, tmp
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
 @pytest.mark.parametrize("precision, form", [("int8", "quantized"), ("w4", "fused")])
 def test_a_core_ml_bundle_is_unavailable_off_a_mac_and_its_golden_outputs_are_the_package_s(
-    exported, pack, tmp_path, precision, form
+    checked_toy, pack, tmp_path, precision, form
 ):
     """By the evaluator of ML programs, which reads the package as Core ML does."""
     import numpy as np
@@ -293,7 +293,7 @@ def test_a_core_ml_bundle_is_unavailable_off_a_mac_and_its_golden_outputs_are_th
     from pipeline.backends.worker import client
 
     system = {"int8": "iOS17", "w4": "iOS18"}[precision]
-    made = pack(exported("coreml", precision, form=form, minimum_deployment_target=system))
+    made = pack(checked_toy("coreml", precision, form=form, minimum_deployment_target=system))
     made.unpack(tmp_path / "bundle")
     told = run_selftest(tmp_path / "bundle", python=(sys.executable, "-I", "-S"))
     assert told["status"] == "unavailable" and "Apple's systems alone" in told["reason"]
@@ -334,7 +334,7 @@ print("&&&& PASSED TensorRT.trtexec [TensorRT v{version}] # trtexec")
 
 
 @pytest.fixture
-def trtexec(tmp_path):
+def local_trtexec_stand_in(tmp_path):
     """Puts the stand-in on PATH; a function gives that PATH, another the options that it was called with."""
     log = tmp_path / "calls"
 
@@ -349,10 +349,10 @@ def trtexec(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tensorrt_bundle_by_trtexec(exported, pack, tmp_path, trtexec):
+def test_a_tensorrt_bundle_by_trtexec(checked_toy, pack, tmp_path, local_trtexec_stand_in):
     """By the stand-in: what is proved is how trtexec is asked and how its answer is read."""
-    put, calls = trtexec
-    pack(exported("tensorrt", "fp16", compute_capabilities=["8.6"])).unpack(tmp_path / "bundle")
+    put, calls = local_trtexec_stand_in
+    pack(checked_toy("tensorrt", "fp16", compute_capabilities=["8.6"])).unpack(tmp_path / "bundle")
     told = run_selftest(tmp_path / "bundle", PATH=put())
     assert (told["status"], told["runtime"], told["version"]) == ("ok", "TensorRT", "10.3.0")
     assert 0 < told["max_error"] < 1e-5, "six digits are printed"
@@ -371,9 +371,9 @@ def test_a_tensorrt_bundle_by_trtexec(exported, pack, tmp_path, trtexec):
 
 
 @pytest.mark.slow
-def test_a_trtexec_that_hangs_or_fails_ends(exported, pack, tmp_path, trtexec):
-    put, _ = trtexec
-    pack(exported("tensorrt", "fp16", compute_capabilities=["8.6"])).unpack(tmp_path / "bundle")
+def test_a_trtexec_that_hangs_or_fails_ends(checked_toy, pack, tmp_path, local_trtexec_stand_in):
+    put, _ = local_trtexec_stand_in
+    pack(checked_toy("tensorrt", "fp16", compute_capabilities=["8.6"])).unpack(tmp_path / "bundle")
     told = run_selftest(tmp_path / "bundle", "--time-limit", "2", PATH=put(hangs=True))
     assert told["status"] == "failed" and "did not end within 2 s" in told["reason"]
     (tmp_path / "bundle" / "fused.engine").write_bytes(b"of another TensorRT")
@@ -382,9 +382,9 @@ def test_a_trtexec_that_hangs_or_fails_ends(exported, pack, tmp_path, trtexec):
 
 
 @pytest.mark.slow
-def test_the_cpp_snippet_compiles_and_gives_the_golden_outputs(exported, pack, tmp_path):
+def test_the_cpp_snippet_compiles_and_gives_the_golden_outputs(checked_toy, pack, tmp_path):
     """By the commands in its own first lines."""
-    made = pack(exported("executorch"))
+    made = pack(checked_toy("executorch"))
     made.unpack(tmp_path / "bundle")
     source = tmp_path / "bundle" / "integration" / "classifier.cpp"
     commands = source.read_text().partition("from this folder:\n")[2].partition("In an app")[0]
@@ -407,7 +407,7 @@ def test_the_cpp_snippet_compiles_and_gives_the_golden_outputs(exported, pack, t
 
 
 @pytest.mark.slow
-def test_the_python_snippet_tells_the_class_of_an_image_file(exported, pack, tmp_path):
+def test_the_python_snippet_tells_the_class_of_an_image_file(checked_toy, pack, tmp_path):
     """The program's own class of the same image, prepared as in training."""
     import numpy as np
     import torch
@@ -417,7 +417,7 @@ def test_the_python_snippet_tells_the_class_of_an_image_file(exported, pack, tmp
     from pipeline.backends.worker import client
     from pipeline.data import transforms
 
-    made = pack(exported("executorch"))
+    made = pack(checked_toy("executorch"))
     made.unpack(tmp_path / "bundle")
     noise = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((112, 96), Image.BICUBIC)

@@ -68,12 +68,12 @@ def test_a_command_that_fails_there_is_not_taken_for_the_links_failure(said):
     assert devices.parse("adb:X").explain(1, said) is None
 
 
-def test_files_go_by_adbs_own_copy(adb_device, tmp_path):
+def test_files_go_by_adbs_own_copy(adb_stand_in, tmp_path):
     (tmp_path / "file").write_text("text")
     device = devices.parse("adb:STANDIN")
     with device.scratch() as place:
         transfer.push(device, tmp_path / "file", f"{place}/file")
         transfer.pull(device, f"{place}/file", tmp_path / "back")
-    asked = (adb_device / "asked").read_text().split("\n")
+    asked = (adb_stand_in / "asked").read_text().split("\n")
     assert "-s STANDIN push" in asked and "-s STANDIN pull" in asked
-    assert os.listdir(adb_device / "data" / "local" / "tmp") == []
+    assert os.listdir(adb_stand_in / "data" / "local" / "tmp") == []

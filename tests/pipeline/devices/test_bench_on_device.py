@@ -12,47 +12,22 @@ import pytest
 
 from pipeline import backends, devices
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
-from pipeline.config.stages import BenchSettings, ExportSettings
+from pipeline.config.stages import BenchSettings
 from pipeline.config.targets import Bench
 from pipeline.errors import DeviceError
-from pipeline.stages import bench, export
+from pipeline.stages import bench
 
-QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
-ACCURACY = {"branched": 0.91, "fused": 0.92, "file": 0.93}
-
-
-def export_to(folder, artifacts, backend):
-    settings = ExportSettings(
-        target="board", model="toy", backend=backend, precision="fp32", forms=("fused", "branched"), batch=1,
-        image_size=None, options={},
-    )  # fmt: skip
-    paths = {"checkpoint": artifacts.checkpoint, "fused": artifacts.fused, "verify": artifacts.verify}
-    export.run(settings, **paths, manifest=folder / "manifest.json")
-    checked = {"status": "ok", "checked_by": "ExecuTorch", "accuracy": ACCURACY}
-    (folder / "check.json").write_text(json.dumps(checked))
-
-
-@pytest.fixture(scope="module")
-def exported(artifacts, tmp_path_factory):
-    """Both forms of the toy network as .pte, with a check.json. Copy what you change."""
-    folder = tmp_path_factory.mktemp("exported") / "toy"
-    patch = pytest.MonkeyPatch()
-    patch.setenv("REPNETS_STORE", str(folder.parent / "store"))
-    try:
-        export_to(folder, artifacts, "executorch")
-    finally:
-        patch.undo()
-    return folder
+QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, launches=(1, 1))
 
 
 @pytest.fixture
-def run_bench(exported, artifacts, tmp_path):
+def run_bench(toy_to_time, artifacts, tmp_path):
     """Runs the stage with these settings on a copy of the exported files; gives bench.json and profile.json."""
 
     def run(how=QUICK, **settings):
         folder = tmp_path / "toy"
         if not folder.exists():
-            shutil.copytree(exported, folder)
+            shutil.copytree(toy_to_time("executorch"), folder)
         bench.run(
             BenchSettings(backend="executorch", bench=how, **settings),
             manifest=folder / "manifest.json",
@@ -67,14 +42,18 @@ def run_bench(exported, artifacts, tmp_path):
     return run
 
 
-@pytest.fixture
-def runner(tmp_path):
-    """The runner, built on the device against ExecuTorch's own wheel. Needs g++."""
-    wheel = Path(find_spec("executorch").submodule_search_locations[0])
-    script = Path(devices.__file__).with_name("build_runner.sh")
-    done = subprocess.run(["sh", script, wheel, tmp_path / "runner"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"repnets-runner executorch={metadata.version('executorch')}\n"), done
-    return str(tmp_path / "runner")
+@pytest.fixture(scope="module")
+def runner(made_once):
+    """The runner, built as a device does it against ExecuTorch's own wheel. Needs g++."""
+
+    def fill(folder):
+        wheel = Path(find_spec("executorch").submodule_search_locations[0])
+        script = Path(devices.__file__).with_name("build_runner.sh")
+        done = subprocess.run(["sh", script, wheel, folder / "runner"], capture_output=True, text=True)
+        version = metadata.version("executorch")
+        assert (done.returncode, done.stdout) == (0, f"repnets-runner executorch={version}\n"), done
+
+    return str(made_once("runner", fill) / "runner")
 
 
 @pytest.mark.slow
@@ -93,11 +72,11 @@ def test_a_runner_does_where_python_has_no_runtime(ssh_device, run_bench, runner
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the runner is built with g++")
-def test_a_runner_behind_adb(adb_device, run_bench, runner):
+def test_a_runner_behind_adb(adb_stand_in, run_bench, runner):
     """By the stand-in for adb, on this machine: the way of the files and requests, nothing of a phone."""
     got, profile = run_bench(device="adb:STANDIN", runner=runner)
     assert (got["status"], profile["status"], list(got["forms"])) == ("ok", "ok", ["fused", "branched"])
-    assert list((adb_device / "data" / "local" / "tmp").iterdir()) == []
+    assert list((adb_stand_in / "data" / "local" / "tmp").iterdir()) == []
 
 
 @pytest.mark.slow
@@ -113,11 +92,10 @@ def test_a_link_that_is_cut_in_a_benchmark(ssh_device, run_bench, runner, tmp_pa
 
 
 @pytest.mark.slow
-def test_trtexec_alone_is_enough_for_tensorrt(ssh_device, trtexec, artifacts, tmp_path, capsys):
+def test_trtexec_alone_is_enough_for_tensorrt(ssh_device, trtexec_stand_in, toy_to_time, artifacts, tmp_path, capsys):
     """With a stand-in for trtexec: it shows the way of the files, nothing of TensorRT."""
-    told, how = trtexec(), QUICK.model_copy(update={"sustained_seconds": 1})
-    folder = tmp_path / "toy"
-    export_to(folder, artifacts, "onnx")
+    told, how = trtexec_stand_in(), QUICK.model_copy(update={"sustained_seconds": 1})
+    folder = shutil.copytree(toy_to_time("onnx"), tmp_path / "toy")
     manifest = json.loads((folder / "manifest.json").read_text()) | {"backend": "tensorrt"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     spec = ExportSpec("fp32", (1, 3, 32, 32), Preprocessing.from_dict(manifest["preprocessing"]))
@@ -148,7 +126,7 @@ def test_python_on_the_device_runs_the_files(ssh_device, run_bench, capsys):
     got, profile = run_bench(
         QUICK.model_copy(update={"sustained_seconds": 0.5}), device=ssh_device.url, device_python=sys.executable
     )
-    assert (got["status"], got["reference"], got["accuracy"]["checked_by"]) == ("ok", None, "ExecuTorch")
+    assert (got["status"], got["reference"], got["accuracy"]["checked_by"]) == ("ok", None, "a runtime")
     for entry in got["forms"].values():
         assert entry["latency_ms"]["n"] >= 10 and entry["load_ms"] > 0 and entry["peak_memory_bytes"] > 0
         assert entry["transfer_ms"] is None
@@ -157,5 +135,5 @@ def test_python_on_the_device_runs_the_files(ssh_device, run_bench, capsys):
     assert held["other_load"] >= 0
     assert profile["status"] == "ok" and profile["operations"]
     assert got["sustained"]["form"] == "fused" and got["sustained"]["windows"][0]["n"] >= 5
-    assert "toy on board: fused " in capsys.readouterr().out
+    assert "toy on phone: fused " in capsys.readouterr().out
     assert (ssh_device.left(), list(ssh_device.tmp.iterdir())) == ([], [])

@@ -18,7 +18,7 @@ def device(request, tmp_path, monkeypatch):
     if request.param == "ssh":
         return devices.parse(request.getfixturevalue("ssh_device").url)
     if request.param == "adb stand-in":
-        request.getfixturevalue("adb_device")
+        request.getfixturevalue("adb_stand_in")
         return devices.parse("adb:STANDIN")
     (tmp_path / "device" / "tmp").mkdir(parents=True)
     if request.param != "local":

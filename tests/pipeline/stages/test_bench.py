@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from pipeline.artifacts import digests
-from pipeline.config.stages import BenchSettings, ExportSettings
+from pipeline.config.stages import BenchSettings
 from pipeline.config.targets import Bench
 from pipeline.errors import InputError, StageError
 from pipeline.stages import bench, command
 
-QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
+QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, launches=(1, 1))
 ACCURACY = {"branched": 0.91, "fused": 0.92, "file": 0.93}
 FORM_KEYS = {
     "latency_ms", "warmup", "load_ms", "first_inference_ms", "peak_memory_bytes", "throughput_per_second",
@@ -22,30 +22,10 @@ FORM_KEYS = {
 }  # fmt: skip
 
 
-def export_to(folder, artifacts, backend):
-    from pipeline.stages import export
-
-    settings = ExportSettings(
-        target="phone", model="toy", backend=backend, precision="fp32", forms=("fused", "branched"), batch=1,
-        image_size=None, options={},
-    )  # fmt: skip
-    paths = {"checkpoint": artifacts.checkpoint, "fused": artifacts.fused, "verify": artifacts.verify}
-    export.run(settings, **paths, manifest=folder / "manifest.json")
-    checked = {"status": "ok", "checked_by": "ONNX Runtime", "accuracy": ACCURACY}
-    (folder / "check.json").write_text(json.dumps(checked))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(artifacts, tmp_path_factory):
-    """Both forms of the toy network as ONNX files, with a check.json. Copy what you damage."""
-    folder = tmp_path_factory.mktemp("exported")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("REPNETS_STORE", str(folder / "store"))
-    try:
-        return export_to(folder / "toy", artifacts, "onnx")
-    finally:
-        patch.undo()
+@pytest.fixture
+def folder(toy_to_time, tmp_path):
+    """A copy of both forms of the toy network as ONNX files, with a check.json."""
+    return shutil.copytree(toy_to_time("onnx"), tmp_path / "toy")
 
 
 def change_manifest(folder, change):
@@ -70,9 +50,9 @@ def run_bench(folder, artifacts, backend="onnx", how=QUICK, reference=None):
     return json.loads((folder / "bench.json").read_text())
 
 
-def test_both_forms_are_measured_on_the_targets_own_runtime(exported, artifacts, tmp_path, capsys):
-    folder = shutil.copytree(exported, tmp_path / "toy")
-    got = run_bench(folder, artifacts)
+def test_both_forms_are_measured_on_the_targets_own_runtime(folder, artifacts, capsys):
+    """In as many launches as where the user says nothing."""
+    got = run_bench(folder, artifacts, how=Bench(warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10))
     assert (got["status"], got["reason"], got["remedy"], got["reference"]) == ("ok", None, None, None)
     assert (got["target"], got["model"], got["backend"], got["precision"]) == (
         "phone",
@@ -80,7 +60,7 @@ def test_both_forms_are_measured_on_the_targets_own_runtime(exported, artifacts,
         "onnx",
         "fp32",
     )
-    assert got["accuracy"] == ACCURACY | {"checked_by": "ONNX Runtime"}
+    assert got["accuracy"] == ACCURACY | {"checked_by": "a runtime"}
     assert got["files"] == {"fused": ["fused.onnx"], "branched": ["branched.onnx"]}
     for form, entry in got["forms"].items():
         file = folder / f"{form}.onnx"
@@ -108,20 +88,19 @@ def test_both_forms_are_measured_on_the_targets_own_runtime(exported, artifacts,
     assert "toy on phone: fused " in capsys.readouterr().out
 
 
-def test_each_number_of_threads_is_measured_and_the_first_is_the_headline(exported, artifacts, tmp_path, capsys):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_each_number_of_threads_is_measured_and_the_first_is_the_headline(folder, artifacts, capsys):
     got = run_bench(folder, artifacts, how=QUICK.model_copy(update={"threads": (2, 1)}))
     assert [one["threads"] for one in got["runs"]] == [2, 1]
     assert [one["conditions"]["threads"] for one in got["runs"]] == [2, 1]
+    assert {one["forms"]["fused"]["latency_ms"]["launches"] for one in got["runs"]} == {1}
     assert (got["speedup"], got["conditions"]) == (got["runs"][0]["speedup"], got["runs"][0]["conditions"])
     told = capsys.readouterr().out
     assert "toy on phone, 2 threads: fused " in told and "toy on phone, 1 thread: fused " in told
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what others use is read from Linux's /proc")
-def test_a_busy_machine_is_told_of(exported, artifacts, tmp_path, capsys):
+def test_a_busy_machine_is_told_of(folder, artifacts, capsys):
     """A loop on every core beside the benchmark."""
-    folder = shutil.copytree(exported, tmp_path / "toy")
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
     try:
         got = run_bench(folder, artifacts)
@@ -134,8 +113,7 @@ def test_a_busy_machine_is_told_of(exported, artifacts, tmp_path, capsys):
     assert f"warning: {got['conditions']['warning']}" in capsys.readouterr().out
 
 
-def test_a_backend_that_does_not_tell_where_time_goes_is_said_to(exported, artifacts, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_a_backend_that_does_not_tell_where_time_goes_is_said_to(folder, artifacts):
     run_bench(folder, artifacts)
     got = json.loads((folder / "profile.json").read_text())
     assert (got["status"], got["model"], got["target"], got["form"]) == ("unavailable", "toy", "phone", "fused")
@@ -144,8 +122,8 @@ def test_a_backend_that_does_not_tell_where_time_goes_is_said_to(exported, artif
 
 
 @pytest.mark.slow
-def test_executorch_is_measured_by_executorch(artifacts, tmp_path, capsys):
-    folder = export_to(tmp_path / "toy", artifacts, "executorch")
+def test_executorch_is_measured_by_executorch(toy_to_time, artifacts, tmp_path, capsys):
+    folder = shutil.copytree(toy_to_time("executorch"), tmp_path / "toy")
     got = run_bench(folder, artifacts, "executorch")
     assert (got["status"], got["reference"]) == ("ok", None)
     assert all(entry["latency_ms"]["n"] >= 10 for entry in got["forms"].values())
@@ -168,29 +146,27 @@ def test_executorch_is_measured_by_executorch(artifacts, tmp_path, capsys):
     assert "stage3  (Convolution" in capsys.readouterr().out
 
 
-def test_without_a_baseline_there_is_no_speedup(exported, artifacts, tmp_path, capsys):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_without_a_baseline_there_is_no_speedup(folder, artifacts, capsys):
     change_manifest(folder, lambda manifest: manifest["forms"].pop("branched"))
     got = run_bench(folder, artifacts)
     assert (list(got["forms"]), got["speedup"]) == (["fused"], None)
     assert "times as fast" not in capsys.readouterr().out
 
 
-def measured_elsewhere(exported, artifacts, folder):
+def measured_elsewhere(folder, artifacts):
     """A manifest for Core ML, and the bench.json that ONNX Runtime gave of the same network.
 
     Where the target's runtime is not here its files are never opened, so any will do.
     """
-    own = shutil.copytree(exported, folder / "own")
-    run_bench(own, artifacts)
-    phone = shutil.copytree(exported, folder / "phone")
+    phone = shutil.copytree(folder, folder.parent / "phone")
+    run_bench(folder, artifacts)
     change_manifest(phone, lambda manifest: manifest.update(backend="coreml"))
-    return phone, own / "bench.json"
+    return phone, folder / "bench.json"
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there on a Mac")
-def test_figures_of_a_stand_in_are_never_under_the_targets_name(exported, artifacts, tmp_path, capsys):
-    folder, figures = measured_elsewhere(exported, artifacts, tmp_path)
+def test_figures_of_a_stand_in_are_never_under_the_targets_name(folder, artifacts, capsys):
+    folder, figures = measured_elsewhere(folder, artifacts)
     capsys.readouterr()
     got = run_bench(folder, artifacts, "coreml", reference=figures)
     assert (got["status"], got["backend"], got["speedup"]) == ("unavailable", "coreml", None)
@@ -217,8 +193,8 @@ def test_figures_of_a_stand_in_are_never_under_the_targets_name(exported, artifa
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there on a Mac")
-def test_a_reference_of_other_forms_is_refused(exported, artifacts, tmp_path):
-    folder, figures = measured_elsewhere(exported, artifacts, tmp_path)
+def test_a_reference_of_other_forms_is_refused(folder, artifacts):
+    folder, figures = measured_elsewhere(folder, artifacts)
     change_manifest(folder, lambda manifest: manifest["forms"].pop("branched"))
     message = "the reference is of fused, branched in 1 runs, but this target has fused"
     with pytest.raises(InputError, match=message):
@@ -227,45 +203,40 @@ def test_a_reference_of_other_forms_is_refused(exported, artifacts, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is there on a Mac")
-def test_without_a_reference_there_is_a_reason_alone(exported, artifacts, tmp_path, capsys):
-    folder, _ = measured_elsewhere(exported, artifacts, tmp_path)
+def test_without_a_reference_there_is_a_reason_alone(folder, artifacts, capsys):
+    folder, _ = measured_elsewhere(folder, artifacts)
     got = run_bench(folder, artifacts, "coreml")
     assert (got["status"], got["reference"], got["conditions"]) == ("unavailable", None, None)
     assert f"toy on phone: unavailable: {got['reason']}" in capsys.readouterr().out
 
 
-def test_a_second_bench_on_this_machine_is_a_hit_and_says_the_same(exported, artifacts, tmp_path, capsys):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_a_second_bench_on_this_machine_is_a_hit_and_says_the_same(folder, artifacts, capsys):
     first = run_bench(folder, artifacts)
     told = capsys.readouterr().out.replace("bench: built", "bench: from the store")
     assert run_bench(folder, artifacts) == first
     assert capsys.readouterr().out == told
 
 
-def test_another_machine_does_not_hit(exported, artifacts, tmp_path, capsys, monkeypatch):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_another_machine_does_not_hit(folder, artifacts, capsys, monkeypatch):
     run_bench(folder, artifacts)
     monkeypatch.setattr("pipeline.devices.facts._cpu", lambda told: "another CPU")
     assert run_bench(folder, artifacts)["conditions"]["cpu"] == "another CPU"
     assert capsys.readouterr().out.count("bench: built") == 2
 
 
-def test_a_file_that_is_not_what_the_manifest_says_is_refused(exported, artifacts, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_a_file_that_is_not_what_the_manifest_says_is_refused(folder, artifacts):
     shutil.copyfile(folder / "branched.onnx", folder / "fused.onnx")
     with pytest.raises(InputError, match=r"fused\.onnx is not the file that .*manifest\.json describes"):
         run_bench(folder, artifacts)
 
 
-def test_a_missing_file_is_named(exported, artifacts, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_a_missing_file_is_named(folder, artifacts):
     (folder / "branched.onnx").unlink()
     with pytest.raises(InputError, match=r"manifest\.json names branched\.onnx, but it was not given"):
         run_bench(folder, artifacts)
 
 
-def test_a_file_that_the_runtime_refuses_fails_and_leaves_the_last_result(exported, artifacts, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_a_file_that_the_runtime_refuses_fails_and_leaves_the_last_result(folder, artifacts):
     (folder / "bench.json").write_text("the last result")
     (folder / "fused.onnx").write_bytes((folder / "fused.onnx").read_bytes()[:200])
     now = {"sha256": digests.digest(folder / "fused.onnx"), "size_bytes": 200}
@@ -275,8 +246,7 @@ def test_a_file_that_the_runtime_refuses_fails_and_leaves_the_last_result(export
     assert (folder / "bench.json").read_text() == "the last result"
 
 
-def test_the_command_line(exported, artifacts, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "toy")
+def test_the_command_line(folder, artifacts):
     words = ["--settings", BenchSettings(backend="onnx", bench=QUICK).model_dump_json()]
     for name, value in arguments(folder, artifacts).items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

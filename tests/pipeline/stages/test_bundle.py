@@ -21,8 +21,8 @@ def floats(content):
     return torch.tensor(struct.unpack(f"<{len(content) // 4}f", content))
 
 
-def test_what_is_in_it(exported, pack, artifacts):
-    folder = exported("executorch")
+def test_what_is_in_it(checked_toy, pack, artifacts):
+    folder = checked_toy("executorch")
     made = pack(folder)
     about = made.manifest
     assert {name for name in about["files"] if not name.startswith("golden/")} == {
@@ -40,8 +40,8 @@ def test_what_is_in_it(exported, pack, artifacts):
     assert about["run"] == ["python3", "selftest.py"]
 
 
-def test_golden_images_are_of_the_validation_set_and_of_different_classes(exported, pack, artifacts):
-    made = pack(exported("executorch"))
+def test_golden_images_are_of_the_validation_set_and_of_different_classes(checked_toy, pack, artifacts):
+    made = pack(checked_toy("executorch"))
     split = splits.open_split(artifacts.split)
     preprocessing = split.preprocessing(32, "bilinear")
     images, labels = next(iter(split.batches("val", preprocessing, split.size("val"))))
@@ -56,8 +56,8 @@ def test_golden_images_are_of_the_validation_set_and_of_different_classes(export
         assert torch.allclose(floats(made.read(case["output"])), want, atol=1e-5 * float(want.abs().max()))
 
 
-def test_two_builds_in_two_places_are_the_same_bytes(exported, artifacts, pack, tmp_path, monkeypatch):
-    folder = exported("executorch")
+def test_two_builds_in_two_places_are_the_same_bytes(checked_toy, artifacts, pack, tmp_path, monkeypatch):
+    folder = checked_toy("executorch")
     first = pack(folder)
     other = tmp_path / "elsewhere" / "toy"
     shutil.copytree(folder, other)
@@ -74,43 +74,43 @@ def test_two_builds_in_two_places_are_the_same_bytes(exported, artifacts, pack, 
         assert len(private) < 5 or private.encode() not in content, private  # shorter ones stand in any content
 
 
-def test_the_second_time_it_comes_from_the_store(exported, pack, capsys):
-    first = pack(exported("executorch"))
+def test_the_second_time_it_comes_from_the_store(checked_toy, pack, capsys):
+    first = pack(checked_toy("executorch"))
     first.path.unlink()
     capsys.readouterr()
-    assert pack(exported("executorch")).path == first.path
+    assert pack(checked_toy("executorch")).path == first.path
     assert "bundle: from the store" in capsys.readouterr().out
     assert sorted(path.name for path in first.path.parent.iterdir()) == ["bundle.json", first.path.name]
 
 
-def test_a_text_that_changes_makes_another_bundle(exported, pack, monkeypatch, tmp_path):
-    first = pack(exported("executorch"))
+def test_a_text_that_changes_makes_another_bundle(checked_toy, pack, monkeypatch, tmp_path):
+    first = pack(checked_toy("executorch"))
     shutil.copytree(templates._SHIPPED, tmp_path / "shipped")
     (tmp_path / "shipped" / "README.md").write_text("another\n")
     monkeypatch.setattr(templates, "_SHIPPED", tmp_path / "shipped")
-    second = pack(exported("executorch"))
+    second = pack(checked_toy("executorch"))
     assert second.read("README.md") == b"another\n" and second.digest != first.digest
 
 
-def test_a_signature_lies_beside_it_and_changes_nothing(exported, pack, tmp_path):
+def test_a_signature_lies_beside_it_and_changes_nothing(checked_toy, pack, tmp_path):
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     (tmp_path / "allowed").write_text(f"me {key.with_suffix('.pub').read_text()}")
-    unsigned = pack(exported("executorch")).path.read_bytes()
-    signed = pack(exported("executorch"), signing_key=str(key))
+    unsigned = pack(checked_toy("executorch")).path.read_bytes()
+    signed = pack(checked_toy("executorch"), signing_key=str(key))
     assert signed.path.read_bytes() == unsigned
     told = json.loads((signed.path.parent / "bundle.json").read_text())
     assert told["signature"] == str(signed.signature) and told["digest"] == signed.digest
     assert bundle_file.verify_signature(signed.path, tmp_path / "allowed", "me")
 
 
-def test_a_key_that_is_not_there_is_named(exported, pack, tmp_path):
+def test_a_key_that_is_not_there_is_named(checked_toy, pack, tmp_path):
     with pytest.raises(InputError, match="there is no key"):
-        pack(exported("executorch"), signing_key=str(tmp_path / "none"))
+        pack(checked_toy("executorch"), signing_key=str(tmp_path / "none"))
 
 
-def test_a_file_that_is_not_the_manifests_is_refused(exported, pack, tmp_path):
-    shutil.copytree(exported("executorch"), tmp_path / "toy")
+def test_a_file_that_is_not_the_manifests_is_refused(checked_toy, pack, tmp_path):
+    shutil.copytree(checked_toy("executorch"), tmp_path / "toy")
     with (tmp_path / "toy" / "fused.pte").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(InputError, match="is not the file that its manifest describes"):
@@ -148,8 +148,8 @@ def test_where_check_had_no_runtime_the_precision_s_own_tolerance_holds():
     assert golden.tolerance({"forms": {"fused": {}}}, "fused", "w4") == 2e-2
 
 
-def test_nothing_is_left_to_fill_in(exported, pack):
-    made = pack(exported("executorch"))
+def test_nothing_is_left_to_fill_in(checked_toy, pack):
+    made = pack(checked_toy("executorch"))
     for name in made.manifest["files"]:
         if name.endswith((".md", ".txt", ".cpp", ".kt", ".swift")):
             text = made.read(name).decode()
@@ -186,8 +186,8 @@ def test_a_timing_cache_goes_along_under_the_name_that_build_engine_sh_reads(tmp
 
 
 @pytest.mark.slow
-def test_a_larger_batch_is_filled_up(exported, pack):
-    made = pack(exported("executorch", batch=3), golden_images=4)
+def test_a_larger_batch_is_filled_up(checked_toy, pack):
+    made = pack(checked_toy("executorch", batch=3), golden_images=4)
     cases = made.manifest["golden"]
     assert [len(case["labels"]) for case in cases] == [3, 3]
     first, last = (floats(made.read(case["input"])).view(3, -1) for case in cases)
@@ -196,15 +196,15 @@ def test_a_larger_batch_is_filled_up(exported, pack):
 
 
 @pytest.mark.slow
-def test_a_core_ml_classifier_that_takes_pixels(exported, pack, artifacts):
-    made = pack(exported("coreml", "fp16", class_labels=True, normalization=True))
+def test_a_core_ml_classifier_that_takes_pixels(checked_toy, pack, artifacts):
+    made = pack(checked_toy("coreml", "fp16", class_labels=True, normalization=True))
     about, case = made.manifest, made.manifest["golden"][0]
     assert {name for name in about["files"] if name.startswith("fused.mlpackage/")} >= {
         "fused.mlpackage/Manifest.json",
         "fused.mlpackage/Data/com.apple.CoreML/model.mlmodel",
     }
     assert about["input"]["dtype"] == "uint8" and about["output"]["kind"] == "probabilities"
-    assert about["output"]["name"] in json.loads((exported("coreml", "fp16", class_labels=True, normalization=True)
+    assert about["output"]["name"] in json.loads((checked_toy("coreml", "fp16", class_labels=True, normalization=True)
         / "manifest.json").read_text())["forms"]["fused"]["facts"]["outputs"]  # fmt: skip
     assert floats(made.read(case["output"])).sum() == pytest.approx(1, abs=1e-6)
     pixels = made.read(case["input"])
@@ -220,8 +220,8 @@ def test_a_core_ml_classifier_that_takes_pixels(exported, pack, artifacts):
 
 
 @pytest.mark.slow
-def test_tensorrt_ships_the_onnx_file_and_no_engine(exported, pack):
-    folder = exported("tensorrt", "fp16", compute_capabilities=["8.6"])
+def test_tensorrt_ships_the_onnx_file_and_no_engine(checked_toy, pack):
+    folder = checked_toy("tensorrt", "fp16", compute_capabilities=["8.6"])
     made = pack(folder)
     top = {name for name in made.manifest["files"] if "/" not in name}
     assert top == {"README.md", "fused.onnx", "build_engine.sh", "labels.txt", "predict.py", "preprocessing.txt",
@@ -234,10 +234,10 @@ def test_tensorrt_ships_the_onnx_file_and_no_engine(exported, pack):
 
 
 @pytest.mark.slow
-def test_an_engine_goes_along_where_tensorrt_built_it_here(exported, pack, tmp_path):
+def test_an_engine_goes_along_where_tensorrt_built_it_here(checked_toy, pack, tmp_path):
     """The manifest is edited to say so, since no such GPU is here."""
     folder = tmp_path / "toy"
-    shutil.copytree(exported("tensorrt", "fp16", compute_capabilities=["8.6"]), folder)
+    shutil.copytree(checked_toy("tensorrt", "fp16", compute_capabilities=["8.6"]), folder)
     written = json.loads((folder / "manifest.json").read_text())
     written["forms"]["fused"]["facts"] |= {"maker": "TensorRT", "version": "10.3.0", "compute_capabilities": ["8.7"]}
     (folder / "manifest.json").write_text(json.dumps(written))
@@ -249,8 +249,8 @@ def test_an_engine_goes_along_where_tensorrt_built_it_here(exported, pack, tmp_p
 
 
 @pytest.mark.slow
-def test_an_int8_bundle_holds_the_int8_program_s_outputs(exported, pack, quantized):
-    made = pack(exported("executorch", "int8", form="quantized"))
+def test_an_int8_bundle_holds_the_int8_program_s_outputs(checked_toy, pack, quantized):
+    made = pack(checked_toy("executorch", "int8", form="quantized"))
     assert made.manifest["file"] == "quantized.pte" and made.manifest["tolerance"] >= 0.05
     program = torch.export.load(quantized).module(check_guards=False)
     case = made.manifest["golden"][3]

@@ -4,40 +4,18 @@ import shutil
 
 import pytest
 
-from pipeline.config.stages import ExportSettings, NoSettings
+from pipeline.config.stages import NoSettings
 from pipeline.errors import GateError
-from pipeline.stages import export, reparameterize
+from pipeline.stages import reparameterize
 from pipeline.verification import compare
 
 FORMS = ("fused", "branched")
 
 
-def export_toy(artifacts, folder, **settings):
-    """Export the toy network, fused and branched, into `folder`."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("REPNETS_STORE", str(folder / "store"))
-    export.run(
-        ExportSettings(target=folder.parent.name, model="toy", forms=("fused", "branched"), batch=1, image_size=None,
-                       **settings),
-        checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify,
-        manifest=folder / "manifest.json",
-    )  # fmt: skip
-    patch.undo()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(artifacts, tmp_path_factory):
-    """The .pte files of the toy network, fused and branched, and their manifest."""
-    folder = tmp_path_factory.mktemp("targets") / "phone" / "toy"
-    return export_toy(artifacts, folder, backend="executorch", precision="fp32", options={})
-
-
 @pytest.fixture
-def folder(exported, tmp_path):
-    """A copy of the exported files, to be damaged."""
-    shutil.copytree(exported, tmp_path / "toy", ignore=shutil.ignore_patterns("store"))
-    return tmp_path / "toy"
+def folder(exported_toy, tmp_path):
+    """A copy of the .pte files of the toy network, fused and branched, and of their manifest, to be damaged."""
+    return shutil.copytree(exported_toy("executorch", forms=FORMS), tmp_path / "toy")
 
 
 def other_weights(artifacts, folder):
@@ -95,11 +73,10 @@ def test_the_tolerance_is_held(folder, run_check):
         run_check(folder, "executorch", tolerance=1e-30)
 
 
-@pytest.fixture(scope="module")
-def half_files(artifacts, tmp_path_factory):
-    """The ONNX files of the toy network in half precision."""
-    folder = tmp_path_factory.mktemp("targets") / "jetson" / "toy"
-    return export_toy(artifacts, folder, backend="onnx", precision="fp16", options={})
+@pytest.fixture
+def half_files(exported_toy, tmp_path):
+    """A copy of the ONNX files of the toy network in half precision."""
+    return shutil.copytree(exported_toy("onnx", "fp16", FORMS), tmp_path / "half")
 
 
 def test_the_converter_and_the_loss_of_half_precision_are_told_apart(half_files, run_check):

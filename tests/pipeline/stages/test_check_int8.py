@@ -37,22 +37,21 @@ def run_export(artifacts, folder, backend, names=("quantized", "fused"), **paths
     return folder
 
 
-@pytest.fixture(scope="module")
-def made(artifacts, quantized, tmp_path_factory):
-    """The folder of each backend, exported once: quantized, and fused as its baseline."""
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("targets")
-    patch.setenv("REPNETS_STORE", str(folder / "store"))
-    try:
-        return {backend: run_export(artifacts, folder / backend / "toy", backend) for backend in BACKENDS}
-    finally:
-        patch.undo()
+@pytest.fixture
+def copied(exported_toy, tmp_path):
+    """A function: a copy of the folder of a backend: quantized, and fused as its baseline."""
+
+    def copy(backend):
+        source = exported_toy(backend, "int8", ("quantized", "fused"), **OPTIONS.get(backend, {}))
+        return shutil.copytree(source, tmp_path / backend / "toy")
+
+    return copy
 
 
 @pytest.fixture
-def copied(made, tmp_path):
-    """A function: a copy of such a folder, to be damaged."""
-    return lambda backend: shutil.copytree(made[backend], tmp_path / "toy")
+def made(copied):
+    """Such a folder of each backend."""
+    return {backend: copied(backend) for backend in BACKENDS}
 
 
 def file_of(folder, backend, form="quantized"):
@@ -221,11 +220,11 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
     assert len(checked(1.2 * gap).hold_precision(0.0)["precision"]["flips"]) >= 1
 
 
-def test_the_bench_tells_what_int8_gained(artifacts, quantized, made, tmp_path, capsys):
-    folder = shutil.copytree(made["onnx"], tmp_path / "toy")
+def test_the_bench_tells_what_int8_gained(artifacts, quantized, copied, tmp_path, capsys):
+    folder = copied("onnx")
     checked = {"checked_by": "ONNX Runtime", "accuracy": {"branched": 0.9, "fused": 0.9, "file": 0.9}}
     (folder / "check.json").write_text(json.dumps(checked))
-    quick = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
+    quick = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, launches=(1, 1))
     bench.run(
         BenchSettings(backend="onnx", bench=quick),
         manifest=folder / "manifest.json", check=folder / "check.json",

@@ -6,32 +6,20 @@ import shutil
 import pytest
 import torch
 
-from pipeline.config.stages import ExportSettings
 from pipeline.errors import GateError
-from pipeline.stages import export
 
 pytestmark = pytest.mark.slow
 TARGETS = {"w8": "iOS16", "w4": "iOS18", "palette6": "iOS16"}
 
 
-@pytest.fixture(scope="module")
-def made(artifacts, tmp_path_factory):
-    """A function: the folder of the toy, exported by a scheme; each once."""
-    folders = {}
+@pytest.fixture
+def made(exported_toy, tmp_path):
+    """A function: a copy of the folder of the toy, exported by a scheme."""
 
     def folder_of(scheme, *forms, **options):
-        key = (scheme, forms, str(options))
-        if key not in folders:
-            folders[key] = tmp_path_factory.mktemp(scheme) / "toy"
-            folders[key].mkdir()
-            options = {"minimum_deployment_target": TARGETS[scheme], **options}
-            export.run(
-                ExportSettings(target="coreml", model="toy", backend="coreml", precision=scheme,
-                               forms=forms or ("fused",), batch=1, image_size=None, options=options),
-                checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify,
-                manifest=folders[key] / "manifest.json",
-            )  # fmt: skip
-        return folders[key]
+        options = {"minimum_deployment_target": TARGETS[scheme], **options}
+        source = exported_toy("coreml", scheme, forms or ("fused",), **options)
+        return shutil.copytree(source, tmp_path / source.parent.name)
 
     return folder_of
 

@@ -11,41 +11,27 @@ from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import read_json
 from pipeline.backends.worker import client
 from pipeline.benchmark import inputs, interleaved, statistics, timing
-from pipeline.config.stages import CheckSettings, ExportSettings, RaceSettings
+from pipeline.config.stages import CheckSettings, RaceSettings
 from pipeline.config.targets import Bench, Check
 from pipeline.errors import GateError, InputError
-from pipeline.stages import check, export, race
+from pipeline.stages import check, race
 
 PRECISIONS = {"executorch": ("fp32", "int8"), "coreml": ("fp16", "w8")}
-QUICK = Bench(warmup_seconds=0, min_runs=30, max_seconds=1, target_width=10)
+QUICK = Bench(warmup_seconds=0, min_runs=10, max_seconds=0.1, launches=(1, 1))
+THOROUGH = Bench(warmup_seconds=0, min_runs=30, max_seconds=1, target_width=10)
 
 
-@pytest.fixture(scope="module")
-def made(artifacts, quantized, tmp_path_factory):
-    """The folders of each backend's candidates, exported and checked by the stages."""
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("targets")
-    patch.setenv("REPNETS_STORE", str(folder / "store"))
-    try:
-        for backend, precisions in PRECISIONS.items():
-            for precision in precisions:
-                candidate(artifacts, folder / backend / precision, backend, precision)
-    finally:
-        patch.undo()
-    return folder
+@pytest.fixture
+def copied(checked_toy, tmp_path):
+    """A function: the candidates of a backend in a folder, exported and checked by the stages."""
 
+    def copy(backend):
+        for precision in PRECISIONS[backend]:
+            form = "quantized" if precision == "int8" else "fused"
+            shutil.copytree(checked_toy(backend, precision, form), tmp_path / "toy" / precision)
+        return tmp_path / "toy"
 
-def candidate(artifacts, folder, backend, precision):
-    folder.mkdir(parents=True)
-    form = "quantized" if precision == "int8" else "fused"
-    quantized = artifacts.quantized if precision == "int8" else None
-    export.run(
-        ExportSettings(target="pixel", model="toy", backend=backend, precision=precision, forms=(form,), batch=1,
-                       image_size=None, options={}),
-        checkpoint=artifacts.checkpoint, fused=artifacts.fused, verify=artifacts.verify, quantized=quantized,
-        manifest=folder / "manifest.json",
-    )  # fmt: skip
-    run_check(artifacts, folder, backend, max_accuracy_drop=1.0)
+    return copy
 
 
 def run_check(artifacts, folder, backend, **gates):
@@ -64,16 +50,10 @@ def files_in(folder, backend):
     return [folder / name for name in backends.file_names(backend, tuple(forms))]
 
 
-@pytest.fixture
-def copied(made, tmp_path):
-    """A function: the candidates of a backend in a folder of their own."""
-    return lambda backend: shutil.copytree(made / backend, tmp_path / "toy")
-
-
-def run_race(artifacts, folder, backend, **paths):
+def run_race(artifacts, folder, backend, how=QUICK, **paths):
     places = [folder / name for name in PRECISIONS[backend]]
     race.run(
-        RaceSettings(target="pixel", model="toy", backend=backend, bench=QUICK),
+        RaceSettings(target="pixel", model="toy", backend=backend, bench=how),
         manifests=[place / "manifest.json" for place in places], checks=[place / "check.json" for place in places],
         files=[file for place in places for file in files_in(place, backend)], fused=artifacts.fused,
         quantized=artifacts.quantized, output=folder / "bench.json", profile=folder / "profile.json",
@@ -85,7 +65,7 @@ def run_race(artifacts, folder, backend, **paths):
 @pytest.mark.slow
 def test_the_fastest_is_chosen_as_timing_by_hand_says(artifacts, copied, capsys):
     folder = copied("executorch")
-    found = run_race(artifacts, folder, "executorch")
+    found = run_race(artifacts, folder, "executorch", THOROUGH)
     jobs = {name: client.Job("executorch", files_in(folder / name, "executorch")[0]) for name in ("fp32", "int8")}
     taken = timing.time_in_turn(jobs, inputs.random_image((1, 3, 32, 32)), 1, until=interleaved.Until(0, 30, 1, 10))
     gained = statistics.speedup(taken.timing.samples_ms["fp32"], taken.timing.samples_ms["int8"])

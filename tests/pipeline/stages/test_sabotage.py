@@ -31,28 +31,12 @@ def export_fused(artifacts, folder, backend, precision="fp32", options=None, nam
     return folder
 
 
-@pytest.fixture(scope="module")
-def made(artifacts, tmp_path_factory):
-    """A function: the folder of the fused toy, exported; each kind is exported once."""
-    folders = {}
-
-    def folder_of(backend, precision="fp32", **options):
-        key = (backend, precision, str(options))
-        if key not in folders:
-            folders[key] = tmp_path_factory.mktemp(backend) / "toy"
-            folders[key].mkdir()
-            export_fused(artifacts, folders[key], backend, precision, options)
-        return folders[key]
-
-    return folder_of
-
-
 @pytest.fixture
-def copied(made, tmp_path):
-    """A function: a copy of such a folder, to be damaged."""
+def copied(exported_toy, tmp_path):
+    """A function: a copy of the folder of the fused toy for a backend, to be damaged."""
 
     def copy(*kind, **options):
-        return shutil.copytree(made(*kind, **options), tmp_path / "toy")
+        return shutil.copytree(exported_toy(*kind, **options), tmp_path / "toy")
 
     return copy
 

@@ -18,7 +18,7 @@ ENDS = {"normalization": True, "class_labels": True}
 
 
 @pytest.fixture(scope="module")
-def exported(programs, spec, tmp_path_factory):
+def mlpackages(programs, spec, tmp_path_factory):
     folder = tmp_path_factory.mktemp("coreml")
     wanted = {
         "fused": ("fused", spec("fp16")),
@@ -36,8 +36,8 @@ def specification(package: Path):
     return Model_pb2.Model.FromString((package / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
 
 
-def test_facts_name_the_maker_the_target_and_both_ends(exported):
-    fused, branched, ends = (exported[1][name] for name in ("fused", "branched", "ends"))
+def test_facts_name_the_maker_the_target_and_both_ends(mlpackages):
+    fused, branched, ends = (mlpackages[1][name] for name in ("fused", "branched", "ends"))
     assert fused["maker"] == "coremltools" and fused["version"]
     assert (fused["minimum_deployment_target"], fused["specification_version"]) == ("iOS16", 7)
     assert (branched["minimum_deployment_target"], branched["specification_version"]) == ("iOS17", 8)
@@ -47,24 +47,24 @@ def test_facts_name_the_maker_the_target_and_both_ends(exported):
     assert ends["outputs"] == {"label": "stringType", "label_probs": "dictionaryType"}
 
 
-def test_input_and_output_of_a_float16_package_are_float32(exported):
+def test_input_and_output_of_a_float16_package_are_float32(mlpackages):
     from coremltools.proto import FeatureTypes_pb2
 
-    description = specification(exported[0]["fused"]).description
+    description = specification(mlpackages[0]["fused"]).description
     for end in (*description.input, *description.output):
         assert end.type.multiArrayType.dataType == FeatureTypes_pb2.ArrayFeatureType.FLOAT32
     assert list(description.input[0].type.multiArrayType.shape) == [1, 3, 16, 16]
 
 
-def test_weights_have_the_precision_that_was_asked_for(exported):
-    sizes = {name: (exported[0][name] / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size for name in FORMS}
+def test_weights_have_the_precision_that_was_asked_for(mlpackages):
+    sizes = {name: (mlpackages[0][name] / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size for name in FORMS}
     parameters = 3 * 16 * 9 + 16 * 16 * 9 + 16 * 24 * 9
     assert 2 * parameters < sizes["fused"] < 3.5 * parameters
     assert sizes["branched"] > 4 * parameters
 
 
-def test_census_tells_fused_from_branched(exported):
-    fused, branched = (backend.census(exported[0][name]) for name in FORMS)
+def test_census_tells_fused_from_branched(mlpackages):
+    fused, branched = (backend.census(mlpackages[0][name]) for name in FORMS)
     assert (fused["convolution"], fused["batch_norm"]) == (3, 0)
     assert (
         fused["total"]
@@ -75,11 +75,11 @@ def test_census_tells_fused_from_branched(exported):
     assert branched["batch_norm"] == 1
 
 
-def test_normalization_and_labels_are_in_the_package(exported):
-    operations = backend.census(exported[0]["ends"])
+def test_normalization_and_labels_are_in_the_package(mlpackages):
+    operations = backend.census(mlpackages[0]["ends"])
     assert (operations["sub"], operations["softmax"], operations["classify"]) == (1, 1, 1)
     assert operations["batch_norm"] == 0, "a batch norm adds an epsilon"
-    description = specification(exported[0]["ends"]).description
+    description = specification(mlpackages[0]["ends"]).description
     image = description.input[0].type.imageType
     assert (image.width, image.height, image.colorSpace) == (16, 16, image.ColorSpace.Value("RGB"))
     assert description.predictedFeatureName == "label"
@@ -94,8 +94,8 @@ def test_normalization_inside_gives_what_normalized_input_gives(programs, spec):
     assert torch.allclose(whole.module()(pixels), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_package_carries_its_preprocessing(exported, spec):
-    about = specification(exported[0]["ends"]).description.metadata.userDefined
+def test_a_package_carries_its_preprocessing(mlpackages, spec):
+    about = specification(mlpackages[0]["ends"]).description.metadata.userDefined
     preprocessing = json.loads(about["preprocessing"])
     assert preprocessing["mean"] == list(spec().preprocessing.mean)
     assert preprocessing["classes"] == list(spec().preprocessing.classes)
@@ -103,8 +103,8 @@ def test_a_package_carries_its_preprocessing(exported, spec):
     assert not [key for key in about if "date" in key]
 
 
-def test_only_what_belongs_in_a_package_is_in_it_and_can_be_read(exported):
-    package = exported[0]["fused"]
+def test_only_what_belongs_in_a_package_is_in_it_and_can_be_read(mlpackages):
+    package = mlpackages[0]["fused"]
     data = "Data/com.apple.CoreML"
     found = sorted(path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file())
     assert found == [f"{data}/model.mlmodel", f"{data}/weights/weight.bin", "Manifest.json"]
@@ -114,26 +114,26 @@ def test_only_what_belongs_in_a_package_is_in_it_and_can_be_read(exported):
     assert manifest["rootModelIdentifier"] in manifest["itemInfoEntries"]
 
 
-def test_coremltools_reads_the_package_and_leaves_it_as_it_is(exported):
+def test_coremltools_reads_the_package_and_leaves_it_as_it_is(mlpackages):
     from pipeline.quiet import quiet
 
-    before = digests.digest(exported[0]["ends"])
+    before = digests.digest(mlpackages[0]["ends"])
     with quiet():
         import coremltools
 
-        model = coremltools.models.MLModel(str(exported[0]["ends"]), skip_model_load=True)
+        model = coremltools.models.MLModel(str(mlpackages[0]["ends"]), skip_model_load=True)
     assert model.short_description == "Image classifier, 5 classes, fp16"
-    assert digests.digest(exported[0]["ends"]) == before
+    assert digests.digest(mlpackages[0]["ends"]) == before
 
 
 @pytest.mark.slow
-def test_same_program_same_content_in_another_process(exported, program_files, elsewhere):
+def test_same_program_same_content_in_another_process(mlpackages, program_files, elsewhere):
     again = elsewhere("coreml", program_files["fused"], "fp16", ENDS) / "fused.mlpackage"
-    assert digests.digest(again) == digests.digest(exported[0]["ends"])
+    assert digests.digest(again) == digests.digest(mlpackages[0]["ends"])
 
 
-def test_the_package_names_no_path_of_this_machine(exported):
-    content = (exported[0]["branched"] / "Data/com.apple.CoreML/model.mlmodel").read_bytes()
+def test_the_package_names_no_path_of_this_machine(mlpackages):
+    content = (mlpackages[0]["branched"] / "Data/com.apple.CoreML/model.mlmodel").read_bytes()
     for trace in (str(Path(__file__).parents[4]), sys.prefix, "site-packages", ".py"):
         assert trace.encode() not in content
 
@@ -161,11 +161,11 @@ def test_an_unsupported_operation_is_named(unsupported, spec, tmp_path):
 @pytest.mark.parametrize(
     "content", [None, b"", b"not a model", b"\xff\xfe\x80\x81" * 64], ids=["gone", "empty", "text", "garbage"]
 )
-def test_a_bad_package_is_named(exported, tmp_path, place, content):
+def test_a_bad_package_is_named(mlpackages, tmp_path, place, content):
     package = tmp_path / "bad.mlpackage"
-    for path in exported[0]["fused"].rglob("*"):
+    for path in mlpackages[0]["fused"].rglob("*"):
         if path.is_file():
-            copy = package / path.relative_to(exported[0]["fused"])
+            copy = package / path.relative_to(mlpackages[0]["fused"])
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     if content is None:
@@ -179,17 +179,17 @@ def test_a_bad_package_is_named(exported, tmp_path, place, content):
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="says what a machine without Core ML is told")
-def test_off_a_mac_the_runtime_is_unavailable_and_says_what_to_do(exported):
+def test_off_a_mac_the_runtime_is_unavailable_and_says_what_to_do(mlpackages):
     missing = backend.unavailable()
     assert "Core ML runs on Apple's systems alone" in missing.reason and "Mac" in missing.remedy
     with pytest.raises(StageError, match=r"cannot be run: Core ML runs on Apple's systems alone"):
-        backend.open_session(exported[0]["fused"], 1)
+        backend.open_session(mlpackages[0]["fused"], 1)
 
 
 @pytest.mark.skipif(platform.system() != "Darwin", reason="needs Core ML")
 @pytest.mark.parametrize("name", ["fused", "ends"])
-def test_numbers_on_a_mac(exported, programs, image, name):
-    logits = backend.open_session(exported[0][name], 1)(image.numpy())
+def test_numbers_on_a_mac(mlpackages, programs, image, name):
+    logits = backend.open_session(mlpackages[0][name], 1)(image.numpy())
     expected = programs["fused"].module()(image).detach().numpy()
     assert np.argmax(logits) == np.argmax(expected)
 

@@ -12,7 +12,7 @@ CLASSES = 5
 
 
 @pytest.fixture(scope="module")
-def exported(programs, spec, tmp_path_factory):
+def session_packages(programs, spec, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sessions")
     wanted = {
         "fp32": ("fused", spec("fp32")),
@@ -43,62 +43,62 @@ def worst(given, expected):
 
 
 @pytest.mark.parametrize("form", ["fused", "branched"])
-def test_a_float32_file_is_the_program(exported, programs, image, form):
-    file = exported["fp32" if form == "fused" else form]
+def test_a_float32_file_is_the_program(session_packages, programs, image, form):
+    file = session_packages["fp32" if form == "fused" else form]
     expected = programs[form].module()(image)
     for session in (backend.open_exact_session(file, 1), backend.open_check_session(file, 1)):
         assert worst(session(image.numpy()), expected) < 1e-5
 
 
-def test_a_float16_file_in_float32_arithmetic_is_the_program_with_rounded_weights(exported, rounded, image):
-    given = backend.open_exact_session(exported["fp16"], 1)(image.half().float().numpy())
+def test_a_float16_file_in_float32_arithmetic_is_the_program_with_rounded_weights(session_packages, rounded, image):
+    given = backend.open_exact_session(session_packages["fp16"], 1)(image.half().float().numpy())
     assert worst(given, rounded(image.half().float())) < 1e-5
 
 
-def test_a_float16_file_in_its_own_arithmetic_loses_a_little(exported, programs, image):
-    given = backend.open_check_session(exported["fp16"], 1)(image.numpy())
+def test_a_float16_file_in_its_own_arithmetic_loses_a_little(session_packages, programs, image):
+    given = backend.open_check_session(session_packages["fp16"], 1)(image.numpy())
     assert 1e-6 < worst(given, programs["fused"].module()(image)) < 1e-2
     assert np.array_equal(given, given.astype(np.float16))
 
 
-def test_images_and_labels(exported, programs, spec, image):
+def test_images_and_labels(session_packages, programs, spec, image):
     """The normalized input becomes pixels, whole ones in the file's own arithmetic; probabilities become logits."""
     about = spec().preprocessing
     mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (about.mean, about.std))
     network = programs["fused"].module()
-    exact = backend.open_exact_session(exported["ends32"], 1)(image.numpy())
+    exact = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())
     assert worst(exact, network(image).log_softmax(-1)) < 1e-5
     whole = ((image * std + mean) * 255).round().clamp(0, 255)
     expected = network((whole / 255 - mean) / std).log_softmax(-1)
-    assert worst(backend.open_check_session(exported["ends32"], 1)(image.numpy()), expected) < 1e-5
-    assert 1e-6 < worst(backend.open_check_session(exported["ends"], 1)(image.numpy()), expected) < 1e-2
+    assert worst(backend.open_check_session(session_packages["ends32"], 1)(image.numpy()), expected) < 1e-5
+    assert 1e-6 < worst(backend.open_check_session(session_packages["ends"], 1)(image.numpy()), expected) < 1e-2
 
 
-def test_labels_come_in_the_order_of_the_classes(exported, spec, image):
+def test_labels_come_in_the_order_of_the_classes(session_packages, spec, image):
     """Whatever order the package lists them in."""
-    given = backend.open_exact_session(exported["ends32"], 1)(image.numpy())
-    file = exported["ends32"] / "Data/com.apple.CoreML/model.mlmodel"
+    given = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())
+    file = session_packages["ends32"] / "Data/com.apple.CoreML/model.mlmodel"
     written = file.read_bytes()
-    model = packages.read(exported["ends32"])
+    model = packages.read(session_packages["ends32"])
     about = model.description.metadata.userDefined
     about["preprocessing"] = about["preprocessing"].replace('["class 0", "class 1"', '["class 1", "class 0"')
     try:
         file.write_bytes(model.SerializeToString())
-        turned = backend.open_exact_session(exported["ends32"], 1)(image.numpy())
+        turned = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())
     finally:
         file.write_bytes(written)
     assert np.array_equal(turned, given[:, [1, 0, 2, 3, 4]]) and not np.array_equal(turned, given)
 
 
-def test_a_package_that_does_not_say_how_to_feed_it_is_refused(exported, image):
-    file = exported["ends"] / "Data/com.apple.CoreML/model.mlmodel"
+def test_a_package_that_does_not_say_how_to_feed_it_is_refused(session_packages, image):
+    file = session_packages["ends"] / "Data/com.apple.CoreML/model.mlmodel"
     written = file.read_bytes()
-    model = packages.read(exported["ends"])
+    model = packages.read(session_packages["ends"])
     del model.description.metadata.userDefined["preprocessing"]
     try:
         file.write_bytes(model.SerializeToString())
         with pytest.raises(InputError, match=r"does not say how: its metadata has no `preprocessing`"):
-            backend.open_check_session(exported["ends"], 1)
+            backend.open_check_session(session_packages["ends"], 1)
     finally:
         file.write_bytes(written)
 
@@ -113,11 +113,11 @@ def test_a_file_of_several_ends_is_refused(written):
         backend.open_exact_session(two_out, 1)
 
 
-def test_layers_have_the_names_of_the_programs_nodes(exported, programs, image):
+def test_layers_have_the_names_of_the_programs_nodes(session_packages, programs, image):
     """Each is what the node of that name gives, to the file's precision."""
     for name, form in (("fp16", "fused"), ("branched", "branched")):
         program = programs[form].run_decompositions({})
-        found = backend.outputs_by_layer(exported[name], image.numpy())
+        found = backend.outputs_by_layer(session_packages[name], image.numpy())
         assert list(found)[-1] == "logits"
         values = {}
 
@@ -136,20 +136,20 @@ def test_layers_have_the_names_of_the_programs_nodes(exported, programs, image):
             assert np.abs(found[key] - expected).max() <= 1e-2 * np.abs(expected).max(), key
 
 
-def test_layers_in_either_arithmetic(exported, image):
-    own = backend.outputs_by_layer(exported["fp16"], image.numpy())
-    exact = backend.outputs_by_layer(exported["fp16"], image.numpy(), exact=True)
+def test_layers_in_either_arithmetic(session_packages, image):
+    own = backend.outputs_by_layer(session_packages["fp16"], image.numpy())
+    exact = backend.outputs_by_layer(session_packages["fp16"], image.numpy(), exact=True)
     assert list(own) == list(exact)
     assert np.array_equal(own["relu_1"], own["relu_1"].astype(np.float16))
     assert not np.array_equal(exact["relu_1"], exact["relu_1"].astype(np.float16))
 
 
-def test_threads_are_set(exported, image):
+def test_threads_are_set(session_packages, image):
     before = torch.get_num_threads()
     try:
-        backend.open_check_session(exported["fp32"], 2)
+        backend.open_check_session(session_packages["fp32"], 2)
         assert torch.get_num_threads() == 2
-        backend.open_check_session(exported["fp32"], 1)
+        backend.open_check_session(session_packages["fp32"], 1)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

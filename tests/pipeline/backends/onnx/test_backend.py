@@ -18,7 +18,7 @@ TOLERANCE = {"fp32": 1e-6, "fp16": 5e-3}
 
 
 @pytest.fixture(scope="module")
-def exported(programs, spec, tmp_path_factory):
+def onnx_files(programs, spec, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     files = {(precision, form): folder / f"{precision}-{form}.onnx" for precision in TOLERANCE for form in FORMS}
     for (precision, form), file in files.items():
@@ -28,8 +28,8 @@ def exported(programs, spec, tmp_path_factory):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_numbers_of_the_file_are_those_of_the_program(exported, programs, image, precision, form):
-    logits = backend.open_session(exported[precision, form], threads=1)(image.numpy())
+def test_numbers_of_the_file_are_those_of_the_program(onnx_files, programs, image, precision, form):
+    logits = backend.open_session(onnx_files[precision, form], threads=1)(image.numpy())
     expected = programs[form].module()(image).detach().numpy()
     assert logits.dtype == np.float32 and logits.shape == (1, 5)
     error = np.abs(logits - expected).max() / np.abs(expected).max()
@@ -38,40 +38,40 @@ def test_numbers_of_the_file_are_those_of_the_program(exported, programs, image,
         assert error > TOLERANCE["fp32"], "the arithmetic was not float16"
 
 
-def test_census_tells_fused_from_branched(exported):
-    fused, branched = (backend.census(exported["fp32", form]) for form in FORMS)
+def test_census_tells_fused_from_branched(onnx_files):
+    fused, branched = (backend.census(onnx_files["fp32", form]) for form in FORMS)
     assert (fused["convolution"], fused["batch_norm"], fused["total"]) == (3, 0, 9)
     # The exporter folds the 6 batch norms behind convolutions; the one alone stays.
     assert (branched["convolution"], branched["batch_norm"], branched["Add"]) == (6, 1, 4)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_input_and_output_are_named_float32_and_of_the_given_shape(exported, precision):
-    graph = backend.check(exported[precision, "fused"]).graph
+def test_input_and_output_are_named_float32_and_of_the_given_shape(onnx_files, precision):
+    graph = backend.check(onnx_files[precision, "fused"]).graph
     ends = [(end.name, end.type.tensor_type.elem_type) for end in (*graph.input, *graph.output)]
     assert ends == [("image", 1), ("logits", 1)]
     assert [size.dim_value for size in graph.input[0].type.tensor_type.shape.dim] == [1, 3, 16, 16]
 
 
-def test_a_float16_file_carries_its_precision(exported):
-    weights = [w for w in backend.check(exported["fp16", "fused"]).graph.initializer if len(w.dims) == 4]
+def test_a_float16_file_carries_its_precision(onnx_files):
+    weights = [w for w in backend.check(onnx_files["fp16", "fused"]).graph.initializer if len(w.dims) == 4]
     assert len(weights) == 3 and {weight.data_type for weight in weights} == {10}
 
 
 @pytest.mark.slow
-def test_same_program_same_bytes_in_another_process(exported, program_files, elsewhere):
+def test_same_program_same_bytes_in_another_process(onnx_files, program_files, elsewhere):
     again = elsewhere("onnx", program_files["fused"], "fp16", {}) / "fused.onnx"
-    assert digests.digest(again) == digests.digest(exported["fp16", "fused"])
+    assert digests.digest(again) == digests.digest(onnx_files["fp16", "fused"])
 
 
-def test_the_file_names_no_path_of_this_machine(exported):
-    content = exported["fp32", "branched"].read_bytes()
+def test_the_file_names_no_path_of_this_machine(onnx_files):
+    content = onnx_files["fp32", "branched"].read_bytes()
     for trace in (str(Path(__file__).parents[4]), sys.prefix, "site-packages", ".py"):
         assert trace.encode() not in content
 
 
-def test_another_shape_than_the_files_own_is_refused(exported):
-    run = backend.open_session(exported["fp32", "fused"], threads=1)
+def test_another_shape_than_the_files_own_is_refused(onnx_files):
+    run = backend.open_session(onnx_files["fp32", "fused"], threads=1)
     with pytest.raises(InputError, match=re.escape("takes an input of shape (1, 3, 16, 16), but got (2, 3, 16, 16)")):
         run(np.zeros((2, 3, 16, 16), np.float32))
 
@@ -87,8 +87,8 @@ def test_another_shape_than_the_files_own_is_refused(exported):
     ],
     ids=["empty", "text", "garbage", "truncated"],
 )
-def test_a_bad_file_is_named(exported, tmp_path, use, content, told):
-    whole = exported["fp32", "fused"].read_bytes()
+def test_a_bad_file_is_named(onnx_files, tmp_path, use, content, told):
+    whole = onnx_files["fp32", "fused"].read_bytes()
     file = tmp_path / "bad.onnx"
     file.write_bytes(content if isinstance(content, bytes) else whole[: int(content * len(whole))])
     with pytest.raises(InputError, match=rf"bad\.onnx {told}.*run the export again"):
@@ -115,9 +115,9 @@ def test_importing_the_backends_imports_nothing_heavy():
     assert not heavy & set(json.loads(done.stdout))
 
 
-def test_every_layer_is_named_after_the_node_of_the_program_it_came_from(exported, programs, image):
+def test_every_layer_is_named_after_the_node_of_the_program_it_came_from(onnx_files, programs, image):
     for precision in TOLERANCE:
-        layers = backend.outputs_by_layer(exported[precision, "fused"], image.numpy(), exact=True)
+        layers = backend.outputs_by_layer(onnx_files[precision, "fused"], image.numpy(), exact=True)
         want = _values(programs["fused"], image)
         assert [name for name in layers if name in want] == [name for name in want if name in layers]
         assert {name for name in want if name.startswith(("conv2d", "relu", "linear"))} <= set(layers)
@@ -125,8 +125,8 @@ def test_every_layer_is_named_after_the_node_of_the_program_it_came_from(exporte
             assert np.abs(layers[name] - want[name]).max() < TOLERANCE[precision] * 2 * np.abs(want[name]).max(), name
 
 
-def test_a_batch_norm_that_the_exporter_folds_gives_its_name_to_the_convolution(exported, programs, image):
-    layers = backend.outputs_by_layer(exported["fp32", "branched"], image.numpy())
+def test_a_batch_norm_that_the_exporter_folds_gives_its_name_to_the_convolution(onnx_files, programs, image):
+    layers = backend.outputs_by_layer(onnx_files["fp32", "branched"], image.numpy())
     want = _values(programs["branched"], image)
     shared = [name for name in want if name in layers]
     assert [f"batch_norm_{index}" if index else "batch_norm" for index in range(7)] == [
@@ -155,25 +155,25 @@ def test_several_operations_of_one_node_are_told_apart(tmp_path, spec):
     assert len(set(names)) == len(names)
 
 
-def test_exact_is_float32_on_the_weights_as_stored(exported, programs, image):
+def test_exact_is_float32_on_the_weights_as_stored(onnx_files, programs, image):
     rounded = copy.deepcopy(programs["fused"].module()).half().float()
     image = image.half().float()
     want = rounded(image).detach().numpy()
     error = {
-        name: np.abs(opened(exported["fp16", "fused"], 1)(image.numpy()) - want).max() / np.abs(want).max()
+        name: np.abs(opened(onnx_files["fp16", "fused"], 1)(image.numpy()) - want).max() / np.abs(want).max()
         for name, opened in (("exact", backend.open_exact_session), ("own", backend.open_check_session))
     }
     assert error["exact"] < 1e-5 < error["own"]
-    layers = backend.outputs_by_layer(exported["fp16", "fused"], image.numpy(), exact=True)
+    layers = backend.outputs_by_layer(onnx_files["fp16", "fused"], image.numpy(), exact=True)
     assert np.abs(layers["linear"] - want).max() < 1e-5 * np.abs(want).max()
 
 
-def test_the_check_rounds_what_each_operation_gives(exported, image):
-    layers = backend.outputs_by_layer(exported["fp16", "fused"], image.numpy())
+def test_the_check_rounds_what_each_operation_gives(onnx_files, image):
+    layers = backend.outputs_by_layer(onnx_files["fp16", "fused"], image.numpy())
     for name, value in layers.items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, value.astype(np.float16).astype(np.float32), err_msg=name)
-    logits = backend.open_check_session(exported["fp16", "fused"], 1)(image.numpy())
+    logits = backend.open_check_session(onnx_files["fp16", "fused"], 1)(image.numpy())
     np.testing.assert_allclose(logits, layers["linear"], atol=1e-3 * np.abs(logits).max())
 
 
@@ -189,12 +189,12 @@ def test_an_overflow_of_float16_shows_in_the_check_alone(programs, spec, image, 
     assert next(name for name, value in layers.items() if not np.isfinite(value).all()) == "conv2d"
 
 
-def test_the_layers_of_a_bad_file_or_image_are_refused(exported, image, tmp_path):
+def test_the_layers_of_a_bad_file_or_image_are_refused(onnx_files, image, tmp_path):
     (tmp_path / "bad.onnx").write_text("text")
     with pytest.raises(InputError, match=r"bad\.onnx does not hold a valid ONNX model"):
         backend.outputs_by_layer(tmp_path / "bad.onnx", image.numpy())
     with pytest.raises(InputError, match=re.escape("takes an input of shape (1, 3, 16, 16), but got (1, 3, 8, 8)")):
-        backend.outputs_by_layer(exported["fp32", "fused"], image.numpy()[..., :8, :8])
+        backend.outputs_by_layer(onnx_files["fp32", "fused"], image.numpy()[..., :8, :8])
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)

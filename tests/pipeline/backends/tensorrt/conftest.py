@@ -10,7 +10,7 @@ GPUS = ["8.6", "8.9", "12.0"]
 
 
 @pytest.fixture(scope="session")
-def exported(programs, spec, tmp_path_factory):
+def tensorrt_files(programs, spec, tmp_path_factory):
     """Paths of (.onnx, .engine) and facts of each form, fp16."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for Linux x86-64 and Windows alone")
     folder = tmp_path_factory.mktemp("tensorrt")

@@ -25,33 +25,33 @@ OPEN = {"min": 1, "opt": 2, "max": 4}
 
 
 @pytest.mark.skipif(backend.BACKEND.host() is not None, reason="full TensorRT builds here")
-def test_without_full_tensorrt_the_engine_is_of_tensorrt_rtx(exported):
+def test_without_full_tensorrt_the_engine_is_of_tensorrt_rtx(tensorrt_files):
     for form in FORMS:
-        facts = exported[1][form]
+        facts = tensorrt_files[1][form]
         assert (facts["maker"], facts["compute_capabilities"], facts["opset"]) == ("TensorRT-RTX", GPUS, 18)
         assert facts["version"] == trt.__version__
         assert "TensorRT" in facts["passed_over"]
-        engine = exported[0][form][1]
+        engine = tensorrt_files[0][form][1]
         assert engine.read_bytes()[:4] == b"vtrt"
         assert engines.engine_maker(engine) == ("TensorRT-RTX", trt.__version__)
 
 
-def test_the_onnx_file_is_that_of_the_onnx_backend(exported, programs, spec, image, tmp_path):
+def test_the_onnx_file_is_that_of_the_onnx_backend(tensorrt_files, programs, spec, image, tmp_path):
     onnx.export(programs["fused"], [tmp_path / "same.onnx"], spec("fp16"))
-    assert digests.digest(tmp_path / "same.onnx") == digests.digest(exported[0]["fused"][0])
+    assert digests.digest(tmp_path / "same.onnx") == digests.digest(tensorrt_files[0]["fused"][0])
     expected = programs["fused"].module()(image).detach().numpy()
-    logits = backend.RUNTIME.open_check_session(exported[0]["fused"][0], 1)(image.numpy())
+    logits = backend.RUNTIME.open_check_session(tensorrt_files[0]["fused"][0], 1)(image.numpy())
     assert np.abs(logits - expected).max() / np.abs(expected).max() < 5e-3
 
 
-def test_the_same_onnx_file_gives_the_same_engine(exported, tmp_path):
+def test_the_same_onnx_file_gives_the_same_engine(tensorrt_files, tmp_path):
     again = tmp_path / "again.engine"
-    export.build(exported[0]["fused"][0], again, {"compute_capabilities": GPUS})
-    assert digests.digest(again) == digests.digest(exported[0]["fused"][1])
+    export.build(tensorrt_files[0]["fused"][0], again, {"compute_capabilities": GPUS})
+    assert digests.digest(again) == digests.digest(tensorrt_files[0]["fused"][1])
 
 
-def test_each_option_reaches_the_builder(exported, tmp_path):
-    onnx_file, plain = exported[0]["fused"]
+def test_each_option_reaches_the_builder(tensorrt_files, tmp_path):
+    onnx_file, plain = tensorrt_files[0]["fused"]
     for option in ({"tf32": True}, {"builder_optimization_level": 0}, {"workspace_mb": 64}):
         export.build(onnx_file, tmp_path / "x.engine", {"compute_capabilities": GPUS, **option})
     export.build(onnx_file, tmp_path / "x.engine", {"compute_capabilities": GPUS, "tf32": True})
@@ -74,9 +74,9 @@ def test_an_open_batch_is_built_with_its_bounds(programs, spec, tmp_path):
     assert config.num_optimization_profiles == 1
 
 
-def test_bounds_for_a_file_of_a_fixed_batch_are_refused(exported, tmp_path):
+def test_bounds_for_a_file_of_a_fixed_batch_are_refused(tensorrt_files, tmp_path):
     with pytest.raises(StageError, match="has a batch of 1 for `image`, and `dynamic_batch` is set: export it again"):
-        export.build(exported[0]["fused"][0], tmp_path / "x.engine", {"dynamic_batch": OPEN})
+        export.build(tensorrt_files[0]["fused"][0], tmp_path / "x.engine", {"dynamic_batch": OPEN})
 
 
 @pytest.mark.parametrize(("content", "told"), [(b"", "is empty"), (b"some text", "does not hold a valid ONNX")])
@@ -101,19 +101,19 @@ def test_a_node_that_tensorrt_lacks_is_named(tmp_path):
         export.build(tmp_path / "x.onnx", tmp_path / "x.engine", {"compute_capabilities": GPUS})
 
 
-def test_a_jetsons_compute_capability_points_to_the_script(exported, tmp_path):
+def test_a_jetsons_compute_capability_points_to_the_script(tensorrt_files, tmp_path):
     with pytest.raises(
         StageError, match=r"no compute capability `8\.7`; known: 7\.5, .*for a Jetson .*build_engine\.sh"
     ):
-        export.build(exported[0]["fused"][0], tmp_path / "x.engine", {"compute_capabilities": ["8.7"]})
+        export.build(tensorrt_files[0]["fused"][0], tmp_path / "x.engine", {"compute_capabilities": ["8.7"]})
 
 
-def test_no_compute_capability_is_an_error(exported, tmp_path):
+def test_no_compute_capability_is_an_error(tensorrt_files, tmp_path):
     with pytest.raises(InputError, match="`compute_capabilities` is empty"):
-        export.build(exported[0]["fused"][0], tmp_path / "x.engine", {"compute_capabilities": []})
+        export.build(tensorrt_files[0]["fused"][0], tmp_path / "x.engine", {"compute_capabilities": []})
 
 
-def test_the_timing_cache_is_kept_taken_up_and_begun_anew_where_it_does_not_fit(exported, tmp_path):
+def test_the_timing_cache_is_kept_taken_up_and_begun_anew_where_it_does_not_fit(tensorrt_files, tmp_path):
     """By TensorRT-RTX, whose interface is the same; there is nothing in its cache."""
     file = tmp_path / "folder" / "a.timing"
     _, logger = builder._logger(trt)
@@ -131,13 +131,13 @@ def test_the_timing_cache_is_kept_taken_up_and_begun_anew_where_it_does_not_fit(
     assert [path.name for path in file.parent.iterdir()] == ["a.timing"]
 
 
-def test_a_build_writes_no_timing_cache_where_nothing_is_measured(exported, tmp_path, monkeypatch):
+def test_a_build_writes_no_timing_cache_where_nothing_is_measured(tensorrt_files, tmp_path, monkeypatch):
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))
-    export.build(exported[0]["fused"][0], tmp_path / "x.engine", {"timing_cache": str(tmp_path / "x.timing")})
+    export.build(tensorrt_files[0]["fused"][0], tmp_path / "x.engine", {"timing_cache": str(tmp_path / "x.timing")})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.engine"]
 
 
-def test_how_far_a_build_is_goes_to_its_own_file_and_nowhere_else(exported, tmp_path):
+def test_how_far_a_build_is_goes_to_its_own_file_and_nowhere_else(tensorrt_files, tmp_path):
     log = tmp_path / "log"
     with log.open("w") as opened:
         from pipeline.backends.tensorrt.progress import Progress
@@ -147,7 +147,7 @@ def test_how_far_a_build_is_goes_to_its_own_file_and_nowhere_else(exported, tmp_
             _, logger = builder._logger(trt)
             trt_builder = trt.Builder(logger)
             network = trt_builder.create_network(builder._network_flags(trt))
-            assert trt.OnnxParser(network, logger).parse(exported[0]["fused"][0].read_bytes())
+            assert trt.OnnxParser(network, logger).parse(tensorrt_files[0]["fused"][0].read_bytes())
             config = trt_builder.create_builder_config()
             config.progress_monitor = monitor
             config.num_compute_capabilities = 1
@@ -158,11 +158,11 @@ def test_how_far_a_build_is_goes_to_its_own_file_and_nowhere_else(exported, tmp_
     assert lines[0].startswith("x.engine: Building engine, ") and len(lines) > 3
 
 
-def test_on_a_terminal_it_is_a_bar(exported, tmp_path):
+def test_on_a_terminal_it_is_a_bar(tensorrt_files, tmp_path):
     pty = pytest.importorskip("pty")
     code = (
         "from pathlib import Path\nfrom pipeline.backends.tensorrt import backend as tensorrt\n"
-        f"tensorrt.build(Path({str(exported[0]['fused'][0])!r}), Path({str(tmp_path / 'x.engine')!r}), {{}})\n"
+        f"tensorrt.build(Path({str(tensorrt_files[0]['fused'][0])!r}), Path({str(tmp_path / 'x.engine')!r}), {{}})\n"
     )
     ours, theirs = pty.openpty()
     done = subprocess.run(
@@ -209,7 +209,7 @@ print(json.dumps([backends.file_names("tensorrt", ["fused"]), facts["maker"], fa
     assert json.loads(done.stdout.splitlines()[-1]) == [
         ["fused.onnx", "build_engine.sh"],
         None,
-        "no TensorRT is installed on the machine that exported this",
+        "no TensorRT is installed on the machine that tensorrt_files this",
     ]
     onnx.check(tmp_path / "fused.onnx")
 

@@ -27,8 +27,8 @@ def test_a_missing_engine_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
-def test_an_engine_that_is_cut_short_is_told_by_its_header(exported, tmp_path, share):
-    whole = exported[0]["fused"][1].read_bytes()
+def test_an_engine_that_is_cut_short_is_told_by_its_header(tensorrt_files, tmp_path, share):
+    whole = tensorrt_files[0]["fused"][1].read_bytes()
     (tmp_path / "cut.engine").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match=rf"cut\.engine is cut short: .*its header says {len(whole)}\. Copy it again"):
         engines.engine_maker(tmp_path / "cut.engine")
@@ -39,16 +39,16 @@ def test_the_maker_of_a_full_tensorrt_engine_is_told_by_its_header(tmp_path):
     assert engines.engine_maker(tmp_path / "x.engine") == ("TensorRT", "10.3.0.30")
 
 
-def test_an_engine_of_the_other_maker_is_refused_before_it_is_loaded(exported, tmp_path):
+def test_an_engine_of_the_other_maker_is_refused_before_it_is_loaded(tensorrt_files, tmp_path):
     with pytest.raises(InputError, match=r"built by TensorRT-RTX .*, and TensorRT is to load it, .*build_engine\.sh"):
-        engines.check_engine(exported[0]["fused"][1], "TensorRT", "10.3.0")
+        engines.check_engine(tensorrt_files[0]["fused"][1], "TensorRT", "10.3.0")
     (tmp_path / "x.engine").write_bytes(made_by(b"ftrt", [10, 3, 0, 30]))
     with pytest.raises(InputError, match=r"built by TensorRT 10\.3\.0\.30, and TensorRT-RTX is to load it"):
         engines.check_engine(tmp_path / "x.engine", "TensorRT-RTX", trt.__version__)
 
 
-def test_an_engine_of_another_version_is_refused_before_it_is_loaded(exported, tmp_path):
-    whole = bytearray(exported[0]["fused"][1].read_bytes())
+def test_an_engine_of_another_version_is_refused_before_it_is_loaded(tensorrt_files, tmp_path):
+    whole = bytearray(tensorrt_files[0]["fused"][1].read_bytes())
     whole[25] += 1
     (tmp_path / "x.engine").write_bytes(whole)
     with pytest.raises(

@@ -19,8 +19,8 @@ def files(programs, spec, tmp_path):
 
 
 @pytest.mark.slow
-def test_engines_are_built_there_and_timed_in_turn(ssh_device, trtexec, files, image):
-    told, (onnx_files, script) = trtexec(), files
+def test_engines_are_built_there_and_timed_in_turn(ssh_device, trtexec_stand_in, files, image):
+    told, (onnx_files, script) = trtexec_stand_in(), files
     device = devices.parse(ssh_device.url)
     with on_device.on_device(device, onnx_files, script, tuple(image.shape)) as built:
         rounds = built.time_files(warmup_seconds=0.1, min_runs=20, max_seconds=1)
@@ -39,8 +39,8 @@ def test_engines_are_built_there_and_timed_in_turn(ssh_device, trtexec, files, i
 
 
 @pytest.mark.slow
-def test_the_timing_cache_stays_on_the_device(ssh_device, trtexec, files, image):
-    trtexec()
+def test_the_timing_cache_stays_on_the_device(ssh_device, trtexec_stand_in, files, image):
+    trtexec_stand_in()
     device = devices.parse(ssh_device.url)
     for _ in range(2):
         with on_device.on_device(device, *files, tuple(image.shape)):
@@ -49,8 +49,8 @@ def test_the_timing_cache_stays_on_the_device(ssh_device, trtexec, files, image)
     assert (cache.name, cache.read_text()) == ("build-v100300.timing", "once" + "again" * 3)
 
 
-def test_a_build_that_fails_is_told_in_trtexecs_own_words(ssh_device, trtexec, files, image):
-    trtexec(code=1)
+def test_a_build_that_fails_is_told_in_trtexecs_own_words(ssh_device, trtexec_stand_in, files, image):
+    trtexec_stand_in(code=1)
     device = devices.parse(ssh_device.url)
     with (
         pytest.raises(StageError, match=r"could not be built on ssh://.* by TensorRT 10\.3\.0 .*Error\[2\]: no kernel"),

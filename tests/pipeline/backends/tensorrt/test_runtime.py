@@ -19,7 +19,7 @@ OPENERS = {
 
 
 @pytest.mark.skipif(HERE, reason="says what a machine without a GPU is told")
-def test_without_a_gpu_the_runtime_is_unavailable_and_says_what_to_do(exported, stand_in):
+def test_without_a_gpu_the_runtime_is_unavailable_and_says_what_to_do(tensorrt_files, stand_in):
     stand_in("")
     missing = backend.BACKEND.unavailable()
     assert "no NVIDIA GPU" in missing.reason and "build_engine.sh" in missing.remedy, "trtexec alone is no GPU"
@@ -28,12 +28,12 @@ def test_without_a_gpu_the_runtime_is_unavailable_and_says_what_to_do(exported, 
 
 @pytest.mark.skipif(HERE, reason="says what a machine without a GPU is told")
 @pytest.mark.parametrize("way", OPENERS)
-def test_without_a_gpu_nothing_opens(exported, image, way):
+def test_without_a_gpu_nothing_opens(tensorrt_files, image, way):
     with pytest.raises(StageError, match=r"needs an NVIDIA GPU, and this machine has none\. Copy the \.onnx"):
-        OPENERS[way](exported[0]["fused"][0], image.numpy())
+        OPENERS[way](tensorrt_files[0]["fused"][0], image.numpy())
 
 
-def test_a_gpu_and_trtexec_are_enough(monkeypatch, stand_in, exported, image):
+def test_a_gpu_and_trtexec_are_enough(monkeypatch, stand_in, tensorrt_files, image):
     """As on a Jetson of JetPack 6, whose Python is too old for this project: no TensorRT is importable in it."""
     monkeypatch.setattr(runtime, "compute_capability", lambda: "8.7")
     monkeypatch.setattr(engines, "compute_capability", lambda: "8.7")
@@ -43,7 +43,7 @@ def test_a_gpu_and_trtexec_are_enough(monkeypatch, stand_in, exported, image):
         assert "TensorRT" in backend.BACKEND.unavailable().reason
     stand_in("raise SystemExit('it was asked')")
     assert backend.BACKEND.unavailable() is None
-    files = {"fused": exported[0]["fused"][0]}
+    files = {"fused": tensorrt_files[0]["fused"][0]}
     with pytest.raises(StageError, match="it was asked"):
         backend.RUNTIME.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1)
     with pytest.raises(StageError, match="it was asked"):
@@ -52,12 +52,12 @@ def test_a_gpu_and_trtexec_are_enough(monkeypatch, stand_in, exported, image):
         backend.RUNTIME.transfer_ms(files["fused"], image.numpy())
 
 
-def test_where_the_python_runtime_runs_trtexec_is_not_asked(monkeypatch, exported, image, stand_in):
+def test_where_the_python_runtime_runs_trtexec_is_not_asked(monkeypatch, tensorrt_files, image, stand_in):
     monkeypatch.setattr(engines, "compute_capability", lambda: "8.9")  # TensorRT-RTX is installed, and runs on it
     stand_in("raise SystemExit('it was asked')")
     monkeypatch.setattr(engines, "torch_has_cuda", lambda: True)
     assert engines.python_runtime() is not None
-    files = {"fused": exported[0]["fused"][0]}
+    files = {"fused": tensorrt_files[0]["fused"][0]}
     assert backend.RUNTIME.time_files(files, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1) is None
 
 
@@ -100,11 +100,11 @@ def test_a_gpu_that_tensorrt_rtx_does_not_run_on_is_told(monkeypatch):
     ],
     ids=["text", "truncated", "version"],
 )
-def test_a_bad_engine_is_refused_before_it_is_loaded(exported, image, tmp_path, way, damage, told):
+def test_a_bad_engine_is_refused_before_it_is_loaded(tensorrt_files, image, tmp_path, way, damage, told):
     if runtime.python_runtime() is None and runtime.trtexec.find() is not None:
         pytest.skip("trtexec builds its own engines")
-    (tmp_path / "x.onnx").write_bytes(exported[0]["fused"][0].read_bytes())
-    (tmp_path / "x.engine").write_bytes(damage(exported[0]["fused"][1].read_bytes()))
+    (tmp_path / "x.onnx").write_bytes(tensorrt_files[0]["fused"][0].read_bytes())
+    (tmp_path / "x.engine").write_bytes(damage(tensorrt_files[0]["fused"][1].read_bytes()))
     with pytest.raises(InputError, match=told):
         OPENERS[way](tmp_path / "x.onnx", image.numpy())
 
@@ -121,19 +121,19 @@ def test_an_engine_whose_maker_is_not_installed_is_told(tmp_path):
 
 
 @pytest.mark.skipif(not HERE or backend.BACKEND.unavailable() is not None, reason="needs a GPU and TensorRT")
-def test_numbers_on_a_gpu(exported, programs, image):
+def test_numbers_on_a_gpu(tensorrt_files, programs, image):
     if runtime.python_runtime() is None:
         pytest.skip("trtexec gives no numbers")
-    logits = backend.RUNTIME.open_session(exported[0]["fused"][0], 1)(image.numpy())
+    logits = backend.RUNTIME.open_session(tensorrt_files[0]["fused"][0], 1)(image.numpy())
     expected = programs["fused"].module()(image).detach().numpy()
     assert np.abs(logits - expected).max() / np.abs(expected).max() < 5e-3
 
 
 @pytest.mark.skipif(not HERE or backend.BACKEND.unavailable() is not None, reason="needs a GPU and TensorRT")
-def test_figures_on_a_gpu(exported, image):
+def test_figures_on_a_gpu(tensorrt_files, image):
     if runtime.python_runtime() is None:
         pytest.skip("trtexec times by itself")
-    file = exported[0]["fused"][0]
+    file = tensorrt_files[0]["fused"][0]
     clock = backend.RUNTIME.open_clock(file, 1, image.numpy())
     assert all(clock() > 0 for _ in range(5))
     assert set(backend.RUNTIME.transfer_ms(file, image.numpy())) == {"host_to_device", "device_to_host"}
@@ -141,11 +141,11 @@ def test_figures_on_a_gpu(exported, image):
     assert any("conv2d" in layer["name"] and layer["ms"] > 0 for layer in layers)
 
 
-def test_the_script_builds_and_times_every_form(exported, spec, tmp_path, stand_in):
+def test_the_script_builds_and_times_every_form(tensorrt_files, spec, tmp_path, stand_in):
     script = tmp_path / "build_engine.sh"
     backend.BACKEND.write_extras([script], spec())
-    for form in exported[0]:
-        (tmp_path / f"{form}.onnx").write_bytes(exported[0][form][0].read_bytes())
+    for form in tensorrt_files[0]:
+        (tmp_path / f"{form}.onnx").write_bytes(tensorrt_files[0][form][0].read_bytes())
     refused = subprocess.run([script], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
     assert (refused.returncode, "trtexec is not on PATH" in refused.stderr) == (1, True)
     # A stand-in that writes what it is asked to shows the calls; it says nothing of TensorRT.
@@ -158,7 +158,7 @@ def test_the_script_builds_and_times_every_form(exported, spec, tmp_path, stand_
         "        pathlib.Path(value).write_text(' '.join(sys.argv[1:]))\n"
     )
     subprocess.run([script], check=True, cwd="/", env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"})
-    for form in exported[0]:
+    for form in tensorrt_files[0]:
         built, timed = ((tmp_path / f"{form}.{kind}").read_text().split() for kind in ("engine", "times.json"))
         assert f"--onnx={form}.onnx" in built and f"--loadEngine={form}.engine" in timed
         assert {"--stronglyTyped", "--noTF32", "--timingCacheFile=build-v101303.timing", "--skipInference"} <= set(

@@ -88,10 +88,10 @@ def test_a_profile_without_a_layer_is_refused(text):
         trtexec.read_profile(text)
 
 
-def test_a_run_without_a_profile_is_told(exported, calls, image):
+def test_a_run_without_a_profile_is_told(tensorrt_files, calls, image):
     calls(files={})
     with pytest.raises(StageError, match=r"but left no profile of it .*trtexec --loadEngine="):
-        trtexec.profile(exported[0]["fused"][0], image.numpy(), 5)
+        trtexec.profile(tensorrt_files[0]["fused"][0], image.numpy(), 5)
 
 
 def test_the_printed_summary_is_read_where_only_it_is_had():
@@ -171,9 +171,9 @@ def calls(tmp_path, stand_in):
     return make
 
 
-def test_forms_are_timed_in_turn_by_engines_of_this_version(exported, calls, image):
+def test_forms_are_timed_in_turn_by_engines_of_this_version(tensorrt_files, calls, image):
     told = calls()
-    files = {form: files[0] for form, files in exported[0].items()}
+    files = {form: files[0] for form, files in tensorrt_files[0].items()}
     rounds = trtexec.time_files(files, image.numpy(), warmup_seconds=0.2, min_runs=25, max_seconds=3)
     assert {form: len(taken) for form, taken in rounds.items()} == {"fused": 10, "branched": 10}
     assert all(taken == [0.862, 0.869] for form in rounds.values() for taken in form)
@@ -190,9 +190,9 @@ def test_forms_are_timed_in_turn_by_engines_of_this_version(exported, calls, ima
 
 
 @pytest.mark.parametrize(("version", "is_taken"), [([10, 13, 3, 9], True), ([10, 3, 0, 30], False)])
-def test_an_engine_of_this_version_alone_is_taken_as_it_is(exported, calls, image, tmp_path, version, is_taken):
+def test_an_engine_of_this_version_alone_is_taken_as_it_is(tensorrt_files, calls, image, tmp_path, version, is_taken):
     told = calls()
-    (tmp_path / "fused.onnx").write_bytes(exported[0]["fused"][0].read_bytes())
+    (tmp_path / "fused.onnx").write_bytes(tensorrt_files[0]["fused"][0].read_bytes())
     header = b"ftrt" + bytes(12) + (28).to_bytes(8, "little") + bytes(version)
     (tmp_path / "fused.engine").write_bytes(header)
     trtexec.profile(tmp_path / "fused.onnx", image.numpy(), 7)
@@ -203,9 +203,9 @@ def test_an_engine_of_this_version_alone_is_taken_as_it_is(exported, calls, imag
 
 
 @pytest.mark.parametrize(("major", "is_asked"), [(10, False), (11, True)])
-def test_transfers_are_asked_for_as_the_version_wants_it(exported, calls, image, major, is_asked):
+def test_transfers_are_asked_for_as_the_version_wants_it(tensorrt_files, calls, image, major, is_asked):
     told = calls(version=f"{major}1303")
-    found = trtexec.transfer_ms(exported[0]["fused"][0], image.numpy())
+    found = trtexec.transfer_ms(tensorrt_files[0]["fused"][0], image.numpy())
     assert found == {"host_to_device": pytest.approx(0.03), "device_to_host": 0.01}
     call = told()[-1]
     assert ("includeDataTransfers" in call) == is_asked and "noDataTransfers" not in call
@@ -223,44 +223,44 @@ def test_an_open_batch_is_given_its_shape(programs, spec, calls, image, tmp_path
     assert profiled["shapes"] == "image:3x3x16x16"
 
 
-def test_without_the_file_of_times_the_printed_median_stands_for_a_round(exported, calls, image):
+def test_without_the_file_of_times_the_printed_median_stands_for_a_round(tensorrt_files, calls, image):
     calls(files={}, printed=PRINTED)
     rounds = trtexec.time_files(
-        {"fused": exported[0]["fused"][0]}, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1
+        {"fused": tensorrt_files[0]["fused"][0]}, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1
     )
     assert rounds == {"fused": [[4.55]] * 10}
     calls(files={})
     with pytest.raises(StageError, match=r"gave no times\. Run build_engine\.sh by hand"):
         trtexec.time_files(
-            {"fused": exported[0]["fused"][0]}, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1
+            {"fused": tensorrt_files[0]["fused"][0]}, image.numpy(), warmup_seconds=0, min_runs=1, max_seconds=1
         )
 
 
-def test_a_failure_is_told_in_trtexecs_own_words(exported, calls, tmp_path):
+def test_a_failure_is_told_in_trtexecs_own_words(tensorrt_files, calls, tmp_path):
     calls(printed="[01/01/2026-00:00:00] [E] Error[1]: no kernel image\n[01/01/2026-00:00:00] [I] more", code=1)
     with pytest.raises(
         StageError, match=r"trtexec ended with 1 on .*fused\.onnx; it said: Error\[1\]: no kernel image"
     ):
-        trtexec.build(exported[0]["fused"][0], tmp_path / "x.engine", Options(), str(tmp_path / "a.timing"))
+        trtexec.build(tensorrt_files[0]["fused"][0], tmp_path / "x.engine", Options(), str(tmp_path / "a.timing"))
 
 
-def test_a_build_says_the_version_and_keeps_its_measurements(exported, calls, tmp_path):
+def test_a_build_says_the_version_and_keeps_its_measurements(tensorrt_files, calls, tmp_path):
     told = calls()
     cache = tmp_path / "folder" / "a-{version}.timing"
-    version = trtexec.build(exported[0]["fused"][0], tmp_path / "x.engine", Options(workspace_mb=64), str(cache))
+    version = trtexec.build(tensorrt_files[0]["fused"][0], tmp_path / "x.engine", Options(workspace_mb=64), str(cache))
     assert version == "10.13.3.9"
     _, call = told()
     assert call["timingCacheFile"] == str(tmp_path / "folder" / "a-10.13.3.9.timing") and cache.parent.is_dir()
     assert call["memPoolSize"] == "workspace:64M"
 
 
-def test_where_there_is_no_trtexec_it_is_told(exported, image, monkeypatch):
+def test_where_there_is_no_trtexec_it_is_told(tensorrt_files, image, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     if trtexec.find() is not None:
         pytest.skip("trtexec is here")
     assert trtexec.fingerprint() is None
     with pytest.raises(StageError, match="trtexec is not on this machine: install JetPack's or NVIDIA's TensorRT"):
-        trtexec.profile(exported[0]["fused"][0], image.numpy(), 5)
+        trtexec.profile(tensorrt_files[0]["fused"][0], image.numpy(), 5)
 
 
 def test_a_damaged_file_is_refused_before_trtexec_is_asked_to_build(calls, image, tmp_path):
