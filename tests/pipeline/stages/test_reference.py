@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pipeline import backends
 from pipeline.benchmark import stand_ins
 from pipeline.config.stages import ReferenceSettings
 from pipeline.config.targets import Bench
@@ -56,7 +57,7 @@ def configured(tmp_path, monkeypatch):
         for name, text in targets.items():
             (tmp_path / "targets" / name).mkdir(parents=True)
             (tmp_path / "targets" / name / "target.yaml").write_text(text)
-        return resolve.load({"models": dict.fromkeys(models.split())}, tmp_path)
+        return resolve.load({"models": dict.fromkeys(models.split())}, backends.rules(), tmp_path)
 
     return configure
 
