@@ -176,10 +176,11 @@ def _with_options(target: Target, rules: Mapping[str, BackendRules], path: Path)
     hold_device(target.backend, own, target.device, target.device_python, target.runner, path)
     if target.precision not in ("auto", *own.precisions):
         what = "compresses the weights alone" if target.precision in WEIGHTS_ALONE else "is a precision"
+        *others, last = own.precisions
         having = [one.title for one in rules.values() if target.precision in one.precisions]
         raise InputError(
             f"{where(path, ('precision',))}: `precision: {target.precision}` {what}, which only "
-            f"{' and '.join(having)} computes with. For {target.backend}, choose {', '.join(own.precisions)}."
+            f"{' and '.join(having)} computes with. For {target.backend}, choose {', '.join(others)} or {last}."
         )
     if target.baseline == "fused" and target.precision != "int8":
         raise InputError(

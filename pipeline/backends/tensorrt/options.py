@@ -63,7 +63,8 @@ class Options(Strict):
     @classmethod
     def of_one_batch(cls, batch: int) -> "Options":
         """For a file whose batch is open, an engine that takes this batch alone."""
-        return cls(dynamic_batch=DynamicBatch.model_construct(min=batch, opt=batch, max=batch))
+        bounds = DynamicBatch.model_construct(min=batch, opt=batch, max=batch)  # of one batch: no bounds of a user's
+        return cls.model_construct(dynamic_batch=bounds)
 
     def batches(self) -> tuple[int, int, int] | None:
         """The smallest batch, the one to tune for and the largest; None: the file's own."""

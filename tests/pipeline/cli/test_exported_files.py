@@ -90,7 +90,7 @@ def test_an_engine_takes_what_its_manifest_says(tmp_path):
 
 
 def test_a_missing_file_is_told_before_anything_is_read(tmp_path):
-    with pytest.raises(InputError, match=r"none\.onnx does not exist\. Name an exported file: \.pte, \.onnx, "):
+    with pytest.raises(InputError, match=r"none\.onnx does not exist\. Name an exported file: \.mlpackage, \.pte, "):
         opened(tmp_path / "none.onnx")
 
 

@@ -21,7 +21,7 @@ def files(programs, spec, tmp_path_factory):
 
 
 def test_operations_come_in_their_order_and_by_their_kind(files, image):
-    told = backends.load("executorch").profile(files["fused"], 1, image.numpy(), RUNS)
+    told = backends.load("executorch").runtime.profile(files["fused"], 1, image.numpy(), RUNS)
     assert [one["kind"] for one in told if one["kind"] != "other"] == ["convolution"] * 3 + ["linear"]
     convolutions = [one["name"] for one in told if one["kind"] == "convolution"]
     assert all(name.startswith("Convolution (NHWC, F32)") for name in convolutions)

@@ -161,7 +161,7 @@ def test_how_far_a_build_is_goes_to_its_own_file_and_nowhere_else(tensorrt_files
 def test_on_a_terminal_it_is_a_bar(tensorrt_files, tmp_path):
     pty = pytest.importorskip("pty")
     code = (
-        "from pathlib import Path\nfrom pipeline.backends.tensorrt import backend as tensorrt\n"
+        "from pathlib import Path\nfrom pipeline.backends.tensorrt import export as tensorrt\n"
         f"tensorrt.build(Path({str(tensorrt_files[0]['fused'][0])!r}), Path({str(tmp_path / 'x.engine')!r}), {{}})\n"
     )
     ours, theirs = pty.openpty()
