@@ -6,16 +6,16 @@ from pathlib import Path
 from pipeline.backends.base import Backend, BundleParts, Can, Requirement, cannot
 from pipeline.backends.openvino import export, runtime
 from pipeline.config.backend_rules import BackendRules
-from pipeline.devices.probe import Probe
+from pipeline.devices.facts import Inventory
 
 _NAME = Path(__file__).parent.name
 _WHEELS = ("x86_64", "aarch64", "arm64")  # that openvino has wheels for, by uname's names
 
 
-def can_run_on(device: Probe, wanted: Mapping[str, str]) -> Can:
+def can_run_on(device: Inventory, wanted: Mapping[str, str]) -> Can:
     """See `base.Backend`."""
-    if device.architecture not in _WHEELS:
-        why = f"There is no wheel of openvino for {device.architecture}."
+    if device.machine.architecture not in _WHEELS:
+        why = f"There is no wheel of openvino for {device.machine.architecture}."
         return cannot("no runtime", why, f"Use a 64-bit system: {', '.join(_WHEELS)}.")
     how = "Copy a bundle there, python3 -m pip install openvino numpy, and run its selftest.py."
     return cannot("not known", "A device is not asked whether its Python has openvino.", how)
