@@ -100,7 +100,9 @@ def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argp
         parameter = signature.parameters[name]
         many, is_needed = parameter.annotation == list[Path], parameter.default is inspect.Parameter.empty
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=Path, required=is_needed, nargs="+" if many else None, metavar="PATH")
+        default = None if is_needed else parameter.default
+        nargs = "+" if many else None
+        parser.add_argument(flag, type=Path, required=is_needed, nargs=nargs, default=default, metavar="PATH")
     parser.add_argument("--settings", metavar="JSON", help="this stage's settings; default: read from --config")
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--model", metavar="NAME", help="the model in config.yaml whose settings are meant")

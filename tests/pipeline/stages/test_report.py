@@ -291,6 +291,16 @@ def test_the_command_line(written, tmp_path):
     assert (tmp_path / "again.md").read_text() == page
 
 
+def test_of_one_model_alone_without_profiles_and_forecasts(tmp_path):
+    """As the rule `preview` asks for it: the bench.json of each target, and nothing else."""
+    (tmp_path / "bench.json").write_text(json.dumps(measured("toy")))
+    command_line = ["--settings", "{}", "--benches", str(tmp_path / "bench.json")]
+    assert command.main(report.run, [*command_line, "--output", str(tmp_path / "report.md")]) == 0
+    page = (tmp_path / "report.md").read_text()
+    assert page.startswith("# What the fold gained") and "| toy " in page
+    assert "Where the time goes" not in page and "int8" not in page.partition("\n## ")[2]
+
+
 def raced(chosen="int8", **changes):
     tried = [
         {"precision": "fp32", "status": "ok", "reason": None, "accuracy": 0.98, "p50_ms": 0.9, "size_bytes": 900_000,
