@@ -5,12 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import digests
 from pipeline.benchmark import conditions, inputs, power, runners, statistics, sustained
 from pipeline.benchmark import interleaved as timing
 from pipeline.benchmark.profile import document as profile_document
 from pipeline.config.targets import Bench
-from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,30 +28,6 @@ UNTIMED = dict.fromkeys(
         "transfer_ms",
     )
 )
-
-
-def opened(written: dict[str, Any], files: list[Path], manifest: Path) -> dict[str, Path]:
-    """The file of each form that a runtime opens, where all files are what the manifest says.
-
-    Args:
-        written: the manifest.
-        files: what it names, in any order.
-        manifest: where it lies.
-
-    Raises:
-        InputError: a file is missing, or has other content than the manifest says.
-    """
-    places = {file.name: file for file in files}
-    for entry in written["forms"].values():
-        for name, facts in entry["files"].items():
-            if name not in places:
-                raise InputError(f"{manifest} names {name}, but it was not given; pass it with --files.")
-            if digests.digest(places[name]) != facts["sha256"]:
-                raise InputError(
-                    f"{places[name]} is not the file that {manifest} describes, so its figures would stand "
-                    f"under a wrong name. Delete it and run again, which exports it anew."
-                )
-    return {form: places[next(iter(entry["files"]))] for form, entry in written["forms"].items()}
 
 
 def measure(runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], how: Bench) -> dict[str, Any]:

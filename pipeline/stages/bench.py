@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import store
+from pipeline.artifacts import documents, store
+from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Unavailable, read_json, write_json
 from pipeline.benchmark import headline, measurement, runners, stand_ins
 from pipeline.config.stages import BenchSettings
@@ -59,15 +61,13 @@ def run(
     unavailable = runners.unavailable(settings)
 
     def build(places: dict[str, Path], _: Path) -> None:
-        written, stand_in = read_json(manifest), read_json(reference) if reference else None
-        opened = measurement.opened(written, files, manifest)
-        with runners.wanted(settings, opened, files, written) as runner:
-            document = _bench(settings, unavailable, written, read_json(check), list(opened), runner, stand_in)
+        written, checked = documents.read(Manifest, manifest), documents.read(CheckResult, check)
+        stand_in = read_json(reference) if reference else None
+        with runners.wanted(settings, written.opened(files), files, written) as runner:
+            document = _bench(settings, unavailable, written, checked, runner, stand_in)
             write_json(places["bench"], document)
-            shipped = next(iter(opened))
-            write_json(
-                places["profile"], measurement.profile(settings.backend, document, shipped, runner, quantized or fused)
-            )
+            told = measurement.profile(settings.backend, document, written.shipped, runner, quantized or fused)
+            write_json(places["profile"], told)
 
     store.cached(
         "bench",
@@ -87,34 +87,37 @@ def run(
 def _bench(
     settings: BenchSettings,
     unavailable: Unavailable | None,
-    written: dict[str, Any],
-    checked: dict[str, Any],
-    names: list[str],
+    written: Manifest,
+    checked: CheckResult,
     runner: runners.Runner,
     stand_in: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    reference = None
+    names, reference = list(written.forms), None
     if unavailable is None:
-        measured = measurement.measure(runner, names, tuple(written["input"]["shape"]), settings.bench)
+        measured = measurement.measure(runner, names, written.input.shape, settings.bench)
     else:
         measured = dict.fromkeys(stand_ins.FIGURES) | {"forms": dict.fromkeys(names, measurement.UNTIMED), "runs": []}
         reference = stand_in and stand_ins.reference(stand_in, names)
-    facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
+    facts = {name: documents.plain(form.files[form.file_name]) for name, form in written.forms.items()}
     runs = (reference or measured)["runs"]
     return {
         "status": "ok" if unavailable is None else "unavailable",
         "reason": unavailable.reason if unavailable else None,
         "remedy": unavailable.remedy if unavailable else None,
-        **{key: written[key] for key in ("target", "model", "backend", "precision", "input")},
+        "target": written.target,
+        "model": written.model,
+        "backend": written.backend,
+        "precision": written.precision,
+        "input": documents.plain(written.input),
         "forms": {form: measured["forms"][form] | facts[form] for form in names},
         "speedup": measured["speedup"],
         "runs": measured["runs"],
         "power": measured["power"],
         "sustained": measured["sustained"],
         "reference": reference,
-        "accuracy": {**checked["accuracy"], "checked_by": checked["checked_by"]},
+        "accuracy": {**documents.plain(checked.accuracy), "checked_by": checked.checked_by},
         "conditions": runs[0]["conditions"] if runs else None,
-        "files": {form: list(entry["files"]) for form, entry in written["forms"].items()},
+        "files": {name: list(form.files) for name, form in written.forms.items()},
     }
 
 

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
-from pipeline.artifacts import digests, store
+from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.export_result import FileFacts, Manifest
 from pipeline.artifacts.manifest import Unavailable, read_json, write_json
+from pipeline.artifacts.quantize_result import QuantizeResult
 from pipeline.benchmark import headline, measurement, runners, statistics
 from pipeline.config.stages import RaceSettings
 from pipeline.errors import GateError, InputError
@@ -44,35 +47,25 @@ class _Candidate:
 
     manifest: Path
     check: Path
-    written: Mapping[str, Any]
-    checked: Mapping[str, Any]
+    written: Manifest
+    checked: CheckResult
     files: Sequence[Path]
     file: Path
     lost: str | None
 
     @property
     def size_bytes(self) -> int:
-        return self.facts["size_bytes"]
+        return self.facts.size_bytes
 
     @property
     def accuracy(self) -> float | None:
         """Top-1 of the file, None where nothing here runs it."""
-        return self.checked["accuracy"]["file"]
+        return self.checked.accuracy.file
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> FileFacts:
         """What the manifest says of that file."""
-        return self.entries[self.file.name]
-
-    @property
-    def form(self) -> str:
-        """The one that was exported."""
-        return next(iter(self.written["forms"]))
-
-    @property
-    def entries(self) -> dict[str, Any]:
-        """What the manifest says of the form's files, by name."""
-        return self.written["forms"][self.form]["files"]
+        return self.written.shipped_form.files[self.file.name]
 
 
 def run(
@@ -119,7 +112,7 @@ def run(
         with runners.wanted(settings, opened, files, written) as runner:
             best, document = _race(settings, candidates, held, unavailable, runner)
             write_json(places["bench"], document)
-            program = programs[held[best].form] or fused
+            program = programs[held[best].written.shipped] or fused
             write_json(places["profile"], measurement.profile(settings.backend, document, best, runner, program))
         _copy(held[best], places["chosen"])
 
@@ -179,12 +172,13 @@ def _candidates(
         raise InputError("--manifests and --checks must name the same folders in the same order.")
     found = {}
     for manifest, check in zip(manifests, checks, strict=True):
-        written, checked = read_json(manifest), read_json(check)
+        written, checked = documents.read(Manifest, manifest), documents.read(CheckResult, check)
         own = [file for file in files if file.parent == manifest.parent]
-        file = next(iter(measurement.opened(written, own, manifest).values()))
-        quantized = read_json(report) if written["precision"] == "int8" and report else {}
-        lost = quantized.get("reason") or checked["reason"]
-        found[written["precision"]] = _Candidate(manifest, check, written, checked, own, file, lost)
+        file = written.opened(own)[written.shipped]
+        lost = checked.reason
+        if written.precision == "int8" and report:
+            lost = documents.read(QuantizeResult, report).reason or lost
+        found[written.precision] = _Candidate(manifest, check, written, checked, own, file, lost)
     return found
 
 
@@ -209,7 +203,7 @@ def _race(
 ) -> tuple[str, dict[str, Any]]:
     """The precision that won, and bench.json."""
     runs: list[dict[str, Any]] = []
-    shape = tuple(next(iter(held.values())).written["input"]["shape"])
+    shape = next(iter(held.values())).written.input.shape
     if unavailable is None:
         taken = [measurement.timed(runner, list(held), shape, n, settings.bench) for n in settings.bench.threads]
         best = fastest({name: one.size_bytes for name, one in held.items()}, taken[0][1])
@@ -226,18 +220,22 @@ def _race(
         "status": "ok" if unavailable is None else "unavailable",
         "reason": unavailable.reason if unavailable else None,
         "remedy": unavailable.remedy if unavailable else None,
-        **{key: winner.written[key] for key in ("target", "model", "backend", "precision", "input")},
+        "target": winner.written.target,
+        "model": winner.written.model,
+        "backend": winner.written.backend,
+        "precision": winner.written.precision,
+        "input": documents.plain(winner.written.input),
         "chosen": best,
         "chosen_by": "latency" if runs else "size",
         "tried": _tried(candidates, runs),
-        "forms": {name: timed[name] | held[name].facts for name in order},
+        "forms": {name: timed[name] | documents.plain(held[name].facts) for name in order},
         "speedup": runs[0]["speedup"] if runs else None,
         "runs": runs,
         **alone,
         "reference": None,
-        "accuracy": {**winner.checked["accuracy"], "checked_by": winner.checked["checked_by"]},
+        "accuracy": {**documents.plain(winner.checked.accuracy), "checked_by": winner.checked.checked_by},
         "conditions": runs[0]["conditions"] if runs else None,
-        "files": {name: list(held[name].entries) for name in order},
+        "files": {name: list(held[name].written.shipped_form.files) for name in order},
     }
 
 
