@@ -7,6 +7,7 @@ without it is of version 1.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ class Document(Protocol):
 
 
 _D = TypeVar("_D", bound=Document)
+_E = TypeVar("_E", bound=Document)
 
 
 def read(kind: type[_D], path: Path) -> _D:
@@ -72,6 +74,13 @@ def read(kind: type[_D], path: Path) -> _D:
     )
 
 
+def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:
+    """Read a document that is of one of two kinds; see `read`, which raises what is wrong with it as the second."""
+    with suppress(InputError):
+        return read(kind, path)
+    return read(other, path)
+
+
 def of(kind: type[_D], values: Mapping[str, Any]) -> _D:
     """A document of a kind, from its JSON types, with tuples or lists."""
     return _adapter(kind).validate_python(values)
@@ -79,13 +88,14 @@ def of(kind: type[_D], values: Mapping[str, Any]) -> _D:
 
 def write(path: Path, document: Document) -> None:
     """Write a document."""
-    write_json(path, {"schema": document.SCHEMA, **plain(document)})
+    write_json(path, plain(document))
 
 
 def plain(value: Any) -> Any:
     """A document, or a part of one, as JSON types."""
     if is_dataclass(value):
-        return {
+        schema = {"schema": value.SCHEMA} if hasattr(value, "SCHEMA") else {}
+        return schema | {
             field.name: plain(part)
             for field in fields(value)
             if (part := getattr(value, field.name)) is not None or field.default is not None
