@@ -186,5 +186,5 @@ def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> No
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = str(documents.plain(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
