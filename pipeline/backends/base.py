@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pipeline.artifacts.export_result import TensorFacts
 from pipeline.artifacts.manifest import ExportSpec, Unavailable
 from pipeline.backends.runtime import Runtime
 from pipeline.backends.signatures import Signature
@@ -196,7 +197,7 @@ class BundleParts:
             `bundle.include_engine` asks for it; empty: there is none.
         hold_machine_file: (facts, name, is_there). InputError where that file is of no use to any device.
         beside: (options) -> more files, by their name in the bundle.
-        describe: (options, manifest, facts of the machine's file or None) -> what bundle.json tells besides.
+        describe: (options, input of the file, facts of the machine's file or None) -> what bundle.json tells besides.
     """
 
     folder: Path
@@ -209,7 +210,7 @@ class BundleParts:
     machine_suffix: str = ""
     hold_machine_file: Callable[[Mapping[str, Any], str, bool], None] | None = None
     beside: Callable[[Mapping[str, Any]], Mapping[str, Path]] | None = None
-    describe: Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any] | None], Facts] | None = None
+    describe: Callable[[Mapping[str, Any], TensorFacts, Mapping[str, Any] | None], Facts] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

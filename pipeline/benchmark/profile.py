@@ -83,9 +83,9 @@ def program_layers(program: Path) -> list[dict[str, Any]]:
     return layers
 
 
-def slowest(profile: Mapping[str, Any], count: int = 10) -> list[Mapping[str, Any]]:
-    """The operations of a profile.json that take the longest, the longest first."""
-    return sorted(profile["operations"], key=lambda one: -one["share"])[:count]
+def slowest(operations: Sequence[Mapping[str, Any]], count: int = 10) -> list[Mapping[str, Any]]:
+    """The operations of a profile that take the longest, the longest first."""
+    return sorted(operations, key=lambda one: -one["share"])[:count]
 
 
 def milliseconds(operation: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, devices
+from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.backends.base import Backend, BuiltFiles, Traced
 from pipeline.backends.worker import client, remote
@@ -54,7 +55,7 @@ def here(backend: str, files: Mapping[str, Path]) -> Runner:
 
 @contextmanager
 def wanted(
-    settings: BenchSettings, files: Mapping[str, Path], exported: Sequence[Path], written: Mapping[str, Any]
+    settings: BenchSettings, files: Mapping[str, Path], exported: Sequence[Path], written: Manifest
 ) -> Iterator[Runner]:
     """Where the settings say: here, or on a device, where everything is brought, and goes again at the end.
 
@@ -73,10 +74,10 @@ def wanted(
     device, backend = devices.parse(settings.device), backends.load(settings.backend)
     if backend.built:
         beside = next(file for file in exported if file.name in backend.extras)
-        with backend.built.open(device, files, beside, tuple(written["input"]["shape"])) as built:
+        with backend.built.open(device, files, beside, written.input.shape) as built:
             yield _built(built, device, files)
         return
-    with _brought(settings, device, backend, list(files.values()), written["versions"]) as on:
+    with _brought(settings, device, backend, list(files.values()), written.versions) as on:
         jobs = {form: client.Job(settings.backend, file, on) for form, file in files.items()}
         runner = _served(jobs, device, on.versions, lambda: sum(on.used_seconds))
         yield runner if settings.runner is None else replace(runner, profile=partial(_traced, backend.traced, jobs))

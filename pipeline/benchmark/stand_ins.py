@@ -1,15 +1,10 @@
 """Which figures of the runtime that stands in for one that is not on this machine bench.json tells."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from pipeline import backends
+from pipeline.artifacts.bench_result import Reference, ReferenceResult
 from pipeline.errors import InputError
-
-FIGURES = ("forms", "speedup", "runs", "power", "sustained")
-"""What `measurement.measure` gives."""
-
-_OF_THE_FILE = ("size_bytes", "sha256")
 
 
 def precision_of(precision: str) -> str:
@@ -17,7 +12,7 @@ def precision_of(precision: str) -> str:
     return "int8" if precision == "int8" else "fp32"
 
 
-def reference(figures: Mapping[str, Any], form_names: list[str]) -> dict[str, Any]:
+def reference(figures: ReferenceResult, form_names: list[str]) -> Reference:
     """`reference` of a bench.json.
 
     Args:
@@ -28,18 +23,17 @@ def reference(figures: Mapping[str, Any], form_names: list[str]) -> dict[str, An
     Raises:
         InputError: these are other forms, or nothing was measured.
     """
-    if list(figures["forms"]) != form_names or not figures["runs"]:
+    if list(figures.forms) != form_names or not figures.runs:
         raise InputError(
-            f"the reference is of {', '.join(figures['forms'])} in {len(figures['runs'])} runs, but this target has "
+            f"the reference is of {', '.join(figures.forms)} in {len(figures.runs)} runs, but this target has "
             f"{', '.join(form_names)}. Build it with the same configuration: `python -m pipeline reference`."
         )
-    forms = {
-        name: {key: value for key, value in entry.items() if key not in _OF_THE_FILE}
-        for name, entry in figures["forms"].items()
-    }
-    return {
-        "runtime": backends.load(figures["backend"]).title,
-        "precision": figures["precision"],
-        **{name: figures[name] for name in FIGURES},
-        "forms": forms,
-    }
+    return Reference(
+        runtime=backends.load(figures.backend).title,
+        precision=figures.precision,
+        forms={name: replace(one, sha256=None, size_bytes=None) for name, one in figures.forms.items()},
+        speedup=figures.speedup,
+        runs=figures.runs,
+        power=figures.power,
+        sustained=figures.sustained,
+    )

@@ -1,14 +1,15 @@
 """Exported files as a user names them: which backend reads each, what it takes, and the images to feed it."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import backends
-from pipeline.artifacts import digests
-from pipeline.artifacts.manifest import Preprocessing, read_json
+from pipeline.artifacts import documents
+from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.manifest import Preprocessing
 from pipeline.backends import signatures
 from pipeline.benchmark import inputs
 from pipeline.data import transforms
@@ -41,7 +42,7 @@ class Exported:
     input_shape: signatures.Shape
     example: signatures.Shape
     classes: int | None
-    manifest: Mapping[str, Any] | None
+    manifest: Manifest | None
     takes_pixels: bool = False
     gives_probabilities: bool = False
 
@@ -50,8 +51,7 @@ class Exported:
         """As the manifest says of the file, which may be the float baseline of int8; ``fp32`` without a manifest."""
         if not self.manifest:
             return "fp32"
-        entry = next((one for one in self.manifest["forms"].values() if self.path.name in one["files"]), {})
-        return entry.get("precision", self.manifest["precision"])
+        return next(form.precision for form in self.manifest.forms.values() if self.path.name in form.files)
 
     @property
     def size_bytes(self) -> int:
@@ -91,8 +91,8 @@ def open_file(path: Path) -> Exported:
         raise InputError(f"{path} does not exist. Name an exported file: {', '.join(backends.suffixes())}.")
     signature, manifest = signatures.read(path), _manifest(path)
     if signature is None:  # an engine
-        shape = tuple(manifest["input"]["shape"]) if manifest else (None,) * 4
-        classes = manifest["output"]["shape"][-1] if manifest else None
+        shape = manifest.input.shape if manifest else (None,) * 4
+        classes = manifest.output.shape[-1] if manifest else None
         return Exported(path, backend, shape, shape, classes, manifest)
     return Exported(
         path,
@@ -165,20 +165,14 @@ def _in_whole_pixels(found: Images, files: Sequence[Exported], size: int) -> Ima
     return Images(f"{found.described}, in whole pixels", pieces)
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
+def _manifest(path: Path) -> Manifest | None:
     place = path.with_name(_MANIFEST)
-    try:
-        found = read_json(place)
-        named = {name: facts for form in found["forms"].values() for name, facts in form["files"].items()}
-    except FileNotFoundError:
+    if not place.exists():
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            f"{place} is no manifest of this pipeline, or was cut short. Delete it, or export again."
-        ) from None
-    if path.name not in named:
+    found = documents.read(Manifest, place)
+    if all(path.name not in form.files for form in found.forms.values()):
         return None
-    if digests.digest(path) != named[path.name]["sha256"]:
+    if not found.describes(path):
         print(
             f"warning: {path} is not the file that {_MANIFEST} beside it describes, so that is not used.",
             file=sys.stderr,
@@ -221,7 +215,7 @@ def _random(shape: tuple[int, ...]) -> Images:
 def _preprocessing(files: Sequence[Exported], size: int) -> Preprocessing:
     for file in files:
         if file.manifest:
-            return Preprocessing.from_dict({**file.manifest["preprocessing"], "image_size": size})
+            return replace(file.manifest.preprocessing, image_size=size)
     names = " nor ".join(str(file.path) for file in files)
     raise InputError(
         f"how images become the input is in {_MANIFEST}, which lies beside neither {names}. Put it there, give "

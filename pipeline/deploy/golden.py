@@ -1,11 +1,12 @@
 """Golden images of a bundle: a few real ones of different classes, and what the proved program gives for them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pipeline.artifacts.check_result import CheckedForm, Held
+from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.backends import signatures
 from pipeline.backends.base import Backend
@@ -35,7 +36,7 @@ class Golden:
 
 
 def make(
-    file: Path, written: Mapping[str, Any], source: Path, split: Path, count: int, backend: Backend, scratch: Path
+    file: Path, written: Manifest, source: Path, split: Path, count: int, backend: Backend, scratch: Path
 ) -> list[Golden]:
     """Put real images through the program that a file was made of.
 
@@ -44,7 +45,7 @@ def make(
 
     Args:
         file: the exported file; it is not run.
-        written: manifest.json beside it; its first form is the file's.
+        written: the manifest beside it.
         source: fused.pt2, or quantized.pt2 for an int8 file.
         split: artifacts/split.json.
         count: of the images; where the file's batch is no divisor of that, the last one is filled up with the first.
@@ -54,13 +55,12 @@ def make(
     chosen = scratch / "split.json"
     splits.write_split(chosen, _chosen(splits.open_split(split), count))
     signature = signatures.read(file)
-    form, entry = next(iter(written["forms"].items()))
-    preprocessing = Preprocessing.from_dict(written["preprocessing"])
-    spec = replace(spec_of(dict(written), preprocessing), precision=entry["precision"])
+    preprocessing = written.preprocessing
+    spec = replace(spec_of(written, preprocessing), precision=written.shipped_form.precision)
     reference = Reference(source, chosen, spec, signature.takes_pixels)
     if backend.stored_weights:
         reference = reference.as_stored_in(file, backend.stored_weights)
-    if form == "quantized":
+    if written.shipped == "quantized":
         images, logits = reference.stored(backend.float_beside_int8)
     else:
         images, logits, _ = reference.exact
@@ -74,17 +74,16 @@ def make(
     ]
 
 
-def tolerance(checked: Mapping[str, Any], form: str, precision: str) -> float:
+def tolerance(checked: CheckedForm, precision: str) -> float:
     """What a device may differ by, of the largest output: what check held the file to on this machine.
 
     Args:
-        checked: check.json.
-        form: that ships.
+        checked: what check says of the form that ships.
         precision: of the file.
     """
-    held = checked["forms"][form].get("precision", {})
-    allowed = held.get("tolerance", compare.TOLERANCE.get(precision, compare.TOLERANCE["fp16"]))
-    return max(allowed, _SLACK * held.get("loss_of_fused", 0.0))
+    held = checked.precision or Held()
+    allowed = compare.TOLERANCE.get(precision, compare.TOLERANCE["fp16"]) if held.tolerance is None else held.tolerance
+    return max(allowed, _SLACK * (held.loss_of_fused or 0.0))
 
 
 def _chosen(split: splits.Split, count: int) -> splits.Split:

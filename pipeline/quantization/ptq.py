@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.quantize_result import Step
 from pipeline.models import programs
 from pipeline.quantization import pt2e
 
@@ -22,29 +23,6 @@ if TYPE_CHECKING:
 
 
 _IMAGES = 256  # for the steps that look at every layer; at once, with what all of them give
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step of the repair did.
-
-    Attributes:
-        name: of the step.
-        how: what it settled on, in words.
-        error: of the logits on the calibration images: mean squared, of their variance.
-        accuracy: top-1 on the validation images.
-        kept: False where it was taken back, since it did not help, or was for comparison alone.
-    """
-
-    name: str
-    how: str
-    error: float
-    accuracy: float
-    kept: bool
-
-    def __str__(self) -> str:
-        end = "" if self.kept else "; not kept"
-        return f"{self.name} ({self.how}): error {self.error:.2e}, right on {self.accuracy:.2%}{end}"
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,16 @@ Where the target's runtime is not on this machine, nothing is measured: `status`
 what to do. The same network's figures on this CPU, which the stage `reference` measured, then stand under `reference`.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import store
-from pipeline.artifacts.manifest import Unavailable, read_json, write_json
+from pipeline.artifacts import documents, store
+from pipeline.artifacts.bench_result import UNTIMED, BenchAccuracy, BenchResult, Measured, Reference, ReferenceResult
+from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.manifest import Unavailable
+from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.benchmark import headline, measurement, runners, stand_ins
 from pipeline.config.stages import BenchSettings
 
@@ -59,15 +63,15 @@ def run(
     unavailable = runners.unavailable(settings)
 
     def build(places: dict[str, Path], _: Path) -> None:
-        written, stand_in = read_json(manifest), read_json(reference) if reference else None
-        opened = measurement.opened(written, files, manifest)
-        with runners.wanted(settings, opened, files, written) as runner:
-            document = _bench(settings, unavailable, written, read_json(check), list(opened), runner, stand_in)
-            write_json(places["bench"], document)
-            shipped = next(iter(opened))
-            write_json(
-                places["profile"], measurement.profile(settings.backend, document, shipped, runner, quantized or fused)
-            )
+        written, checked = documents.read(Manifest, manifest), documents.read(CheckResult, check)
+        stand_in = None
+        if unavailable and reference:  # a bench.json has all that a reference.json has
+            stand_in = stand_ins.reference(documents.read(ReferenceResult, reference), list(written.forms))
+        with runners.wanted(settings, written.opened(files), files, written) as runner:
+            result = _bench(settings, unavailable, written, checked, runner, stand_in)
+            documents.write(places["bench"], result)
+            told = measurement.profile(settings.backend, result, written.shipped, runner, quantized or fused)
+            documents.write(places["profile"], told)
 
     store.cached(
         "bench",
@@ -81,50 +85,48 @@ def run(
         host=runners.host(settings, unavailable),
         build=build,
     )
-    print("\n".join([_headline(read_json(output)), *headline.dearest(read_json(profile))]), flush=True)
+    lines = headline.dearest(documents.read(ProfileResult, profile))
+    print("\n".join([_headline(documents.read(BenchResult, output)), *lines]), flush=True)
 
 
 def _bench(
     settings: BenchSettings,
     unavailable: Unavailable | None,
-    written: dict[str, Any],
-    checked: dict[str, Any],
-    names: list[str],
+    written: Manifest,
+    checked: CheckResult,
     runner: runners.Runner,
-    stand_in: dict[str, Any] | None,
-) -> dict[str, Any]:
-    reference = None
+    reference: Reference | None,
+) -> BenchResult:
     if unavailable is None:
-        measured = measurement.measure(runner, names, tuple(written["input"]["shape"]), settings.bench)
+        measured = measurement.measure(runner, list(written.forms), written.input.shape, settings.bench)
     else:
-        measured = dict.fromkeys(stand_ins.FIGURES) | {"forms": dict.fromkeys(names, measurement.UNTIMED), "runs": []}
-        reference = stand_in and stand_ins.reference(stand_in, names)
-    facts = {form: next(iter(entry["files"].values())) for form, entry in written["forms"].items()}
-    runs = (reference or measured)["runs"]
-    return {
-        "status": "ok" if unavailable is None else "unavailable",
-        "reason": unavailable.reason if unavailable else None,
-        "remedy": unavailable.remedy if unavailable else None,
-        **{key: written[key] for key in ("target", "model", "backend", "precision", "input")},
-        "forms": {form: measured["forms"][form] | facts[form] for form in names},
-        "speedup": measured["speedup"],
-        "runs": measured["runs"],
-        "power": measured["power"],
-        "sustained": measured["sustained"],
-        "reference": reference,
-        "accuracy": {**checked["accuracy"], "checked_by": checked["checked_by"]},
-        "conditions": runs[0]["conditions"] if runs else None,
-        "files": {form: list(entry["files"]) for form, entry in written["forms"].items()},
-    }
+        measured = Measured(dict.fromkeys(written.forms, UNTIMED), None, (), None, None)
+    facts = {name: vars(form.files[form.file_name]) for name, form in written.forms.items()}
+    runs = (reference or measured).runs
+    return BenchResult(
+        status="unavailable" if unavailable else "ok",
+        reason=unavailable and unavailable.reason,
+        remedy=unavailable and unavailable.remedy,
+        target=written.target,
+        model=written.model,
+        backend=written.backend,
+        precision=written.precision,
+        input=written.input,
+        **vars(measured) | {"forms": {name: replace(one, **facts[name]) for name, one in measured.forms.items()}},
+        reference=reference,
+        accuracy=BenchAccuracy(**vars(checked.accuracy), checked_by=checked.checked_by),
+        conditions=runs[0].conditions if runs else None,
+        files={name: tuple(form.files) for name, form in written.forms.items()},
+    )
 
 
-def _headline(document: dict[str, Any]) -> str:
-    name = f"{document['model']} on {document['target']}"
+def _headline(result: BenchResult) -> str:
+    name = f"{result.model} on {result.target}"
     lines = []
-    if document["status"] == "ok":
-        lines += headline.in_words(name, document)
+    if result.status == "ok":
+        lines += headline.in_words(name, result)
     else:
-        lines.append(f"{name}: {document['status']}: {document['reason']}\n  to get a figure: {document['remedy']}")
-    if reference := document["reference"]:
-        lines += headline.in_words(f"  reference, {reference['runtime']} {reference['precision']} here", reference)
-    return "\n".join(lines + headline.warnings((reference or document)["runs"]))
+        lines.append(f"{name}: {result.status}: {result.reason}\n  to get a figure: {result.remedy}")
+    if reference := result.reference:
+        lines += headline.in_words(f"  reference, {reference.runtime} {reference.precision} here", reference)
+    return "\n".join(lines + headline.warnings((reference or result).runs))

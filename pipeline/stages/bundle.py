@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import digests, store
-from pipeline.artifacts.manifest import read_json, write_json
+from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.manifest import write_json
 from pipeline.config.stages import BundleSettings
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
@@ -48,13 +50,13 @@ def run(
             device can use; the key cannot be used.
     """
     backend = backends.load(settings.backend)
-    written = read_json(manifest)
+    written = documents.read(Manifest, manifest)
     source = _source(written, fused, quantized)
-    contents = {file.name: file for file in files if file.name in _shipping(written)}
+    contents = {file.name: file for file in files if file.name in written.shipped_files}
     if backend.bundle.beside:
         contents |= backend.bundle.beside(settings.options)
     texts = {f"text {text.name}": text for text in templates.shipped(settings.backend)}
-    unnamed = dist / f".{written['model']}-{written['target']}.tar"
+    unnamed = dist / f".{written.model}-{written.target}.tar"
     store.cached(
         "bundle",
         settings=settings.model_dump(mode="json", exclude={"bundle": {"signing_key"}}),
@@ -63,7 +65,7 @@ def run(
         code=("pipeline.stages.bundle", backends.module_name(settings.backend)),
         packages=("torch", "torchvision", "scikit-learn", *backend.packages),
         build=lambda places, scratch: _pack(
-            settings, written, read_json(check), contents, source, split, places["bundle"], scratch
+            settings, written, documents.read(CheckResult, check), contents, source, split, places["bundle"], scratch
         ),
     )
     # Its name holds its digest, which nobody knows before: so the rule's output is a small file that names it.
@@ -82,8 +84,8 @@ def run(
 
 def _pack(
     settings: BundleSettings,
-    written: Mapping[str, Any],
-    checked: Mapping[str, Any],
+    written: Manifest,
+    checked: CheckResult,
     contents: Mapping[str, Path],
     source: Path,
     split: Path,
@@ -92,72 +94,64 @@ def _pack(
 ) -> None:
     backend = backends.load(settings.backend)
     parts = backend.bundle
-    form, entry = next(iter(written["forms"].items()))
-    shipping = _shipping(written)
-    main = next(iter(entry["files"]))
-    for name in (main, *written["extras"]):
-        if name not in contents:
-            raise InputError(f"the manifest names {name}, but it was not given; pass it with --files.")
-    for name, path in contents.items():
-        if name in shipping and digests.digest(path) != shipping[name]["sha256"]:
-            raise InputError(f"{path} is not the file that its manifest describes; export it again.")
+    entry, checked_form = written.shipped_form, checked.forms[written.shipped]
+    main = entry.file_name
+    given = [name for name in written.shipped_files if name in contents]
+    written.require(contents, [main, *written.extras, *given])  # an engine need not be given
     engine = f"{Path(main).stem}{parts.machine_suffix}"
     with_engine = bool(settings.bundle.include_engine and parts.machine_suffix)
     if with_engine:
-        parts.hold_machine_file(entry["facts"], engine, engine in contents)
+        parts.hold_machine_file(entry.facts, engine, engine in contents)
     made = golden.make(contents[main], written, source, split, settings.bundle.golden_images, backend, scratch)
     document: dict[str, Any] = {
-        "model": written["model"],
-        "target": written["target"],
-        "backend": written["backend"],
-        "form": form,
-        "precision": written["precision"],
-        "created_by": written["versions"],
+        "model": written.model,
+        "target": written.target,
+        "backend": written.backend,
+        "form": written.shipped,
+        "precision": written.precision,
+        "created_by": written.versions,
         "file": main,
-        "sha256_of_file": shipping[main]["sha256"],
+        "sha256_of_file": entry.files[main].sha256,
         "run": ["python3", "selftest.py"],
         "time_limit_s": parts.time_limit_s,
-        "tolerance": golden.tolerance(checked, form, entry["precision"]),
-        "input": written["input"],
-        "output": _output(written, entry["facts"]),
-        "preprocessing": written["preprocessing"],
+        "tolerance": golden.tolerance(checked_form, entry.precision),
+        "input": documents.plain(written.input),
+        "output": _output(written),
+        "preprocessing": documents.plain(written.preprocessing),
         "golden": [
             {"input": f"golden/input{at}.bin", "output": f"golden/output{at}.bin", "labels": list(one.labels)}
             for at, one in enumerate(made)
         ],
         "checked": {
-            "by": checked["checked_by"],
-            "images": checked["images"],
-            "accuracy": checked["accuracy"]["file"],
-            **{key: checked["forms"][form].get(key) for key in ("converter", "precision", "agreement")},
+            "by": checked.checked_by,
+            "images": checked.images,
+            "accuracy": checked.accuracy.file,
+            "converter": documents.plain(checked_form.converter),
+            "precision": documents.plain(checked_form.precision),
+            "agreement": checked_form.agreement,
         },
-        "lineage": written["lineage"],
+        "lineage": documents.plain(written.lineage),
     }
     if parts.describe:
-        document |= parts.describe(settings.options, written, entry["facts"] if with_engine else None)
+        document |= parts.describe(settings.options, written.input, entry.facts if with_engine else None)
     members: dict[str, Path | bytes] = {}
     for name, path in contents.items():
         if name != engine or with_engine:
             members |= _members(name, path)
-    members["labels.txt"] = "".join(f"{label}\n" for label in written["preprocessing"]["classes"]).encode()
+    members["labels.txt"] = "".join(f"{label}\n" for label in written.preprocessing.classes).encode()
     for case, one in zip(document["golden"], made, strict=True):
         members |= {case["input"]: one.input, case["output"]: one.output}
-    members |= templates.texts(document, members, entry["facts"])
+    members |= templates.texts(document, members, entry.facts)
     os.replace(bundle_file.write(scratch, members, document), place)
 
 
-def _source(written: Mapping[str, Any], fused: Path, quantized: Path | None) -> Path:
+def _source(written: Manifest, fused: Path, quantized: Path | None) -> Path:
     """The program that the file was made of."""
-    if next(iter(written["forms"])) != "quantized":
+    if written.shipped != "quantized":
         return fused
     if quantized is None:
         raise InputError("the golden outputs of an int8 file are quantized.pt2's; name it with --quantized.")
     return quantized
-
-
-def _shipping(written: Mapping[str, Any]) -> dict[str, Any]:
-    """What manifest.json says of the files of the form that ships, and of those beside."""
-    return {**next(iter(written["forms"].values()))["files"], **written["extras"]}
 
 
 def _members(name: str, path: Path) -> dict[str, Path | bytes]:
@@ -167,8 +161,9 @@ def _members(name: str, path: Path) -> dict[str, Path | bytes]:
     return {f"{name}/{file.relative_to(path).as_posix()}": file for file in files}
 
 
-def _output(written: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _output(written: Manifest) -> dict[str, Any]:
     """Of the file: a classifier of Core ML gives probabilities, by the class, under a name of its own."""
-    by_class = [name for name, kind in facts.get("outputs", {}).items() if kind == "dictionaryType"]
+    outputs = written.shipped_form.facts.get("outputs", {})
+    by_class = [name for name, kind in outputs.items() if kind == "dictionaryType"]
     kind = {"name": by_class[0], "kind": "probabilities"} if by_class else {"kind": "logits"}
-    return {**written["output"], **kind}
+    return {**documents.plain(written.output), **kind}

@@ -22,13 +22,15 @@ Where 3 or 4 fails, the message names the first layer whose output departs. chec
 was found, and what could not be.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import digests, store
-from pipeline.artifacts.manifest import Preprocessing, read_json, write_json
+from pipeline.artifacts import documents, store
+from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy
+from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.backends import signatures
 from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import CheckSettings
@@ -76,7 +78,7 @@ def run(
         outputs={"check": output},
         code=("pipeline.stages.check", "pipeline.backends.worker.client", backends.module_name(settings.backend)),
         packages=("torch", "torchvision", "scikit-learn", *backend.packages),
-        build=lambda places, _: write_json(
+        build=lambda places, _: documents.write(
             places["check"], _check(settings, manifest, files, fused, quantized, verify, split)
         ),
     )
@@ -90,59 +92,59 @@ def _check(
     quantized: Path | None,
     verify: Path,
     split: Path,
-) -> dict[str, Any]:
+) -> CheckResult:
     backend = backends.load(settings.backend)
-    written, proved = read_json(manifest), read_json(verify)
+    written, proved = documents.read(Manifest, manifest), documents.read(VerifyResult, verify)
     places = {file.name: file for file in files}
-    for entry in written["forms"].values():
-        _hold_content(entry["files"], places)
-    _hold_preprocessing(manifest, written["preprocessing"], proved["preprocessing"])
-    preprocessing = Preprocessing.from_dict(proved["preprocessing"])
-    signature = _signature(written, places)
+    for form in written.forms.values():
+        for file in [places[name] for name in form.files]:
+            if not written.describes(file):
+                raise GateError(f"{file} is not the file that its manifest describes; export it again.")
+    _hold_preprocessing(manifest, written.preprocessing, proved.preprocessing)
+    signature = signatures.read(places[written.shipped_form.file_name])  # the baseline is exported alike
     sources = {"fused": fused} | ({"quantized": quantized} if quantized else {})
-    held_against = _references(written, preprocessing, sources, split, signature.takes_pixels)
-    forms: dict[str, Any] = {}
-    accuracy: dict[str, float | None] = {**proved["accuracy"], "file": None}
-    shipped, lost = next(iter(written["forms"])), None
-    for form, entry in written["forms"].items():
+    held_against = _references(written, proved.preprocessing, sources, split, signature.takes_pixels)
+    forms: dict[str, CheckedForm] = {}
+    lost = None
+    for form, entry in written.forms.items():
         reference = held_against[form]
         if backend.inspect:
-            backend.inspect([places[name] for name in entry["files"]], entry["facts"], reference.spec)
-        file = places[next(iter(entry["files"]))]
-        forms[form] = {"census": backend.census(file)}
+            backend.inspect([places[name] for name in entry.files], entry.facts, reference.spec)
+        file = places[entry.file_name]
+        census = backend.census(file)
         if form != "branched":
-            _hold_census(file, forms[form]["census"], reference)
+            _hold_census(file, census, reference)
             if backend.stored_weights:
                 reference = reference.as_stored_in(file, backend.stored_weights)
         limits = settings.check
-        if reference.spec.precision != written["precision"]:
+        if reference.spec.precision != written.precision:
             limits = limits.model_copy(update={"tolerance": None})  # the user's is for what ships
         checked = gates.Checked(settings.backend, limits, file, form, reference, signature.gives_probabilities)
-        forms[form] |= checked.hold_network(proved["float32"])
-        if form == shipped:
-            accuracy["file"] = forms[form]["accuracy"]
+        converter = checked.hold_network(proved.float32.branched_error)
+        forms[form] = CheckedForm(census, converter, checked.agreement, checked.accuracy)
         try:
-            forms[form] |= checked.hold_precision(held_against["fused"].accuracy)
+            precision = checked.hold_precision(held_against["fused"].accuracy)
+            forms[form] = replace(forms[form], precision=precision)
         except GateError as error:
             if not settings.may_lose:
                 raise
             lost = str(error)
-    return {
-        "status": "lost" if lost else "ok",
-        "reason": lost,
-        "checked_by": backend.checked_by,
-        "images": len(held_against[shipped].labels),
-        "accuracy": accuracy,
-        "forms": forms,
-    }
+    return CheckResult(
+        status="lost" if lost else "ok",
+        reason=lost,
+        checked_by=backend.checked_by,
+        images=len(held_against[written.shipped].labels),
+        accuracy=FileAccuracy(**asdict(proved.accuracy), file=forms[written.shipped].accuracy),
+        forms=forms,
+    )
 
 
 def _references(
-    written: dict[str, Any], preprocessing: Preprocessing, sources: dict[str, Path], split: Path, whole_pixels: bool
+    written: Manifest, preprocessing: Preprocessing, sources: dict[str, Path], split: Path, whole_pixels: bool
 ) -> dict[str, Reference]:
     """What each form is held against, in its precision; and the fused network in any case, for its accuracy."""
     spec = spec_of(written, preprocessing)
-    precisions = {"fused": "fp32"} | {form: entry["precision"] for form, entry in written["forms"].items()}
+    precisions = {"fused": "fp32"} | {name: form.precision for name, form in written.forms.items()}
     made: dict[tuple[Path, str], Reference] = {}
     for form, precision in precisions.items():
         key = sources.get(form, sources["fused"]), precision
@@ -151,25 +153,14 @@ def _references(
     return {form: made[sources.get(form, sources["fused"]), precision] for form, precision in precisions.items()}
 
 
-def _signature(written: dict[str, Any], places: dict[str, Path]) -> signatures.Signature:
-    """What the file that ships takes and gives; the baseline is exported alike."""
-    first = next(iter(written["forms"].values()))
-    return signatures.read(places[next(iter(first["files"]))])
-
-
-def _hold_content(entries: dict[str, Any], places: dict[str, Path]) -> None:
-    for name, facts in entries.items():
-        if digests.digest(places[name]) != facts["sha256"]:
-            raise GateError(f"{places[name]} is not the file that its manifest describes; export it again.")
-
-
-def _hold_preprocessing(manifest: Path, written: dict[str, Any], proved: dict[str, Any]) -> None:
+def _hold_preprocessing(manifest: Path, written: Preprocessing, proved: Preprocessing) -> None:
     """The manifest tells the app how to feed the network: as it was fed when it was trained and verified."""
     for field in _SHOWN_FIELDS:
-        if written[field] != proved[field]:
+        told, right = getattr(written, field), getattr(proved, field)
+        if told != right:
             raise GateError(
-                f"{manifest}: `{field}` of the preprocessing is {_short(written[field])}, but the network was trained "
-                f"and verified with {_short(proved[field])}. An app that feeds it so gets wrong answers; export again."
+                f"{manifest}: `{field}` of the preprocessing is {_short(told)}, but the network was trained "
+                f"and verified with {_short(right)}. An app that feeds it so gets wrong answers; export again."
             )
 
 
@@ -194,6 +185,6 @@ def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> No
         )
 
 
-def _short(value: Any) -> str:
-    text = str(value)
+def _short(value: object) -> str:
+    text = str(documents.plain(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

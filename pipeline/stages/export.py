@@ -9,11 +9,12 @@ from, by what, and the sha256 of each.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import digests, store
-from pipeline.artifacts.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
+from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.export_result import ExportedForm, FileFacts, Lineage, Manifest, TensorFacts
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing, versions
+from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.stages import ExportSettings
@@ -93,51 +94,37 @@ def _export(
         files = [places[name.format(form=form)] for name in backend.files()]
         precision = _precision_of(form, settings.precision, backend.rules)
         facts = backend.export(programs.static(module, shape), files, replace(spec, precision=precision))
-        entries = {file.name: _file_facts(file) for file in files}
-        written[form] = {"precision": precision, "files": entries, "facts": facts}
+        written[form] = ExportedForm(precision, {file.name: FileFacts.of(file) for file in files}, facts)
         print(f"{form}: {', '.join(file.name for file in files)}", flush=True)
     if backend.write_extras:
         backend.write_extras([places[name] for name in backend.extras], spec)
-    write_json(
+    documents.write(
         places["manifest"],
-        {
-            "target": settings.target,
-            "model": settings.model,
-            "backend": settings.backend,
-            "precision": settings.precision,
-            "forms": written,
-            "extras": {name: _file_facts(places[name]) for name in backend.extras},
-            "input": {
-                "name": spec.input_name,
-                "shape": list(shape),
-                "dtype": "uint8" if settings.options.get("normalization") else "float32",
-            },
-            "output": {
-                "name": spec.output_name,
-                "shape": [shape[0], len(preprocessing.classes)],
-                "dtype": "float32",
-            },
-            "preprocessing": as_plain(preprocessing),
-            "lineage": {
-                "arch": header["arch"],
-                "weights": header["weights"],
-                "form": header.get("form", "training"),
-                "recalibrated": header.get("recalibrated"),
-                "checkpoint": digests.digest(checkpoint),
-                "fused": digests.digest(fused),
-                "quantized": quantized and digests.digest(quantized),
-                "accuracy": read_json(verify)["accuracy"],
-            },
-            "versions": versions("torch", *backend.packages),
-        },
+        Manifest(
+            target=settings.target,
+            model=settings.model,
+            backend=settings.backend,
+            precision=settings.precision,
+            forms=written,
+            extras={name: FileFacts.of(places[name]) for name in backend.extras},
+            input=TensorFacts(spec.input_name, shape, "uint8" if settings.options.get("normalization") else "float32"),
+            output=TensorFacts(spec.output_name, (shape[0], len(preprocessing.classes)), "float32"),
+            preprocessing=preprocessing,
+            lineage=Lineage(
+                arch=header["arch"],
+                weights=header["weights"],
+                form=header.get("form", "training"),
+                recalibrated=header.get("recalibrated"),
+                checkpoint=digests.digest(checkpoint),
+                fused=digests.digest(fused),
+                quantized=quantized and digests.digest(quantized),
+                accuracy=documents.read(VerifyResult, verify).accuracy,
+            ),
+            versions=versions("torch", *backend.packages),
+        ),
     )
 
 
 def _precision_of(form: str, precision: str, rules: BackendRules) -> str:
     """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
     return rules.float_of_baseline if precision == "int8" and form != "quantized" else precision
-
-
-def _file_facts(file: Path) -> dict[str, Any]:
-    parts = [part for part in file.rglob("*") if part.is_file()] if file.is_dir() else [file]
-    return {"sha256": digests.digest(file), "size_bytes": sum(part.stat().st_size for part in parts)}

@@ -15,12 +15,22 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.artifacts import digests, store
-from pipeline.artifacts.manifest import Preprocessing, read_json, versions, write_json
+from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.manifest import Preprocessing, versions
+from pipeline.artifacts.quantize_result import (
+    Calibration,
+    FloatLayer,
+    InFloat,
+    QuantizedAccuracy,
+    QuantizeResult,
+    Rounding,
+    Scheme,
+)
+from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import QuantizeSettings
 from pipeline.data import splits
@@ -63,14 +73,14 @@ def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, q
         packages=(*_PACKAGES, "torchvision", "pillow", "scikit-learn"),
         build=lambda places, _: _quantize(settings, fused, verify, split, places),
     )
-    print(_headline(read_json(report)), flush=True)
+    print(_headline(documents.read(QuantizeResult, report)), flush=True)
 
 
 def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
     import torch
 
     program, lineage = pytorch.read(fused)
-    preprocessing = Preprocessing.from_dict(read_json(verify)["preprocessing"])
+    preprocessing = documents.read(VerifyResult, verify).preprocessing
     images = splits.open_split(split)
     calibration, about = _calibration(images, settings.calibration_images, preprocessing)
     network = pt2e.network(program)
@@ -86,20 +96,17 @@ def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path
     outside = pt2e.in_float(done.prepared)
     written = pt2e.convert(done.prepared, done.simulation, preprocessing.image_size)
     reached = accuracy(checkpoints.as_module(written))
-    document = _document(done, reached, about, outside, lineage | {"fused": digests.digest(fused)})
+    result = _result(done, reached, about, outside, lineage | {"fused": digests.digest(fused)})
     if done.float_accuracy - reached > settings.max_accuracy_drop:
         if not settings.may_lose:
-            raise GateError(_refusal(fused, settings, document))
-        document |= {"status": "lost", "reason": _refusal(fused, settings, document)}
-    torch.export.save(
-        written, places["quantized"], extra_files={"lineage.json": json.dumps(document["lineage"] | {"int8": about})}
-    )
-    write_json(places["report"], document)
+            raise GateError(_refusal(fused, settings, result))
+        result = replace(result, status="lost", reason=_refusal(fused, settings, result))
+    lineage_file = json.dumps({**result.lineage, "int8": documents.plain(about)})
+    torch.export.save(written, places["quantized"], extra_files={"lineage.json": lineage_file})
+    documents.write(places["report"], result)
 
 
-def _calibration(
-    images: splits.Split, wanted: int, preprocessing: Preprocessing
-) -> "tuple[list[Tensor], dict[str, Any]]":
+def _calibration(images: splits.Split, wanted: int, preprocessing: Preprocessing) -> "tuple[list[Tensor], Calibration]":
     """Batches of training images, and what tells which they were."""
     sample = images.sample("train", wanted)
     count = sample.size("train")
@@ -113,7 +120,7 @@ def _calibration(
         )
     batches = [batch for batch, _ in sample.batches("train", preprocessing, _BATCH)]
     seen = hashlib.sha256(b"".join(batch.numpy().tobytes() for batch in batches)).hexdigest()
-    return batches, {"images": count, "part": "train", "augmented": False, "digest": seen}
+    return batches, Calibration(count, "train", augmented=False, digest=seen)
 
 
 def _require_runs(network: "GraphModule", image: "Tensor", fused: Path) -> None:
@@ -142,72 +149,71 @@ def _training(settings: QuantizeSettings, images: splits.Split, preprocessing: P
     return ptq.Training(batches, steps, settings.qat_learning_rate)
 
 
-def _document(
-    done: ptq.Repaired, reached: float, about: dict[str, Any], outside: dict[str, int], lineage: dict[str, Any]
-) -> dict[str, Any]:
-    """quantize.json of a program that holds its gate."""
+def _result(
+    done: ptq.Repaired, reached: float, about: Calibration, outside: dict[str, int], lineage: dict[str, str]
+) -> QuantizeResult:
+    """Of a program that holds its gate."""
+
+    def named(node: str) -> str:
+        return programs.title(done.simulation.module, node)
+
     usual = statistics.median(done.sensitivities.values()) if done.sensitivities else None
-    return {
-        "status": "ok",
-        "reason": None,
-        "scheme": {
-            "weights": {"dtype": "int8", "symmetric": True, "granularity": "output channel", "range": done.ways[1]},
-            "activations": {"dtype": "int8", "symmetric": True, "granularity": "tensor", "range": done.ways[0]},
-        },
-        "calibration": about,
-        "accuracy": {"fused": done.float_accuracy, "quantized": reached},
-        "steps": [asdict(step) for step in done.steps],
-        "layers": [layer.title for layer in done.simulation.layers],
-        "in_float": {
-            "layers": [
-                {
-                    "layer": programs.title(done.simulation.module, name),
-                    "reason": f"alone in int8 it moves the logits by {done.sensitivities[name]:.1e} of their variance, "
-                    f"a layer in the middle by {usual:.1e}"
-                    if giving_to is None
-                    else f"what it gives would be int8 with it, and {programs.title(done.simulation.module, giving_to)}"
-                    ", which reads that, loses most by it",
-                }
-                for name, giving_to in done.in_float.items()
-            ],
-            "operations": outside,
-        },
-        "sensitivity": {
-            programs.title(done.simulation.module, name): error for name, error in done.sensitivities.items()
-        },
-        "lineage": lineage,
-        "versions": versions(*_PACKAGES),
-    }
+    kept = [
+        FloatLayer(
+            named(name),
+            f"alone in int8 it moves the logits by {done.sensitivities[name]:.1e} of their variance, "
+            f"a layer in the middle by {usual:.1e}"
+            if giving_to is None
+            else f"what it gives would be int8 with it, and {named(giving_to)}, which reads that, loses most by it",
+        )
+        for name, giving_to in done.in_float.items()
+    ]
+    return QuantizeResult(
+        status="ok",
+        reason=None,
+        scheme=Scheme(
+            weights=Rounding("int8", True, "output channel", done.ways[1]),
+            activations=Rounding("int8", True, "tensor", done.ways[0]),
+        ),
+        calibration=about,
+        accuracy=QuantizedAccuracy(done.float_accuracy, reached),
+        steps=tuple(done.steps),
+        layers=tuple(layer.title for layer in done.simulation.layers),
+        in_float=InFloat(tuple(kept), outside),
+        sensitivity={named(name): error for name, error in done.sensitivities.items()},
+        lineage=lineage,
+        versions=versions(*_PACKAGES),
+    )
 
 
-def _refusal(fused: Path, settings: QuantizeSettings, document: dict[str, Any]) -> str:
+def _refusal(fused: Path, settings: QuantizeSettings, result: QuantizeResult) -> str:
     """What was reached, where it is lost, and what to try."""
-    accuracy = document["accuracy"]
-    worst = ", ".join(f"{layer} ({error:.1e})" for layer, error in list(document["sensitivity"].items())[:_SHOWN])
+    accuracy = result.accuracy
+    worst = ", ".join(f"{layer} ({error:.1e})" for layer, error in list(result.sensitivity.items())[:_SHOWN])
     tries = [f"`quantize.max_float_layers` above {settings.max_float_layers}"]
     tries += [f"`quantize.qat_epochs` above {settings.qat_epochs}"]
     tries += ["a network that is made for int8 (arch qarepvgg_a0 in place of repvgg_a0)"]
     tries += ["another precision in target.yaml (fp16)"]
     return (
-        f"{fused}: in int8 it is right on {accuracy['quantized']:.2%} of the validation images, in float32 on "
-        f"{accuracy['fused']:.2%}; allowed is a drop of {settings.max_accuracy_drop:.2%} (quantize.max_accuracy_drop). "
-        f"That is the best of {len(document['steps'])} steps, which the log has. The layers that lose most, by what "
+        f"{fused}: in int8 it is right on {accuracy.quantized:.2%} of the validation images, in float32 on "
+        f"{accuracy.fused:.2%}; allowed is a drop of {settings.max_accuracy_drop:.2%} (quantize.max_accuracy_drop). "
+        f"That is the best of {len(result.steps)} steps, which the log has. The layers that lose most, by what "
         f"each alone does to the logits, of their variance: {worst}. fuse.json says why, under `forecast`. Try "
         f"{'; or '.join(tries)}."
     )
 
 
-def _headline(document: dict[str, Any]) -> str:
-    accuracy, kept = document["accuracy"], document["in_float"]
+def _headline(result: QuantizeResult) -> str:
+    accuracy, kept = result.accuracy, result.in_float
     line = (
-        f"int8: {len(document['layers'])} layers, right on {accuracy['quantized']:.2%} of the validation images; "
-        f"in float {accuracy['fused']:.2%}"
+        f"int8: {len(result.layers)} layers, right on {accuracy.quantized:.2%} of the validation images; "
+        f"in float {accuracy.fused:.2%}"
     )
-    if document["status"] == "lost":
-        line += f"\n  lost: {document['reason']}"
-    if kept["layers"]:
-        line += f"\n  in float: {', '.join(one['layer'] for one in kept['layers'])}"
-    if kept["operations"]:
-        listed = ", ".join(f"{count} {name}" for name, count in kept["operations"].items())
+    if result.status == "lost":
+        line += f"\n  lost: {result.reason}"
+    if kept.layers:
+        line += f"\n  in float: {', '.join(one.layer for one in kept.layers)}"
+    if kept.operations:
+        listed = ", ".join(f"{count} {name}" for name, count in kept.operations.items())
         line += f"\n  not known to XNNPACK's quantizer, so in float too: {listed}"
     return line

@@ -13,13 +13,18 @@ other is at least as good in all three and better in one.
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import backends
-from pipeline.artifacts import digests, store
-from pipeline.artifacts.manifest import Unavailable, read_json, write_json
+from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.bench_result import UNTIMED, BenchAccuracy, BenchResult, Run, Tried
+from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.export_result import FileFacts, Manifest
+from pipeline.artifacts.manifest import Unavailable
+from pipeline.artifacts.profile_result import ProfileResult
+from pipeline.artifacts.quantize_result import QuantizeResult
 from pipeline.benchmark import headline, measurement, runners, statistics
 from pipeline.config.stages import RaceSettings
 from pipeline.errors import GateError, InputError
@@ -44,35 +49,25 @@ class _Candidate:
 
     manifest: Path
     check: Path
-    written: Mapping[str, Any]
-    checked: Mapping[str, Any]
+    written: Manifest
+    checked: CheckResult
     files: Sequence[Path]
     file: Path
     lost: str | None
 
     @property
     def size_bytes(self) -> int:
-        return self.facts["size_bytes"]
+        return self.facts.size_bytes
 
     @property
     def accuracy(self) -> float | None:
         """Top-1 of the file, None where nothing here runs it."""
-        return self.checked["accuracy"]["file"]
+        return self.checked.accuracy.file
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> FileFacts:
         """What the manifest says of that file."""
-        return self.entries[self.file.name]
-
-    @property
-    def form(self) -> str:
-        """The one that was exported."""
-        return next(iter(self.written["forms"]))
-
-    @property
-    def entries(self) -> dict[str, Any]:
-        """What the manifest says of the form's files, by name."""
-        return self.written["forms"][self.form]["files"]
+        return self.written.shipped_form.files[self.file.name]
 
 
 def run(
@@ -117,10 +112,10 @@ def run(
         held = _held(settings, candidates)
         opened, written = {name: one.file for name, one in held.items()}, next(iter(held.values())).written
         with runners.wanted(settings, opened, files, written) as runner:
-            best, document = _race(settings, candidates, held, unavailable, runner)
-            write_json(places["bench"], document)
-            program = programs[held[best].form] or fused
-            write_json(places["profile"], measurement.profile(settings.backend, document, best, runner, program))
+            best, result = _race(settings, candidates, held, unavailable, runner)
+            documents.write(places["bench"], result)
+            program = programs[held[best].written.shipped] or fused
+            documents.write(places["profile"], measurement.profile(settings.backend, result, best, runner, program))
         _copy(held[best], places["chosen"])
 
     store.cached(
@@ -134,7 +129,8 @@ def run(
         host=runners.host(settings, unavailable),
         build=build,
     )
-    print("\n".join([*_headline(read_json(output)), *headline.dearest(read_json(profile))]), flush=True)
+    lines = headline.dearest(documents.read(ProfileResult, profile))
+    print("\n".join([*_headline(documents.read(BenchResult, output)), *lines]), flush=True)
 
 
 def fastest(size_bytes: Mapping[str, int], samples: "Samples") -> str:
@@ -153,14 +149,13 @@ def fastest(size_bytes: Mapping[str, int], samples: "Samples") -> str:
     return min(filter(is_as_fast, size_bytes), key=size_bytes.__getitem__)
 
 
-def on_front(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def on_front(rows: Sequence[Tried]) -> list[str]:
     """The Pareto front: the precisions to which no other is at least as good in all, and better in one.
 
     Args:
-        rows: ``precision``, ``accuracy``, ``p50_ms`` and ``size_bytes``; the first two figures None where not known, in
-            all rows alike.
+        rows: ``accuracy`` and ``p50_ms`` are None in all rows alike.
     """
-    figures_of = {row["precision"]: (-(row["accuracy"] or 0), row["p50_ms"] or 0, row["size_bytes"]) for row in rows}
+    figures_of = {row.precision: (-(row.accuracy or 0), row.p50_ms or 0, row.size_bytes) for row in rows}
 
     def is_beaten(own: tuple[float, ...]) -> bool:
         return any(
@@ -179,12 +174,13 @@ def _candidates(
         raise InputError("--manifests and --checks must name the same folders in the same order.")
     found = {}
     for manifest, check in zip(manifests, checks, strict=True):
-        written, checked = read_json(manifest), read_json(check)
+        written, checked = documents.read(Manifest, manifest), documents.read(CheckResult, check)
         own = [file for file in files if file.parent == manifest.parent]
-        file = next(iter(measurement.opened(written, own, manifest).values()))
-        quantized = read_json(report) if written["precision"] == "int8" and report else {}
-        lost = quantized.get("reason") or checked["reason"]
-        found[written["precision"]] = _Candidate(manifest, check, written, checked, own, file, lost)
+        file = written.opened(own)[written.shipped]
+        lost = checked.reason
+        if written.precision == "int8" and report:
+            lost = documents.read(QuantizeResult, report).reason or lost
+        found[written.precision] = _Candidate(manifest, check, written, checked, own, file, lost)
     return found
 
 
@@ -206,10 +202,10 @@ def _race(
     held: Mapping[str, _Candidate],
     unavailable: Unavailable | None,
     runner: runners.Runner,
-) -> tuple[str, dict[str, Any]]:
-    """The precision that won, and bench.json."""
-    runs: list[dict[str, Any]] = []
-    shape = tuple(next(iter(held.values())).written["input"]["shape"])
+) -> tuple[str, BenchResult]:
+    """The precision that won, and what is said of it."""
+    runs: list[Run] = []
+    shape = next(iter(held.values())).written.input.shape
     if unavailable is None:
         taken = [measurement.timed(runner, list(held), shape, n, settings.bench) for n in settings.bench.threads]
         best = fastest({name: one.size_bytes for name, one in held.items()}, taken[0][1])
@@ -218,27 +214,32 @@ def _race(
     baseline = _baseline(best, held)
     order = [best, *filter(None, [baseline]), *(name for name in held if name not in (best, baseline))]
     for run, samples in taken:
-        speedup = statistics.speedup(samples[baseline], samples[best]) if baseline else None
-        runs.append(run | {"forms": {name: run["forms"][name] for name in order}, "speedup": speedup})
-    alone = measurement.beside(runner, order, shape, settings.bench) if runs else dict.fromkeys(("power", "sustained"))
-    winner, timed = held[best], runs[0]["forms"] if runs else dict.fromkeys(order, measurement.UNTIMED)
-    return best, {
-        "status": "ok" if unavailable is None else "unavailable",
-        "reason": unavailable.reason if unavailable else None,
-        "remedy": unavailable.remedy if unavailable else None,
-        **{key: winner.written[key] for key in ("target", "model", "backend", "precision", "input")},
-        "chosen": best,
-        "chosen_by": "latency" if runs else "size",
-        "tried": _tried(candidates, runs),
-        "forms": {name: timed[name] | held[name].facts for name in order},
-        "speedup": runs[0]["speedup"] if runs else None,
-        "runs": runs,
-        **alone,
-        "reference": None,
-        "accuracy": {**winner.checked["accuracy"], "checked_by": winner.checked["checked_by"]},
-        "conditions": runs[0]["conditions"] if runs else None,
-        "files": {name: list(held[name].entries) for name in order},
-    }
+        speedup = measurement.speedup(samples, best, baseline) if baseline else None
+        runs.append(replace(run, forms={name: run.forms[name] for name in order}, speedup=speedup))
+    power, sustained = measurement.beside(runner, order, shape, settings.bench) if runs else (None, None)
+    winner, timed = held[best], runs[0].forms if runs else dict.fromkeys(order, UNTIMED)
+    return best, BenchResult(
+        status="unavailable" if unavailable else "ok",
+        reason=unavailable and unavailable.reason,
+        remedy=unavailable and unavailable.remedy,
+        target=winner.written.target,
+        model=winner.written.model,
+        backend=winner.written.backend,
+        precision=winner.written.precision,
+        input=winner.written.input,
+        chosen=best,
+        chosen_by="latency" if runs else "size",
+        tried=_tried(candidates, runs),
+        forms={name: replace(timed[name], **vars(held[name].facts)) for name in order},
+        speedup=runs[0].speedup if runs else None,
+        runs=tuple(runs),
+        power=power,
+        sustained=sustained,
+        reference=None,
+        accuracy=BenchAccuracy(**vars(winner.checked.accuracy), checked_by=winner.checked.checked_by),
+        conditions=runs[0].conditions if runs else None,
+        files={name: tuple(held[name].written.shipped_form.files) for name in order},
+    )
 
 
 def _baseline(best: str, held: Mapping[str, _Candidate]) -> str | None:
@@ -247,23 +248,15 @@ def _baseline(best: str, held: Mapping[str, _Candidate]) -> str | None:
     return floats[0] if floats and floats[0] != best else None
 
 
-def _tried(candidates: Mapping[str, _Candidate], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _tried(candidates: Mapping[str, _Candidate], runs: Sequence[Run]) -> tuple[Tried, ...]:
     """A row for each candidate, in the order of target.yaml."""
     rows = []
     for name, one in candidates.items():
-        timed = runs[0]["forms"].get(name) if runs else None
-        rows.append(
-            {
-                "precision": name,
-                "status": "lost" if one.lost else "ok",
-                "reason": one.lost,
-                "accuracy": one.accuracy,
-                "p50_ms": timed["latency_ms"]["p50"] if timed else None,
-                "size_bytes": one.size_bytes,
-            }
-        )
-    front = on_front([row for row in rows if row["status"] == "ok"])
-    return [row | {"pareto": row["precision"] in front} for row in rows]
+        timed = runs[0].forms.get(name) if runs else None
+        p50_ms = timed.latency_ms.p50 if timed else None
+        rows.append(Tried(name, "lost" if one.lost else "ok", one.lost, one.accuracy, p50_ms, one.size_bytes))
+    front = on_front([row for row in rows if row.status == "ok"])
+    return tuple(replace(row, pareto=row.precision in front) for row in rows)
 
 
 def _copy(winner: _Candidate, folder: Path) -> None:
@@ -275,18 +268,18 @@ def _copy(winner: _Candidate, folder: Path) -> None:
             shutil.copy(path, folder / path.name)
 
 
-def _headline(document: dict[str, Any]) -> list[str]:
-    name = f"{document['model']} on {document['target']}"
-    lines = [f"{name}: {document['chosen']} of {len(document['tried'])} candidates, chosen by {document['chosen_by']}"]
-    if document["status"] != "ok":
-        lines.append(f"  nothing was timed: {document['reason']}\n  to choose by latency: {document['remedy']}")
-    lines += [f"  {_row(row)}" for row in document["tried"]]
-    lines += [f"  {line}" for line in headline.in_words(name, document)]
-    return lines + headline.warnings(document["runs"])
+def _headline(result: BenchResult) -> list[str]:
+    name = f"{result.model} on {result.target}"
+    lines = [f"{name}: {result.chosen} of {len(result.tried)} candidates, chosen by {result.chosen_by}"]
+    if result.status != "ok":
+        lines.append(f"  nothing was timed: {result.reason}\n  to choose by latency: {result.remedy}")
+    lines += [f"  {_row(row)}" for row in result.tried]
+    lines += [f"  {line}" for line in headline.in_words(name, result)]
+    return lines + headline.warnings(result.runs)
 
 
-def _row(row: Mapping[str, Any]) -> str:
-    accuracy = "accuracy unknown" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
-    latency = "" if row["p50_ms"] is None else f", {row['p50_ms']:.3f} ms"
-    end = f"; lost: {row['reason']}" if row["reason"] else "; on the Pareto front" if row["pareto"] else ""
-    return f"{row['precision']}: {accuracy}{latency}, {row['size_bytes'] / 1e6:.2f} MB{end}"
+def _row(row: Tried) -> str:
+    accuracy = "accuracy unknown" if row.accuracy is None else f"{row.accuracy:.2%}"
+    latency = "" if row.p50_ms is None else f", {row.p50_ms:.3f} ms"
+    end = f"; lost: {row.reason}" if row.reason else "; on the Pareto front" if row.pareto else ""
+    return f"{row.precision}: {accuracy}{latency}, {row.size_bytes / 1e6:.2f} MB{end}"

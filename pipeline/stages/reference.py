@@ -8,8 +8,9 @@ all targets that have the same forms, image size, batch, and settings under `ben
 from pathlib import Path
 
 from pipeline import backends
-from pipeline.artifacts import store
-from pipeline.artifacts.manifest import ExportSpec, Preprocessing, read_json, write_json
+from pipeline.artifacts import documents, store
+from pipeline.artifacts.bench_result import ReferenceResult
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.benchmark import conditions, headline, measurement, runners
 from pipeline.config.stages import ReferenceSettings
 from pipeline.models import checkpoints, forms, programs
@@ -43,7 +44,8 @@ def run(
             program = programs.static(forms.module(form, checkpoint, fused, quantized), shape)
             backend.export(program, [files[form]], ExportSpec("fp32", shape, preprocessing))
         measured = measurement.measure(runners.here(backend.name, files), list(files), shape, settings.bench)
-        write_json(places["reference"], {"backend": backend.name, "precision": settings.precision, **measured})
+        result = ReferenceResult(backend=backend.name, precision=settings.precision, **vars(measured))
+        documents.write(places["reference"], result)
 
     store.cached(
         "reference",
@@ -55,6 +57,6 @@ def run(
         host=conditions.fingerprint(),
         build=build,
     )
-    figures = read_json(output)
+    figures = documents.read(ReferenceResult, output)
     lines = headline.in_words(f"{backend.title} {settings.precision} here", figures)
-    print("\n".join(lines + headline.warnings(figures["runs"])), flush=True)
+    print("\n".join(lines + headline.warnings(figures.runs)), flush=True)

@@ -12,13 +12,13 @@ rounding each layer does to the logits of some training images, and what makes i
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.artifacts import digests, store
-from pipeline.artifacts.manifest import Preprocessing, read_json, write_json
+from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.fuse_result import BatchNormFinding, Forecast, FuseResult
+from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import NoSettings
 from pipeline.data import splits
 from pipeline.models import checkpoints
@@ -57,8 +57,8 @@ def run(settings: NoSettings, *, checkpoint: Path, split: Path, fused: Path, rep
         packages=("torch", "torchvision", "scikit-learn", "pillow"),
         build=lambda places, _: _fuse(checkpoint, split, places),
     )
-    written = read_json(report)
-    for line in (*_of_health(written["bn_health"]), *_of_forecast(written["forecast"])):
+    written = documents.read(FuseResult, report)
+    for line in (*_of_health(written.bn_health), *_of_forecast(written.forecast)):
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
@@ -83,10 +83,9 @@ def _fuse(checkpoint: Path, split: Path, places: dict[str, Path]) -> None:
     torch.export.save(
         capture(result.module, example), places["fused"], extra_files={"lineage.json": json.dumps(lineage)}
     )
-    health = [asdict(finding) for finding in bn_health(model)]
     images = _images(split, Preprocessing.from_dict(header["preprocessing"]), result.report)
-    told = forecast(model, result, images).to_dict()
-    write_json(places["report"], {"lineage": lineage, "bn_health": health, "forecast": told, **result.report.to_dict()})
+    told = {"bn_health": documents.plain(bn_health(model)), "forecast": forecast(model, result, images).to_dict()}
+    documents.write(places["report"], documents.of(FuseResult, {"lineage": lineage, **told, **result.report.to_dict()}))
     print(result.report)
 
 
@@ -97,20 +96,20 @@ def _images(split: Path, preprocessing: Preprocessing, report: "FuseReport") -> 
     return [batch for batch, _ in sample.batches("train", preprocessing, _BATCH)]
 
 
-def _of_health(health: list[dict[str, Any]]) -> Iterator[str]:
+def _of_health(health: Sequence[BatchNormFinding]) -> Iterator[str]:
     """A line for each finding of a kind, and after a few of them how many more there are."""
-    for kind in dict.fromkeys(finding["kind"] for finding in health):
-        messages = [finding["message"] for finding in health if finding["kind"] == kind]
+    for kind in dict.fromkeys(finding.kind for finding in health):
+        messages = [finding.message for finding in health if finding.kind == kind]
         yield from messages[:_SHOWN]
         if len(messages) > _SHOWN:
             yield f"{len(messages) - _SHOWN} more batch norms with `{kind}` statistics: see bn_health in fuse.json."
 
 
-def _of_forecast(told: dict[str, Any]) -> Iterator[str]:
+def _of_forecast(told: Forecast) -> Iterator[str]:
     """A line for each of the worst layers, and how many more there are; or why nothing is known."""
-    if told["reason"]:
-        yield f"What int8 will do is not known: {told['reason']}. Of the weights there are figures in fuse.json."
-    risks = told["risks"]
-    yield from (risk["message"] for risk in risks[:_SHOWN])
+    if told.reason:
+        yield f"What int8 will do is not known: {told.reason}. Of the weights there are figures in fuse.json."
+    risks = told.risks
+    yield from (risk.message for risk in risks[:_SHOWN])
     if len(risks) > _SHOWN:
         yield f"{len(risks) - _SHOWN} more layers will hurt in int8: see forecast in fuse.json."

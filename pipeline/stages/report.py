@@ -6,9 +6,11 @@ It is Markdown with aligned columns, to read in a terminal as well as rendered.
 import os
 import textwrap
 from pathlib import Path
-from typing import Any
 
-from pipeline.artifacts.manifest import read_json
+from pipeline.artifacts import documents
+from pipeline.artifacts.bench_result import BenchResult, Run, TargetBench
+from pipeline.artifacts.fuse_result import Forecast, FuseResult
+from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.benchmark.profile import milliseconds, slowest
 from pipeline.config.stages import NoSettings
 
@@ -55,82 +57,78 @@ def run(
         profiles: targets/<target>/<model>/profile.json of every target and model, for where the time goes.
         fuses: artifacts/<model>/fuse.json of every model, for what int8 will do.
     """
-    documents = [document for path in benches for document in _of_models(read_json(path))]
+    results = [one for path in benches for one in _of_models(path)]
+    profiled = [documents.read(ProfileResult, path) for path in profiles]
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    measured, told = (sorted(read, key=_model_and_target) for read in (documents, map(read_json, profiles)))
-    forecasts = {path.parent.name: read_json(path)["forecast"] for path in sorted(fuses)}
+    measured, told = (sorted(read, key=_model_and_target) for read in (results, profiled))
+    forecasts = {path.parent.name: documents.read(FuseResult, path).forecast for path in sorted(fuses)}
     fresh.write_text(_report(measured, told, forecasts))
     os.replace(fresh, output)
 
 
-def _of_models(bench: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(bench["models"].values()) if "models" in bench else [bench]
+def _of_models(path: Path) -> list[BenchResult]:
+    """Of a file of one target or of one model."""
+    found = documents.read_either(TargetBench, BenchResult, path)
+    return list(found.models.values()) if isinstance(found, TargetBench) else [found]
 
 
-def _model_and_target(document: dict[str, Any]) -> tuple[str, str]:
-    return document["model"], document["target"]
+def _model_and_target(result: BenchResult | ProfileResult) -> tuple[str, str]:
+    return result.model, result.target
 
 
-def _report(
-    documents: list[dict[str, Any]], profiles: list[dict[str, Any]], forecasts: dict[str, dict[str, Any]]
-) -> str:
-    rows = [row for document in documents for row in _rows(document)]
+def _report(results: list[BenchResult], profiles: list[ProfileResult], forecasts: dict[str, Forecast]) -> str:
+    rows = [row for result in results for row in _rows(result)]
     parts = ["# What the fold gained", _wrapped(_LEGEND), _table(_without_single_threads(rows))]
-    parts += _notes(documents)
-    parts += _races(documents)
-    referred: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for document in documents:
-        if reference := document["reference"]:
-            referred.setdefault((reference["runtime"], reference["precision"]), []).append(document)
+    parts += _notes(results)
+    parts += _races(results)
+    referred: dict[tuple[str, str], list[BenchResult]] = {}
+    for result in results:
+        if reference := result.reference:
+            referred.setdefault((reference.runtime, reference.precision), []).append(result)
     for (runtime, precision), group in referred.items():
         parts += [
             f"## Reference: {runtime}, {precision}",
             _wrapped(_REFERENCE.format(runtime=runtime, precision=precision)),
             _table(_without_single_threads(_reference_rows(group))),
         ]
-    if dear := [row for profile in profiles if profile["status"] == "ok" for row in _slowest_layers(profile)]:
+    if dear := [row for profile in profiles if profile.status == "ok" for row in _slowest_layers(profile)]:
         parts += ["## Where the time goes", _wrapped(_PROFILE.format(count=_SLOWEST_LAYERS)), _table(dear)]
     parts += _int8(forecasts) if forecasts else []
-    parts += ["## Conditions", _conditions(documents)]
+    parts += ["## Conditions", _conditions(results)]
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(document: dict[str, Any]) -> list[dict[str, str]]:
+def _rows(result: BenchResult) -> list[dict[str, str]]:
     """A row for each number of threads; one where nothing was measured."""
-    accuracy = document["accuracy"]
+    accuracy = result.accuracy
     return [
         {
-            "model": document["model"],
-            "target": document["target"],
-            "status": "ok, busy" if run and run["conditions"]["busy"] else document["status"],
-            "threads": str(run["threads"]) if run else _NONE,
-            "file MB": f"{document['forms'][_shipped(document)]['size_bytes'] / 1e6:.2f}",
-            **{f"{name} %": _percent(accuracy[name]) for name in ("branched", "fused", "file")},
-            "file ms": _median(run, _shipped(document)),
+            "model": result.model,
+            "target": result.target,
+            "status": "ok, busy" if run and run.conditions.busy else result.status,
+            "threads": str(run.threads) if run else _NONE,
+            "file MB": f"{result.forms[result.shipped].size_bytes / 1e6:.2f}",
+            **{f"{name} %": _percent(getattr(accuracy, name)) for name in ("branched", "fused", "file")},
+            "file ms": _median(run, result.shipped),
             "speed-up": _speedup(run),
         }
-        for run in document["runs"] or [None]
+        for run in result.runs or [None]
     ]
 
 
-def _shipped(document: dict[str, Any]) -> str:
-    """The form that ships: the first."""
-    return next(iter(document["forms"]))
-
-
-def _reference_rows(documents: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The rows of documents whose reference is of one runtime and precision, so that they ship one form."""
-    forms = dict.fromkeys(form for document in documents for form in reversed(document["forms"]))
+def _reference_rows(results: list[BenchResult]) -> list[dict[str, str]]:
+    """The rows of results whose reference is of one runtime and precision, so that they ship one form."""
+    forms = dict.fromkeys(form for result in results for form in reversed(result.forms))
     return [
         {
-            "model": document["model"],
-            "stands in for": document["target"],
-            "threads": str(run["threads"]),
+            "model": result.model,
+            "stands in for": result.target,
+            "threads": str(run.threads),
             **{f"{form} ms": _median(run, form) for form in forms},
             "speed-up": _speedup(run),
         }
-        for document in documents
-        for run in document["reference"]["runs"]
+        for result in results
+        for run in result.reference.runs
     ]
 
 
@@ -141,64 +139,64 @@ def _without_single_threads(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return rows
 
 
-def _races(documents: list[dict[str, Any]]) -> list[str]:
+def _races(results: list[BenchResult]) -> list[str]:
     """What the targets of `precision: auto` chose from."""
     rows, reasons = [], []
-    for document in documents:
-        for one in document.get("tried", []):
-            is_chosen = one["precision"] == document["chosen"]
+    for result in results:
+        for one in result.tried or ():
+            is_chosen = one.precision == result.chosen
             rows.append(
                 {
-                    "model": document["model"],
-                    "target": document["target"],
-                    "precision": one["precision"],
-                    "status": f"chosen by {document['chosen_by']}" if is_chosen else one["status"],
-                    "file %": _percent(one["accuracy"]),
-                    "file ms": _NONE if one["p50_ms"] is None else f"{one['p50_ms']:.3f}",
-                    "file MB": f"{one['size_bytes'] / 1e6:.2f}",
-                    "on the front": "yes" if one["pareto"] else _NONE,
+                    "model": result.model,
+                    "target": result.target,
+                    "precision": one.precision,
+                    "status": f"chosen by {result.chosen_by}" if is_chosen else one.status,
+                    "file %": _percent(one.accuracy),
+                    "file ms": _NONE if one.p50_ms is None else f"{one.p50_ms:.3f}",
+                    "file MB": f"{one.size_bytes / 1e6:.2f}",
+                    "on the front": "yes" if one.pareto else _NONE,
                 }
             )
-            if one["reason"]:
-                reasons.append(f"- {document['model']} on {document['target']}, {one['precision']}: {one['reason']}")
+            if one.reason:
+                reasons.append(f"- {result.model} on {result.target}, {one.precision}: {one.reason}")
     notes = ["\n".join(_wrapped(reason, "  ") for reason in reasons)] if reasons else []
     return ["## What auto chose from", _wrapped(_RACE), _table(rows), *notes] if rows else []
 
 
-def _slowest_layers(profile: dict[str, Any]) -> list[dict[str, str]]:
+def _slowest_layers(profile: ProfileResult) -> list[dict[str, str]]:
     return [
         {
-            "model": profile["model"],
-            "target": profile["target"],
+            "model": profile.model,
+            "target": profile.target,
             "layer": one["layer"] or _NONE,
             "operation": one["name"],
             "ms": milliseconds(one),
             "share %": _percent(one["share"]),
         }
-        for one in slowest(profile, _SLOWEST_LAYERS)
+        for one in slowest(profile.operations, _SLOWEST_LAYERS)
     ]
 
 
-def _int8(forecasts: dict[str, dict[str, Any]]) -> list[str]:
+def _int8(forecasts: dict[str, Forecast]) -> list[str]:
     """What int8 will do to each model, and what is to blame where it will hurt."""
     rows, lines = [], []
     for model, told in forecasts.items():
-        if told["reason"]:
-            lines.append(f"- {model}: not known, {told['reason']}.")
+        if told.reason:
+            lines.append(f"- {model}: not known, {told.reason}.")
             continue
-        worst = max(told["layers"], key=lambda layer: layer["logit_error"]["both"])
+        worst = max(told.layers, key=lambda layer: layer.logit_error.both)
         rows.append(
             {
                 "model": model,
-                "all %": _share(told["logit_error"]),
-                "worst layer": worst["name"],
-                "worst %": _share(worst["logit_error"]["both"]),
-                "weight dB": _decibels(worst["weight"]["snr_db"]),
-                "input dB": _decibels(worst["input"]["snr_db"]),
+                "all %": _share(told.logit_error),
+                "worst layer": worst.name,
+                "worst %": _share(worst.logit_error.both),
+                "weight dB": _decibels(worst.weight.snr_db),
+                "input dB": _decibels(worst.input.snr_db),
             }
         )
-        lines += [f"- {model}: {risk['message']}" for risk in told["risks"]]
-    sound = [row["model"] for row in rows if not forecasts[row["model"]]["risks"]]
+        lines += [f"- {model}: {risk.message}" for risk in told.risks]
+    sound = [row["model"] for row in rows if not forecasts[row["model"]].risks]
     lines += [f"- {_listed(sound)}: no layer will hurt."] if sound else []
     table = [_table(rows)] if rows else []
     notes = ["\n".join(_wrapped(line, "  ") for line in lines)] if lines else []
@@ -214,43 +212,43 @@ def _decibels(value: float | None) -> str:
     return _NONE if value is None else f"{value:.0f}"
 
 
-def _median(run: dict[str, Any] | None, form: str) -> str:
-    entry = run and run["forms"].get(form)
-    return f"{entry['latency_ms']['p50']:.3f}" if entry else _NONE
+def _median(run: Run | None, form: str) -> str:
+    entry = run and run.forms.get(form)
+    return f"{entry.latency_ms.p50:.3f}" if entry else _NONE
 
 
-def _speedup(run: dict[str, Any] | None) -> str:
-    gained = run and run["speedup"]
+def _speedup(run: Run | None) -> str:
+    gained = run and run.speedup
     if not gained:
         return _NONE
-    interval = f" ({gained['low']:.2f}-{gained['high']:.2f})" if gained["low"] is not None else ""
-    return f"{gained['median']:.2f}x{interval}"
+    interval = f" ({gained.low:.2f}-{gained.high:.2f})" if gained.low is not None else ""
+    return f"{gained.median:.2f}x{interval}"
 
 
 def _percent(share: float | None) -> str:
     return _NONE if share is None else f"{share * 100:.2f}"
 
 
-def _notes(documents: list[dict[str, Any]]) -> list[str]:
+def _notes(results: list[BenchResult]) -> list[str]:
     """Which targets have no figure, why, and how to get one; and by what the files were checked."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
     checkers: dict[str | None, list[str]] = {}
-    for document in documents:
-        checkers.setdefault(document["accuracy"]["checked_by"], []).append(document["target"])
-        if document["status"] != "ok":
-            key = (document["status"], document["reason"], document["remedy"])
-            reasons.setdefault(key, []).append(document["target"])
-    folded = [document["model"] for document in documents if document["accuracy"]["branched"] is None]
+    for result in results:
+        checkers.setdefault(result.accuracy.checked_by, []).append(result.target)
+        if result.status != "ok":
+            key = (result.status, result.reason, result.remedy)
+            reasons.setdefault(key, []).append(result.target)
+    folded = [result.model for result in results if result.accuracy.branched is None]
     lines = [f"- {_listed(folded)}: came folded, so there is no branched network to compare with."] if folded else []
     lines += [
         f"- {_listed(targets)}: {status}. {reason.rstrip('.')}. To get figures: {remedy.rstrip('.')}."
         for (status, reason, remedy), targets in reasons.items()
     ]
     baselines: dict[str, list[str]] = {}
-    for document in documents:
-        other = next(iter(list(document["forms"])[1:]), "branched")
-        if other != "branched" and not ("chosen" in document and document["speedup"] is None):
-            baselines.setdefault(other, []).append(document["target"])
+    for result in results:
+        other = next(iter(list(result.forms)[1:]), "branched")
+        if other != "branched" and not (result.chosen and result.speedup is None):
+            baselines.setdefault(other, []).append(result.target)
     lines += [f"- {_listed(targets)}: speed-up is over `{baseline}`." for baseline, targets in baselines.items()]
     for checker, targets in checkers.items():
         by = f"file % was taken with {checker}" if checker else "file % is unknown, nothing here runs the file"
@@ -258,23 +256,23 @@ def _notes(documents: list[dict[str, Any]]) -> list[str]:
     return ["\n".join(_wrapped(line, "  ") for line in lines)]
 
 
-def _conditions(documents: list[dict[str, Any]]) -> str:
+def _conditions(results: list[BenchResult]) -> str:
     """A line for each set of conditions, with what was measured under it; then the warnings."""
     seen: dict[str, dict[str, list[str]]] = {}
     warnings: dict[str, list[str]] = {}
-    for document in documents:
-        target, is_ok = document["target"], document["status"] == "ok"
+    for result in results:
+        target, is_ok = result.target, result.status == "ok"
         name = target if is_ok else f"reference for {target}"
-        for run in (document if is_ok else document["reference"] or document)["runs"]:
-            held = run["conditions"]
-            versions = ", ".join(f"{package} {version}" for package, version in held["versions"].items() if version)
+        for run in (result if is_ok else result.reference or result).runs:
+            held = run.conditions
+            versions = ", ".join(f"{package} {version}" for package, version in held.versions.items() if version)
             text = (
-                f"{', '.join([held['cpu'], *held['gpus']])} ({held['device']}), threads {held['threads']} of "
-                f"{held['cores']} cores, batch {held['batch']}, {held['os']}, {versions}"
+                f"{', '.join([held.cpu, *held.gpus])} ({held.device}), threads {held.threads} of "
+                f"{held.cores} cores, batch {held.batch}, {held.os}, {versions}"
             )
-            seen.setdefault(text, {}).setdefault(name, []).append(document["model"])
-            if held["warning"]:
-                warnings.setdefault(held["warning"], []).append(f"{document['model']} on {name}")
+            seen.setdefault(text, {}).setdefault(name, []).append(result.model)
+            if held.warning:
+                warnings.setdefault(held.warning, []).append(f"{result.model} on {name}")
     lines = [
         f"- {'; '.join(f'{_listed(models)} on {name}' for name, models in under.items())}: {text}."
         for text, under in seen.items()

@@ -6,7 +6,8 @@ Its `status` is the worst of its models'; `models` holds each one's bench.json w
 import os
 from pathlib import Path
 
-from pipeline.artifacts.manifest import read_json, write_json
+from pipeline.artifacts import documents
+from pipeline.artifacts.bench_result import BenchResult, TargetBench
 from pipeline.config.stages import NoSettings
 from pipeline.errors import InputError
 
@@ -24,17 +25,17 @@ def run(settings: NoSettings, *, benches: list[Path], output: Path) -> None:
     Raises:
         InputError: the files are of several targets, or two of them of the same model.
     """
-    documents = [read_json(path) for path in benches]
-    targets = sorted({document["target"] for document in documents})
+    results = [documents.read(BenchResult, path) for path in benches]
+    targets = sorted({result.target for result in results})
     if len(targets) != 1:
         raise InputError(
             f"--benches names files of the targets {', '.join(targets)}, but each target has a "
             f"bench.json of its own; give the files of one."
         )
-    models = {document["model"]: document for document in documents}
-    if len(models) != len(documents):
+    models = {result.model: result for result in results}
+    if len(models) != len(results):
         raise InputError(f"--benches names a model twice: {', '.join(map(str, benches))}; give each model once.")
-    status = max((document["status"] for document in documents), key=_FROM_BEST.index)
+    status = max((result.status for result in results), key=_FROM_BEST.index)
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    write_json(fresh, {"target": targets[0], "status": status, "models": models})
+    documents.write(fresh, TargetBench(targets[0], status, models))
     os.replace(fresh, output)

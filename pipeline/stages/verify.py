@@ -17,11 +17,13 @@ these, and the accuracy of `branched` is null.
 A gate that fails ends with exit code 1, says where, and leaves no verify.json.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import digests, store
-from pipeline.artifacts.manifest import Preprocessing, as_plain, write_json
+from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.verify_result import Float32, Float64, FormErrors, ProvedAccuracy, Tie, VerifyResult, Weights
 from pipeline.config.project import Verify
 from pipeline.errors import GateError
 from pipeline.models import checkpoints
@@ -54,11 +56,11 @@ def run(settings: Verify, *, checkpoint: Path, split: Path, fused: Path, output:
         outputs={"verify": output},
         code=("pipeline.stages.verify", *checkpoints.code_modules(checkpoint)),
         packages=("torch", "torchvision", "scikit-learn"),
-        build=lambda places, _: write_json(places["verify"], _verify(settings, checkpoint, split, fused)),
+        build=lambda places, _: documents.write(places["verify"], _verify(settings, checkpoint, split, fused)),
     )
 
 
-def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> dict[str, Any]:
+def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> VerifyResult:
     import torch
 
     from pipeline.data.splits import open_split
@@ -80,29 +82,29 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> dic
         weights = _hold_weights(program, refused.module)
         file = checkpoints.as_module(program)
         float32 = _hold_float32(reference, model, file, inputs, settings)
-        predictions = _hold_predictions(
-            model, file, images.batches("val", preprocessing, settings.batch_size), float32["rounding"]
-        )
+        batches = images.batches("val", preprocessing, settings.batch_size)
+        seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding)
         again = fuse(refused.module, torch.zeros(2, 3, size, size, dtype=torch.float64))
-    if checkpoints.is_folded(header):
-        predictions["accuracy"]["branched"] = None
     if again.report.regions:
         raise GateError(
             f"fusing the fused network folded {again.report.regions[0].name} once more, so the first fuse was not "
             f"complete. This is a defect of repnets; report it with fuse.json."
         )
-    return {
-        "status": "ok",
-        "fused": digests.digest(fused),
-        "checkpoint": digests.digest(checkpoint),
-        "form": header.get("form", "training"),
-        "preprocessing": as_plain(preprocessing),
-        "float64": float64,
-        "weights": weights,
-        "float32": float32,
-        **predictions,
-        "idempotent": True,
-    }
+    return VerifyResult(
+        status="ok",
+        fused=digests.digest(fused),
+        checkpoint=digests.digest(checkpoint),
+        form=header.get("form", "training"),
+        preprocessing=preprocessing,
+        float64=float64,
+        weights=weights,
+        float32=float32,
+        images=seen,
+        accuracy=replace(accuracy, branched=None) if checkpoints.is_folded(header) else accuracy,
+        agreement=1 - len(ties) / seen,
+        ties=ties,
+        idempotent=True,
+    )
 
 
 def _random_inputs(size: int, reference: "nn.Module", shape: tuple[int | None, ...]) -> dict[str, "Tensor"]:
@@ -129,9 +131,7 @@ def _runs(model: "nn.Module", batch: "Tensor") -> bool:
     return True
 
 
-def _hold_float64(
-    reference: "nn.Module", refused: Any, inputs: dict[str, "Tensor"], tolerance: float
-) -> dict[str, Any]:
+def _hold_float64(reference: "nn.Module", refused: Any, inputs: dict[str, "Tensor"], tolerance: float) -> Float64:
     errors = {}
     for name, batch in inputs.items():
         want, got = reference(batch.double()), refused.module(batch.double())
@@ -143,10 +143,10 @@ def _hold_float64(
                 f"float64: branched and fused differ by {errors[name]:.2e} of the largest logit on {name} input, "
                 f"tolerance {tolerance:.0e}; {where}. The fold is not exact for this network; report it with fuse.json."
             )
-    return {"tolerance": tolerance, "max_relative_error": errors}
+    return Float64(tolerance, errors)
 
 
-def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> dict[str, Any]:
+def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> Weights:
     want, got = refused.state_dict(), program.state_dict
     if want.keys() != got.keys():
         odd = sorted(want.keys() ^ got.keys())
@@ -167,30 +167,32 @@ def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> dict[str,
                 f"of the layer's largest weight, tolerance {_WEIGHT_TOLERANCE:.0e}. Delete fused.pt2 and run again."
             )
         largest = max(largest, error)
-    return {"tolerance": _WEIGHT_TOLERANCE, "tensors": len(want), "max_relative_error": largest}
+    return Weights(_WEIGHT_TOLERANCE, len(want), largest)
 
 
 def _hold_float32(
     reference: "nn.Module", model: "nn.Module", file: "nn.Module", inputs: dict[str, "Tensor"], settings: Verify
-) -> dict[str, Any]:
+) -> Float32:
     rows, rounding = {}, 0.0
     for name, batch in inputs.items():
         exact = reference(batch.double())
         outputs = {"branched": model(batch), "fused": file(batch)}
-        rows[name] = {form: _relative(logits.double(), exact) for form, logits in outputs.items()}
+        rows[name] = FormErrors(**{form: _relative(logits.double(), exact) for form, logits in outputs.items()})
         rounding = max([rounding, *(float((logits - exact).abs().max()) for logits in outputs.values())])
-        allowed = max(settings.float32_slack * rows[name]["branched"], settings.float32_tolerance)
-        if not rows[name]["fused"] <= allowed:
+        allowed = max(settings.float32_slack * rows[name].branched, settings.float32_tolerance)
+        if not rows[name].fused <= allowed:
             raise GateError(
-                f"float32: on {name} input the fused program is {rows[name]['fused']:.2e} from the float64 reference, "
-                f"the branched network {rows[name]['branched']:.2e}, allowed {allowed:.2e}. Its weights are right: the "
+                f"float32: on {name} input the fused program is {rows[name].fused:.2e} from the float64 reference, "
+                f"the branched network {rows[name].branched:.2e}, allowed {allowed:.2e}. Its weights are right: the "
                 f"network is badly conditioned in float32: look for huge BN gains, or raise verify.float32_tolerance."
             )
-    bounds = {"slack": settings.float32_slack, "tolerance": settings.float32_tolerance}
-    return {**bounds, "relative_error": rows, "rounding": rounding}
+    return Float32(settings.float32_slack, settings.float32_tolerance, rows, rounding)
 
 
-def _hold_predictions(model: "nn.Module", file: "nn.Module", batches: Any, rounding: float) -> dict[str, Any]:
+def _hold_predictions(
+    model: "nn.Module", file: "nn.Module", batches: Any, rounding: float
+) -> tuple[int, ProvedAccuracy, tuple[Tie, ...]]:
+    """How many images there were, on how many of them each form is right, and those whose class differs."""
     correct = {"branched": 0, "fused": 0}
     seen, ties = 0, []
     for batch, labels in batches:
@@ -200,24 +202,18 @@ def _hold_predictions(model: "nn.Module", file: "nn.Module", batches: Any, round
             correct[form] += int((classes[form] == labels).sum())
         for row in (classes["branched"] != classes["fused"]).nonzero().flatten().tolist():
             best = logits["branched"][row].topk(2).values
-            tie = {
-                "image": seen + row,
-                "branched": int(classes["branched"][row]),
-                "fused": int(classes["fused"][row]),
-                "gap": float(best[0] - best[1]),
-            }
-            if not tie["gap"] <= 2 * rounding:
+            tie = Tie(seen + row, *(int(classes[form][row]) for form in correct), float(best[0] - best[1]))
+            if not tie.gap <= 2 * rounding:
                 raise GateError(
-                    f"predictions: validation image {tie['image']} is class {tie['branched']} branched and "
-                    f"{tie['fused']} fused, and its two best logits are {tie['gap']:.2e} apart, more than rounding "
+                    f"predictions: validation image {tie.image} is class {tie.branched} branched and "
+                    f"{tie.fused} fused, and its two best logits are {tie.gap:.2e} apart, more than rounding "
                     f"({2 * rounding:.2e}) explains. Compare the preprocessing and fuse.json, then rebuild fused.pt2."
                 )
             ties.append(tie)
         seen += len(labels)
     if not seen:
         raise GateError("predictions: the validation split holds no image, so nothing was compared.")
-    accuracy = {form: count / seen for form, count in correct.items()}
-    return {"images": seen, "accuracy": accuracy, "agreement": 1 - len(ties) / seen, "ties": ties}
+    return seen, ProvedAccuracy(**{form: count / seen for form, count in correct.items()}), tuple(ties)
 
 
 def _relative(got: "Tensor", want: "Tensor") -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.artifacts.check_result import Flip
 from pipeline.errors import GateError
 
 if TYPE_CHECKING:
@@ -47,23 +48,6 @@ class Comparison:
 
     def __str__(self) -> str:
         return f"logit {self.logit} of image {self.image} is {self.got:.6g} and {self.want:.6g} in"
-
-
-@dataclass(frozen=True)
-class Flip:
-    """An image whose best class is another one.
-
-    Attributes:
-        image: its index.
-        got, want: the two classes.
-        margin: by how much the largest logit wanted is above that of the class got, of the largest absolute value of
-            all: 0 where the two are equal.
-    """
-
-    image: int
-    got: int
-    want: int
-    margin: float
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import math
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline import backends
+from pipeline.artifacts.check_result import Held
 from pipeline.backends.worker import client
 from pipeline.config.targets import WEIGHTS_ALONE, Check
 from pipeline.errors import GateError
@@ -54,32 +55,31 @@ class Checked:
         """Top-1 on the validation images."""
         return float((self._logits.argmax(1) == self.reference.labels).mean())
 
-    def hold_network(self, float32: dict[str, Any]) -> dict[str, Any]:
+    @property
+    def agreement(self) -> float:
+        """Share of the validation images that the file and its reference give the same class."""
+        return self._found.agreement
+
+    def hold_network(self, branched_error: float) -> Held:
         """The file holds the network that it was made from, whatever its precision loses.
 
         Args:
-            float32: what verify.json says of float32.
-
-        Returns:
-            ``converter``, ``agreement`` with the reference's classes, and ``accuracy``, for check.json.
+            branched_error: what float32 costs the branched network by itself, of the largest logit.
         """
-        is_int8 = self.form == "quantized"
-        held = self._hold_integers(self._logits) if is_int8 else self._hold_converter(self._logits, float32)
-        return {"converter": held, "agreement": self._found.agreement, "accuracy": self.accuracy}
+        if self.form == "quantized":
+            return self._hold_integers(self._logits)
+        return self._hold_converter(self._logits, branched_error)
 
-    def hold_precision(self, accuracy_of_fused: float) -> dict[str, Any]:
+    def hold_precision(self, accuracy_of_fused: float) -> Held:
         """Its precision loses little enough.
 
         Args:
             accuracy_of_fused: top-1 of fused.pt2.
-
-        Returns:
-            ``precision``, for check.json.
         """
         is_int8 = self.form == "quantized"
         held = self._hold_int8(self._found, self._logits) if is_int8 else self._hold_precision(self._found)
         self._hold_accuracy(accuracy_of_fused)
-        return {"precision": held}
+        return held
 
     def _compare(self, got: "np.ndarray", want: "np.ndarray") -> compare.Comparison:
         return compare.compare(*self._comparable(got, want))
@@ -87,21 +87,21 @@ class Checked:
     def _comparable(self, *logits: "np.ndarray") -> "tuple[np.ndarray, ...]":
         return tuple(map(compare.probabilities, logits)) if self.gives_probabilities else logits
 
-    def _hold_converter(self, logits: "np.ndarray", float32: dict[str, Any]) -> dict[str, Any]:
+    def _hold_converter(self, logits: "np.ndarray", branched_error: float) -> Held:
         """The file in float32 on its stored weights, against the program with equally rounded ones in float64."""
         is_float32 = self.reference.spec.precision == "fp32"
         offers = backends.load(self.backend).runtime.open_exact_session is not None
         if not is_float32 and self.form != "fused":
-            return {"not_checked": "an exporter folds batch norms before it rounds weights, so these are not known"}
+            return Held(not_checked="an exporter folds batch norms before it rounds weights, so these are not known")
         if not is_float32 and not offers:
-            return {"not_checked": "this runtime has no float32 arithmetic for a float16 file"}
+            return Held(not_checked="this runtime has no float32 arithmetic for a float16 file")
         images, want, own_error = self.reference.exact
         got = logits[: len(images)]
         if offers:
             batch = self.reference.spec.input_shape[0]
             got = client.predict(self.backend, self.file, images, session="exact", batch=batch)
         if self.form == "branched":
-            own_error = max(own_error, *(row["branched"] for row in float32["relative_error"].values()))
+            own_error = max(own_error, branched_error)
         found = self._compare(got, want)
         tolerance = max(compare.EXACT, _SLACK * own_error)
         constants: list[str] = []
@@ -116,16 +116,16 @@ class Checked:
                 f"the network that it was made from: {self._where(found.image, exact=True, tolerance=tolerance)}. "
                 "Export it again; if it fails again, the exporter is at fault for that layer."
             )
-        held = {"tolerance": tolerance, "max_relative_error": found.relative_error, "images": len(images)}
-        return held | ({"rounded_constants": constants} if constants else {})
+        rounded = tuple(constants) or None
+        return Held(tolerance, found.relative_error, images=len(images), rounded_constants=rounded)
 
-    def _hold_precision(self, found: compare.Comparison) -> dict[str, Any]:
+    def _hold_precision(self, found: compare.Comparison) -> Held:
         """The file in its own arithmetic, against fused.pt2 in float32, with the weights of a file that compresses."""
         if self.form == "branched" and self.reference.spec.precision in WEIGHTS_ALONE:
-            return {"not_checked": "its weights are compressed, and are those of no other file; its accuracy is held"}
+            return Held(not_checked="its weights are compressed, and are those of no other file; its accuracy is held")
         precision, error = self.reference.spec.precision, found.relative_error
         tolerance = self._tolerance
-        held: dict[str, Any] = {"tolerance": tolerance, "max_relative_error": error}
+        held = Held(tolerance, error)
         if error <= tolerance:
             return held
         # a tolerance that the user set is held as it is
@@ -148,9 +148,9 @@ class Checked:
             "accuracy is held below.",
             file=sys.stderr,
         )
-        return held | {"loss_of_fused": by_itself}
+        return replace(held, loss_of_fused=by_itself)
 
-    def _hold_integers(self, logits: "np.ndarray") -> dict[str, Any]:
+    def _hold_integers(self, logits: "np.ndarray") -> Held:
         """The file, with what is not int8 in float32, against quantized.pt2 with numbers as the file stores them."""
         beside = backends.load(self.backend).float_beside_int8
         images, want = self.reference.stored(beside)
@@ -168,9 +168,9 @@ class Checked:
                 f"{self._where(found.image, exact=True, tolerance=tolerance)}. Export it again; if it fails again, the "
                 "exporter is at fault for that layer."
             )
-        return {"tolerance": allowed, "mean_relative_error": error, "images": len(images)}
+        return Held(allowed, mean_relative_error=error, images=len(images))
 
-    def _hold_int8(self, found: compare.Comparison, logits: "np.ndarray") -> dict[str, Any]:
+    def _hold_int8(self, found: compare.Comparison, logits: "np.ndarray") -> Held:
         """The file in its own arithmetic, against quantized.pt2: its logits, and its classes, ties apart."""
         tolerance, error = self._tolerance, found.relative_error
         if not error <= tolerance:
@@ -187,7 +187,7 @@ class Checked:
                 f", whose logit is larger by {worst.margin:.1e} of the largest of all, and {tolerance:.0e} is a tie. "
                 f"{_sentence(self._where(worst.image, exact=False, tolerance=tolerance))}"
             )
-        return {"tolerance": tolerance, "max_relative_error": error, "flips": [asdict(flip) for flip in flips]}
+        return Held(tolerance, error, flips=tuple(flips))
 
     @property
     def _tolerance(self) -> float:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.backends.pytorch import backend as pytorch
 from pipeline.data import transforms
@@ -184,11 +185,10 @@ class Reference:
             yield (transforms.whole(images, self.spec.preprocessing) if self.whole_pixels else images), labels
 
 
-def spec_of(written: dict[str, Any], preprocessing: Preprocessing) -> ExportSpec:
+def spec_of(written: Manifest, preprocessing: Preprocessing) -> ExportSpec:
     """What export was asked for, by its manifest, with the network's own preprocessing."""
-    size = written["input"]["shape"][-1]
-    fed = Preprocessing.from_dict({**vars(preprocessing), "image_size": size})
-    return ExportSpec(written["precision"], tuple(written["input"]["shape"]), fed)
+    shape = written.input.shape
+    return ExportSpec(written.precision, shape, replace(preprocessing, image_size=shape[-1]))
 
 
 def _in_batches(module: "Callable[[torch.Tensor], torch.Tensor]", images: "torch.Tensor") -> "torch.Tensor":

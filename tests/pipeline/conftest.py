@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.documents import write_check
+
 SIZE = 32
 
 
@@ -200,9 +202,7 @@ def toy_to_time(exported_toy, made_once):
 
         def fill(folder: Path) -> None:
             shutil.copytree(source, folder / "toy")
-            accuracy = {"branched": 0.91, "fused": 0.92, "file": 0.93}
-            checked = {"status": "ok", "checked_by": "a runtime", "accuracy": accuracy}
-            (folder / "toy" / "check.json").write_text(json.dumps(checked))
+            write_check(folder / "toy", "a runtime")
 
         return made_once(f"to-time-{backend}", fill) / "toy"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.export_result import TensorFacts
 from pipeline.backends.base import BundleParts
 from pipeline.backends.tensorrt import trtexec
 from pipeline.backends.tensorrt.options import Options
@@ -15,13 +16,11 @@ from pipeline.errors import InputError
 _TIMING_CACHE = re.compile(r"build-v\d+\.timing")
 
 
-def describe(
-    options: Mapping[str, Any], written: Mapping[str, Any], engine: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def describe(options: Mapping[str, Any], taken: TensorFacts, engine: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the self-test tells trtexec, as build_engine.sh does; and of an engine that goes along, what it is for."""
-    chosen, taken = Options.of(options), written["input"]
-    shape = trtexec.shape_option(taken["name"], taken["shape"]) if chosen.batches() else []
-    build = trtexec.build_options(chosen, taken["name"], taken["shape"])
+    chosen = Options.of(options)
+    shape = trtexec.shape_option(taken.name, taken.shape) if chosen.batches() else []
+    build = trtexec.build_options(chosen, taken.name, taken.shape)
     told: dict[str, Any] = {"trtexec": {"build": build, "run": shape, "jetpack": JETPACK}}
     if engine:
         told["engine"] = {key: engine[key] for key in ("maker", "version", "compute_capabilities")}

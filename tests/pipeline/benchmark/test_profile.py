@@ -85,7 +85,7 @@ def test_a_runtime_may_choose_another_routine_for_the_same(program, kinds):
 
 
 def test_the_slowest_layers_come_first_and_no_more_than_asked():
-    profile = {"operations": [{**one, "share": one["ms"] / 190} for one in operations(*["other"] * 20)]}
+    profile = [{**one, "share": one["ms"] / 190} for one in operations(*["other"] * 20)]
     assert [one["ms"] for one in slowest(profile)] == [float(ms) for ms in range(19, 9, -1)]
     assert [one["ms"] for one in slowest(profile, 2)] == [19.0, 18.0]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pipeline import backends
-from pipeline.artifacts import digests
-from pipeline.artifacts.manifest import ExportSpec, as_plain, write_json
+from pipeline.artifacts.manifest import ExportSpec
 from pipeline.data.splits import open_split
 from pipeline.models import checkpoints
 from pipeline.models.passes.float16 import half
+from tests.fixtures.documents import write_manifest
 
 SIZE = 32
 
@@ -47,31 +47,11 @@ def exported_files(artifacts, tmp_path_factory) -> Files:
     for name, forms in (("executorch", ("fused", "branched")), ("onnx", ("fused",))):
         backend = backends.load(name)
         (folder / name).mkdir()
-        written = {}
-        for form in forms:
-            file = folder / name / backend.file_name(form)
+        files = {form: folder / name / backend.file_name(form) for form in forms}
+        for form, file in files.items():
             backend.export(programs[form], [file], spec)
-            written[form] = {"files": {file.name: {"sha256": digests.digest(file)}}}
-        write_manifest(folder / name, written, spec)
+        write_manifest(folder / name, name, files, spec)
     return Files(folder)
-
-
-@pytest.fixture
-def manifest_beside():
-    """Writes the manifest.json of a folder: (folder, forms, spec)."""
-    return write_manifest
-
-
-def write_manifest(folder: Path, forms: dict, spec: ExportSpec) -> None:
-    """What export writes, but for the facts that nothing here reads."""
-    document = {
-        "precision": spec.precision,
-        "forms": forms,
-        "input": {"shape": list(spec.input_shape)},
-        "output": {"shape": [spec.input_shape[0], len(spec.preprocessing.classes)]},
-        "preprocessing": as_plain(spec.preprocessing),
-    }
-    write_json(folder / "manifest.json", document)
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import nn
 
 from pipeline import backends
-from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import ExportSpec
 from pipeline.cli import main
 from pipeline.data.splits import open_split
 from pipeline.models import checkpoints
+from tests.fixtures.documents import write_manifest
 
 # checked in processes of their own, each of which imports a runtime
 pytestmark = pytest.mark.slow
@@ -180,7 +180,7 @@ def test_a_pte_whose_weights_are_damaged_is_caught(exported_files, tmp_path, cap
     )
 
 
-def test_an_image_classifier_is_held_to_logits(exported_files, artifacts, manifest_beside, tmp_path, capsys):
+def test_an_image_classifier_is_held_to_logits(exported_files, artifacts, tmp_path, capsys):
     """It takes pixels and gives probabilities; the network takes numbers and gives logits."""
     spec = ExportSpec(
         "fp32",
@@ -191,7 +191,7 @@ def test_an_image_classifier_is_held_to_logits(exported_files, artifacts, manife
     module = checkpoints.as_module(torch.export.load(exported_files.fused_pt2))
     package = tmp_path / "fused.mlpackage"
     backends.load("coreml").export(torch.export.export(module, (torch.zeros(spec.input_shape),)), [package], spec)
-    manifest_beside(tmp_path, {"fused": {"files": {package.name: {"sha256": digests.digest(package)}}}}, spec)
+    write_manifest(tmp_path, "coreml", {"fused": package}, spec)
     assert run(package, "--against", exported_files.fused_pt2, "--exact", "--tolerance", 1e-4) == 0
     said = capsys.readouterr().out
     assert "fed            16 random normal images, seed 0, in whole pixels" in said

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.artifacts import digests
-from pipeline.artifacts.manifest import Preprocessing, as_plain, write_json
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.cli import exported_files
 from pipeline.data import transforms
 from pipeline.data.splits import open_split
 from pipeline.errors import InputError
+from tests.fixtures.documents import write_manifest
 
 PREPROCESSING = Preprocessing(12, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("a", "b", "c", "d"))
 
@@ -28,16 +28,9 @@ def program(path, shape=(1, 3, 12, 12), classes=4, free=()):
     return path
 
 
-def manifest(file, precision="fp32", **changes):
+def manifest(file, precision="fp32"):
     """The manifest.json beside a file, which describes it."""
-    document = {
-        "precision": precision,
-        "forms": {"fused": {"files": {file.name: {"sha256": digests.digest(file)}}}},
-        "input": {"shape": [1, 3, 12, 12]},
-        "output": {"shape": [1, 4]},
-        "preprocessing": as_plain(PREPROCESSING),
-    }
-    write_json(file.with_name("manifest.json"), document | changes)
+    write_manifest(file.parent, "pytorch", {"fused": file}, ExportSpec(precision, (1, 3, 12, 12), PREPROCESSING))
 
 
 def opened(*paths):
@@ -53,7 +46,7 @@ def test_a_file_says_what_it_takes(tmp_path):
 def test_the_manifest_beside_a_file_says_the_rest(tmp_path):
     manifest(program(tmp_path / "a.pt2"), "fp16")
     (file,) = opened(tmp_path / "a.pt2")
-    assert file.precision == "fp16" and file.manifest["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
+    assert file.precision == "fp16" and file.manifest.preprocessing == PREPROCESSING
 
 
 def test_a_manifest_of_other_content_is_not_used(tmp_path, capsys):

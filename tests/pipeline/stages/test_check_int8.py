@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline import backends
-from pipeline.artifacts import digests
+from pipeline.artifacts import digests, documents
+from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, read_json
 from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import BenchSettings, ExportSettings
@@ -20,6 +21,7 @@ from pipeline.models import forms, programs
 from pipeline.stages import bench, export
 from pipeline.verification import gates
 from pipeline.verification.reference import Reference, spec_of
+from tests.fixtures.documents import write_check
 
 pytestmark = pytest.mark.slow
 BACKENDS = ("executorch", "onnx", "coreml")
@@ -196,8 +198,8 @@ def test_the_tolerance_is_held_and_names_a_layer(made, quantized, run_check):
 def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied):
     """Of a file that adds to two logits, to each less than the tolerance, and turns their order round."""
     folder = copied("onnx")
-    preprocessing = Preprocessing.from_dict(read_json(artifacts.verify)["preprocessing"])
-    reference = Reference(quantized, artifacts.split, spec_of(manifest_of(folder), preprocessing))
+    written = documents.read(Manifest, folder / "manifest.json")
+    reference = Reference(quantized, artifacts.split, spec_of(written, written.preprocessing))
     largest, (second, first) = np.abs(reference.logits).max(), reference.logits[0].argsort()[-2:]
     gap = (reference.logits[0, first] - reference.logits[0, second]) / largest
     shift = np.zeros(reference.logits.shape[1], np.float32)
@@ -217,13 +219,12 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
         GateError, match=r"image \d+ is of class \d, but by quantized\.pt2 of class \d, whose logit is "
     ):
         checked(0.6 * gap).hold_precision(0.0)
-    assert len(checked(1.2 * gap).hold_precision(0.0)["precision"]["flips"]) >= 1
+    assert len(checked(1.2 * gap).hold_precision(0.0).flips) >= 1
 
 
 def test_the_bench_tells_what_int8_gained(artifacts, quantized, copied, tmp_path, capsys):
     folder = copied("onnx")
-    checked = {"checked_by": "ONNX Runtime", "accuracy": {"branched": 0.9, "fused": 0.9, "file": 0.9}}
-    (folder / "check.json").write_text(json.dumps(checked))
+    write_check(folder, "ONNX Runtime")
     quick = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, launches=(1, 1))
     bench.run(
         BenchSettings(backend="onnx", bench=quick),

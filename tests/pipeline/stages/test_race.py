@@ -8,13 +8,16 @@ import pytest
 
 from pipeline import backends
 from pipeline.artifacts import digests
+from pipeline.artifacts.bench_result import Tried
 from pipeline.artifacts.manifest import read_json
+from pipeline.artifacts.quantize_result import QuantizeResult
 from pipeline.backends.worker import client
 from pipeline.benchmark import inputs, interleaved, statistics, timing
 from pipeline.config.stages import CheckSettings, RaceSettings
 from pipeline.config.targets import Bench, Check
 from pipeline.errors import GateError, InputError
 from pipeline.stages import check, race
+from tests.fixtures.documents import completed
 
 PRECISIONS = {"executorch": ("fp32", "int8"), "coreml": ("fp16", "w8")}
 QUICK = Bench(warmup_seconds=0, min_runs=10, max_seconds=0.1, launches=(1, 1))
@@ -108,7 +111,8 @@ def test_a_candidate_that_lost_is_in_the_table_and_is_not_chosen(artifacts, copi
 @pytest.mark.slow
 def test_int8_that_quantize_gave_up_is_not_chosen(artifacts, copied, tmp_path):
     folder, report = copied("executorch"), tmp_path / "quantize.json"
-    report.write_text(json.dumps({"status": "lost", "reason": "the gate of quantize did not hold"}))
+    reason = "the gate of quantize did not hold"
+    report.write_text(json.dumps(completed(QuantizeResult, {"status": "lost", "reason": reason})))
     found = run_race(artifacts, folder, "executorch", report=report)
     assert found["chosen"] == "fp32"
     assert found["tried"][1]["reason"] == "the gate of quantize did not hold"
@@ -167,7 +171,7 @@ def test_of_two_that_cannot_be_told_apart_the_smaller_is_taken():
 
 def test_the_front_has_what_no_other_beats():
     def row(precision, accuracy, p50_ms, size_bytes):
-        return {"precision": precision, "accuracy": accuracy, "p50_ms": p50_ms, "size_bytes": size_bytes}
+        return Tried(precision, "ok", None, accuracy, p50_ms, size_bytes)
 
     rows = [
         row("fp32", 0.9, 2.0, 400),

@@ -1,10 +1,13 @@
 """What stands in for a runtime that is not here, measured by the real stand-ins on a toy network."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pipeline import backends
+from pipeline.artifacts import documents
+from pipeline.artifacts.bench_result import ReferenceResult
 from pipeline.benchmark import stand_ins
 from pipeline.config.stages import ReferenceSettings
 from pipeline.config.targets import Bench
@@ -43,8 +46,9 @@ def test_a_second_time_it_comes_from_the_store(artifacts, tmp_path, capsys):
 
 
 def test_the_size_of_a_file_is_no_figure_of_a_stand_in(artifacts, tmp_path):
-    got = run_reference(artifacts, tmp_path / "reference.json")
-    theirs = got | {"forms": {name: entry | {"size_bytes": 1, "sha256": "a"} for name, entry in got["forms"].items()}}
+    run_reference(artifacts, tmp_path / "reference.json")
+    got = documents.read(ReferenceResult, tmp_path / "reference.json")
+    theirs = replace(got, forms={name: replace(one, size_bytes=1, sha256="a") for name, one in got.forms.items()})
     assert stand_ins.reference(theirs, ["fused", "branched"]) == stand_ins.reference(got, ["fused", "branched"])
 
 

@@ -7,6 +7,7 @@ import torch
 
 import repnets
 from pipeline.artifacts import digests
+from pipeline.artifacts.fuse_result import Forecast, Risk
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import NoSettings
 from pipeline.data import splits
@@ -128,7 +129,7 @@ def test_another_split_is_another_result(fuse, artifacts, tmp_path):
 
 
 def test_many_layers_that_will_hurt_are_counted():
-    told = {"reason": None, "risks": [{"message": f"Layer {number} will hurt."} for number in range(7)]}
-    lines = list(reparameterize._of_forecast(told))
+    risks = [Risk("deep", "deep", "sensitive", 0.1, f"Layer {number} will hurt.") for number in range(7)]
+    lines = list(reparameterize._of_forecast(Forecast(128, None, 0.1, (), tuple(risks))))
     assert lines[:4] == [f"Layer {number} will hurt." for number in range(4)]
     assert lines[4:] == ["3 more layers will hurt in int8: see forecast in fuse.json."]

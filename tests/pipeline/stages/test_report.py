@@ -4,8 +4,12 @@ import json
 
 import pytest
 
+from pipeline.artifacts.bench_result import TargetBench
+from pipeline.artifacts.fuse_result import FuseResult
+from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.config.stages import NoSettings
 from pipeline.stages import command, report
+from tests.fixtures.documents import completed
 
 WARNING = "others kept 1.1 cores busy meanwhile, so latencies may be too high; bench again on a quiet machine"
 REASON, REMEDY = "Core ML runs on macOS alone, and this is Linux.", "Run the same command on a Mac."
@@ -81,15 +85,15 @@ def written(tmp_path):
         for target in dict.fromkeys(document["target"] for document in documents):
             models = {one["model"]: one for one in documents if one["target"] == target}
             benches.append(tmp_path / f"{target}.json")
-            benches[-1].write_text(json.dumps({"target": target, "status": "ok", "models": models}))
+            benches[-1].write_text(json.dumps(completed(TargetBench, {"target": target, "models": models})))
         for number, one in enumerate([*profiles, {"status": "unavailable", "target": "tablet", "model": "toy"}]):
             told.append(tmp_path / f"profile{number}.json")
-            told[-1].write_text(json.dumps(one))
+            told[-1].write_text(json.dumps(completed(ProfileResult, one)))
         fuses = []
         for model, one in (forecasts or {"toy": forecast()}).items():
             fuses.append(tmp_path / model / "fuse.json")
             fuses[-1].parent.mkdir(exist_ok=True)
-            fuses[-1].write_text(json.dumps({"forecast": one}))
+            fuses[-1].write_text(json.dumps(completed(FuseResult, {"forecast": one})))
         output = tmp_path / "report.md"
         report.run(NoSettings(), benches=benches, profiles=told, fuses=fuses, output=output)
         assert [path.name for path in tmp_path.glob(".*")] == []

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from pipeline.artifacts.bench_result import BenchResult
 from pipeline.config.stages import NoSettings
 from pipeline.errors import InputError
 from pipeline.stages import command, summarize
+from tests.fixtures.documents import completed
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def benches(tmp_path):
         for number, (target, model, status) in enumerate(measured):
             paths.append(tmp_path / f"{number}.json")
             document = {"target": target, "model": model, "status": status, "speedup": {"median": 2.5}}
-            paths[-1].write_text(json.dumps(document))
+            paths[-1].write_text(json.dumps({"schema": 1, **completed(BenchResult, document)}))
         return paths
 
     return write

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from pipeline.artifacts.check_result import Flip
 from pipeline.errors import GateError
-from pipeline.verification.compare import Flip, compare, first_departure, flips, mean_error
+from pipeline.verification.compare import compare, first_departure, flips, mean_error
 
 
 def logits(rows=6, classes=4, seed=0):

@@ -1,0 +1,326 @@
+"""bench.json, reference.json and targets/<target>/bench.json: how fast files are, and under what conditions.
+
+docs/benchmarks.md says what each key means.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pipeline.artifacts.export_result import TensorFacts
+
+Number = int | float
+Status = Literal["ok", "unavailable", "failed"]
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Runs that were slow: they count in every figure.
+
+    Attributes:
+        count, share: how many.
+        above_ms: what they took more than.
+    """
+
+    count: int
+    share: float
+    above_ms: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latencies of one file, ms; `pipeline.benchmark.statistics.summary` says more."""
+
+    n: int
+    launches: int
+    min: float
+    mean: float
+    std: float
+    p50: float
+    p90: float
+    p99: float
+    interval: Mapping[str, tuple[float, float] | None]
+    outliers: Outliers
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What came before the timed runs, over all launches."""
+
+    runs: int
+    seconds: float
+    steady: bool
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one file; all None where nothing was.
+
+    Attributes:
+        latency_ms: of an inference.
+        warmup: None where the runtime does not tell.
+        load_ms, first_inference_ms: of a fresh process.
+        peak_memory_bytes: what resident memory grew by; None off Linux.
+        throughput_per_second: images.
+        transfer_ms: of an input to the device and an output back, where the backend tells.
+        sha256, size_bytes: of the file; left out in `runs`.
+    """
+
+    latency_ms: Latency | None
+    warmup: WarmUp | None
+    load_ms: Number | None
+    first_inference_ms: Number | None
+    peak_memory_bytes: Number | None
+    throughput_per_second: Number | None
+    transfer_ms: Mapping[str, float] | None
+    sha256: str | None = None
+    size_bytes: int | None = None
+
+
+UNTIMED = Figures(None, None, None, None, None, None, None)
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times as fast the file that ships is; `pipeline.benchmark.statistics.speedup` says more."""
+
+    median: float
+    low: float | None
+    high: float | None
+    n: int
+    by_launch: tuple[float, ...]
+    method: str
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The machine, what ran there, and how; `pipeline.benchmark.conditions.describe` says more."""
+
+    device: str
+    cpu: str
+    cores: int
+    memory_gib: int
+    gpus: tuple[str, ...]
+    power_mode: str | None
+    jetson_clocks: bool | None
+    os: str
+    threads: int
+    versions: Mapping[str, str | None]
+    load_average_before: Number | None
+    load_average_after: Number | None
+    other_load: Number | None
+    cpu_mhz_before: Number | None
+    cpu_mhz_after: Number | None
+    temperature_c_before: Mapping[str, Number] | None
+    temperature_c_after: Mapping[str, Number] | None
+    busy: bool
+    warning: str | None
+    batch: int
+    image: str
+    warmup_seconds: Number
+    min_runs: int
+    max_seconds: Number
+    target_width: Number
+    min_launches: int
+    max_launches: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One number of threads.
+
+    Attributes:
+        threads: how many.
+        forms: the figures of each, the one that ships first.
+        speedup: of the first over the second; None where there is one.
+        stopped_by: ``width`` or ``limit``.
+        conditions: under which.
+    """
+
+    threads: int
+    forms: Mapping[str, Figures]
+    speedup: Speedup | None
+    stopped_by: str
+    conditions: Conditions
+
+
+@dataclass(frozen=True)
+class FormPower:
+    """What a form takes while it runs alone: ``mw``, the median of the samples, and ``energy_mj`` of an inference."""
+
+    mw: Number
+    samples: int
+    energy_mj: float
+
+
+@dataclass(frozen=True)
+class Power:
+    """Energy of an inference; `pipeline.benchmark.power.measure` says more."""
+
+    source: str
+    rails: tuple[str, ...]
+    measured: str
+    interval_ms: int
+    idle_mw: Number
+    forms: Mapping[str, FormPower]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What some seconds of `Sustained` saw."""
+
+    at_seconds: Number
+    n: int
+    p50_ms: float
+    p90_ms: float
+    cpu_mhz: Number | None
+    temperature_c: Mapping[str, Number] | None
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """Latency over minutes; `pipeline.benchmark.sustained.measure` says more."""
+
+    form: str
+    threads: int
+    seconds: Number
+    window_seconds: Number
+    windows: tuple[Window, ...]
+    slowdown: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the forms of a network.
+
+    Attributes:
+        forms, speedup: of the first run, the headline.
+        runs: one for each number of threads; empty where nothing was measured.
+        power: None where the machine does not tell it.
+        sustained: None where it is not asked for.
+    """
+
+    forms: Mapping[str, Figures]
+    speedup: Speedup | None
+    runs: tuple[Run, ...]
+    power: Power | None
+    sustained: Sustained | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceResult:
+    """What reference.json says: a `Measured`, and by which backend and in which precision."""
+
+    TITLE: ClassVar[str] = "measured reference"
+    STAGE: ClassVar[str] = "reference"
+    SCHEMA: ClassVar[int] = 1
+
+    backend: str
+    precision: str
+    forms: Mapping[str, Figures]
+    speedup: Speedup | None
+    runs: tuple[Run, ...]
+    power: Power | None
+    sustained: Sustained | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A `Measured` that stands in for a runtime which is not here: by which runtime, in which precision."""
+
+    runtime: str
+    precision: str
+    forms: Mapping[str, Figures]
+    speedup: Speedup | None
+    runs: tuple[Run, ...]
+    power: Power | None
+    sustained: Sustained | None
+
+
+@dataclass(frozen=True)
+class BenchAccuracy:
+    """Top-1 as in `CheckResult`, and the runtime that ran the file for it."""
+
+    branched: float | None
+    fused: float
+    file: float | None
+    checked_by: str | None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate of `precision: auto`.
+
+    Attributes:
+        status: ``lost`` where it does not hold its gates, for the reason.
+        accuracy: top-1 of the file; None where nothing here runs it.
+        p50_ms: None where it was not timed.
+        pareto: no other that holds its gates is at least as good in all, and better in one.
+    """
+
+    precision: str
+    status: Literal["ok", "lost"]
+    reason: str | None
+    accuracy: float | None
+    p50_ms: float | None
+    size_bytes: int
+    pareto: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """What bench.json says of one network for one target.
+
+    Attributes:
+        status, reason, remedy: whether it was measured; else why not, and how to get a figure.
+        target, model, backend, precision, input: as in the manifest.
+        chosen, chosen_by, tried: of a target of `precision: auto`; left out else.
+        forms, speedup, runs, power, sustained: see `Measured`.
+        reference: what stands in where the target's runtime is not here.
+        accuracy: of check.
+        conditions: of the headline, or of the reference's.
+        files: names of the files of each form.
+    """
+
+    TITLE: ClassVar[str] = "benchmark"
+    STAGE: ClassVar[str] = "bench"
+    SCHEMA: ClassVar[int] = 1
+
+    status: Status
+    reason: str | None
+    remedy: str | None
+    target: str
+    model: str
+    backend: str
+    precision: str
+    input: TensorFacts
+    chosen: str | None = None
+    chosen_by: str | None = None
+    tried: tuple[Tried, ...] | None = None
+    forms: Mapping[str, Figures]
+    speedup: Speedup | None
+    runs: tuple[Run, ...]
+    power: Power | None
+    sustained: Sustained | None
+    reference: Reference | None
+    accuracy: BenchAccuracy
+    conditions: Conditions | None
+    files: Mapping[str, tuple[str, ...]]
+
+    @property
+    def shipped(self) -> str:
+        """Name of the form that ships."""
+        return next(iter(self.forms))
+
+
+@dataclass(frozen=True)
+class TargetBench:
+    """What targets/<target>/bench.json says: the worst status of its models, and the bench.json of each."""
+
+    TITLE: ClassVar[str] = "summary of benchmarks"
+    STAGE: ClassVar[str] = "summarize"
+    SCHEMA: ClassVar[int] = 1
+
+    target: str
+    status: Status
+    models: Mapping[str, BenchResult]

@@ -1,0 +1,106 @@
+"""check.json: the proof that exported files compute what their programs compute."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class FileAccuracy:
+    """Top-1 on the validation images.
+
+    Attributes:
+        branched: None where the network came folded.
+        fused: of fused.pt2.
+        file: of the file that ships.
+    """
+
+    branched: float | None
+    fused: float
+    file: float
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image whose best class is another one.
+
+    Attributes:
+        image: its index.
+        got, want: the two classes.
+        margin: by how much the largest logit wanted is above that of the class got, of the largest absolute value of
+            all: 0 where the two are equal.
+    """
+
+    image: int
+    got: int
+    want: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """A comparison that held. Errors are of the largest logit.
+
+    Attributes:
+        tolerance: of the error.
+        max_relative_error: the largest; None for integers, of which the mean is held.
+        mean_relative_error: on average over the images, likewise.
+        images: how many were compared; left out where that were all.
+        rounded_constants: numbers that are no weights, and that the file rounds.
+        loss_of_fused: how far fused.pt2 itself moves in half precision, where the tolerance was that.
+        flips: of an int8 file, images of another class, whose logits are as near as the tolerance.
+        not_checked: why nothing was compared; all else is left out then.
+    """
+
+    tolerance: float | None = None
+    max_relative_error: float | None = None
+    mean_relative_error: float | None = None
+    images: int | None = None
+    rounded_constants: tuple[str, ...] | None = None
+    loss_of_fused: float | None = None
+    flips: tuple[Flip, ...] | None = None
+    not_checked: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckedForm:
+    """The file of one form.
+
+    Attributes:
+        census: its operations by type, and ``convolution``, ``batch_norm``, ``join``, ``int8`` and ``total``.
+        converter: the file against the network that it was made of.
+        agreement: share of the images that both give the same class.
+        accuracy: top-1 of the file.
+        precision: what its arithmetic loses; left out where it loses more than is allowed, for a candidate of `auto`.
+    """
+
+    census: Mapping[str, int]
+    converter: Held
+    agreement: float
+    accuracy: float
+    precision: Held | None = None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What check.json says.
+
+    Attributes:
+        status: ``lost`` for a candidate of `precision: auto` that does not hold its gates.
+        reason: why it was lost.
+        checked_by: the runtime.
+        images: of the validation set.
+        accuracy: on them.
+        forms: by name, as in the manifest.
+    """
+
+    TITLE: ClassVar[str] = "result of a check"
+    STAGE: ClassVar[str] = "check"
+    SCHEMA: ClassVar[int] = 1
+
+    status: Literal["ok", "lost"]
+    reason: str | None
+    checked_by: str
+    images: int
+    accuracy: FileAccuracy
+    forms: Mapping[str, CheckedForm]

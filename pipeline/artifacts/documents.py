@@ -1,0 +1,112 @@
+"""The JSON documents that stages leave: each kind is a dataclass, read and written here alone.
+
+The fields are the keys, in the order of the file; a field whose default is None is left out where it is None. `schema`
+comes first. It is the version of the kind: it goes up when a key is renamed, changes its meaning, or goes; a document
+without it is of version 1.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pipeline.artifacts.manifest import write_json
+from pipeline.errors import InputError
+
+
+class Document(Protocol):
+    """What a kind of document tells of itself.
+
+    Attributes:
+        TITLE: what it is, in words.
+        STAGE: which stage writes it.
+        SCHEMA: version of its keys.
+    """
+
+    TITLE: ClassVar[str]
+    STAGE: ClassVar[str]
+    SCHEMA: ClassVar[int]
+
+
+_D = TypeVar("_D", bound=Document)
+_E = TypeVar("_E", bound=Document)
+
+
+def read(kind: type[_D], path: Path) -> _D:
+    """Read a document.
+
+    Args:
+        kind: its dataclass.
+        path: of the file.
+
+    Raises:
+        InputError: it is missing, is no JSON, lacks a key, holds a value of another type, or is of another schema.
+    """
+    from pydantic import ValidationError
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Build it first: snakemake {path}")
+    content = path.read_bytes()
+    try:
+        document = json.loads(content)
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds a {type(document).__name__}")
+        schema = document.get("schema", 1)
+        if type(schema) is int and schema > kind.SCHEMA:
+            raise InputError(
+                f"{path} is a {kind.TITLE} of schema {schema}, and this version of repnets reads {kind.SCHEMA}: a "
+                f"newer one wrote it. Update repnets; or delete the file and run the stage `{kind.STAGE}` again."
+            )
+        if type(schema) is not int or schema != kind.SCHEMA:
+            raise ValueError(f"schema: {schema!r} is not known")
+        return _adapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        why = f"{'.'.join(map(str, problem['loc']))}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    except ValueError as error:
+        why = str(error)
+    raise InputError(
+        f"{path} is no {kind.TITLE} of this pipeline, or was cut short ({why}). Delete it and run again: the stage "
+        f"`{kind.STAGE}` writes it."
+    )
+
+
+def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:
+    """Read a document that is of one of two kinds; see `read`, which raises what is wrong with it as the second."""
+    with suppress(InputError):
+        return read(kind, path)
+    return read(other, path)
+
+
+def of(kind: type[_D], values: Mapping[str, Any]) -> _D:
+    """A document of a kind, from its JSON types, with tuples or lists."""
+    return _adapter(kind).validate_python(values)
+
+
+def write(path: Path, document: Document) -> None:
+    """Write a document."""
+    write_json(path, plain(document))
+
+
+def plain(value: Any) -> Any:
+    """A document, or a part of one, as JSON types."""
+    if is_dataclass(value):
+        schema = {"schema": value.SCHEMA} if hasattr(value, "SCHEMA") else {}
+        return schema | {
+            field.name: plain(part)
+            for field in fields(value)
+            if (part := getattr(value, field.name)) is not None or field.default is not None
+        }
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+@cache
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

@@ -1,0 +1,178 @@
+"""manifest.json: the files that were exported of one network for one target, and how to feed them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.artifacts import digests
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.verify_result import ProvedAccuracy
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A file or package.
+
+    Attributes:
+        sha256: of its content; see `digests.digest`.
+        size_bytes: of the file, or of all files in the package.
+    """
+
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, file: Path) -> "FileFacts":
+        """Of a file as it is now."""
+        parts = [part for part in file.rglob("*") if part.is_file()] if file.is_dir() else [file]
+        return cls(digests.digest(file), sum(part.stat().st_size for part in parts))
+
+
+@dataclass(frozen=True)
+class ExportedForm:
+    """One form of the network, ``fused`` say.
+
+    Attributes:
+        precision: of its files.
+        files: by name; the first is the one that a runtime opens.
+        facts: what the backend tells of them.
+    """
+
+    precision: str
+    files: Mapping[str, FileFacts]
+    facts: Mapping[str, Any]
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that a runtime opens."""
+        return next(iter(self.files))
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """The one input or output of a file.
+
+    Attributes:
+        name: as the file calls it.
+        shape: of all axes, the batch first.
+        dtype: ``float32`` or ``uint8``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What the files were made from.
+
+    Attributes:
+        arch: of the network.
+        weights: ``raw`` or ``ema``.
+        form: of the checkpoint, ``training`` or ``deploy``.
+        recalibrated: what `recalibrate` did, None where it did not run.
+        checkpoint, fused, quantized: sha256 of each.
+        accuracy: that verify found.
+    """
+
+    arch: str
+    weights: str
+    form: str
+    recalibrated: Mapping[str, Any] | None
+    checkpoint: str
+    fused: str
+    quantized: str | None
+    accuracy: ProvedAccuracy
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says.
+
+    Attributes:
+        target, model, backend: of the configuration.
+        precision: of the form that ships.
+        forms: by name; the first is the one that ships, the second, where there is one, the baseline.
+        extras: the files beside those of the forms, by name.
+        input, output: of every file alike.
+        preprocessing: how an image becomes the input.
+        lineage: what the files were made from.
+        versions: of the packages that made them.
+    """
+
+    TITLE: ClassVar[str] = "manifest"
+    STAGE: ClassVar[str] = "export"
+    SCHEMA: ClassVar[int] = 1
+
+    target: str
+    model: str
+    backend: str
+    precision: str
+    forms: Mapping[str, ExportedForm]
+    extras: Mapping[str, FileFacts]
+    input: TensorFacts
+    output: TensorFacts
+    preprocessing: Preprocessing
+    lineage: Lineage
+    versions: Mapping[str, str | None]
+
+    def __post_init__(self) -> None:
+        if not self.forms or not all(form.files for form in self.forms.values()):
+            raise ValueError("it names no file")
+
+    @property
+    def shipped(self) -> str:
+        """Name of the form that ships."""
+        return next(iter(self.forms))
+
+    @property
+    def shipped_form(self) -> ExportedForm:
+        """The form that ships."""
+        return self.forms[self.shipped]
+
+    @property
+    def shipped_files(self) -> dict[str, FileFacts]:
+        """The files of the form that ships, and those beside, by name."""
+        return {**self.shipped_form.files, **self.extras}
+
+    @property
+    def files(self) -> dict[str, FileFacts]:
+        """All files, by name."""
+        return {name: facts for form in self.forms.values() for name, facts in form.files.items()} | dict(self.extras)
+
+    def describes(self, file: Path) -> bool:
+        """Whether a file is the very one of its name that this describes: by its content."""
+        facts = self.files.get(file.name)
+        return facts is not None and digests.digest(file) == facts.sha256
+
+    def opened(self, files: Iterable[Path]) -> dict[str, Path]:
+        """The file of each form that a runtime opens, where all files of the forms are there and as described.
+
+        Raises:
+            InputError: a file is missing, or has other content.
+        """
+        places = {file.name: file for file in files}
+        self.require(places, [name for form in self.forms.values() for name in form.files])
+        return {name: places[form.file_name] for name, form in self.forms.items()}
+
+    def require(self, places: Mapping[str, Path], names: Iterable[str]) -> None:
+        """Files are there, and the very ones that this describes.
+
+        Args:
+            places: of files, by name.
+            names: of those in question.
+
+        Raises:
+            InputError: one is missing, or has other content.
+        """
+        for name in names:
+            if name not in places:
+                raise InputError(f"the manifest names {name}, but it was not given; pass it with --files.")
+            if not self.describes(places[name]):
+                raise InputError(
+                    f"{places[name]} is not the file that its manifest describes, so what is said of it would stand "
+                    "under a wrong name. Delete it and run again, which exports it anew."
+                )

@@ -1,0 +1,107 @@
+"""fuse.json: what was folded, which batch norms are out of the ordinary, and what int8 will do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class BatchNormFinding:
+    """As `repnets.batch_norms.Finding`."""
+
+    layer: str
+    kind: str
+    value: float
+    message: str
+
+
+@dataclass(frozen=True)
+class WeightForecast:
+    """As `repnets.quantization.forecast.Weight`; None also where a figure is infinite, as in what follows."""
+
+    largest: float
+    spread: float | None
+    widest: int
+    peak: float | None
+    snr_db: float | None
+    snr_db_per_tensor: float | None
+    snr_db_beside_tap: float | None
+    snr_db_without_tap: float | None
+    tap: float | None
+
+
+@dataclass(frozen=True)
+class InputForecast:
+    """As `repnets.quantization.forecast.Activation`."""
+
+    largest: float
+    spread: float | None
+    widest: int
+    snr_db: float | None
+    made_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LogitError:
+    """As `repnets.quantization.forecast.LogitError`."""
+
+    weight: float | None
+    input: float | None
+    both: float | None
+
+
+@dataclass(frozen=True)
+class LayerForecast:
+    """As `repnets.quantization.forecast.LayerForecast`."""
+
+    name: str
+    weight: WeightForecast
+    input: InputForecast | None
+    logit_error: LogitError | None
+
+
+@dataclass(frozen=True)
+class Risk:
+    """As `repnets.quantization.forecast.Risk`."""
+
+    layer: str
+    hurts: str
+    cause: str
+    logit_error: float | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """As `repnets.quantization.forecast.Forecast`."""
+
+    images: int
+    reason: str | None
+    logit_error: float | None
+    layers: tuple[LayerForecast, ...]
+    risks: tuple[Risk, ...]
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """What fuse.json says.
+
+    Attributes:
+        lineage: of fused.pt2.
+        bn_health: batch norms out of the ordinary.
+        forecast: what int8 will do.
+        input_shape, before, after, regions, refusals: as `repnets.FuseReport.to_dict` gives them.
+    """
+
+    TITLE: ClassVar[str] = "report of a fuse"
+    STAGE: ClassVar[str] = "reparameterize"
+    SCHEMA: ClassVar[int] = 1
+
+    lineage: Mapping[str, Any]
+    bn_health: tuple[BatchNormFinding, ...]
+    forecast: Forecast
+    input_shape: tuple[int | None, ...]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    regions: tuple[Mapping[str, Any], ...]
+    refusals: tuple[Mapping[str, Any], ...]

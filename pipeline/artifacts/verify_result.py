@@ -1,0 +1,129 @@
+"""verify.json: the proof that the fused network is the branched one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pipeline.artifacts.manifest import Preprocessing
+
+
+@dataclass(frozen=True)
+class ProvedAccuracy:
+    """Top-1 on the validation images.
+
+    Attributes:
+        branched: None where the network came folded.
+        fused: of fused.pt2.
+    """
+
+    branched: float | None
+    fused: float
+
+
+@dataclass(frozen=True)
+class Float64:
+    """The fold in float64.
+
+    Attributes:
+        tolerance: of the largest logit.
+        max_relative_error: by the input's name.
+    """
+
+    tolerance: float
+    max_relative_error: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of fused.pt2 against the fold of its checkpoint.
+
+    Attributes:
+        tolerance: of the layer's largest weight.
+        tensors: how many were compared.
+        max_relative_error: of all.
+    """
+
+    tolerance: float
+    tensors: int
+    max_relative_error: float
+
+
+@dataclass(frozen=True)
+class FormErrors:
+    """How far each form is from the float64 reference, of the largest logit."""
+
+    branched: float
+    fused: float
+
+
+@dataclass(frozen=True)
+class Float32:
+    """Both forms in float32.
+
+    Attributes:
+        slack: times the branched network's error that the fused one may have.
+        tolerance: that it may have in any case, of the largest logit.
+        relative_error: by the input's name.
+        rounding: the largest difference of a logit from the reference.
+    """
+
+    slack: float
+    tolerance: float
+    relative_error: Mapping[str, FormErrors]
+    rounding: float
+
+    @property
+    def branched_error(self) -> float:
+        """The largest of the branched network by itself, of the largest logit."""
+        return max(errors.branched for errors in self.relative_error.values())
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A validation image whose class differs, its two best logits being as near as rounding goes.
+
+    Attributes:
+        image: its index.
+        branched, fused: the two classes.
+        gap: between the two best logits of the branched network.
+    """
+
+    image: int
+    branched: int
+    fused: int
+    gap: float
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What verify.json says.
+
+    Attributes:
+        fused, checkpoint: sha256 of both files.
+        form: of the checkpoint, ``training`` or ``deploy``.
+        preprocessing: that the network was trained and verified with.
+        float64, weights, float32: what was compared.
+        images: of the validation set.
+        accuracy: on them.
+        agreement: share of them that both forms give the same class.
+        ties: the others.
+        idempotent: fusing the fused network folds nothing.
+    """
+
+    TITLE: ClassVar[str] = "proof of fusing"
+    STAGE: ClassVar[str] = "verify"
+    SCHEMA: ClassVar[int] = 1
+
+    status: Literal["ok"]
+    fused: str
+    checkpoint: str
+    form: str
+    preprocessing: Preprocessing
+    float64: Float64
+    weights: Weights
+    float32: Float32
+    images: int
+    accuracy: ProvedAccuracy
+    agreement: float
+    ties: tuple[Tie, ...]
+    idempotent: bool
