@@ -3,11 +3,11 @@
 It is Markdown with aligned columns, to read in a terminal as well as rendered.
 """
 
-import os
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.manifest import read_json
 from pipeline.benchmark.profile import milliseconds, slowest
 from pipeline.config.stages import NoSettings
@@ -56,11 +56,10 @@ def run(
         fuses: artifacts/<model>/fuse.json of every model, for what int8 will do.
     """
     documents = [document for path in benches for document in _of_models(read_json(path))]
-    fresh = output.with_name(f".{output.name}.{os.getpid()}")
     measured, told = (sorted(read, key=_model_and_target) for read in (documents, map(read_json, profiles)))
     forecasts = {path.parent.name: read_json(path)["forecast"] for path in sorted(fuses)}
-    fresh.write_text(_report(measured, told, forecasts))
-    os.replace(fresh, output)
+    with replacing(output) as fresh:
+        fresh.write_text(_report(measured, told, forecasts))
 
 
 def _of_models(bench: dict[str, Any]) -> list[dict[str, Any]]:

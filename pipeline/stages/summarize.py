@@ -3,9 +3,9 @@
 Its `status` is the worst of its models'; `models` holds each one's bench.json whole.
 """
 
-import os
 from pathlib import Path
 
+from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.manifest import read_json, write_json
 from pipeline.config.stages import NoSettings
 from pipeline.errors import InputError
@@ -35,6 +35,5 @@ def run(settings: NoSettings, *, benches: list[Path], output: Path) -> None:
     if len(models) != len(documents):
         raise InputError(f"--benches names a model twice: {', '.join(map(str, benches))}; give each model once.")
     status = max((document["status"] for document in documents), key=_FROM_BEST.index)
-    fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    write_json(fresh, {"target": targets[0], "status": status, "models": models})
-    os.replace(fresh, output)
+    with replacing(output) as fresh:
+        write_json(fresh, {"target": targets[0], "status": status, "models": models})
