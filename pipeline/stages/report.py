@@ -3,7 +3,6 @@
 It is Markdown with aligned columns, to read in a terminal as well as rendered.
 """
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.manifest import read_json
 from pipeline.benchmark.profile import milliseconds, slowest
 from pipeline.config.stages import NoSettings
+from pipeline.text import table, wrapped
 
-_WIDTH = 110
 _NONE = "-"
 _LEFT = ("model", "target", "status", "stands in for", "layer", "worst layer", "operation", "precision", "on the front")
 _LEGEND = (
@@ -74,7 +73,7 @@ def _report(
     documents: list[dict[str, Any]], profiles: list[dict[str, Any]], forecasts: dict[str, dict[str, Any]]
 ) -> str:
     rows = [row for document in documents for row in _rows(document)]
-    parts = ["# What the fold gained", _wrapped(_LEGEND), _table(_without_single_threads(rows))]
+    parts = ["# What the fold gained", wrapped(_LEGEND), table(_LEFT, _without_single_threads(rows))]
     parts += _notes(documents)
     parts += _races(documents)
     referred: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -84,11 +83,11 @@ def _report(
     for (runtime, precision), group in referred.items():
         parts += [
             f"## Reference: {runtime}, {precision}",
-            _wrapped(_REFERENCE.format(runtime=runtime, precision=precision)),
-            _table(_without_single_threads(_reference_rows(group))),
+            wrapped(_REFERENCE.format(runtime=runtime, precision=precision)),
+            table(_LEFT, _without_single_threads(_reference_rows(group))),
         ]
     if dear := [row for profile in profiles if profile["status"] == "ok" for row in _slowest_layers(profile)]:
-        parts += ["## Where the time goes", _wrapped(_PROFILE.format(count=_SLOWEST_LAYERS)), _table(dear)]
+        parts += ["## Where the time goes", wrapped(_PROFILE.format(count=_SLOWEST_LAYERS)), table(_LEFT, dear)]
     parts += _int8(forecasts) if forecasts else []
     parts += ["## Conditions", _conditions(documents)]
     return "\n\n".join(parts) + "\n"
@@ -160,8 +159,8 @@ def _races(documents: list[dict[str, Any]]) -> list[str]:
             )
             if one["reason"]:
                 reasons.append(f"- {document['model']} on {document['target']}, {one['precision']}: {one['reason']}")
-    notes = ["\n".join(_wrapped(reason, "  ") for reason in reasons)] if reasons else []
-    return ["## What auto chose from", _wrapped(_RACE), _table(rows), *notes] if rows else []
+    notes = ["\n".join(wrapped(reason, "  ") for reason in reasons)] if reasons else []
+    return ["## What auto chose from", wrapped(_RACE), table(_LEFT, rows), *notes] if rows else []
 
 
 def _slowest_layers(profile: dict[str, Any]) -> list[dict[str, str]]:
@@ -199,9 +198,9 @@ def _int8(forecasts: dict[str, dict[str, Any]]) -> list[str]:
         lines += [f"- {model}: {risk['message']}" for risk in told["risks"]]
     sound = [row["model"] for row in rows if not forecasts[row["model"]]["risks"]]
     lines += [f"- {_listed(sound)}: no layer will hurt."] if sound else []
-    table = [_table(rows)] if rows else []
-    notes = ["\n".join(_wrapped(line, "  ") for line in lines)] if lines else []
-    return ["## What int8 will do", _wrapped(_INT8), *table, *notes]
+    tables = [table(_LEFT, rows)] if rows else []
+    notes = ["\n".join(wrapped(line, "  ") for line in lines)] if lines else []
+    return ["## What int8 will do", wrapped(_INT8), *tables, *notes]
 
 
 def _share(logit_error: float) -> str:
@@ -254,7 +253,7 @@ def _notes(documents: list[dict[str, Any]]) -> list[str]:
     for checker, targets in checkers.items():
         by = f"file % was taken with {checker}" if checker else "file % is unknown, nothing here runs the file"
         lines.append(f"- {_listed(targets)}: {by}.")
-    return ["\n".join(_wrapped(line, "  ") for line in lines)]
+    return ["\n".join(wrapped(line, "  ") for line in lines)]
 
 
 def _conditions(documents: list[dict[str, Any]]) -> str:
@@ -279,24 +278,8 @@ def _conditions(documents: list[dict[str, Any]]) -> str:
         for text, under in seen.items()
     ]
     lines += [f"- warning, {_listed(names)}: {warning}." for warning, names in warnings.items()]
-    return "\n".join(_wrapped(line, "  ") for line in lines)
+    return "\n".join(wrapped(line, "  ") for line in lines)
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(dict.fromkeys(names))
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    names = list(rows[0])
-    width = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-
-    def line(cells: dict[str, str]) -> str:
-        placed = [cells[name].ljust(width[name]) if name in _LEFT else cells[name].rjust(width[name]) for name in names]
-        return f"| {' | '.join(placed)} |"
-
-    rule = {name: ("-" * width[name] if name in _LEFT else "-" * (width[name] - 1) + ":") for name in names}
-    return "\n".join([line(dict(zip(names, names, strict=True))), line(rule), *map(line, rows)])
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
