@@ -12,6 +12,7 @@ TIME_STAMP = ".snakemake_timestamp"
 _PLUMBING = {
     f"pipeline.{name}"
     for name in (
+        "artifacts.atomic",
         "artifacts.digests",
         "artifacts.source_files",
         "artifacts.store",

@@ -18,12 +18,12 @@ import json
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.digests import code_digest, digest
 from pipeline.artifacts.manifest import versions
 from pipeline.errors import StageError
@@ -178,21 +178,8 @@ def _nearest_folder(path: Path) -> Path:
 
 def _publish(source: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing(place) as fresh:
         if source.is_dir():
             shutil.copytree(source, fresh, copy_function=shutil.copy)
-            if place.is_dir():
-                old = place.with_name(f"{fresh.name}.old")
-                os.replace(place, old)
-                os.replace(fresh, place)
-                shutil.rmtree(old)
-                return
         else:
             shutil.copy(source, fresh)
-        os.replace(fresh, place)
-    finally:
-        if fresh.is_dir():
-            shutil.rmtree(fresh)
-        else:
-            fresh.unlink(missing_ok=True)

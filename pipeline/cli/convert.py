@@ -1,10 +1,10 @@
 """`repnets convert`: checkpoints for other tools, and of them."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.artifacts.atomic import replacing
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints, networks
 from repnets.checkpoints import layouts
@@ -91,11 +91,8 @@ def _write(output: Path, state: Mapping[str, "Tensor"]) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    fresh = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        (save_file if output.suffix == ".safetensors" else torch.save)(tensors, fresh)
-        os.replace(fresh, output)
+        with replacing(output) as fresh:
+            (save_file if output.suffix == ".safetensors" else torch.save)(tensors, fresh)
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror}. Name another place.") from error
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pipeline.devices import Device, facts
 from pipeline.devices.facts import Inventory
 from pipeline.errors import DeviceError, InputError, StageError, nearest
 from pipeline.models import resolve
-from pipeline.text import aligned
+from pipeline.text import aligned, wrapped
 
 HELP = """\
 Look at this machine, and at the devices that are named, and say of each target what can be built, checked and
@@ -204,10 +204,7 @@ def _about(found: Inventory, python: str, place: str) -> list[tuple[str, str]]:
 
 def _why(why: Unavailable) -> str:
     lines = (("why", why.reason), ("do", why.remedy))
-    return "\n".join(
-        textwrap.fill(text, 118, initial_indent=f"  {word:5}", subsequent_indent=" " * 7, break_on_hyphens=False)
-        for word, text in lines
-    )
+    return "\n".join(wrapped(text, " " * 7, first=f"  {word:5}", width=118) for word, text in lines)
 
 
 def _indented(text: str) -> str:

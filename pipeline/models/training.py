@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.project import Training
 from pipeline.data import splits
@@ -221,18 +222,16 @@ def _keep(
 
     if scratch is None:
         return
-    fresh = scratch / f"{_STATE}.new"
     state = {
         "records": records,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
     }
-    with fresh.open("wb") as file:
+    with replacing(scratch / _STATE) as fresh, fresh.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(fresh, scratch / _STATE)
 
 
 def _resume(

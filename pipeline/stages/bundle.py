@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import backends
 from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import write_json
@@ -76,9 +77,8 @@ def run(
     if settings.bundle.signing_key:
         signature = bundle_file.sign(tar, Path(settings.bundle.signing_key))
     told = {"bundle": str(tar), "digest": bundle.digest, "size_bytes": tar.stat().st_size}
-    fresh = output.with_name(f".{output.name}.new")
-    write_json(fresh, {**told, "signature": signature and str(signature)})
-    os.replace(fresh, output)
+    with replacing(output) as fresh:
+        write_json(fresh, {**told, "signature": signature and str(signature)})
     print(f"bundle: {tar}{' and its signature' if signature else ''}", flush=True)
 
 

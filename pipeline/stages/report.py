@@ -3,18 +3,17 @@
 It is Markdown with aligned columns, to read in a terminal as well as rendered.
 """
 
-import os
-import textwrap
 from pathlib import Path
 
 from pipeline.artifacts import documents
+from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.bench_result import BenchResult, Run, TargetBench
 from pipeline.artifacts.fuse_result import Forecast, FuseResult
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.benchmark.profile import milliseconds, slowest
 from pipeline.config.stages import NoSettings
+from pipeline.text import table, wrapped
 
-_WIDTH = 110
 _NONE = "-"
 _LEFT = ("model", "target", "status", "stands in for", "layer", "worst layer", "operation", "precision", "on the front")
 _LEGEND = (
@@ -59,11 +58,10 @@ def run(
     """
     results = [one for path in benches for one in _of_models(path)]
     profiled = [documents.read(ProfileResult, path) for path in profiles]
-    fresh = output.with_name(f".{output.name}.{os.getpid()}")
     measured, told = (sorted(read, key=_model_and_target) for read in (results, profiled))
     forecasts = {path.parent.name: documents.read(FuseResult, path).forecast for path in sorted(fuses)}
-    fresh.write_text(_report(measured, told, forecasts))
-    os.replace(fresh, output)
+    with replacing(output) as fresh:
+        fresh.write_text(_report(measured, told, forecasts))
 
 
 def _of_models(path: Path) -> list[BenchResult]:
@@ -78,7 +76,7 @@ def _model_and_target(result: BenchResult | ProfileResult) -> tuple[str, str]:
 
 def _report(results: list[BenchResult], profiles: list[ProfileResult], forecasts: dict[str, Forecast]) -> str:
     rows = [row for result in results for row in _rows(result)]
-    parts = ["# What the fold gained", _wrapped(_LEGEND), _table(_without_single_threads(rows))]
+    parts = ["# What the fold gained", wrapped(_LEGEND), table(_LEFT, _without_single_threads(rows))]
     parts += _notes(results)
     parts += _races(results)
     referred: dict[tuple[str, str], list[BenchResult]] = {}
@@ -88,11 +86,11 @@ def _report(results: list[BenchResult], profiles: list[ProfileResult], forecasts
     for (runtime, precision), group in referred.items():
         parts += [
             f"## Reference: {runtime}, {precision}",
-            _wrapped(_REFERENCE.format(runtime=runtime, precision=precision)),
-            _table(_without_single_threads(_reference_rows(group))),
+            wrapped(_REFERENCE.format(runtime=runtime, precision=precision)),
+            table(_LEFT, _without_single_threads(_reference_rows(group))),
         ]
     if dear := [row for profile in profiles if profile.status == "ok" for row in _slowest_layers(profile)]:
-        parts += ["## Where the time goes", _wrapped(_PROFILE.format(count=_SLOWEST_LAYERS)), _table(dear)]
+        parts += ["## Where the time goes", wrapped(_PROFILE.format(count=_SLOWEST_LAYERS)), table(_LEFT, dear)]
     parts += _int8(forecasts) if forecasts else []
     parts += ["## Conditions", _conditions(results)]
     return "\n\n".join(parts) + "\n"
@@ -159,8 +157,8 @@ def _races(results: list[BenchResult]) -> list[str]:
             )
             if one.reason:
                 reasons.append(f"- {result.model} on {result.target}, {one.precision}: {one.reason}")
-    notes = ["\n".join(_wrapped(reason, "  ") for reason in reasons)] if reasons else []
-    return ["## What auto chose from", _wrapped(_RACE), _table(rows), *notes] if rows else []
+    notes = ["\n".join(wrapped(reason, "  ") for reason in reasons)] if reasons else []
+    return ["## What auto chose from", wrapped(_RACE), table(_LEFT, rows), *notes] if rows else []
 
 
 def _slowest_layers(profile: ProfileResult) -> list[dict[str, str]]:
@@ -198,9 +196,9 @@ def _int8(forecasts: dict[str, Forecast]) -> list[str]:
         lines += [f"- {model}: {risk.message}" for risk in told.risks]
     sound = [row["model"] for row in rows if not forecasts[row["model"]].risks]
     lines += [f"- {_listed(sound)}: no layer will hurt."] if sound else []
-    table = [_table(rows)] if rows else []
-    notes = ["\n".join(_wrapped(line, "  ") for line in lines)] if lines else []
-    return ["## What int8 will do", _wrapped(_INT8), *table, *notes]
+    tables = [table(_LEFT, rows)] if rows else []
+    notes = ["\n".join(wrapped(line, "  ") for line in lines)] if lines else []
+    return ["## What int8 will do", wrapped(_INT8), *tables, *notes]
 
 
 def _share(logit_error: float) -> str:
@@ -253,7 +251,7 @@ def _notes(results: list[BenchResult]) -> list[str]:
     for checker, targets in checkers.items():
         by = f"file % was taken with {checker}" if checker else "file % is unknown, nothing here runs the file"
         lines.append(f"- {_listed(targets)}: {by}.")
-    return ["\n".join(_wrapped(line, "  ") for line in lines)]
+    return ["\n".join(wrapped(line, "  ") for line in lines)]
 
 
 def _conditions(results: list[BenchResult]) -> str:
@@ -278,24 +276,8 @@ def _conditions(results: list[BenchResult]) -> str:
         for text, under in seen.items()
     ]
     lines += [f"- warning, {_listed(names)}: {warning}." for warning, names in warnings.items()]
-    return "\n".join(_wrapped(line, "  ") for line in lines)
+    return "\n".join(wrapped(line, "  ") for line in lines)
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(dict.fromkeys(names))
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    names = list(rows[0])
-    width = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
-
-    def line(cells: dict[str, str]) -> str:
-        placed = [cells[name].ljust(width[name]) if name in _LEFT else cells[name].rjust(width[name]) for name in names]
-        return f"| {' | '.join(placed)} |"
-
-    rule = {name: ("-" * width[name] if name in _LEFT else "-" * (width[name] - 1) + ":") for name in names}
-    return "\n".join([line(dict(zip(names, names, strict=True))), line(rule), *map(line, rows)])
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

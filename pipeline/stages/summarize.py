@@ -3,10 +3,10 @@
 Its `status` is the worst of its models'; `models` holds each one's bench.json whole.
 """
 
-import os
 from pathlib import Path
 
 from pipeline.artifacts import documents
+from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.bench_result import BenchResult, TargetBench
 from pipeline.config.stages import NoSettings
 from pipeline.errors import InputError
@@ -36,6 +36,5 @@ def run(settings: NoSettings, *, benches: list[Path], output: Path) -> None:
     if len(models) != len(results):
         raise InputError(f"--benches names a model twice: {', '.join(map(str, benches))}; give each model once.")
     status = max((result.status for result in results), key=_FROM_BEST.index)
-    fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    documents.write(fresh, TargetBench(targets[0], status, models))
-    os.replace(fresh, output)
+    with replacing(output) as fresh:
+        documents.write(fresh, TargetBench(targets[0], status, models))

@@ -132,10 +132,12 @@ def _runs(model: "nn.Module", batch: "Tensor") -> bool:
 
 
 def _hold_float64(reference: "nn.Module", refused: Any, inputs: dict[str, "Tensor"], tolerance: float) -> Float64:
+    from repnets.relative_error import relative_error
+
     errors = {}
     for name, batch in inputs.items():
         want, got = reference(batch.double()), refused.module(batch.double())
-        errors[name] = _relative(got, want)
+        errors[name] = relative_error(got, want)
         if not errors[name] <= tolerance:
             worst = max(refused.report.regions, key=lambda region: region.error_float64, default=None)
             where = f"the worst layer by itself is {worst.name} ({worst.error_float64:.1e})" if worst else "no region"
@@ -173,11 +175,13 @@ def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> Weights:
 def _hold_float32(
     reference: "nn.Module", model: "nn.Module", file: "nn.Module", inputs: dict[str, "Tensor"], settings: Verify
 ) -> Float32:
+    from repnets.relative_error import relative_error
+
     rows, rounding = {}, 0.0
     for name, batch in inputs.items():
         exact = reference(batch.double())
         outputs = {"branched": model(batch), "fused": file(batch)}
-        rows[name] = FormErrors(**{form: _relative(logits.double(), exact) for form, logits in outputs.items()})
+        rows[name] = FormErrors(**{form: relative_error(logits.double(), exact) for form, logits in outputs.items()})
         rounding = max([rounding, *(float((logits - exact).abs().max()) for logits in outputs.values())])
         allowed = max(settings.float32_slack * rows[name].branched, settings.float32_tolerance)
         if not rows[name].fused <= allowed:
@@ -214,10 +218,6 @@ def _hold_predictions(
     if not seen:
         raise GateError("predictions: the validation split holds no image, so nothing was compared.")
     return seen, ProvedAccuracy(**{form: count / seen for form, count in correct.items()}), tuple(ties)
-
-
-def _relative(got: "Tensor", want: "Tensor") -> float:
-    return float((got - want).abs().max() / want.abs().max())
 
 
 def _index(tensor: "Tensor") -> tuple[int, ...]:

@@ -91,15 +91,16 @@ class Reference:
     def exact(self) -> "tuple[np.ndarray, np.ndarray, float]":
         """Some images; the logits that the program gives for them in float64, with its weights rounded as the file
         stores them; and how far float32 is from that by itself, of the largest logit."""
-        import numpy as np
         import torch
+
+        from repnets.relative_error import relative_error
 
         images = self._first_images()
         module = programs.with_rounded_weights(self._module, self.spec.precision, self.weights)
         with torch.inference_mode():
             single = _in_batches(module, images)
             double = _in_batches(copy.deepcopy(module).double(), images.double())
-        return images.numpy(), double.numpy(), float((single - double).abs().max() / np.abs(double.numpy()).max())
+        return images.numpy(), double.numpy(), relative_error(single, double)
 
     def stored(self, precision: str) -> "tuple[np.ndarray, np.ndarray]":
         """The same images, and the logits that the program gives for them in float32 where its numbers that are not
@@ -144,11 +145,13 @@ class Reference:
         """How far the logits of the program move, of the largest, when torch computes it in half precision."""
         import torch
 
+        from repnets.relative_error import relative_error
+
         module = copy.deepcopy(self._module).half()
         with torch.inference_mode():
             halves = [_in_batches(module, images.half()).float() for images, _ in self._batches()]
         want = torch.from_numpy(self.logits)
-        return float((torch.cat(halves) - want).abs().max() / want.abs().max())
+        return relative_error(torch.cat(halves), want)
 
     @cached_property
     def _module(self) -> Any:

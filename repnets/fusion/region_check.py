@@ -12,6 +12,7 @@ from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.constants import Constants
 from repnets.fusion.graph import sizes_at
 from repnets.fusion.plan import Region
+from repnets.relative_error import relative_error
 
 _MOST_STEPS = 64
 _SizeOf = Callable[[int | torch.SymInt], int]
@@ -36,7 +37,7 @@ def region_error(region: Region, exact: nn.Module, constants: Constants, example
     def errors_at(shape: Sequence[int], size_of: _SizeOf) -> list[float]:
         x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
         wanted = _run(region, constants, x, size_of)
-        return [_difference(exact(x), wanted), _difference(functional_call(exact, single, x.float()), wanted)]
+        return [relative_error(exact(x), wanted), relative_error(functional_call(exact, single, x.float()), wanted)]
 
     shape = region.source.meta["val"].shape
     are_tokens = len(shape) > 2 and not region.operator.stride and not region.operator.pooled
@@ -82,8 +83,3 @@ def _run(region: Region, constants: Constants, x: Tensor, size_of: _SizeOf) -> T
 
 def _is_number(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (int, torch.SymInt))
-
-
-def _difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference relative to the largest wanted value."""
-    return ((got.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-300)).item()

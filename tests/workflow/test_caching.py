@@ -48,7 +48,7 @@ def test_a_dry_run_changes_no_file_and_says_what_will_be_done(clone, tmp_path):
         told = clone.snakemake("-n", *wanted)
         assert told.code == 0, told.output
         assert files_of(clone) == before
-        assert (bundle in told.output, "reparameterize" in told.jobs) == (old, old)
+        assert ({"bundle:executorch", "reparameterize"} <= set(told.jobs)) == old == (told.jobs != Counter())
     done = clone.snakemake("--cores", "2", *wanted)
     assert done.code == 0, done.output
     assert done.jobs == told.jobs

@@ -1,0 +1,31 @@
+"""A file or folder that appears at its place whole or not at all."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(place: Path) -> Iterator[Path]:
+    """Give a path beside a file or folder to write to; at the end it takes the other's place.
+
+    Where the block raises, what stood there still does, and nothing is left beside it.
+    """
+    fresh = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield fresh
+        if place.is_dir() and not place.is_symlink():  # a folder that holds files cannot be replaced in one step
+            old = place.with_name(f"{fresh.name}.old")
+            os.replace(place, old)
+            os.replace(fresh, place)
+            shutil.rmtree(old)
+        else:
+            os.replace(fresh, place)
+    finally:
+        if fresh.is_dir():
+            shutil.rmtree(fresh)
+        else:
+            fresh.unlink(missing_ok=True)
