@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# two processes with a thread each, whole files at a time, since what a file's tests share is made once
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two processes with a thread each; one that has no test left takes some of the other's. `made_once` in
+# tests/conftest.py is what both share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: run test test-all lint format clean
 
@@ -14,7 +15,7 @@ test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed-dev
-	$(PYTEST)
+	$(PYTEST) --durations 30
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -112,16 +112,18 @@ def test_a_checkpoint_replaced_by_an_older_file_is_noticed(clone, tmp_path):
     another = train_another(clone, tmp_path)
     os.utime(another, (1_000_000_000, 1_000_000_000))
     shutil.copy2(another, clone.folder / "artifacts/toy/checkpoint.safetensors")
-    before = digests.digest(clone.folder / "artifacts/toy/fused.pt2")
-    run = clone.snakemake("--cores", "2", "all")
-    assert run.code == 0, run.output
-    assert "train" not in run.jobs
+    files = [clone.folder / name for name in ("artifacts/toy/fused.pt2", "targets/executorch/toy/fused.pte")]
+    before = [digests.digest(file) for file in files]
+    planned = clone.snakemake("--dry-run", "all")
     rebuilt = {
         f"{stage}:{target}" for stage in ("export", "check", "bench") for target in ("coreml", "tensorrt", "executorch")
     }
-    assert {"reparameterize", "verify", "report"} | rebuilt <= set(run.jobs)
+    assert {"reparameterize", "verify", "report"} | rebuilt <= set(planned.jobs), planned.output
+    run = clone.snakemake("--cores", "2", "targets/executorch/toy/check.json")
+    assert run.code == 0, run.output
+    assert set(run.jobs) == {"reparameterize", "verify", "export:executorch", "check:executorch"}
     assert "reparameterize: built" in clone.logs()["logs/toy/reparameterize.log"]
-    assert digests.digest(clone.folder / "artifacts/toy/fused.pt2") != before
+    assert all(digests.digest(file) != was for file, was in zip(files, before, strict=True))
 
 
 def test_the_users_own_checkpoint_replaced_by_an_older_file_is_noticed(clone, tmp_path):

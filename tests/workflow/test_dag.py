@@ -1,6 +1,8 @@
 """The real DAG: what it leaves behind, and what a mistake looks like from outside."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -73,7 +75,9 @@ def test_pictures_are_made_on_demand(clone):
 def test_a_new_target_is_a_new_folder(clone):
     folder = clone.folder / "targets" / "phone"
     folder.mkdir()
-    (folder / "target.yaml").write_text("{backend: executorch, precision: fp32, baseline: none, batch: 2}")
+    (folder / "target.yaml").write_text(
+        "{backend: executorch, precision: fp32, baseline: none, batch: 2, bench: {min_runs: 10, launches: [1, 1]}}"
+    )
     run = clone.snakemake("targets/phone/bench.json")
     assert run.code == 0, run.output
     assert not (folder / "toy" / "branched.pte").exists()
@@ -111,7 +115,10 @@ def test_the_users_checkpoint_instead_of_training(clone, tmp_path):
 
 
 def test_a_checkpoint_that_came_folded_goes_straight_to_export(clone, tmp_path):
-    """Beside a network with branches, for every target: the files of the branched form are there for one alone."""
+    """Beside a network with branches: the files of the branched form are there for one alone.
+
+    One target is built. What the others would do is read off a dry run: they export a fused network as any other.
+    """
     import torch
 
     from repnets.checkpoints.layouts import convert
@@ -121,17 +128,24 @@ def test_a_checkpoint_that_came_folded_goes_straight_to_export(clone, tmp_path):
     config = (clone.folder / "config.yaml").read_text()
     config = config.replace("{toy: }", f"{{toy: , mine: {{arch: toy, checkpoint: {own}}}}}")
     (clone.folder / "config.yaml").write_text(config)
+    planned = clone.snakemake("--dry-run", "all")
+    assert {"adopt", "reparameterize", "verify", "report"} <= set(planned.jobs), planned.output
+    assert {planned.jobs[f"{stage}:{target}"] for stage in ("export", "check", "bench") for target in TARGETS} == {1}
+    exports = [line for line in planned.output.splitlines() if "python -m pipeline export" in line]
+    assert len(exports) == 3 and all('"model":"mine"' in line and '"forms":["fused"]' in line for line in exports)
+
+    quick, before = re.search(r"&quick (.*)", config)[1], config.partition("targets:")[0]
+    (clone.folder / "config.yaml").write_text(f"{before}targets:\n  executorch: {{bench: {quick}}}\n")
+    for target in ("tensorrt", "coreml"):
+        shutil.rmtree(clone.folder / "targets" / target)
     run = clone.snakemake("--cores", "2", "all")
     assert run.code == 0, run.output
-    assert {"adopt", "reparameterize", "verify", "report"} <= set(run.jobs)
-    assert {run.jobs[f"{stage}:{target}"] for stage in ("export", "check", "bench") for target in TARGETS} == {1}
-    for target in TARGETS:
-        folder = clone.folder / "targets" / target
-        assert list((folder / "toy").glob("branched.*")) and not list((folder / "mine").glob("branched.*"))
-        assert list(read(folder / "mine" / "manifest.json")["forms"]) == ["fused"]
-        bench = read(folder / "bench.json")["models"]["mine"]
-        assert (list(bench["forms"]), bench["speedup"], bench["accuracy"]["branched"]) == (["fused"], None, None)
-    toy, mine = (read(clone.folder / f"targets/executorch/{name}/bench.json")["accuracy"] for name in ("toy", "mine"))
+    folder = clone.folder / "targets" / "executorch"
+    assert list((folder / "toy").glob("branched.*")) and not list((folder / "mine").glob("branched.*"))
+    assert list(read(folder / "mine" / "manifest.json")["forms"]) == ["fused"]
+    bench = read(folder / "bench.json")["models"]["mine"]
+    assert (list(bench["forms"]), bench["speedup"], bench["accuracy"]["branched"]) == (["fused"], None, None)
+    toy, mine = (read(folder / name / "bench.json")["accuracy"] for name in ("toy", "mine"))
     assert (mine["file"], mine["fused"]) == (toy["file"], toy["fused"])
     assert "mine: came folded" in (clone.folder / "report.md").read_text()
     assert clone.snakemake("all").jobs == {}
