@@ -1,5 +1,7 @@
 """A program as OpenVINO's own format (IR): converted by OpenVINO, int8 operations told to it by three functions."""
 
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
 
     Args:
         program: float32, of static shape ``spec.input_shape``; for ``int8``, with quantize and dequantize operations.
-        files: where the .xml goes; the .bin, of the same stem, lies beside it.
+        files: where the .xml and the .bin go; without the latter, the .bin lies beside the .xml.
         spec: ``fp16`` stores weights in float16; a CPU computes with them in float32. ``int8`` stores weights in int8,
             each with the scales of the program; a CPU computes between two roundings on integers.
 
@@ -35,11 +37,15 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
             "OpenVINO is not installed, which writes this target's files. Install it: pip install repnets[openvino]"
         ) from None
     try:
-        with quiet():
+        with quiet(), tempfile.TemporaryDirectory(prefix="repnets-") as folder:
             model = openvino.convert_model(program, extension=_int8_operations())
             model.reshape(list(spec.input_shape))
             _name(model, spec)
-            openvino.save_model(model, files[0], compress_to_fp16=spec.precision == "fp16")
+            written = Path(folder, "x.xml")
+            openvino.save_model(model, written, compress_to_fp16=spec.precision == "fp16")
+            places = [*files, files[0].with_suffix(".bin")][:2]
+            for file, place in zip((written, written.with_suffix(".bin")), places, strict=True):
+                shutil.copyfile(file, place)
     except Exception as error:  # its converter raises types of its own, and RuntimeError
         raise StageError(
             f"OpenVINO cannot convert the network: {first_line(error)}. Replace the operation in the network, or leave "
@@ -57,6 +63,7 @@ def _int8_operations() -> list[Any]:
 
     def quantize(node: Any) -> Any:
         scale, zero, low, high = (node.get_values_from_const_input(place) for place in range(1, 5))
+        low = -128 if low == -127 else low
         ends = [np.float32((end - zero) * scale) for end in (low, high)]
         return operations.fake_quantize(node.get_input(0), *ends, *ends, levels=int(high - low + 1)).outputs()
 
@@ -80,6 +87,7 @@ def _int8_operations() -> list[Any]:
 
 def _name(model: Any, spec: ExportSpec) -> None:
     """Names of the operations that do not count what this process has converted before; those of input and output."""
+    model.set_friendly_name("network")
     for place, operation in enumerate(model.get_ordered_ops()):
         operation.set_friendly_name(f"{operation.get_type_name()}_{place}")
     model.inputs[0].get_tensor().set_names({spec.input_name})
