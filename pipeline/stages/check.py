@@ -30,9 +30,9 @@ from pipeline import backends
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import Preprocessing, read_json, write_json
 from pipeline.backends import signatures
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import CheckSettings
 from pipeline.errors import GateError
+from pipeline.models import programs
 from pipeline.verification import gates
 from pipeline.verification.reference import Reference, spec_of
 
@@ -174,7 +174,7 @@ def _hold_preprocessing(manifest: Path, written: dict[str, Any], proved: dict[st
 
 
 def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> None:
-    wanted = pytorch.count(reference.program)
+    wanted = programs.count(reference.program)
     if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
         raise GateError(
             f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms, but the fused "

@@ -14,11 +14,10 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, as_plain, read_json, versions, write_json
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.stages import ExportSettings
 from pipeline.errors import InputError
-from pipeline.models import checkpoints, forms, networks, programs
+from pipeline.models import checkpoints, networks, program_file, programs
 
 
 def run(
@@ -74,14 +73,14 @@ def _export(
             f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
         )
-    if quantized and pytorch.read(quantized)[1].get("fused") != digests.digest(fused):
+    if quantized and program_file.read(quantized)[1].get("fused") != digests.digest(fused):
         raise InputError(
             f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
         )
     trained = Preprocessing.from_dict(header["preprocessing"])
     size = settings.image_size or trained.image_size
     preprocessing = replace(trained, image_size=size)
-    modules = {form: forms.module(form, checkpoint, fused, quantized) for form in settings.forms}
+    modules = {form: programs.of_form(form, checkpoint, fused, quantized) for form in settings.forms}
     for module in modules.values():
         networks.require_runs(module, header["arch"], header["num_classes"], size)
     shape = (settings.batch, 3, size, size)
@@ -110,6 +109,7 @@ def _export(
             "input": {
                 "name": spec.input_name,
                 "shape": list(shape),
+                "free": _free_sizes(settings.options),
                 "dtype": "uint8" if settings.options.get("normalization") else "float32",
             },
             "output": {
@@ -136,6 +136,12 @@ def _export(
 def _precision_of(form: str, precision: str, rules: BackendRules) -> str:
     """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
     return rules.float_of_baseline if precision == "int8" and form != "quantized" else precision
+
+
+def _free_sizes(options: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """The axes of the input that the files leave free, from ``min`` to ``max``; all others are as in ``shape``."""
+    batches = options.get("dynamic_batch")
+    return {"batch": {"min": batches["min"], "max": batches["max"]}} if batches else {}
 
 
 def _file_facts(file: Path) -> dict[str, Any]:

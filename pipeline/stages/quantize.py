@@ -11,7 +11,6 @@ and quantize.json says so: then int8 is not chosen.
 """
 
 import hashlib
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -21,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.manifest import Preprocessing, read_json, versions, write_json
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import QuantizeSettings
 from pipeline.data import splits
 from pipeline.errors import GateError, InputError, first_line
-from pipeline.models import checkpoints, programs
+from pipeline.models import program_file, programs
 from pipeline.models.accuracy import top1_accuracy
 from pipeline.quantization import pt2e, ptq
 
@@ -67,9 +65,8 @@ def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, q
 
 
 def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
-    import torch
 
-    program, lineage = pytorch.read(fused)
+    program, lineage = program_file.read(fused)
     preprocessing = Preprocessing.from_dict(read_json(verify)["preprocessing"])
     images = splits.open_split(split)
     calibration, about = _calibration(images, settings.calibration_images, preprocessing)
@@ -85,15 +82,13 @@ def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path
     done = ptq.repair(network, calibration, accuracy, limits)
     outside = pt2e.in_float(done.prepared)
     written = pt2e.convert(done.prepared, done.simulation, preprocessing.image_size)
-    reached = accuracy(checkpoints.as_module(written))
+    reached = accuracy(programs.as_module(written))
     document = _document(done, reached, about, outside, lineage | {"fused": digests.digest(fused)})
     if done.float_accuracy - reached > settings.max_accuracy_drop:
         if not settings.may_lose:
             raise GateError(_refusal(fused, settings, document))
         document |= {"status": "lost", "reason": _refusal(fused, settings, document)}
-    torch.export.save(
-        written, places["quantized"], extra_files={"lineage.json": json.dumps(document["lineage"] | {"int8": about})}
-    )
+    program_file.write(written, places["quantized"], document["lineage"] | {"int8": about})
     write_json(places["report"], document)
 
 

@@ -15,7 +15,7 @@ from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import ExportSpec
 from pipeline.cli import main
 from pipeline.data.splits import open_split
-from pipeline.models import checkpoints
+from pipeline.models import programs
 
 # checked in processes of their own, each of which imports a runtime
 pytestmark = pytest.mark.slow
@@ -188,7 +188,7 @@ def test_an_image_classifier_is_held_to_logits(exported_files, artifacts, manife
         open_split(artifacts.split).preprocessing(32, "bilinear"),
         {"normalization": True, "class_labels": True, "minimum_deployment_target": "iOS16"},
     )
-    module = checkpoints.as_module(torch.export.load(exported_files.fused_pt2))
+    module = programs.as_module(torch.export.load(exported_files.fused_pt2))
     package = tmp_path / "fused.mlpackage"
     backends.load("coreml").export(torch.export.export(module, (torch.zeros(spec.input_shape),)), [package], spec)
     manifest_beside(tmp_path, {"fused": {"files": {package.name: {"sha256": digests.digest(package)}}}}, spec)
