@@ -39,11 +39,10 @@ from benchmarks import peers, pretrained, rivals, subjects
 from benchmarks.runtimes import openvino
 from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec, Unavailable
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.backends.worker import client
 from pipeline.benchmark import conditions, interleaved, statistics, timing
 from pipeline.errors import InputError
-from pipeline.models import checkpoints, networks, programs
+from pipeline.models import networks, program_file, programs
 from pipeline.quantization import pt2e
 
 if TYPE_CHECKING:
@@ -255,15 +254,15 @@ def write(subject: subjects.Subject, row: Row, calibration: "np.ndarray") -> Non
     elif row.kind == "NNCF":
         rivals.nncf(folder / "fused.onnx", file, calibration)
     elif row.kind.startswith("naive"):
-        program, _ = pytorch.read(folder / "fused.pt2")
+        program, _ = program_file.read(folder / "fused.pt2")
         torch.export.save(naive(program, calibration, per_tensor="weight" in file.name), file)
     else:
-        program, _ = pytorch.read(file.with_suffix(".pt2"))
+        program, _ = program_file.read(file.with_suffix(".pt2"))
         name = backends.by_suffix(file)
         rules = backends.load(name).rules
         options = dict([rules.at_least["int8"]]) if rules and "int8" in rules.at_least else {}
         spec = ExportSpec("int8" if row.kind == OURS else "fp32", subject.shape, subject.preprocessing, options)
-        backends.load(name).export(programs.static(checkpoints.as_module(program), subject.shape), [file], spec)
+        backends.load(name).export(programs.static(programs.as_module(program), subject.shape), [file], spec)
 
 
 def naive(program: "ExportedProgram", calibration: "np.ndarray", *, per_tensor: bool) -> "ExportedProgram":

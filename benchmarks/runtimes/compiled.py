@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts.manifest import Unavailable
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.backends.runtime import Runtime
+from pipeline.models import program_file, programs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +28,8 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
     import torch
 
     torch.set_num_threads(threads)
-    program, _ = pytorch.read(file)
-    compiled = torch.compile(program.module(check_guards=False))
+    program, _ = program_file.read(file)
+    compiled = torch.compile(programs.as_module(program))
 
     def run(images: "np.ndarray") -> "np.ndarray":
         with torch.inference_mode():

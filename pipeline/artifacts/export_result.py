@@ -51,6 +51,14 @@ class ExportedForm:
 
 
 @dataclass(frozen=True)
+class FreeRange:
+    """An axis that a file leaves free: it takes ``min`` to ``max``."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True)
 class TensorFacts:
     """The one input or output of a file.
 
@@ -58,11 +66,14 @@ class TensorFacts:
         name: as the file calls it.
         shape: of all axes, the batch first.
         dtype: ``float32`` or ``uint8``.
+        free: the axes that the file leaves free, by ``batch``, ``height`` and ``width``; all others are as in `shape`.
+            None for an output, whose batch is the input's.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    free: Mapping[str, FreeRange] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.backends.pytorch import backend as pytorch
+from pipeline.models import program_file
 
 WEIGHTED = ("convolution", "depthwise", "linear")
 
@@ -57,7 +57,7 @@ def program_layers(program: Path) -> list[dict[str, Any]]:
 
     ``node`` is its name in the graph, ``layer`` the qualified name of the module that the weight belongs to.
     """
-    read, _ = pytorch.read(program)
+    read, _ = program_file.read(program)
     parameters = {**read.graph_signature.inputs_to_parameters, **read.graph_signature.inputs_to_buffers}
     layers = []
     for node in read.graph.nodes:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, write_json
 from pipeline.backends import signatures
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.backends.worker import client
 from pipeline.cli import exported_files
 from pipeline.cli.exported_files import Exported
 from pipeline.errors import GateError, InputError, StageError
-from pipeline.models import programs
+from pipeline.models import program_file, programs
 from pipeline.text import aligned
 from pipeline.verification import compare, localize
 
@@ -163,8 +162,8 @@ def _first_of_both(
 
 def _located(file: Exported, against: Exported, image: "np.ndarray", tolerance: float) -> str:
     """Where a file departs from a program that it may have been exported from; the exporter tells."""
-    program, _ = pytorch.read(against.path)
-    static = programs.static(program.module(check_guards=False), image.shape)
+    program, _ = program_file.read(against.path)
+    static = programs.static(programs.as_module(program), image.shape)
     unused = Preprocessing(image.shape[-1], (0.0,) * 3, (1.0,) * 3, ())  # outside of the file, where layers are silent
     spec = ExportSpec(file.precision, image.shape, unused)
     return localize.locate(file.backend, file.path, static, spec, image, tolerance)

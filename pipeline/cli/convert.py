@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts.atomic import replacing
 from pipeline.errors import InputError
-from pipeline.models import checkpoints, external_checkpoints, networks
+from pipeline.models import checkpoints, external_checkpoints, networks, program_file
 from repnets.checkpoints import layouts
 from repnets.errors import RepnetsError
 from repnets.networks import MODELS
@@ -55,9 +55,8 @@ def _read(path: Path) -> tuple[Mapping[str, "Tensor"], str | None]:
     if path.suffix != ".pt2":
         state, _, header = external_checkpoints.read(path)
         return state, header and header["arch"]
-    from pipeline.backends.pytorch import backend as pytorch
 
-    program, lineage = pytorch.read(path)
+    program, lineage = program_file.read(path)
     return program.state_dict, lineage.get("arch")
 
 

@@ -17,7 +17,6 @@ from repnets.checkpoints.state_dict_errors import misnamed, misshapen
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from torch.export import ExportedProgram
 
 # one key, since the order of several in the file is not the same in every run
 _KEY = "repnets"
@@ -87,18 +86,6 @@ def load_model(path: Path) -> tuple["nn.Module", dict[str, Any]]:
     model = networks.build(header["arch"], header["num_classes"], is_folded(header))
     load_strict(model, state, header["arch"], str(path))
     return model.eval(), header
-
-
-def as_module(program: "ExportedProgram") -> "nn.Module":
-    """The network of a program, as a module in evaluation mode that takes any batch and image size.
-
-    Without the exporter's guards: it captures a small network at a larger size, and then forbids, without
-    need, the sizes at which the last feature map is a single pixel.
-    """
-    network = program.module(check_guards=False)
-    for one in network.modules():
-        one.training = False  # `eval` is not for programs
-    return network
 
 
 def load_strict(model: "nn.Module", state: Mapping[str, "torch.Tensor"], arch: str, source: str) -> None:

@@ -1,14 +1,54 @@
-"""Programs of torch.export as check and export need them: of one input shape, with rounded weights, cut short."""
+"""Programs of torch.export as the stages need them: as modules, of one input shape, counted, rounded, cut short."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError
+from pipeline.models import checkpoints, program_file
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule, Node
+    from torch.fx import Graph, GraphModule, Node
+
+
+def of_form(form: str, checkpoint: Path, fused: Path, quantized: Path | None = None) -> "nn.Module":
+    """One form of a network, in evaluation mode, for the batch and image sizes that it takes.
+
+    Args:
+        form: ``branched``, as it was trained; ``fused``; or ``quantized``, which is fused and in int8.
+        checkpoint: artifacts/<model>/checkpoint.safetensors.
+        fused: artifacts/<model>/fused.pt2.
+        quantized: artifacts/<model>/quantized.pt2, for the form of that name.
+
+    Raises:
+        InputError: the file of that form is missing, or damaged.
+    """
+    if form == "branched":
+        return checkpoints.load_model(checkpoint)[0]
+    file = {"fused": fused, "quantized": quantized}[form]
+    if file is None:
+        raise InputError("int8 files are made of quantized.pt2, but none was given; name it with --quantized.")
+    return as_module(program_file.read(file)[0])
+
+
+def as_module(program: "ExportedProgram") -> "GraphModule":
+    """The network of a program, as a module in evaluation mode, which refuses sizes that the program does not take."""
+    network = program.module()
+    for one in network.modules():
+        one.training = False  # `eval` is not for programs
+    return network
+
+
+def graph_module(program: "ExportedProgram") -> "GraphModule":
+    """The network of a program as a graph to be read, or rewritten and captured again: it asserts no input size."""
+    from repnets.fusion import sizes
+
+    return sizes.graph_module(program)
 
 
 def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
@@ -21,6 +61,60 @@ def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
     import torch
 
     return torch.export.export(module, (torch.zeros(shape),))
+
+
+def input_shape(program: "ExportedProgram") -> tuple[int | None, ...]:
+    """Shape of a program's one input, None where the program takes any size."""
+    return _shape(program, program.graph_signature.user_inputs[0])
+
+
+def output_shape(program: "ExportedProgram") -> tuple[int | None, ...]:
+    """Shape of a program's one output, None where the program gives any size."""
+    return _shape(program, program.graph_signature.user_outputs[0])
+
+
+def count(program: "ExportedProgram") -> dict[str, int]:
+    """Operations of a program by type; ``convolution``, ``batch_norm``, ``join``, ``int8``, ``total``.
+
+    ``join`` counts additions of two values that depend on the input; ``int8`` the convolutions and linear layers that
+    read int8 and weights of int8, and whose result, an activation after it or not, is made int8 again.
+    """
+    import torch
+
+    operations = Counter(
+        str(node.target).removesuffix(".default")
+        for part in program.graph_module.modules()
+        if isinstance(part, torch.fx.GraphModule)
+        for node in part.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and "assert" not in str(node.target)
+    )
+    return {
+        "convolution": sum(number for name, number in operations.items() if name.startswith("aten.conv")),
+        "batch_norm": sum(number for name, number in operations.items() if "batch_norm" in name),
+        "join": _joins(program.graph),
+        "int8": sum(map(_is_int8, program.graph.nodes)),
+        "total": operations.total(),
+        **dict(sorted(operations.items())),
+    }
+
+
+def outputs_of(module: "GraphModule", image: "np.ndarray") -> "dict[str, np.ndarray]":
+    """What each operation of a network gives for float32 (N, 3, H, W), by the name of its node, in order.
+
+    Returns:
+        float32 arrays; operations that give no tensor of floating point are left out.
+    """
+    import torch
+
+    interpreter = torch.fx.Interpreter(module, garbage_collect_values=False)
+    interpreter.args_iter = iter([torch.from_numpy(image)])
+    outputs = {}
+    with torch.inference_mode():
+        for node in module.graph.nodes:
+            value = interpreter.env[node] = interpreter.run_node(node)
+            if node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
+                outputs[node.name] = value.float().numpy().copy()  # the next operation may work in place
+    return outputs
 
 
 def with_rounded_weights(
@@ -151,3 +245,26 @@ def constants(module: "GraphModule") -> "Iterator[tuple[str, Tensor]]":
     """Parameters and buffers by name."""
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+def _joins(graph: "Graph") -> int:
+    computed, joins = set(graph.find_nodes(op="placeholder")[-1:]), 0  # the image; before it come the weights
+    for node in graph.nodes:
+        depending = computed.intersection(node.all_input_nodes)
+        joins += str(node.target).startswith(("aten.add.", "aten.add_.")) and len(depending) > 1
+        if depending:
+            computed.add(node)
+    return joins
+
+
+def _is_int8(node: "Node") -> bool:
+    if not str(node.target).startswith(("aten.conv", "aten.linear")):
+        return False
+    read = [str(one.target) for one in node.args[:2]]
+    after = [*node.users, *(user for one in node.users for user in one.users)]
+    return all("dequantize_per" in one for one in read) and any(".quantize_per" in str(one.target) for one in after)
+
+
+def _shape(program: "ExportedProgram", name: str) -> tuple[int | None, ...]:
+    node = next(node for node in program.graph.nodes if node.name == name)
+    return tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models import programs
 from pipeline.models.passes.keep_mean_dims import keep_dimensions_in
 from pipeline.quiet import quiet
 
@@ -38,7 +39,7 @@ def network(program: "ExportedProgram") -> "GraphModule":
     """
     import torch
 
-    module = copy.deepcopy(program.module(check_guards=False))
+    module = copy.deepcopy(programs.graph_module(program))
     keep_dimensions_in(module, lambda mean, _: (torch.ops.aten.flatten.using_ints, (mean, 1)))
     return module
 

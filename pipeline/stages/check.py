@@ -32,9 +32,9 @@ from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.backends import signatures
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import CheckSettings
 from pipeline.errors import GateError
+from pipeline.models import programs
 from pipeline.verification import gates
 from pipeline.verification.reference import Reference, spec_of
 
@@ -165,7 +165,7 @@ def _hold_preprocessing(manifest: Path, written: Preprocessing, proved: Preproce
 
 
 def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> None:
-    wanted = pytorch.count(reference.program)
+    wanted = programs.count(reference.program)
     if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
         raise GateError(
             f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms, but the fused "

@@ -7,19 +7,20 @@ for Core ML, a .pte for ExecuTorch. manifest.json beside them says how to feed t
 from, by what, and the sha256 of each.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline import backends
 from pipeline.artifacts import digests, documents, store
-from pipeline.artifacts.export_result import ExportedForm, FileFacts, Lineage, Manifest, TensorFacts
+from pipeline.artifacts.export_result import ExportedForm, FileFacts, FreeRange, Lineage, Manifest, TensorFacts
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, versions
 from pipeline.artifacts.verify_result import VerifyResult
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.stages import ExportSettings
 from pipeline.errors import InputError
-from pipeline.models import checkpoints, forms, networks, programs
+from pipeline.models import checkpoints, networks, program_file, programs
 
 
 def run(
@@ -75,14 +76,14 @@ def _export(
             f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
         )
-    if quantized and pytorch.read(quantized)[1].get("fused") != digests.digest(fused):
+    if quantized and program_file.read(quantized)[1].get("fused") != digests.digest(fused):
         raise InputError(
             f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
         )
     trained = Preprocessing.from_dict(header["preprocessing"])
     size = settings.image_size or trained.image_size
     preprocessing = replace(trained, image_size=size)
-    modules = {form: forms.module(form, checkpoint, fused, quantized) for form in settings.forms}
+    modules = {form: programs.of_form(form, checkpoint, fused, quantized) for form in settings.forms}
     for module in modules.values():
         networks.require_runs(module, header["arch"], header["num_classes"], size)
     shape = (settings.batch, 3, size, size)
@@ -107,7 +108,12 @@ def _export(
             precision=settings.precision,
             forms=written,
             extras={name: FileFacts.of(places[name]) for name in backend.extras},
-            input=TensorFacts(spec.input_name, shape, "uint8" if settings.options.get("normalization") else "float32"),
+            input=TensorFacts(
+                spec.input_name,
+                shape,
+                "uint8" if settings.options.get("normalization") else "float32",
+                _free_sizes(settings.options),
+            ),
             output=TensorFacts(spec.output_name, (shape[0], len(preprocessing.classes)), "float32"),
             preprocessing=preprocessing,
             lineage=Lineage(
@@ -128,3 +134,9 @@ def _export(
 def _precision_of(form: str, precision: str, rules: BackendRules) -> str:
     """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
     return rules.float_of_baseline if precision == "int8" and form != "quantized" else precision
+
+
+def _free_sizes(options: Mapping[str, Any]) -> dict[str, FreeRange]:
+    """The axes of the input that the files leave free; all others are as in ``shape``."""
+    batches = options.get("dynamic_batch")
+    return {"batch": FreeRange(batches["min"], batches["max"])} if batches else {}

@@ -11,7 +11,6 @@ and quantize.json says so: then int8 is not chosen.
 """
 
 import hashlib
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -31,11 +30,10 @@ from pipeline.artifacts.quantize_result import (
     Scheme,
 )
 from pipeline.artifacts.verify_result import VerifyResult
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import QuantizeSettings
 from pipeline.data import splits
 from pipeline.errors import GateError, InputError, first_line
-from pipeline.models import checkpoints, programs
+from pipeline.models import program_file, programs
 from pipeline.models.accuracy import top1_accuracy
 from pipeline.quantization import pt2e, ptq
 
@@ -77,9 +75,8 @@ def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, q
 
 
 def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
-    import torch
 
-    program, lineage = pytorch.read(fused)
+    program, lineage = program_file.read(fused)
     preprocessing = documents.read(VerifyResult, verify).preprocessing
     images = splits.open_split(split)
     calibration, about = _calibration(images, settings.calibration_images, preprocessing)
@@ -95,14 +92,13 @@ def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path
     done = ptq.repair(network, calibration, accuracy, limits)
     outside = pt2e.in_float(done.prepared)
     written = pt2e.convert(done.prepared, done.simulation, preprocessing.image_size)
-    reached = accuracy(checkpoints.as_module(written))
+    reached = accuracy(programs.as_module(written))
     result = _result(done, reached, about, outside, lineage | {"fused": digests.digest(fused)})
     if done.float_accuracy - reached > settings.max_accuracy_drop:
         if not settings.may_lose:
             raise GateError(_refusal(fused, settings, result))
         result = replace(result, status="lost", reason=_refusal(fused, settings, result))
-    lineage_file = json.dumps({**result.lineage, "int8": documents.plain(about)})
-    torch.export.save(written, places["quantized"], extra_files={"lineage.json": lineage_file})
+    program_file.write(written, places["quantized"], {**result.lineage, "int8": documents.plain(about)})
     documents.write(places["report"], result)
 
 

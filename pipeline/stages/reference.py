@@ -13,7 +13,7 @@ from pipeline.artifacts.bench_result import ReferenceResult
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.benchmark import conditions, headline, measurement, runners
 from pipeline.config.stages import ReferenceSettings
-from pipeline.models import checkpoints, forms, programs
+from pipeline.models import checkpoints, programs
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
         files = {}
         for form in settings.forms:
             files[form] = scratch / backend.file_name(form)
-            program = programs.static(forms.module(form, checkpoint, fused, quantized), shape)
+            program = programs.static(programs.of_form(form, checkpoint, fused, quantized), shape)
             backend.export(program, [files[form]], ExportSpec("fp32", shape, preprocessing))
         measured = measurement.measure(runners.here(backend.name, files), list(files), shape, settings.bench)
         result = ReferenceResult(backend=backend.name, precision=settings.precision, **vars(measured))

@@ -1,16 +1,15 @@
 """Fold every branch structure of a checkpoint's network into single convolutions.
 
 Reads the checkpoint, artifacts/<model>/checkpoint.safetensors, or recalibrated.safetensors beside it. Writes
-fused.pt2, a torch.export program in which batch size, height and width stay free, and fuse.json, which says
-what was folded into which layer, what was not, and why. The program carries its lineage: the sha256 of the
-checkpoint that it was made from.
+fused.pt2, a torch.export program in which batch size, height and width stay free where the network allows, and
+fuse.json, which says what was folded into which layer, what was not, and why. The program carries its lineage: the
+sha256 of the checkpoint that it was made from, and under `free` the sizes that it takes.
 
 Batch norms whose statistics are out of the ordinary are warned about, and listed in fuse.json under
 `bn_health`; the network is fused all the same. So are layers that will hurt in int8, under `forecast`: what
 rounding each layer does to the logits of some training images, and what makes it so (docs/int8-forecast.md).
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipeline.artifacts.fuse_result import BatchNormFinding, Forecast, FuseResul
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import NoSettings
 from pipeline.data import splits
-from pipeline.models import checkpoints
+from pipeline.models import checkpoints, program_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,9 +79,7 @@ def _fuse(checkpoint: Path, split: Path, places: dict[str, Path]) -> None:
         "data_digest": header["data_digest"],
         "recalibrated": header.get("recalibrated"),
     }
-    torch.export.save(
-        capture(result.module, example), places["fused"], extra_files={"lineage.json": json.dumps(lineage)}
-    )
+    lineage = program_file.write(capture(result.module, example), places["fused"], lineage)
     images = _images(split, Preprocessing.from_dict(header["preprocessing"]), result.report)
     told = {"bn_health": documents.plain(bn_health(model)), "forecast": forecast(model, result, images).to_dict()}
     documents.write(places["report"], documents.of(FuseResult, {"lineage": lineage, **told, **result.report.to_dict()}))

@@ -17,6 +17,7 @@ these, and the accuracy of `branched` is null.
 A gate that fails ends with exit code 1, says where, and leaves no verify.json.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,13 @@ from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import Float32, Float64, FormErrors, ProvedAccuracy, Tie, VerifyResult, Weights
 from pipeline.config.project import Verify
 from pipeline.errors import GateError
-from pipeline.models import checkpoints
+from pipeline.models import checkpoints, program_file, programs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
+
+    from repnets.fusion.sizes import FreeSize
 
 _FLOAT64_IMAGES = 256
 _WEIGHT_TOLERANCE = 1e-6
@@ -67,7 +70,7 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
     from repnets.fusion.engine import fuse
 
     model, header = checkpoints.load_model(checkpoint)
-    program = torch.export.load(fused)
+    program, _ = program_file.read(fused)
     preprocessing = Preprocessing.from_dict(header["preprocessing"])
     size = preprocessing.image_size
     images = open_split(split)
@@ -77,10 +80,10 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
         reference = reference.double()
         refused = fuse(reference, torch.zeros(2, 3, size, size, dtype=torch.float64))
         real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
-        inputs = {**_random_inputs(size, reference, refused.report.input_shape), f"real {size} x {size}": real}
+        inputs = {**_random_inputs(size, reference, refused.report.free), f"real {size} x {size}": real}
         float64 = _hold_float64(reference, refused, inputs, settings.float64_tolerance)
         weights = _hold_weights(program, refused.module)
-        file = checkpoints.as_module(program)
+        file = programs.as_module(program)
         float32 = _hold_float32(reference, model, file, inputs, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
         seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding)
@@ -107,7 +110,7 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
     )
 
 
-def _random_inputs(size: int, reference: "nn.Module", shape: tuple[int | None, ...]) -> dict[str, "Tensor"]:
+def _random_inputs(size: int, reference: "nn.Module", free: "Mapping[str, FreeSize]") -> dict[str, "Tensor"]:
     """Random images at three sizes, of those that the network and its program take; at its own in any case."""
     import torch
 
@@ -116,7 +119,8 @@ def _random_inputs(size: int, reference: "nn.Module", shape: tuple[int | None, .
     inputs = {}
     for side in (size, odd, size + size // 2):
         batch = torch.randn(4, 3, side, side, generator=generator)
-        if side == size or (shape[2:] == (None, None) and _runs(reference, batch.double())):
+        taken = all(axis in free and side in free[axis] for axis in ("height", "width"))
+        if side == size or (taken and _runs(reference, batch.double())):
             inputs[f"random {side} x {side}"] = batch
         else:
             print(f"verify: the network does not take {side} x {side} pixels, so it is not compared there", flush=True)

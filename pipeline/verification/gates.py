@@ -107,7 +107,7 @@ class Checked:
         constants: list[str] = []
         if not is_float32 and not found.relative_error <= tolerance:
             constants = ["mean and std"] * self.reference.whole_pixels
-            constants += programs.rounded_constants(self.reference.program.module(check_guards=False))
+            constants += programs.rounded_constants(programs.graph_module(self.reference.program))
             tolerance = max(tolerance, compare.EXACT_BUT_FOR_CONSTANTS) if constants else tolerance
         if not found.relative_error <= tolerance:
             raise GateError(
@@ -229,7 +229,7 @@ class Checked:
         departure = compare.first_departure(got, want, tolerance)
         if departure is None:
             return f"taken one by one, no layer departs by more than {tolerance:.0e}"
-        module = self.reference.program.module(check_guards=False)
+        module = programs.graph_module(self.reference.program)
         before = departure.before and programs.title(module, departure.before)
         return str(replace(departure, layer=programs.title(module, departure.layer), before=before))
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.backends.worker import client
 from pipeline.models import programs
 from pipeline.verification.compare import Departure, first_departure
@@ -38,7 +37,7 @@ def locate(
         image: float32 of the input shape, on which the file is wrong.
         tolerance: of a layer's output, of its largest value.
     """
-    module = program.module(check_guards=False)
+    module = programs.graph_module(program)
     with tempfile.TemporaryDirectory(prefix="repnets-") as folder:
         fresh = Path(folder, "again" + file.suffix)
         backends.load(backend).export(program, [fresh], spec)
@@ -55,7 +54,7 @@ def _bisect(
     backend: str, module: "GraphModule", spec: ExportSpec, image: "np.ndarray", tolerance: float, folder: Path
 ) -> Departure | None:
     """The first layer after which the exported program is wrong; that of the last one is known to be."""
-    want = pytorch.outputs_of(module, image)
+    want = programs.outputs_of(module, image)
     layers = [node for node in programs.layers(module) if node.name in want]
     # between a dequantize and the next quantize a runtime computes in int8, so that a cut there is another file
     layers = [node for node in layers if "dequantize_per_tensor" in str(node.target)] or layers

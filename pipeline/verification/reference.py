@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.data import transforms
 from pipeline.errors import GateError
-from pipeline.models import checkpoints, programs
+from pipeline.models import program_file, programs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +49,7 @@ class Reference:
 
     def as_stored_in(self, file: Path, read: "Callable[..., Mapping[str, np.ndarray]]") -> "Reference":
         """The same with the weights of a file, by its backend's `stored_weights`, which holds them against these."""
-        module = self.program.module(check_guards=False)
+        module = programs.graph_module(self.program)
         layers, values = programs.weighted_layers(module), dict(programs.constants(module))
         own = {layer: values[name].detach().numpy() for layer, name in layers.items()}
         stored = read(file, self.spec.precision, own)
@@ -135,10 +134,10 @@ class Reference:
 
     def outputs_by_layer(self, image: "np.ndarray", exact: bool) -> "dict[str, np.ndarray]":
         """What each layer should give for an image, by its name: in float32, with rounded weights where `exact`."""
-        module = self.program.module(check_guards=False)
+        module = programs.graph_module(self.program)
         if exact:
             module = programs.with_rounded_weights(module, self.spec.precision, self.weights)
-        return pytorch.outputs_of(module, image)
+        return programs.outputs_of(module, image)
 
     @cached_property
     def loss_in_half(self) -> float:
@@ -155,7 +154,7 @@ class Reference:
 
     @cached_property
     def _module(self) -> Any:
-        module = checkpoints.as_module(pytorch.read(self.source)[0])
+        module = programs.as_module(program_file.read(self.source)[0])
         return programs.with_rounded_weights(module, self.spec.precision, self.weights) if self.weights else module
 
     @cached_property

@@ -18,6 +18,7 @@ from repnets.fusion.capture import capture
 from repnets.fusion.engine import FuseResult, fuse
 from repnets.fusion.graph import drop_whole_slices, flatten_batch_norms, node_shapes
 from repnets.fusion.report import Totals
+from repnets.fusion.sizes import graph_module
 
 if TYPE_CHECKING:
     from pygraphviz import AGraph
@@ -90,7 +91,7 @@ class Scene:
 
 def scene(model: nn.Module, example_input: Tensor, result: FuseResult) -> Scene:
     """What `draw` draws; worth keeping where several pictures are made, since it captures the model."""
-    captured = capture(model, example_input).module(check_guards=False)
+    captured = graph_module(capture(model, example_input))
     flatten_batch_norms(captured.graph)
     drop_whole_slices(captured.graph)
     original = read(captured, node_shapes(captured.graph, (1, *example_input.shape[1:])))

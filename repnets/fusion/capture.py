@@ -10,6 +10,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from repnets.errors import RepnetsError
+from repnets.fusion.sizes import settle_sizes
 
 _ROOMY = 128  # pixels, at which no feature map of a network of total stride 64 is a single pixel
 
@@ -131,7 +132,9 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
             continue
         # an upper bound means that some feature map is 1 pixel at this size and was taken for a constant
         if all(bounds.upper > 2**31 for bounds in program.range_constraints.values()) and not _rounds_sizes(program):
-            return program.run_decompositions({}) if _writes_in_place(program) else program
+            program = program.run_decompositions({}) if _writes_in_place(program) else program
+            if not sizes or settle_sizes(program, model):
+                return program
     reason = str(failure).strip().partition("\n")[0]
     raise RepnetsError(
         f"torch.export cannot capture the model: {reason}. The usual cause is Python code that branches on "

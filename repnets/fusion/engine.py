@@ -36,6 +36,7 @@ from repnets.fusion.graph import (
 from repnets.fusion.plan import Refusal, Region, find_regions, refuse
 from repnets.fusion.region_check import region_error
 from repnets.fusion.report import FoldedRegion, FuseReport, Totals
+from repnets.fusion.sizes import by_name, free_sizes, graph_module
 
 _TOLERANCE = 1e-10  # relative, float64; an exact fold is below 1e-14
 
@@ -87,7 +88,7 @@ def fuse(
     require_sound_numbers(model)
     program = capture(model, example_input)
     require_stateless(program)
-    captured = program.module(check_guards=False)
+    captured = graph_module(program)
     graph = captured.graph
     flatten_batch_norms(graph)
     drop_whole_slices(graph)
@@ -108,7 +109,8 @@ def fuse(
     rows = tuple(_account(region, fold, names[fold], tensors, shapes) for region, fold in folds.items())
     clock.append(perf_counter())
     report = FuseReport(
-        input_shape=_free_sizes(graph),
+        input_shape=_input_shape(graph),
+        free=by_name(free_sizes(program), example_input.dim()),
         before=_totals(graph.nodes, {}, shapes, model),
         after=_totals(live, dict(zip((region.target for region in folds), rows, strict=True)), shapes, module),
         regions=rows,
@@ -274,7 +276,7 @@ def _is_within(path: str, ancestor: str) -> bool:
 # Accounts
 
 
-def _free_sizes(graph: fx.Graph) -> tuple[int | None, ...]:
+def _input_shape(graph: fx.Graph) -> tuple[int | None, ...]:
     inputs = next(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
     return tuple(None if isinstance(size, torch.SymInt) else size for size in inputs.shape)
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
 from repnets.fusion.plan import Refusal
+from repnets.fusion.sizes import FreeSize
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ class FuseReport:
     """What `fuse` folded, what it left and why. `str()` makes a table to read, `to_dict()` one for JSON.
 
     Attributes:
-        input_shape: The shape the network takes, None where any size will do. A number is fixed: the
+        input_shape: The shape the network takes, None where the size is free. A number is fixed: the
             network's own code ties it to the size it was captured at.
+        free: Which sizes the free axes take, by name: ``batch``, ``height``, ``width``.
         before: The network as given.
         after: The network as fused.
         regions: The convolutions made, in the order of the graph.
@@ -99,6 +101,7 @@ class FuseReport:
     """
 
     input_shape: tuple[int | None, ...]
+    free: dict[str, FreeSize]
     before: Totals
     after: Totals
     regions: tuple[FoldedRegion, ...]

@@ -89,11 +89,11 @@ def weight_scales(file):
 
 @pytest.mark.slow
 def test_naive_ranges_are_the_largest_values(int8, subject):
-    from pipeline.backends.pytorch import backend as pytorch
+    from pipeline.models import program_file
 
     calibration = subject.calibration()
     assert calibration.shape == (417, 3, 32, 32)  # five sixths of 500: training images, without what validates
-    program, _ = pytorch.read(subject.folder / "fused.pt2")
+    program, _ = program_file.read(subject.folder / "fused.pt2")
     made = int8.naive(program, calibration, per_tensor=True)
     first = next(node for node in made.graph.nodes if "quantize_per_tensor" in str(node.target))
     assert first.args[1] == pytest.approx(np.abs(calibration).max() / 127)

@@ -123,7 +123,7 @@ def _with_ends(
     class WithEnds(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = program.module(check_guards=False)
+            self.network = program.module()
             mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in _mean_and_std(spec))
             self.register_buffer("mean255", 255 * mean)
             self.register_buffer("inv_std255", 1 / (255 * std))

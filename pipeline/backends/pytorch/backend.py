@@ -3,10 +3,8 @@
 No target: the others are compared with it, and `repnets bench` times it beside them.
 """
 
-import json
-import zipfile
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,39 +13,11 @@ from pipeline.backends.base import Backend
 from pipeline.backends.runtime import Runtime
 from pipeline.backends.signatures import Signature
 from pipeline.errors import InputError, StageError, first_line
-from pipeline.quiet import quiet
+from pipeline.models import program_file, programs
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-_LINEAGE = "lineage.json"
-
-
-def read(file: Path) -> "tuple[torch.export.ExportedProgram, dict[str, Any]]":
-    """A program, and its lineage where this pipeline wrote it: ``arch``, ``checkpoint`` and more, or empty.
-
-    Raises:
-        InputError: the file is missing, damaged, of another kind, or of another version of torch.
-    """
-    import torch
-
-    if not file.is_file():
-        raise InputError(f"{file} does not exist. Build it first: snakemake {file}")
-    if not zipfile.is_zipfile(file):
-        raise InputError(f"{file} is no torch.export program, or was cut short. Build it again.")
-    extra = {_LINEAGE: ""}
-    with quiet():
-        import torch.ao.quantization.fx._decomposed  # the operators of quantized programs
-
-        try:
-            program = torch.export.load(file, extra_files=extra)
-        except Exception as error:
-            raise InputError(
-                f"{file} is no torch.export program that torch {torch.__version__} can read ({first_line(error)}). "
-                "Build it again with the installed version."
-            ) from error
-    return program, json.loads(extra[_LINEAGE] or "{}")
 
 
 def census(file: Path) -> dict[str, int]:
@@ -57,30 +27,9 @@ def census(file: Path) -> dict[str, int]:
     read int8 and weights of int8, and whose result, an activation after it or not, is made int8 again.
 
     Raises:
-        InputError: as for `read`.
+        InputError: as for `program_file.read`.
     """
-    return count(read(file)[0])
-
-
-def count(program: "torch.export.ExportedProgram") -> dict[str, int]:
-    """Operations of a program by type; see `census`."""
-    import torch
-
-    operations = Counter(
-        str(node.target).removesuffix(".default")
-        for part in program.graph_module.modules()
-        if isinstance(part, torch.fx.GraphModule)
-        for node in part.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload) and "assert" not in str(node.target)
-    )
-    return {
-        "convolution": sum(number for name, number in operations.items() if name.startswith("aten.conv")),
-        "batch_norm": sum(number for name, number in operations.items() if "batch_norm" in name),
-        "join": _joins(program.graph),
-        "int8": sum(map(_is_int8, program.graph.nodes)),
-        "total": operations.total(),
-        **dict(sorted(operations.items())),
-    }
+    return programs.count(program_file.read(file)[0])
 
 
 def unavailable() -> Unavailable | None:
@@ -99,7 +48,7 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
         float32 (N, 3, H, W), of the file's own shape where that is fixed -> float32 logits (N, classes).
 
     Raises:
-        InputError: as for `read`.
+        InputError: as for `program_file.read`.
     """
     return _session(file, threads, exact=False)
 
@@ -121,66 +70,24 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
         float32 arrays; operations that give no tensor of floating point are left out.
 
     Raises:
-        InputError: as for `read`.
+        InputError: as for `program_file.read`.
     """
-    program, _ = read(file)
+    program, _ = program_file.read(file)
     _require_shape(file, program, image.shape)
-    return outputs_of(_module(program, exact), image)
-
-
-def outputs_of(module: "torch.fx.GraphModule", image: "np.ndarray") -> "dict[str, np.ndarray]":
-    """What each operation of a network gives for float32 (N, 3, H, W); see `outputs_by_layer`."""
-    import torch
-
-    interpreter = torch.fx.Interpreter(module, garbage_collect_values=False)
-    interpreter.args_iter = iter([torch.from_numpy(image)])
-    outputs = {}
-    with torch.inference_mode():
-        for node in module.graph.nodes:
-            value = interpreter.env[node] = interpreter.run_node(node)
-            if node.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
-                outputs[node.name] = value.float().numpy().copy()  # the next operation may work in place
-    return outputs
-
-
-def input_shape(program: "torch.export.ExportedProgram") -> tuple[int | None, ...]:
-    """Shape of a program's one input, None where the program takes any size."""
-    return _shape(program, program.graph_signature.user_inputs[0])
-
-
-def output_shape(program: "torch.export.ExportedProgram") -> tuple[int | None, ...]:
-    """Shape of a program's one output, None where the program gives any size."""
-    return _shape(program, program.graph_signature.user_outputs[0])
-
-
-def _joins(graph: "torch.fx.Graph") -> int:
-    computed, joins = set(graph.find_nodes(op="placeholder")[-1:]), 0  # the image; before it come the weights
-    for node in graph.nodes:
-        depending = computed.intersection(node.all_input_nodes)
-        joins += str(node.target).startswith(("aten.add.", "aten.add_.")) and len(depending) > 1
-        if depending:
-            computed.add(node)
-    return joins
-
-
-def _is_int8(node: "torch.fx.Node") -> bool:
-    if not str(node.target).startswith(("aten.conv", "aten.linear")):
-        return False
-    read = [str(one.target) for one in node.args[:2]]
-    after = [*node.users, *(user for one in node.users for user in one.users)]
-    return all("dequantize_per" in one for one in read) and any(".quantize_per" in str(one.target) for one in after)
+    with _shape_refused(file, image.shape):
+        return programs.outputs_of(_module(program, exact), image)
 
 
 def _session(file: Path, threads: int, exact: bool) -> "Callable[[np.ndarray], np.ndarray]":
     import torch
 
     torch.set_num_threads(threads)
-    program, _ = read(file)
+    program, _ = program_file.read(file)
     module = _module(program, exact)
 
     def run(images: "np.ndarray") -> "np.ndarray":
         _require_shape(file, program, images.shape)
-        with torch.inference_mode():
+        with torch.inference_mode(), _shape_refused(file, images.shape):
             output = module(torch.from_numpy(images))
         if not isinstance(output, torch.Tensor):
             raise StageError(f"{file} gives {type(output).__name__} and not one tensor of logits. Export one output.")
@@ -190,7 +97,7 @@ def _session(file: Path, threads: int, exact: bool) -> "Callable[[np.ndarray], n
 
 
 def _module(program: "torch.export.ExportedProgram", exact: bool) -> "torch.fx.GraphModule":
-    module = program.module(check_guards=False)
+    module = program.module()
     if exact:
         module = module.float()
         for node in module.graph.nodes:
@@ -207,22 +114,26 @@ def _widened(value: Any) -> Any:
 
 
 def _require_shape(file: Path, program: "torch.export.ExportedProgram", shape: tuple[int, ...]) -> None:
-    wanted = input_shape(program)
+    wanted = programs.input_shape(program)
     if len(shape) != len(wanted) or any(own not in (size, None) for size, own in zip(shape, wanted, strict=True)):
         raise InputError(f"{file} takes an input of shape {wanted}, but got {tuple(shape)}.")
 
 
-def _shape(program: "torch.export.ExportedProgram", name: str) -> tuple[int | None, ...]:
-    node = next(node for node in program.graph.nodes if node.name == name)
-    return tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
+@contextmanager
+def _shape_refused(file: Path, shape: tuple[int, ...]) -> "Iterator[None]":
+    """Say which file it is that asserts another input size."""
+    try:
+        yield
+    except AssertionError as error:
+        raise InputError(f"{file} does not take an input of shape {tuple(shape)}: {first_line(error)}.") from error
 
 
 def signature(file: Path) -> Signature:
-    """What a program takes and gives. InputError as for `read`."""
-    program, _ = read(file)
-    shape = input_shape(program)
+    """What a program takes and gives. InputError as for `program_file.read`."""
+    program, _ = program_file.read(file)
+    shape = programs.input_shape(program)
     example = program.example_inputs[0][0].shape if program.example_inputs else shape
-    return Signature(shape, output_shape(program), tuple(example))
+    return Signature(shape, programs.output_shape(program), tuple(example))
 
 
 RUNTIME = Runtime(open_session=open_session, open_exact_session=open_exact_session, outputs_by_layer=outputs_by_layer)

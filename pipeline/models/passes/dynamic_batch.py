@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StageError
-from pipeline.models.passes.float16 import input_shape
+from pipeline.models import programs
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ def with_open_batch(
     """
     import torch
 
-    module = program.module(check_guards=False)
+    module = programs.graph_module(program)
     depends: set[torch.fx.Node] = set()  # on the input: a reshape of weights has no batch
     for node in module.graph.nodes:
         value = node.meta.get("val")
@@ -36,7 +36,7 @@ def with_open_batch(
         if is_reshape and node in depends and node.args[0].meta["val"].shape[0] == value.shape[0]:
             node.args = (node.args[0], [-1, *value.shape[1:]])
     module.recompile()
-    _, *rest = input_shape(program)
+    _, *rest = programs.input_shape(program)
     some = max(2, smallest)  # a batch of one would be traced as a constant
     dimension = torch.export.Dim("batch", min=smallest, max=largest)
     try:

@@ -3,6 +3,8 @@
 import copy
 from typing import TYPE_CHECKING
 
+from pipeline.models import programs
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,7 +21,7 @@ def half(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgr
     import torch
 
     # `.half()` changes the very tensors of the program that the module came from, hence the copy.
-    network = copy.deepcopy(program.module(check_guards=False)).half()
+    network = copy.deepcopy(program.module()).half()
 
     class Float16(torch.nn.Module):
         def __init__(self) -> None:
@@ -29,11 +31,4 @@ def half(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgr
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return self.network(image.half()).float()
 
-    return torch.export.export(Float16(), (torch.zeros(input_shape(program)),))
-
-
-def input_shape(program: "torch.export.ExportedProgram") -> tuple[int, ...]:
-    """Shape of the one input of a program, (N, 3, H, W)."""
-    name = program.graph_signature.user_inputs[0]
-    node = next(node for node in program.graph.nodes if node.name == name)
-    return tuple(node.meta["val"].shape)
+    return torch.export.export(Float16(), (torch.zeros(programs.input_shape(program)),))

@@ -11,7 +11,6 @@ from pipeline import backends
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.backends import signatures
 from pipeline.backends.base import Backend, BundleParts
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.backends.runtime import Runtime
 from pipeline.backends.worker import client, remote, server
 from pipeline.cli import requirements
@@ -39,7 +38,7 @@ def int8_program(programs, image):
     ranges.set_activations(ranges.observe(found, [image]), "max")
     ranges.set_weights(found, "max")
     made = pt2e.convert(prepared, found, image.shape[-1])
-    return graphs.static(made.module(check_guards=False), tuple(image.shape))
+    return graphs.static(made.module(), tuple(image.shape))
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +139,7 @@ def test_a_written_file_is_the_network(written, int8_program, programs, image, n
     assert all(file.exists() for file in files) and isinstance(facts, dict)
     found = signatures.read(files[0])
     assert (found.input_shape, found.output_shape) == (tuple(image.shape), (1, 5))
-    census, wanted = backend.census(files[0]), pytorch.count(program)
+    census, wanted = backend.census(files[0]), graphs.count(program)
     assert {key: census[key] for key in ("convolution", "batch_norm", "join", "int8")} == {
         key: wanted[key] for key in ("convolution", "batch_norm", "join", "int8")
     }
@@ -168,7 +167,7 @@ def test_layers_bear_the_names_of_the_program(written, programs, image, name):
     if LOADED[name].runtime.outputs_by_layer is None:
         return
     got = client.outputs_by_layer(name, written(name, "fp32")[0][0], image.numpy(), exact=True)
-    want = pytorch.outputs_of(programs["fused"].module(), image.numpy())
+    want = graphs.outputs_of(programs["fused"].module(), image.numpy())
     common = [layer for layer in got if layer in want]
     assert len(common) >= len(graphs.layers(programs["fused"].module())) // 2, (list(got), list(want))
     assert compare.first_departure(got, want, compare.TOLERANCE["fp32"]) is None

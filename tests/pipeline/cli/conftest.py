@@ -10,7 +10,7 @@ import torch
 from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec
 from pipeline.data.splits import open_split
-from pipeline.models import checkpoints
+from pipeline.models import checkpoints, programs
 from pipeline.models.passes.float16 import half
 from tests.fixtures.documents import write_manifest
 
@@ -36,20 +36,20 @@ def exported_files(artifacts, tmp_path_factory) -> Files:
     spec = ExportSpec("fp32", (1, 3, SIZE, SIZE), preprocessing)
     example = (torch.zeros(spec.input_shape),)
     modules = {
-        "fused": checkpoints.as_module(torch.export.load(artifacts.fused)),
+        "fused": programs.as_module(torch.export.load(artifacts.fused)),
         "branched": checkpoints.load_model(artifacts.checkpoint)[0],
     }
-    programs = {form: torch.export.export(module, example) for form, module in modules.items()}
+    captured = {form: torch.export.export(module, example) for form, module in modules.items()}
     (folder / "programs").mkdir()
     shutil.copy(artifacts.fused, folder / "programs" / "fused.pt2")
-    torch.export.save(programs["branched"], folder / "programs" / "branched.pt2")
-    torch.export.save(half(programs["fused"]), folder / "programs" / "half.pt2")
+    torch.export.save(captured["branched"], folder / "programs" / "branched.pt2")
+    torch.export.save(half(captured["fused"]), folder / "programs" / "half.pt2")
     for name, forms in (("executorch", ("fused", "branched")), ("onnx", ("fused",))):
         backend = backends.load(name)
         (folder / name).mkdir()
         files = {form: folder / name / backend.file_name(form) for form in forms}
         for form, file in files.items():
-            backend.export(programs[form], [file], spec)
+            backend.export(captured[form], [file], spec)
         write_manifest(folder / name, name, files, spec)
     return Files(folder)
 

@@ -14,7 +14,7 @@ from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec
 from pipeline.cli import main
 from pipeline.data.splits import open_split
-from pipeline.models import checkpoints
+from pipeline.models import programs
 from tests.fixtures.documents import write_manifest
 
 # checked in processes of their own, each of which imports a runtime
@@ -188,7 +188,7 @@ def test_an_image_classifier_is_held_to_logits(exported_files, artifacts, tmp_pa
         open_split(artifacts.split).preprocessing(32, "bilinear"),
         {"normalization": True, "class_labels": True, "minimum_deployment_target": "iOS16"},
     )
-    module = checkpoints.as_module(torch.export.load(exported_files.fused_pt2))
+    module = programs.as_module(torch.export.load(exported_files.fused_pt2))
     package = tmp_path / "fused.mlpackage"
     backends.load("coreml").export(torch.export.export(module, (torch.zeros(spec.input_shape),)), [package], spec)
     write_manifest(tmp_path, "coreml", {"fused": package}, spec)

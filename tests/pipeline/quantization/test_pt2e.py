@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 import repnets
-from pipeline.backends.pytorch import backend as pytorch
-from pipeline.models import checkpoints
+from pipeline.models import programs
 from pipeline.quantization import pt2e
 from repnets.fusion.engine import capture
 from repnets.networks.blocks import RepVGGBlock
@@ -53,18 +52,18 @@ def test_a_mean_over_the_image_keeps_its_dimensions_and_the_network_computes_the
     network = pt2e.network(program)
     means = network.graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim)
     assert means and all(node.args[2] is True for node in means)
-    assert torch.equal(network(images), checkpoints.as_module(program)(images))
+    assert torch.equal(network(images), programs.as_module(program)(images))
     assert "flatten" not in str(program.graph), "the fused program itself is left as it is"
 
 
 def test_the_program_gives_what_its_simulation_gave_bit_by_bit(program, images):
     prepared = pt2e.prepare(pt2e.network(program))
     found = calibrated(prepared, images)
-    made = checkpoints.as_module(pt2e.convert(prepared, found, 16))
+    made = programs.as_module(pt2e.convert(prepared, found, 16))
     with torch.no_grad():
         assert torch.equal(made(images), found(images))
         assert made(images[:3, :, :12, :10]).shape == (3, 5), "batch and size stay free"
-        assert not torch.equal(made(images), checkpoints.as_module(program)(images))
+        assert not torch.equal(made(images), programs.as_module(program)(images))
 
 
 class Clamped(nn.Module):
@@ -98,8 +97,8 @@ def test_a_layer_before_a_relu6_that_stays_in_float(images):
     network = pt2e.network(capture(Clamped().eval(), images))
     first = next(node.name for node in network.graph.nodes if str(node.target).startswith("aten.conv2d"))
     made = pt2e.convert(kept := pt2e.prepare(network, in_float=(first,)), calibrated(kept, images), 16)
-    assert pytorch.count(made)["int8"] == 2
-    assert pytorch.count(pt2e.convert(whole := pt2e.prepare(network), calibrated(whole, images), 16))["int8"] == 3
+    assert programs.count(made)["int8"] == 2
+    assert programs.count(pt2e.convert(whole := pt2e.prepare(network), calibrated(whole, images), 16))["int8"] == 3
 
 
 def test_of_a_weight_only_its_integers_and_scales_are_stored(program, images):
@@ -121,7 +120,7 @@ def test_biases_of_the_program_are_whole_steps_of_the_accumulators(program, imag
 
 def test_every_layer_is_int8_and_what_is_not_known_is_named(program):
     prepared = pt2e.prepare(pt2e.network(program))
-    assert pytorch.count(program)["convolution"] + 1 == len(pt2e.simulation(prepared).layers)
+    assert programs.count(program)["convolution"] + 1 == len(pt2e.simulation(prepared).layers)
     assert pt2e.in_float(prepared) == {"aten.sigmoid": 1}
 
 

@@ -13,7 +13,7 @@ import repnets
 from pipeline.config.stages import AdoptSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
-from pipeline.models import checkpoints
+from pipeline.models import checkpoints, programs
 from pipeline.stages import adopt
 from repnets.checkpoints.layouts import convert
 
@@ -223,7 +223,7 @@ def test_a_network_that_came_folded_says_so_and_is_loaded_fused(artifacts, folde
     model, _ = checkpoints.load_model(tmp_path / "adopted/checkpoint.safetensors")
     images = torch.randn(3, 3, 40, 32)
     with torch.inference_mode():
-        want = checkpoints.as_module(torch.export.load(artifacts.fused))(images)
+        want = programs.as_module(torch.export.load(artifacts.fused))(images)
         assert torch.equal(model(images), want)
 
 

@@ -46,7 +46,7 @@ def test_golden_images_are_of_the_validation_set_and_of_different_classes(checke
     split = splits.open_split(artifacts.split)
     preprocessing = split.preprocessing(32, "bilinear")
     images, labels = next(iter(split.batches("val", preprocessing, split.size("val"))))
-    program = torch.export.load(artifacts.fused).module(check_guards=False)
+    program = torch.export.load(artifacts.fused).module()
     cases = made.manifest["golden"]
     assert len(cases) == 8 == len({case["labels"][0] for case in cases})
     for case in cases:
@@ -213,7 +213,7 @@ def test_a_core_ml_classifier_that_takes_pixels(checked_toy, pack, artifacts):
     how = about["preprocessing"]
     image = torch.tensor(list(pixels)).view(1, 3, 32, 32) / 255
     mean, std = (torch.tensor(how[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    program = torch.export.load(artifacts.fused).module(check_guards=False)
+    program = torch.export.load(artifacts.fused).module()
     want = torch.softmax(program((image - mean) / std).detach(), 1).flatten()
     assert torch.allclose(floats(made.read(case["output"])), want, atol=2e-3)
     swift = made.read("integration/Classifier.swift").decode()
@@ -253,7 +253,7 @@ def test_an_engine_goes_along_where_tensorrt_built_it_here(checked_toy, pack, tm
 def test_an_int8_bundle_holds_the_int8_program_s_outputs(checked_toy, pack, quantized):
     made = pack(checked_toy("executorch", "int8", form="quantized"))
     assert made.manifest["file"] == "quantized.pte" and made.manifest["tolerance"] >= 0.05
-    program = torch.export.load(quantized).module(check_guards=False)
+    program = torch.export.load(quantized).module()
     case = made.manifest["golden"][3]
     want = program(floats(made.read(case["input"])).view(1, 3, 32, 32)).detach().flatten()
     assert torch.allclose(floats(made.read(case["output"])), want, atol=0.02 * float(want.abs().max()))

@@ -12,12 +12,11 @@ from pipeline import backends
 from pipeline.artifacts import digests, documents
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, read_json
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import BenchSettings, ExportSettings
 from pipeline.config.targets import Bench, Check
 from pipeline.data.splits import open_split
 from pipeline.errors import GateError, InputError
-from pipeline.models import forms, programs
+from pipeline.models import program_file, programs
 from pipeline.stages import bench, export
 from pipeline.verification import gates
 from pipeline.verification.reference import Reference, spec_of
@@ -116,7 +115,7 @@ def test_a_file_that_stayed_float_is_caught(copied, quantized, run_check, believ
 
 def in_float(quantized, layer):
     """The int8 program with one convolution whose weight is a float: what an exporter that gave up would write."""
-    module = forms.module("quantized", None, None, quantized)
+    module = programs.graph_module(program_file.read(quantized)[0])
     node = next(node for node in module.graph.nodes if node.name == layer)
     source = node.args[1]
     tensors = dict(module.named_buffers())
@@ -146,7 +145,7 @@ def test_one_layer_that_stayed_float_is_caught(copied, quantized, run_check, bel
 
 def tensors_of(quantized):
     """Weight, scales and activation scales of the second convolution."""
-    program, _ = pytorch.read(quantized)
+    program, _ = program_file.read(quantized)
     node = next(node for node in program.graph.nodes if node.name == "conv2d_1")
     names = program.graph_signature.inputs_to_buffers
     weight, scale = (program.state_dict[names[one.name]] for one in node.args[1].args[:2])
@@ -241,7 +240,7 @@ def test_the_bench_tells_what_int8_gained(artifacts, quantized, copied, tmp_path
 
 def test_a_lost_accuracy_says_what_to_try(artifacts, quantized, run_check, tmp_path):
     """Of an int8 program that knows one class alone; its file is faithful to it."""
-    program, lineage = pytorch.read(quantized)
+    program, lineage = program_file.read(quantized)
     with torch.no_grad():
         program.state_dict["head.linear.bias"][int(np.bincount(_labels(artifacts)).argmin())] += 1e3
     torch.export.save(program, tmp_path / "one.pt2", extra_files={"lineage.json": json.dumps(lineage)})
@@ -256,7 +255,7 @@ def _labels(artifacts):
 
 
 def test_layers_of_a_quantized_program_have_names(quantized):
-    module = forms.module("quantized", None, None, quantized)
+    module = programs.of_form("quantized", None, None, quantized)
     titles = [programs.title(module, node.name) for node in module.graph.nodes]
     assert {
         "conv2d_1 (stage2)", "dequantize_per_channel_1 (stage2)", "quantize_per_tensor",
@@ -272,7 +271,7 @@ def test_without_the_program_nothing_is_exported(artifacts, quantized, tmp_path)
 
 
 def test_a_program_of_another_network_is_refused(artifacts, quantized, tmp_path):
-    program, _ = pytorch.read(artifacts.fused)
+    program, _ = program_file.read(artifacts.fused)
     torch.export.save(program, tmp_path / "fused.pt2")
     with pytest.raises(InputError, match=r"was made of another fused\.pt2 than .*Quantize again"):
         run_export(artifacts, tmp_path / "toy", "onnx", fused=tmp_path / "fused.pt2")

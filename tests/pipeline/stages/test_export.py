@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from pipeline import backends
 from pipeline.artifacts import digests
 from pipeline.config.stages import ExportSettings
 from pipeline.stages import export
@@ -30,7 +32,7 @@ def test_the_manifest(artifacts, tmp_path):
         "sha256": digests.digest(tmp_path / "toy" / "fused.pte"),
         "size_bytes": (tmp_path / "toy" / "fused.pte").stat().st_size,
     }
-    assert manifest["input"] == {"name": "image", "shape": [1, 3, 32, 32], "dtype": "float32"}
+    assert manifest["input"] == {"name": "image", "shape": [1, 3, 32, 32], "free": {}, "dtype": "float32"}
     assert manifest["output"] == {"name": "logits", "shape": [1, 10], "dtype": "float32"}
     assert manifest["preprocessing"]["classes"] == [str(digit) for digit in range(10)]
     assert manifest["lineage"]["checkpoint"] == digests.digest(artifacts.checkpoint)
@@ -54,3 +56,12 @@ def test_the_same_program_gives_the_same_files(artifacts, tmp_path, monkeypatch)
     first = run_export(artifacts, tmp_path / "one")
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "another store"))
     assert run_export(artifacts, tmp_path / "two") == first
+
+
+def test_the_manifest_tells_which_batches_a_file_takes(artifacts, tmp_path):
+    options = {"dynamic_batch": {"min": 1, "opt": 2, "max": 5}}
+    manifest = run_export(artifacts, tmp_path / "toy", backend="onnx", options=options)
+    assert manifest["input"]["free"] == {"batch": {"min": 1, "max": 5}}
+    run = backends.load("onnx").runtime.open_session(tmp_path / "toy" / "fused.onnx", 1)
+    for batch in (1, 2, 5):
+        assert run(np.zeros((batch, 3, 32, 32), np.float32)).shape == (batch, 10)

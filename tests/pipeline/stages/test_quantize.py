@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import repnets
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.stages import QuantizeSettings
 from pipeline.errors import GateError, InputError
+from pipeline.models import program_file, programs
 from pipeline.stages import quantize
 from repnets.batch_norms import recalibrated
 from repnets.fusion.engine import capture
@@ -130,14 +130,14 @@ def not_equalizable(artifacts, tmp_path_factory):
 
 def test_the_program_holds_int8_weights_and_reads_as_any_other(quantized):
     file, report = quantized
-    program, lineage = pytorch.read(file)
+    program, lineage = program_file.read(file)
     tensors = [*program.state_dict.values(), *program.constants.values()]
     weights = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.int8]
     assert len(weights) == 4 == len(report["layers"])
     assert all(int(weight.min()) >= -127 for weight in weights)
     assert lineage["fused"] == report["lineage"]["fused"]
     assert lineage["int8"]["digest"] == report["calibration"]["digest"]
-    assert pytorch.input_shape(program) == (None, 3, None, None)
+    assert programs.input_shape(program) == (None, 3, None, None)
 
 
 def test_the_report_says_by_what_and_with_which_images(quantized):
@@ -157,11 +157,10 @@ def test_the_report_says_by_what_and_with_which_images(quantized):
 def test_the_accuracy_is_that_of_the_program_on_the_validation_images(quantized, artifacts):
     from pipeline.artifacts.manifest import Preprocessing, read_json
     from pipeline.data import splits
-    from pipeline.models import checkpoints
     from pipeline.models.accuracy import top1_accuracy
 
     file, report = quantized
-    module = checkpoints.as_module(pytorch.read(file)[0])
+    module = programs.as_module(program_file.read(file)[0])
     preprocessing = Preprocessing.from_dict(read_json(artifacts.verify)["preprocessing"])
     assert top1_accuracy(module, splits.open_split(artifacts.split), preprocessing) == report["accuracy"]["quantized"]
 
@@ -186,7 +185,7 @@ def test_the_accuracy_of_a_step_is_that_of_biases_as_runtimes_hold_them(artifact
         seen.append(off(simulation))
         return 1.0
 
-    network = pt2e.network(pytorch.read(artifacts.fused)[0])
+    network = pt2e.network(program_file.read(artifacts.fused)[0])
     done = ptq.repair(network, images, accuracy, ptq.Limits(max_accuracy_drop=1.0, max_float_layers=0))
     assert len(seen) == 1 + len(done.steps) and max(seen[1:]) < 0.01  # the first is that of the float network
     assert off(done.simulation) > 0.1  # a step goes on from what it was, not from what was measured
@@ -195,7 +194,7 @@ def test_the_accuracy_of_a_step_is_that_of_biases_as_runtimes_hold_them(artifact
 def test_the_same_calibration_gives_the_same_weights_and_scales(quantized, artifacts, tmp_path, monkeypatch):
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "another"))
     again, report = make(artifacts, tmp_path / "again")
-    (first, _), (second, _) = pytorch.read(quantized[0]), pytorch.read(again)
+    (first, _), (second, _) = program_file.read(quantized[0]), program_file.read(again)
     assert report == quantized[1]
     assert first.graph_module.code == second.graph_module.code  # the scales of the activations stand in it
     for one, other in ((first.state_dict, second.state_dict), (first.constants, second.constants)):
@@ -250,7 +249,7 @@ def test_int8_that_is_only_tried_may_lose_and_says_so(not_equalizable, artifacts
     assert report["status"] == "lost" and "in int8 it is right on" in report["reason"]
     assert report["accuracy"]["quantized"] < report["accuracy"]["fused"]
     assert "lost: " in capsys.readouterr().out
-    assert pytorch.count(pytorch.read(program)[0])["int8"] == len(report["layers"])
+    assert programs.count(program_file.read(program)[0])["int8"] == len(report["layers"])
 
 
 @pytest.mark.slow

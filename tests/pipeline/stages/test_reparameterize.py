@@ -11,13 +11,13 @@ from pipeline.artifacts.fuse_result import Forecast, Risk
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import NoSettings
 from pipeline.data import splits
-from pipeline.models import checkpoints
+from pipeline.models import checkpoints, programs
 from pipeline.stages import reparameterize
 
 
 def test_the_program_computes_what_the_branched_network_computes(artifacts):
     model, _ = checkpoints.load_model(artifacts.checkpoint)
-    fused = checkpoints.as_module(torch.export.load(artifacts.fused))
+    fused = programs.as_module(torch.export.load(artifacts.fused))
     for shape in ((1, 3, 32, 32), (5, 3, 47, 32)):
         images = torch.randn(shape)
         with torch.inference_mode():

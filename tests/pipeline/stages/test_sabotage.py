@@ -11,7 +11,6 @@ import torch
 
 from pipeline import backends
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
-from pipeline.backends.pytorch import backend as pytorch
 from pipeline.config.project import Verify
 from pipeline.config.stages import ExportSettings, NoSettings
 from pipeline.errors import GateError, InputError
@@ -44,9 +43,9 @@ def copied(exported_toy, tmp_path):
 @pytest.fixture(scope="module")
 def felt(artifacts):
     """Channel out, channel in, row and column of a weight of stage2 that the logits feel: no ReLU is dead there."""
-    program = programs.static(torch.export.load(artifacts.fused).module(check_guards=False), (1, 3, 32, 32))
+    program = programs.static(torch.export.load(artifacts.fused).module(), (1, 3, 32, 32))
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
-    outputs = pytorch.outputs_of(program.module(check_guards=False), image)
+    outputs = programs.outputs_of(program.module(), image)
     most = [int(outputs[name].mean((0, 2, 3)).argmax()) for name in ("relu_1", "relu")]
     return (*most, 1, 1)
 
@@ -257,7 +256,7 @@ def test_swapped_channels_in_a_packages_metadata(copied, run_check, believed):
 def test_swapped_channels_inside_a_package(artifacts, tmp_path, run_check, believed):
     """A package that takes an image has mean and std inside: here those of another order of the colours."""
     preprocessing = Preprocessing.from_dict(checkpoints.read_header(artifacts.checkpoint)["preprocessing"])
-    program = programs.static(torch.export.load(artifacts.fused).module(check_guards=False), (1, 3, 32, 32))
+    program = programs.static(torch.export.load(artifacts.fused).module(), (1, 3, 32, 32))
     export_fused(artifacts, tmp_path, "coreml", "fp32", {"normalization": True})
     assert run_check(tmp_path, "coreml")["forms"]["fused"]["agreement"] == 1.0
     swapped = replace(preprocessing, mean=(0.1, 0.3, 0.6))

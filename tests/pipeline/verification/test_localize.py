@@ -17,7 +17,7 @@ SPEC = ExportSpec("fp32", SHAPE, Preprocessing(32, (0.5,) * 3, (0.5,) * 3, tuple
 
 @pytest.fixture
 def program(artifacts):
-    return programs.static(torch.export.load(artifacts.fused).module(check_guards=False), SHAPE)
+    return programs.static(torch.export.load(artifacts.fused).module(), SHAPE)
 
 
 @pytest.fixture(autouse=True)

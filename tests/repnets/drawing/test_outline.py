@@ -53,7 +53,7 @@ class Twice(nn.Module):
 
 
 def steps_of(model, shape=(1, 4, 16, 16)):
-    captured = repnets.capture(model.eval(), torch.rand(shape)).module(check_guards=False)
+    captured = repnets.capture(model.eval(), torch.rand(shape)).module()
     flatten_batch_norms(captured.graph)
     return read(captured, node_shapes(captured.graph, shape))
 

@@ -10,7 +10,7 @@ from repnets.quantization.simulation import Rounding, Simulation
 def _simulated(network: nn.Module, images: torch.Tensor) -> Simulation:
     """Roundings before every convolution and linear layer, on their weights, and on what the last gives."""
     program = torch.export.export(network.eval(), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    module = program.module(check_guards=False)
+    module = program.module()
     graph = module.graph
     layers = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
     count = 0

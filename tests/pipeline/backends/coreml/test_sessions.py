@@ -127,7 +127,7 @@ def test_layers_have_the_names_of_the_programs_nodes(session_packages, programs,
                 values[node.name] = result[0] if isinstance(result, tuple) else result  # noqa: B023
                 return result
 
-        Recorder(program.module(check_guards=False)).run(image)
+        Recorder(program.module()).run(image)
         compared = [key for key in found if isinstance(values.get(key), torch.Tensor)]
         assert set(found) - set(compared) <= {"logits", "image"}, f"{form}: {list(found)}"
         assert len(compared) >= 8

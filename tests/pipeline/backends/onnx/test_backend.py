@@ -232,7 +232,7 @@ def _values(program, image):
             return found[node.name]
 
     with torch.inference_mode():
-        Noting(program.module(check_guards=False)).run(image)
+        Noting(program.module()).run(image)
     return {
         name: value.detach().numpy() for name, value in found.items() if isinstance(value, torch.Tensor) and name != "x"
     }

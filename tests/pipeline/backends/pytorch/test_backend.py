@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.backends.pytorch import backend
 from pipeline.backends.worker import client
 from pipeline.errors import InputError
+from pipeline.models import programs as programs_of
 from pipeline.models.passes.float16 import half
 
 
@@ -94,8 +95,8 @@ def test_a_program_of_any_size_runs_at_any_size(tmp_path):
     free = torch.export.Dim.AUTO
     program = torch.export.export(network, (torch.zeros(2, 3, 16, 16),), dynamic_shapes=({0: free, 2: free, 3: free},))
     torch.export.save(program, tmp_path / "any.pt2")
-    assert backend.input_shape(program) == (None, 3, None, None)
-    assert backend.output_shape(program) == (None, 4)
+    assert programs_of.input_shape(program) == (None, 3, None, None)
+    assert programs_of.output_shape(program) == (None, 4)
     run = backend.open_session(tmp_path / "any.pt2", 1)
     assert run(np.zeros((1, 3, 20, 30), np.float32)).shape == (1, 4)
     with pytest.raises(

@@ -1,6 +1,6 @@
 import torch
 
-from pipeline.models.passes.float16 import half, input_shape
+from pipeline.models.passes.float16 import half
 
 
 def test_weights_are_float16_and_both_ends_float32(programs, image):
@@ -18,7 +18,3 @@ def test_the_given_program_is_left_as_it_is(programs, image):
     half(programs["fused"])
     assert {weight.dtype for weight in programs["fused"].parameters()} == {torch.float32}
     assert torch.equal(programs["fused"].module()(image), before)
-
-
-def test_input_shape_is_that_of_the_program(programs):
-    assert input_shape(programs["fused"]) == (1, 3, 16, 16)

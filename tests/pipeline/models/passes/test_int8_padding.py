@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.backends.executorch import backend
-from pipeline.models import checkpoints, programs
+from pipeline.models import programs
 from pipeline.models.passes.int8_padding import round_before_pads
 from pipeline.quantization import pt2e
 from repnets.fusion.engine import capture
@@ -42,7 +42,7 @@ def program(images):
     simulation = pt2e.simulation(prepared)
     ranges.set_activations(ranges.observe(simulation, [images]), "max")
     ranges.set_weights(simulation, "max")
-    return programs.static(checkpoints.as_module(pt2e.convert(prepared, simulation, 16)), SHAPE)
+    return programs.static(programs.as_module(pt2e.convert(prepared, simulation, 16)), SHAPE)
 
 
 def behind_pads(program):

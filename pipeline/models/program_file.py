@@ -1,0 +1,66 @@
+"""Reading and writing .pt2 files, which hold a program of torch.export. Nothing else of the pipeline does either."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError, first_line
+from pipeline.quiet import quiet
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+_LINEAGE = "lineage.json"
+
+
+def read(file: Path) -> "tuple[ExportedProgram, dict[str, Any]]":
+    """A program, and its lineage where this pipeline wrote it, as `write` returned it; or empty.
+
+    Raises:
+        InputError: the file is missing, damaged, of another kind, or of another version of torch.
+    """
+    import torch
+
+    if not file.is_file():
+        raise InputError(f"{file} does not exist. Build it first: snakemake {file}")
+    if not zipfile.is_zipfile(file):
+        raise InputError(f"{file} is no torch.export program, or was cut short. Build it again.")
+    extra = {_LINEAGE: ""}
+    with quiet():
+        import torch.ao.quantization.fx._decomposed  # the operators of quantized programs
+
+        try:
+            program = torch.export.load(file, extra_files=extra)
+        except Exception as error:
+            raise InputError(
+                f"{file} is no torch.export program that torch {torch.__version__} can read ({first_line(error)}). "
+                "Build it again with the installed version."
+            ) from error
+    return program, json.loads(extra[_LINEAGE] or "{}")
+
+
+def write(program: "ExportedProgram", file: Path, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a program.
+
+    Args:
+        program: of one input (N, C, H, W), from `repnets.capture`.
+        file: where it goes.
+        lineage: what it was made of, as JSON types.
+
+    Returns:
+        The lineage as it is in the file: with ``free``, which says the sizes that the program takes. Each axis that is
+        free, ``batch``, ``height`` or ``width``, has ``min`` and ``step``: it takes min, min + step, and so on. An axis
+        that is not named is fixed.
+    """
+    import torch
+
+    from repnets.fusion.sizes import by_name, free_sizes
+
+    rank = program.example_inputs[0][0].dim()
+    free = {name: asdict(size) for name, size in by_name(free_sizes(program), rank).items()}
+    written = {**lineage, "free": free}
+    torch.export.save(program, file, extra_files={_LINEAGE: json.dumps(written)})
+    return written
