@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.artifacts.bench_result import TargetBench
+from pipeline.artifacts.bench_result import BenchResult, TargetBench
 from pipeline.artifacts.fuse_result import FuseResult
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.config.stages import NoSettings
@@ -297,7 +297,7 @@ def test_the_command_line(written, tmp_path):
 
 def test_of_one_model_alone_without_profiles_and_forecasts(tmp_path):
     """As the rule `preview` asks for it: the bench.json of each target, and nothing else."""
-    (tmp_path / "bench.json").write_text(json.dumps(measured("toy")))
+    (tmp_path / "bench.json").write_text(json.dumps(completed(BenchResult, measured("toy"))))
     command_line = ["--settings", "{}", "--benches", str(tmp_path / "bench.json")]
     assert command.main(report.run, [*command_line, "--output", str(tmp_path / "report.md")]) == 0
     page = (tmp_path / "report.md").read_text()
