@@ -12,12 +12,12 @@ from pathlib import Path
 def replacing(place: Path) -> Iterator[Path]:
     """Give a path beside a file or folder to write to; at the end it takes the other's place.
 
-    Where the block raises, what stood there still does, and nothing is left beside it.
+    Where the block raises, what stood there still does, and nothing is left beside it. A file never replaces a folder.
     """
     fresh = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield fresh
-        if place.is_dir() and not place.is_symlink():  # a folder that holds files cannot be replaced in one step
+        if fresh.is_dir() and place.is_dir():  # a folder that holds files cannot be replaced in one step
             old = place.with_name(f"{fresh.name}.old")
             os.replace(place, old)
             os.replace(fresh, place)

@@ -40,3 +40,12 @@ def test_where_writing_fails_what_stood_there_stays(tmp_path, is_folder):
         (fresh / "a").mkdir(parents=True) if is_folder else fresh.write_text("half")
         raise OSError("the disk is full")
     assert place.read_text() == "old" and names_in(tmp_path) == ["report.md"]
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    place = tmp_path / "photos"
+    place.mkdir()
+    (place / "one").touch()
+    with pytest.raises(OSError), replacing(place) as fresh:
+        fresh.write_text("new")
+    assert names_in(place) == ["one"] and names_in(tmp_path) == ["photos"]
