@@ -209,7 +209,7 @@ print(json.dumps([backends.file_names("tensorrt", ["fused"]), facts["maker"], fa
     assert json.loads(done.stdout.splitlines()[-1]) == [
         ["fused.onnx", "build_engine.sh"],
         None,
-        "no TensorRT is installed on the machine that tensorrt_files this",
+        "no TensorRT is installed on the machine that exported this",
     ]
     onnx.check(tmp_path / "fused.onnx")
 
