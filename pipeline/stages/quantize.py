@@ -75,7 +75,6 @@ def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, q
 
 
 def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
-
     program, lineage = program_file.read(fused)
     preprocessing = documents.read(VerifyResult, verify).preprocessing
     images = splits.open_split(split)
