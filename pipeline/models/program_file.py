@@ -24,10 +24,7 @@ def read(file: Path) -> "tuple[ExportedProgram, dict[str, Any]]":
     """
     import torch
 
-    if not file.is_file():
-        raise InputError(f"{file} does not exist. Build it first: snakemake {file}")
-    if not zipfile.is_zipfile(file):
-        raise InputError(f"{file} is no torch.export program, or was cut short. Build it again.")
+    _require_archive(file)
     extra = {_LINEAGE: ""}
     with quiet():
         import torch.ao.quantization.fx._decomposed  # the operators of quantized programs
@@ -40,6 +37,18 @@ def read(file: Path) -> "tuple[ExportedProgram, dict[str, Any]]":
                 "Build it again with the installed version."
             ) from error
     return program, json.loads(extra[_LINEAGE] or "{}")
+
+
+def read_lineage(file: Path) -> dict[str, Any]:
+    """The lineage alone, as `read` gives it, without torch and without the program.
+
+    Raises:
+        InputError: the file is missing, or no archive.
+    """
+    _require_archive(file)
+    with zipfile.ZipFile(file) as archive:
+        name = next((name for name in archive.namelist() if name.endswith(f"/extra/{_LINEAGE}")), None)
+        return json.loads(archive.read(name)) if name else {}
 
 
 def write(program: "ExportedProgram", file: Path, lineage: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,3 +73,10 @@ def write(program: "ExportedProgram", file: Path, lineage: Mapping[str, Any]) ->
     written = {**lineage, "free": free}
     torch.export.save(program, file, extra_files={_LINEAGE: json.dumps(written)})
     return written
+
+
+def _require_archive(file: Path) -> None:
+    if not file.is_file():
+        raise InputError(f"{file} does not exist. Build it first: snakemake {file}")
+    if not zipfile.is_zipfile(file):
+        raise InputError(f"{file} is no torch.export program, or was cut short. Build it again.")

@@ -76,7 +76,7 @@ def _export(
             f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
         )
-    if quantized and program_file.read(quantized)[1].get("fused") != digests.digest(fused):
+    if quantized and program_file.read_lineage(quantized).get("fused") != digests.digest(fused):
         raise InputError(
             f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
         )

@@ -75,7 +75,6 @@ def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, q
 
 
 def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
-
     program, lineage = program_file.read(fused)
     preprocessing = documents.read(VerifyResult, verify).preprocessing
     images = splits.open_split(split)
@@ -98,8 +97,8 @@ def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path
         if not settings.may_lose:
             raise GateError(_refusal(fused, settings, result))
         result = replace(result, status="lost", reason=_refusal(fused, settings, result))
-    program_file.write(written, places["quantized"], {**result.lineage, "int8": documents.plain(about)})
-    documents.write(places["report"], result)
+    lineage = program_file.write(written, places["quantized"], {**result.lineage, "int8": documents.plain(about)})
+    documents.write(places["report"], replace(result, lineage={**result.lineage, "free": lineage["free"]}))
 
 
 def _calibration(images: splits.Split, wanted: int, preprocessing: Preprocessing) -> "tuple[list[Tensor], Calibration]":

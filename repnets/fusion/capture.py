@@ -123,7 +123,8 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
     batch = {0: Dim("batch", min=1)}
     free = {**batch, **dict.fromkeys(axes, Dim.DYNAMIC)}
     scale = -(-_ROOMY // min((images.shape[axis] for axis in axes), default=_ROOMY))
-    attempts = [(images, free), (_enlarged(images, axes, scale), free), (images, batch), (example, {})]
+    roomy = [(_enlarged(images, axes, scale), free)] if scale > 1 else []
+    attempts = [*roomy, (images, free), (images, batch), (example, {})]
     for inputs, sizes in attempts:
         try:
             program = torch.export.export(model, (inputs,), dynamic_shapes=(sizes,))
@@ -134,6 +135,7 @@ def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
         if all(bounds.upper > 2**31 for bounds in program.range_constraints.values()) and not _rounds_sizes(program):
             program = program.run_decompositions({}) if _writes_in_place(program) else program
             if not sizes or settle_sizes(program, model):
+                program.example_inputs = ((images if sizes else example,), {})
                 return program
     reason = str(failure).strip().partition("\n")[0]
     raise RepnetsError(

@@ -5,6 +5,7 @@ writes guards against them into the program. Others of its guards are needed: a 
 captured for the one remainder that the example had.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ def settle_sizes(program: ExportedProgram, model: nn.Module) -> bool:
     assured = free_sizes(program)
     if assured.keys() != _symbols(program).keys():
         return False
+    _set_least(program, dict.fromkeys(assured, 1))  # the trial's graph is to refuse no size
     small = list(program.example_inputs[0][0].shape)
     for axis, size in assured.items():
         small[axis] = size.min
@@ -79,7 +81,7 @@ def settle_sizes(program: ExportedProgram, model: nn.Module) -> bool:
         claimed = assured
         if not all(trial(_replaced(small, corner)) for corner in _corners(claimed)):
             return False
-    _assert_sizes(program, claimed)
+    _assert_sizes(program, claimed, _source(program, model))
     return True
 
 
@@ -183,17 +185,28 @@ def _guard(program: ExportedProgram) -> Callable[[Shape], bool]:
     return allows
 
 
-def _assert_sizes(program: ExportedProgram, claimed: dict[int, FreeSize]) -> None:
-    source = next((found.group(1) for guard in program._guards_code if (found := _SIZE.search(guard))), None)
-    symbols = _symbols(program)
-    for axis, size in claimed.items():
-        upper = program.range_constraints[symbols[axis]].upper
-        program.range_constraints[symbols[axis]] = ValueRanges(size.min, upper)
+def _assert_sizes(program: ExportedProgram, claimed: dict[int, FreeSize], source: str) -> None:
+    _set_least(program, {axis: size.min for axis, size in claimed.items()})
     program._guards_code = [
         f"({source}.size()[{axis}] % {size.step}) == {size.min % size.step}"
         for axis, size in claimed.items()
         if size.step > 1
     ]
+    # of a lower limit above 2, `ExportedProgram.module` makes the guard
+    program._guards_code += [f"{source}.size()[{axis}] >= 2" for axis, size in claimed.items() if size.min == 2]
+
+
+def _source(program: ExportedProgram, model: nn.Module) -> str:
+    """The input as guards name it."""
+    if found := next(filter(None, map(_SIZE.search, program._guards_code)), None):
+        return found.group(1)
+    name, parameter = next(iter(inspect.signature(model.forward).parameters.items()))
+    return f"L['{name}'][0]" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else f"L['{name}']"
+
+
+def _set_least(program: ExportedProgram, least: dict[int, int]) -> None:
+    for axis, symbol in _symbols(program).items():
+        program.range_constraints[symbol] = ValueRanges(least[axis], program.range_constraints[symbol].upper)
 
 
 def _symbols(program: ExportedProgram) -> dict:

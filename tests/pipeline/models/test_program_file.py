@@ -93,17 +93,18 @@ def test_the_lineage_comes_back_as_it_was_written(tmp_path):
     written = program_file.write(program, tmp_path / "a.pt2", {"arch": "toy", "checkpoint": "00"})
     least = {"min": 3, "step": 1}
     assert written == {"arch": "toy", "checkpoint": "00", "free": {"batch": ANY, "height": least, "width": least}}
-    assert program_file.read(tmp_path / "a.pt2")[1] == written
+    assert program_file.read(tmp_path / "a.pt2")[1] == program_file.read_lineage(tmp_path / "a.pt2") == written
 
 
 def test_a_program_of_somebody_else_has_no_lineage(tmp_path):
     torch.export.save(torch.export.export(nn.Linear(3, 2), (torch.zeros(1, 3),)), tmp_path / "linear.pt2")
-    assert program_file.read(tmp_path / "linear.pt2")[1] == {}
+    assert program_file.read(tmp_path / "linear.pt2")[1] == program_file.read_lineage(tmp_path / "linear.pt2") == {}
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"absent\.pt2 does not exist\. Build it first: snakemake"):
-        program_file.read(tmp_path / "absent.pt2")
+    for read in (program_file.read, program_file.read_lineage):
+        with pytest.raises(InputError, match=r"absent\.pt2 does not exist\. Build it first: snakemake"):
+            read(tmp_path / "absent.pt2")
 
 
 def test_nothing_else_of_the_pipeline_reads_or_writes_programs():

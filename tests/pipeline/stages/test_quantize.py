@@ -138,6 +138,11 @@ def test_the_program_holds_int8_weights_and_reads_as_any_other(quantized):
     assert lineage["fused"] == report["lineage"]["fused"]
     assert lineage["int8"]["digest"] == report["calibration"]["digest"]
     assert programs.input_shape(program) == (None, 3, None, None)
+    every = {"min": 1, "step": 1}
+    assert lineage["free"] == report["lineage"]["free"] == {"batch": every, "height": every, "width": every}
+    run = torch.export.load(file).module()
+    for shape in ((1, 3, 32, 32), (2, 3, 1, 40)):
+        assert run(torch.randn(shape)).shape[0] == shape[0]
 
 
 def test_the_report_says_by_what_and_with_which_images(quantized):

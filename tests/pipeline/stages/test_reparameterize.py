@@ -11,14 +11,14 @@ from pipeline.artifacts.fuse_result import Forecast, Risk
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import NoSettings
 from pipeline.data import splits
-from pipeline.models import checkpoints, programs
+from pipeline.models import checkpoints
 from pipeline.stages import reparameterize
 
 
 def test_the_program_computes_what_the_branched_network_computes(artifacts):
     model, _ = checkpoints.load_model(artifacts.checkpoint)
-    fused = programs.as_module(torch.export.load(artifacts.fused))
-    for shape in ((1, 3, 32, 32), (5, 3, 47, 32)):
+    fused = torch.export.load(artifacts.fused).module()
+    for shape in ((1, 3, 32, 32), (5, 3, 47, 32), (1, 3, 1, 1)):
         images = torch.randn(shape)
         with torch.inference_mode():
             torch.testing.assert_close(fused(images), model(images), rtol=1e-4, atol=1e-4)
@@ -39,6 +39,8 @@ def test_the_program_carries_its_lineage(artifacts):
     lineage = json.loads(extra["lineage.json"])
     assert lineage["checkpoint"] == digests.digest(artifacts.checkpoint)
     assert lineage["weights"] == "raw"
+    every = {"min": 1, "step": 1}
+    assert lineage["free"] == {"batch": every, "height": every, "width": every}
     assert json.loads(artifacts.report.read_text())["lineage"] == lineage
 
 

@@ -48,6 +48,14 @@ def unpadded() -> nn.Module:
     return nn.Sequential(*(nn.Conv2d(channels, 4, 3) for channels in (3, 4, 4)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def kernel_of_two() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def unshuffled() -> nn.Module:
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def flattened() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 5))
 
@@ -75,6 +83,8 @@ CASES = {
     "one pixel left": (Halving, 32, {"batch": ANY, "height": ANY, "width": ANY}),
     "windows": (Windows, 28, {"batch": ANY, "height": FreeSize(7, 7), "width": FreeSize(7, 7)}),
     "no padding": (unpadded, 16, {"batch": ANY, "height": FreeSize(7), "width": FreeSize(7)}),
+    "two pixels": (kernel_of_two, 16, {"batch": ANY, "height": FreeSize(2), "width": FreeSize(2)}),
+    "even": (unshuffled, 16, {"batch": ANY, "height": FreeSize(2, 2), "width": FreeSize(2, 2)}),
     "flattened": (flattened, 16, {"batch": ANY}),
     "one axis": (tied, 16, {"batch": ANY, "width": ANY}),
 }

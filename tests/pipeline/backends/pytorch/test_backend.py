@@ -10,8 +10,10 @@ from torch import nn
 from pipeline.backends.pytorch import backend
 from pipeline.backends.worker import client
 from pipeline.errors import InputError
+from pipeline.models import program_file
 from pipeline.models import programs as programs_of
 from pipeline.models.passes.float16 import half
+from repnets.fusion.capture import capture
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,19 @@ def test_a_program_of_any_size_runs_at_any_size(tmp_path):
         InputError, match=re.escape("takes an input of shape (None, 3, None, None), but got (1, 4, 16, 16)")
     ):
         run(np.zeros((1, 4, 16, 16), np.float32))
+
+
+def test_a_size_that_the_program_itself_refuses_is_told_with_the_files_name(tmp_path):
+    network = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    program_file.write(capture(network, torch.zeros(1, 3, 16, 16)), tmp_path / "even.pt2", {})
+    assert backend.open_session(tmp_path / "even.pt2", 1)(np.zeros((1, 3, 18, 2), np.float32)).shape == (1, 4)
+    fed, told = np.zeros((1, 3, 18, 7), np.float32), r"even\.pt2 does not take an input of shape \(1, 3, 18, 7\): Guard"
+    for feed in (
+        lambda: backend.open_session(tmp_path / "even.pt2", 1)(fed),
+        lambda: backend.outputs_by_layer(tmp_path / "even.pt2", fed),
+    ):
+        with pytest.raises(InputError, match=told):
+            feed()
 
 
 def test_another_shape_than_the_files_own_is_refused(program_files):
