@@ -19,9 +19,10 @@ WEIGHTS = np.arange(15, dtype=np.float32).reshape(3, 5) - 7
 
 @pytest.fixture(autouse=True)
 def runtimes(monkeypatch):
-    """The worker finds the runtime of the tests, beside what was on its path before."""
-    path = filter(None, [str(Path(__file__).parents[3] / "fixtures"), os.environ.get("PYTHONPATH")])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    """The worker, and who asks what it offers, find the runtimes of the tests."""
+    folder = str(Path(__file__).parents[3] / "fixtures")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
 
 
 @pytest.fixture
