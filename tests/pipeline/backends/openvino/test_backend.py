@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,9 +87,6 @@ def test_it_is_timed_here_and_told_layer_by_layer(exported, artifacts, tmp_path,
 
 
 def test_a_bundle_tests_itself(exported, pack, tmp_path):
-    import subprocess
-    import sys
-
     made = pack(exported("openvino", "int8", "quantized"))
     made.unpack(tmp_path / "installed")
     done = subprocess.run([sys.executable, "selftest.py"], cwd=tmp_path / "installed", capture_output=True, text=True)
