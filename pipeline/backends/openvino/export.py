@@ -63,6 +63,8 @@ def _int8_operations() -> list[Any]:
 
     def quantize(node: Any) -> Any:
         scale, zero, low, high = (node.get_values_from_const_input(place) for place in range(1, 5))
+        # FakeQuantize counts steps from its lower end and rounds halves to even: from -127 they would go the other way.
+        # So what lies below -127 steps, and no calibration image showed, may become -128.
         low = -128 if low == -127 else low
         ends = [np.float32((end - zero) * scale) for end in (low, high)]
         return operations.fake_quantize(node.get_input(0), *ends, *ends, levels=int(high - low + 1)).outputs()

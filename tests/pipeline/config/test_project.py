@@ -110,12 +110,17 @@ def test_the_command_line_reaches_into_a_target(written):
 
 def test_launches_are_the_least_and_the_most(written):
     written()
-    read = resolve.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"launches": [1, 2]}}}})
+    read = resolve.load(
+        {"models": {"toy": None}, "targets": {"phone": {"bench": {"launches": [1, 2]}}}}, backends.rules()
+    )
     assert read.targets["phone"].bench.launches == (1, 2)
     wrong = {(3, 2): "give the least before the most, not [3, 2]", (0, 1): "greater than or equal to 1"}
     for launches, said in wrong.items():
         with pytest.raises(InputError, match=re.escape(said)):
-            resolve.load({"models": {"toy": None}, "targets": {"phone": {"bench": {"launches": list(launches)}}}})
+            resolve.load(
+                {"models": {"toy": None}, "targets": {"phone": {"bench": {"launches": list(launches)}}}},
+                backends.rules(),
+            )
 
 
 @pytest.mark.parametrize(

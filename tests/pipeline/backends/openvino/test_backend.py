@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,8 +19,8 @@ FORMS = {"fp32": "fused", "fp16": "fused", "int8": "quantized"}
 
 
 @pytest.mark.parametrize("precision", FORMS)
-def test_a_target_is_exported_and_holds_every_gate(exported, precision):
-    folder = exported("openvino", precision, FORMS[precision])
+def test_a_target_is_exported_and_holds_every_gate(checked_toy, precision):
+    folder = checked_toy("openvino", precision, FORMS[precision])
     checked = json.loads((folder / "check.json").read_text())
     assert (checked["status"], checked["checked_by"]) == ("ok", "OpenVINO")
     held = checked["forms"][FORMS[precision]]
@@ -26,13 +28,13 @@ def test_a_target_is_exported_and_holds_every_gate(exported, precision):
     assert "not_checked" not in held["converter"] and "not_checked" not in held["precision"]
 
 
-def test_half_precision_and_int8_are_stored_as_such(exported):
-    sizes = {name: (exported("openvino", name, form) / f"{form}.bin").stat().st_size for name, form in FORMS.items()}
+def test_half_precision_and_int8_are_stored_as_such(checked_toy):
+    sizes = {name: (checked_toy("openvino", name, form) / f"{form}.bin").stat().st_size for name, form in FORMS.items()}
     assert sizes["fp16"] < 0.51 * sizes["fp32"] and sizes["int8"] < 0.27 * sizes["fp32"]
 
 
-def test_int8_runs_on_integer_kernels(exported):
-    file = exported("openvino", "int8", "quantized") / "quantized.xml"
+def test_int8_runs_on_integer_kernels(checked_toy):
+    file = checked_toy("openvino", "int8", "quantized") / "quantized.xml"
     compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     about = [one.get_rt_info() for one in compiled.get_runtime_model().get_ordered_ops()]
     made = [(one["layerType"].astype(str), one["primitiveType"].astype(str)) for one in about]
@@ -64,17 +66,17 @@ def test_an_operation_that_cannot_be_converted_is_told(unsupported, spec, tmp_pa
         BACKEND.export(unsupported, [tmp_path / "x.xml", tmp_path / "x.bin"], spec())
 
 
-def test_it_is_timed_here_and_told_layer_by_layer(exported, artifacts, tmp_path, capsys):
+def test_it_is_timed_here_and_told_layer_by_layer(checked_toy, artifacts, tmp_path, capsys):
     from pipeline.config.stages import BenchSettings
     from pipeline.config.targets import Bench
 
-    folder = exported("openvino", "fp32")
+    folder = checked_toy("openvino", "fp32")
     quick = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, target_width=10)
     bench.run(
         BenchSettings(backend="openvino", bench=quick),
         manifest=folder / "manifest.json", check=folder / "check.json",
         files=[folder / name for name in BACKEND.file_names(["fused"])],
-        fused=artifacts.fused, checkpoint=artifacts.checkpoint,
+        fused=artifacts.fused,
         output=tmp_path / "bench.json", profile=tmp_path / "profile.json",
     )  # fmt: skip
     document, profile = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("bench", "profile"))
@@ -84,11 +86,8 @@ def test_it_is_timed_here_and_told_layer_by_layer(exported, artifacts, tmp_path,
     assert "fused" in capsys.readouterr().out
 
 
-def test_a_bundle_tests_itself(exported, pack, tmp_path):
-    import subprocess
-    import sys
-
-    made = pack(exported("openvino", "int8", "quantized"))
+def test_a_bundle_tests_itself(checked_toy, pack, tmp_path):
+    made = pack(checked_toy("openvino", "int8", "quantized"))
     made.unpack(tmp_path / "installed")
     done = subprocess.run([sys.executable, "selftest.py"], cwd=tmp_path / "installed", capture_output=True, text=True)
     told = json.loads(done.stdout.splitlines()[-1])
