@@ -171,7 +171,7 @@ def missing_here() -> dict[str, Unavailable]:
     """What of `ROWS` cannot be had on this machine, by name, and why."""
     found = {}
     for row in ROWS:
-        why = rivals.nncf_unavailable() if row.kind == "NNCF" else backends.load(row.backend).unavailable()
+        why = rivals.nncf_unavailable() if row.kind == "NNCF" else peers.unavailable(row.backend)
         if row.timed and why:  # what is not timed has a runtime that runs anywhere
             found[row.name] = why
     return found

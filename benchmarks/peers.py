@@ -50,6 +50,11 @@ PRODUCT = "product"
 PRODUCT_SIDE = 512  # larger ones leave the cache, and are slower than a network's own products
 
 
+def unavailable(module: str) -> Unavailable | None:
+    """Why a backend, or a module of `benchmarks.runtimes`, cannot run files here; None where it can."""
+    return import_module(backends.module_name(module)).unavailable()
+
+
 @dataclass(frozen=True)
 class Runtime:
     """A runtime under test: its name, the module that `worker` runs, and the suffix of the file that it reads."""
@@ -59,7 +64,7 @@ class Runtime:
     suffix: str
 
     def unavailable(self) -> Unavailable | None:
-        return import_module(backends.module_name(self.module)).unavailable()
+        return unavailable(self.module)
 
 
 RUNTIMES = (

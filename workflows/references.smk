@@ -3,10 +3,7 @@
 # that, its bench.json serves, and there is no job here.
 
 REFERENCES = jobs.references(CONFIG)
-
-
-def measured(wildcards):
-    return REFERENCES[wildcards.model][wildcards.reference]
+measured = jobs.measured(REFERENCES)
 
 
 rule reference:

@@ -33,7 +33,7 @@ rule preview:
         "what was gained for {wildcards.model}"
     shell:
         "python -m pipeline report --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
-        " && sed '/^## /,$d' {output}"
+        " && sed '1,/^## /!d;/^## /d' {output}"
 
 
 rule report:

@@ -202,6 +202,11 @@ def references(read: project.Config) -> dict[str, dict[str, ReferenceSettings]]:
     return found
 
 
+def measured(references: Mapping[str, Mapping[str, ReferenceSettings]]) -> Callable[[Any], ReferenceSettings]:
+    """A function of a job's wildcards: what is measured for a reference file; see `references`."""
+    return lambda wildcards: references[wildcards.model][wildcards.reference]
+
+
 def reference(read: project.Config, target: str) -> Callable[[Any], list[str]]:
     """A function of a job's wildcards: the figures that stand in for a target's runtime; none where that is here.
 

@@ -5,6 +5,7 @@ from torch import nn
 import repnets
 from repnets.drawing.outline import blocks, change_text, origins, read
 from repnets.fusion.graph import flatten_batch_norms, node_shapes
+from repnets.fusion.sizes import graph_module
 
 
 class Residual(nn.Module):
@@ -53,7 +54,7 @@ class Twice(nn.Module):
 
 
 def steps_of(model, shape=(1, 4, 16, 16)):
-    captured = repnets.capture(model.eval(), torch.rand(shape)).module()
+    captured = graph_module(repnets.capture(model.eval(), torch.rand(shape)))
     flatten_batch_norms(captured.graph)
     return read(captured, node_shapes(captured.graph, shape))
 

@@ -157,4 +157,4 @@ def test_threads_are_set(session_packages, image):
 
 def test_by_what_a_file_is_checked_here():
     on_a_mac = platform.system() == "Darwin"
-    assert backend.CHECKED_BY == ("Core ML" if on_a_mac else "evaluator of ML programs")  # noqa: SIM300
+    assert backend.BACKEND.checked_by == ("Core ML" if on_a_mac else "evaluator of ML programs")
