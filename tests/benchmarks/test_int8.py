@@ -4,6 +4,7 @@ import argparse
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,12 +50,12 @@ def found(int8, subject):
 @pytest.mark.slow
 def test_each_figure_is_that_of_the_runtime_that_the_row_names(int8, subject, found):
     images, labels = map(np.concatenate, zip(*subject.test_images(), strict=True))
-    reference = backends.load("pytorch").open_session(subject.folder / "fused.pt2", 1)(images).argmax(1)
+    reference = backends.load("pytorch").runtime.open_session(subject.folder / "fused.pt2", 1)(images).argmax(1)
     assert found["test_images"] == 48 and (reference == labels).mean() > 0.1
     assert set(found["rows"]) == {row.name for row in int8.ROWS} - set(int8.missing_here())
     for row in (row for row in int8.ROWS if row.name in found["rows"]):
-        backend, one = backends.load(row.backend), found["rows"][row.name]
-        start = backend.open_session if row.timed else backend.open_check_session
+        runtime, one = import_module(backends.module_name(row.backend)).RUNTIME, found["rows"][row.name]
+        start = runtime.open_session if row.timed else runtime.open_check_session
         session = start(subject.folder / row.file, 1)
         classes = np.concatenate([session(images[at : at + 1]).copy() for at in range(48)]).argmax(1)
         assert one["accuracy"] == pytest.approx((classes == labels).mean()), row

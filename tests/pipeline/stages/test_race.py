@@ -56,7 +56,7 @@ def files_in(folder, backend):
 def run_race(artifacts, folder, backend, how=QUICK, **paths):
     places = [folder / name for name in PRECISIONS[backend]]
     race.run(
-        RaceSettings(target="pixel", model="toy", backend=backend, bench=how),
+        RaceSettings(target="phone", model="toy", backend=backend, bench=how),
         manifests=[place / "manifest.json" for place in places], checks=[place / "check.json" for place in places],
         files=[file for place in places for file in files_in(place, backend)], fused=artifacts.fused,
         quantized=artifacts.quantized, output=folder / "bench.json", profile=folder / "profile.json",
@@ -83,7 +83,7 @@ def test_the_fastest_is_chosen_as_timing_by_hand_says(artifacts, copied, capsys)
         assert row["p50_ms"] == found["runs"][0]["forms"][row["precision"]]["latency_ms"]["p50"]
         assert row["accuracy"] == read_json(folder / row["precision"] / "check.json")["accuracy"]["file"]
     told = capsys.readouterr().out
-    assert f"toy on pixel: {by_hand} of 2 candidates, chosen by latency" in told
+    assert f"toy on phone: {by_hand} of 2 candidates, chosen by latency" in told
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_where_none_holds_every_reason_is_told_and_nothing_is_written(artifacts,
     folder = copied("executorch")
     for name in ("fp32", "int8"):
         run_check(artifacts, folder / name, "executorch", tolerance=1e-30)
-    with pytest.raises(GateError, match=r"no precision of toy holds its gates on pixel.* fp32: .* int8: ") as failed:
+    with pytest.raises(GateError, match=r"no precision of toy holds its gates on phone.* fp32: .* int8: ") as failed:
         run_race(artifacts, folder, "executorch")
     assert "Add another to `candidates`" in str(failed.value)
     assert not (folder / "bench.json").exists() and not (folder / "chosen").exists()

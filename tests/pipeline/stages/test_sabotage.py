@@ -214,7 +214,7 @@ def test_the_runtime_that_aborts_on_garbage_does_not_take_the_pipeline_with_it(t
     (tmp_path / "pkg/unguarded.py").write_text(
         "from pipeline.backends.executorch import backend as executorch, pte\n"
         "pte.read_whole = lambda file: file.read_bytes()\n"
-        "open_check_session = executorch.open_check_session\n"
+        "RUNTIME = executorch.RUNTIME\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     garbage = tmp_path / "fused.pte"

@@ -68,9 +68,7 @@ def test_a_network_that_takes_one_size_alone_is_compared_at_that_size(artifacts,
     proved = json.loads((tmp_path / "verify.json").read_text())
     assert set(proved["float64"]["max_relative_error"]) == {"random 32 x 32", "real 32 x 32"}
     assert "verify: the network does not take 33 x 33 pixels, so it is not compared there" in capsys.readouterr().out
-    with pytest.raises(
-        InputError, match=r"`tied:build` does not run on images of 48 x 48 pixels: .*Guard failed"
-    ):
+    with pytest.raises(InputError, match=r"`tied:build` does not run on images of 48 x 48 pixels: .*Guard failed"):
         export.run(
             ExportSettings(
                 target="phone", model="tied", backend="executorch", precision="fp32", forms=("fused",),

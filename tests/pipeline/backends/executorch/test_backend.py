@@ -105,7 +105,7 @@ def test_two_threads_give_the_same_logits(pte_files, image, tmp_path):
     code = (
         "import numpy, pathlib\n"
         "from pipeline.backends.executorch import backend as executorch\n"
-        f"run = executorch.open_session(pathlib.Path({str(file)!r}), 2)\n"
+        f"run = executorch.RUNTIME.open_session(pathlib.Path({str(file)!r}), 2)\n"
         f"numpy.save({str(tmp_path / 'logits.npy')!r}, run(numpy.load({str(tmp_path / 'image.npy')!r})))\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], check=True, capture_output=True)
