@@ -73,24 +73,39 @@ def cached(
         StageError: the disk is full or the store cannot be written; what stood there before still does.
     """
     key = _key(stage, settings, inputs, code, packages, host)
-    try:
-        with _lock(key):
-            entry = root() / "objects" / key
-            hit = _is_whole(entry, stage)
-            if not hit:
-                _build_entry(entry, key, stage, outputs, build)
-            for name, place in outputs.items():
-                _publish(next((entry / name).iterdir()), place)
-    except Exception as error:
-        reason = _cannot_write(error)
-        if reason is None:
-            raise
-        raise StageError(
-            f"{stage}: {reason}. Nothing was lost: what stood there before still does. Make room, or set "
-            f"REPNETS_STORE (now {root()}) to a folder that can be written, and run again."
-        ) from error
+    with _disk_refusals(stage), _lock(key):
+        entry, hit = _entry(key, stage, {name: place.name for name, place in outputs.items()}, build)
+        for name, place in outputs.items():
+            _publish(next((entry / name).iterdir()), place)
     print(f"{stage}: {'from the store' if hit else 'built'} ({key[:12]})", flush=True)
     return hit
+
+
+def kept(
+    stage: str,
+    *,
+    settings: Mapping[str, Any],
+    outputs: Mapping[str, str],
+    code: Sequence[str],
+    packages: Sequence[str],
+    build: Build,
+) -> dict[str, Path]:
+    """Results that are read where they lie in the store, since a copy of each would be too large.
+
+    Args:
+        stage, settings, code, packages, build: as for `cached`.
+        outputs: name of the file of each output.
+
+    Returns:
+        Where each output lies. Its content has been held against its digest; it must not be changed.
+
+    Raises:
+        StageError: as for `cached`.
+    """
+    key = _key(stage, settings, {}, code, packages, None)
+    with _disk_refusals(stage), _lock(key):
+        entry, _ = _entry(key, stage, outputs, build)
+    return {name: entry / name / file for name, file in outputs.items()}
 
 
 def _key(
@@ -114,6 +129,21 @@ def _key(
 
 
 @contextmanager
+def _disk_refusals(stage: str) -> Iterator[None]:
+    """Turn what is raised where the disk refuses into a StageError that says so."""
+    try:
+        yield
+    except Exception as error:
+        reason = _cannot_write(error)
+        if reason is None:
+            raise
+        raise StageError(
+            f"{stage}: {reason}. Nothing was lost: what stood there before still does. Make room, or set "
+            f"REPNETS_STORE (now {root()}) to a folder that can be written, and run again."
+        ) from error
+
+
+@contextmanager
 def _lock(key: str) -> Iterator[None]:
     path = root() / "locks" / key
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +153,19 @@ def _lock(key: str) -> Iterator[None]:
         except BlockingIOError:
             print("another run is building the same; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:  # closing the file would not do: processes that read images have it open too, until they end
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _entry(key: str, stage: str, outputs: Mapping[str, str], build: Build) -> tuple[Path, bool]:
+    """The folder of a key, built where it is missing or damaged; and whether it was there. The lock is held."""
+    entry = root() / "objects" / key
+    hit = _is_whole(entry, stage)
+    if not hit:
+        _build_entry(entry, key, stage, outputs, build)
+    return entry, hit
 
 
 def _is_whole(entry: Path, stage: str) -> bool:
@@ -143,12 +185,12 @@ def _is_whole(entry: Path, stage: str) -> bool:
     return not broken
 
 
-def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, Path], build: Build) -> None:
+def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, str], build: Build) -> None:
     work = root() / "work" / key
     fresh, scratch = work / "entry", work / "scratch"
     shutil.rmtree(fresh, ignore_errors=True)
     scratch.mkdir(parents=True, exist_ok=True)
-    places = {name: fresh / name / path.name for name, path in outputs.items()}
+    places = {name: fresh / name / file for name, file in outputs.items()}
     for place in places.values():
         place.parent.mkdir(parents=True)
     build(places, scratch)

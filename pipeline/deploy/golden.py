@@ -35,9 +35,7 @@ class Golden:
     labels: tuple[int, ...]
 
 
-def make(
-    file: Path, written: Manifest, source: Path, split: Path, count: int, backend: Backend, scratch: Path
-) -> list[Golden]:
+def make(file: Path, written: Manifest, source: Path, split: Path, count: int, backend: Backend) -> list[Golden]:
     """Put real images through the program that a file was made of.
 
     In float64 where the program is float, with the weights as the file stores them, so that the numbers are the same
@@ -50,10 +48,8 @@ def make(
         split: artifacts/split.json.
         count: of the images; where the file's batch is no divisor of that, the last one is filled up with the first.
         backend: of the file.
-        scratch: a folder to work in.
     """
-    chosen = scratch / "split.json"
-    splits.write_split(chosen, _chosen(splits.open_split(split), count))
+    chosen = _chosen(splits.open_split(split), count)
     signature = signatures.read(file)
     preprocessing = written.preprocessing
     spec = replace(spec_of(written, preprocessing), precision=written.shipped_form.precision)

@@ -102,7 +102,7 @@ def _pack(
     with_engine = bool(settings.bundle.include_engine and parts.machine_suffix)
     if with_engine:
         parts.hold_machine_file(entry.facts, engine, engine in contents)
-    made = golden.make(contents[main], written, source, split, settings.bundle.golden_images, backend, scratch)
+    made = golden.make(contents[main], written, source, split, settings.bundle.golden_images, backend)
     document: dict[str, Any] = {
         "model": written.model,
         "target": written.target,

@@ -33,6 +33,7 @@ from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.backends import signatures
 from pipeline.config.stages import CheckSettings
+from pipeline.data import splits
 from pipeline.errors import GateError
 from pipeline.models import programs
 from pipeline.verification import gates
@@ -103,7 +104,8 @@ def _check(
     _hold_preprocessing(manifest, written.preprocessing, proved.preprocessing)
     signature = signatures.read(places[written.shipped_form.file_name])  # the baseline is exported alike
     sources = {"fused": fused} | ({"quantized": quantized} if quantized else {})
-    held_against = _references(written, proved.preprocessing, sources, split, signature.takes_pixels)
+    images = splits.open_split(split)
+    held_against = _references(written, proved.preprocessing, sources, images, signature.takes_pixels)
     forms: dict[str, CheckedForm] = {}
     lost = None
     for form, entry in written.forms.items():
@@ -140,7 +142,7 @@ def _check(
 
 
 def _references(
-    written: Manifest, preprocessing: Preprocessing, sources: dict[str, Path], split: Path, whole_pixels: bool
+    written: Manifest, preprocessing: Preprocessing, sources: dict[str, Path], images: splits.Split, whole_pixels: bool
 ) -> dict[str, Reference]:
     """What each form is held against, in its precision; and the fused network in any case, for its accuracy."""
     spec = spec_of(written, preprocessing)
@@ -149,7 +151,7 @@ def _references(
     for form, precision in precisions.items():
         key = sources.get(form, sources["fused"]), precision
         if key not in made:
-            made[key] = Reference(key[0], split, replace(spec, precision=precision), whole_pixels)
+            made[key] = Reference(key[0], images, replace(spec, precision=precision), whole_pixels)
     return {form: made[sources.get(form, sources["fused"]), precision] for form, precision in precisions.items()}
 
 

@@ -198,7 +198,7 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
     """Of a file that adds to two logits, to each less than the tolerance, and turns their order round."""
     folder = copied("onnx")
     written = documents.read(Manifest, folder / "manifest.json")
-    reference = Reference(quantized, artifacts.split, spec_of(written, written.preprocessing))
+    reference = Reference(quantized, open_split(artifacts.split), spec_of(written, written.preprocessing))
     largest, (second, first) = np.abs(reference.logits).max(), reference.logits[0].argsort()[-2:]
     gap = (reference.logits[0, first] - reference.logits[0, second]) / largest
     shift = np.zeros(reference.logits.shape[1], np.float32)
