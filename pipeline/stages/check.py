@@ -32,6 +32,7 @@ from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.backends import signatures
+from pipeline.backends.worker import client
 from pipeline.config.stages import CheckSettings
 from pipeline.data import splits
 from pipeline.errors import GateError
@@ -121,16 +122,18 @@ def _check(
         limits = settings.check
         if reference.spec.precision != written.precision:
             limits = limits.model_copy(update={"tolerance": None})  # the user's is for what ships
-        checked = gates.Checked(settings.backend, limits, file, form, reference, signature.gives_probabilities)
-        converter = checked.hold_network(proved.float32.branched_error)
-        forms[form] = CheckedForm(census, converter, checked.agreement, checked.accuracy)
-        try:
-            precision = checked.hold_precision(held_against["fused"].accuracy)
-            forms[form] = replace(forms[form], precision=precision)
-        except GateError as error:
-            if not settings.may_lose:
-                raise
-            lost = str(error)
+        gives_probabilities = signature.gives_probabilities
+        with client.predictor(settings.backend, file) as predict:
+            checked = gates.Checked(settings.backend, limits, file, form, reference, gives_probabilities, predict)
+            converter = checked.hold_network(proved.float32.branched_error)
+            forms[form] = CheckedForm(census, converter, checked.agreement, checked.accuracy)
+            try:
+                precision = checked.hold_precision(held_against["fused"].accuracy)
+                forms[form] = replace(forms[form], precision=precision)
+            except GateError as error:
+                if not settings.may_lose:
+                    raise
+                lost = str(error)
     return CheckResult(
         status="lost" if lost else "ok",
         reason=lost,

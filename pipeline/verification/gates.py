@@ -32,6 +32,7 @@ class Checked:
         form: of the network, ``fused`` say.
         reference: what the file is held against.
         gives_probabilities: instead of logits.
+        predict: runs the file, in one process for all of this.
     """
 
     backend: str
@@ -40,11 +41,12 @@ class Checked:
     form: str
     reference: Reference
     gives_probabilities: bool
+    predict: client.Predict
 
     @cached_property
     def _logits(self) -> "np.ndarray":
         batch = self.reference.spec.input_shape[0]
-        return client.predict(self.backend, self.file, self.reference.images(), batch=batch)
+        return self.predict(self.reference.images(), batch=batch)
 
     @cached_property
     def _found(self) -> compare.Comparison:
@@ -99,7 +101,7 @@ class Checked:
         got = logits[: len(images)]
         if offers:
             batch = self.reference.spec.input_shape[0]
-            got = client.predict(self.backend, self.file, images, session="exact", batch=batch)
+            got = self.predict(images, session="exact", batch=batch)
         if self.form == "branched":
             own_error = max(own_error, branched_error)
         found = self._compare(got, want)
@@ -157,7 +159,7 @@ class Checked:
         got = logits[: len(images)]
         if beside != "fp32":
             batch = self.reference.spec.input_shape[0]
-            got = client.predict(self.backend, self.file, images, session="exact", batch=batch)
+            got = self.predict(images, session="exact", batch=batch)
         error, found = compare.mean_error(*self._comparable(got, want)), self._compare(got, want)
         allowed, tolerance = max(compare.EXACT_INT8, _SLACK * self.reference.last_digits[0]), self._tolerance
         if not error <= allowed:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.backends.coreml import library
 from pipeline.backends.coreml.weights import Kind, unpack
 from pipeline.errors import InputError
 
@@ -120,10 +121,8 @@ def _plain(value: Any) -> Any:
 
 
 def _kind_name(tensor: Any) -> str:
-    from coremltools.proto import MIL_pb2
-
     number = tensor.dataType
-    known = {code: name.lower() for name, code in MIL_pb2.DataType.items()}
+    known = {code: name.lower() for name, code in library.load_messages().MIL_pb2.DataType.items()}
     name = known.get(number, str(number))
     if name != "string" and name not in KINDS:
         raise InputError(f"its data type, {name}, is not one that the evaluator computes with.")

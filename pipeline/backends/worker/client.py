@@ -11,11 +11,11 @@ device (`remote`): then the process is started there, and all else is the same.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import backends, errors
 from pipeline.backends.worker.process import Process, opened
@@ -48,6 +48,56 @@ class Job:
         return str(self.file) if self.on is None else self.on.names[self.file]
 
 
+class Predict(Protocol):
+    """Puts images through an exported file."""
+
+    def __call__(
+        self, images: "np.ndarray | Iterable[np.ndarray]", *, session: str = "check", batch: int = 1
+    ) -> "np.ndarray":
+        """Predict.
+
+        Args:
+            images: float32 (M, 3, H, W), or an iterable of such pieces where they do not fit into memory at once.
+            session: how the file is opened: ``check``, the runtime that `check` uses; ``exact``, the same in float32
+                arithmetic on the stored weights; ``own``, the target's own runtime.
+            batch: N of the file's input. The last batch of each piece is padded with zeros, and its surplus cut.
+
+        Returns:
+            float32 logits (M, classes), in the order of the images.
+
+        Raises:
+            StageError: the runtime failed, or ended the process.
+            InputError: the file cannot be used; there is no image.
+        """
+
+
+@contextmanager
+def predictor(backend: str, file: Path, threads: int = 1) -> Iterator[Predict]:
+    """Start a process for an exported file, in which it can be opened in several ways, one after the other.
+
+    Args:
+        backend: module under pipeline.backends, or the dotted name of one elsewhere.
+        file: the exported file.
+        threads: for the runtime.
+    """
+    import numpy as np
+
+    with opened(backend, threads) as process:
+
+        def run(images: "np.ndarray | Iterable[np.ndarray]", *, session: str = "check", batch: int = 1) -> "np.ndarray":
+            logits = []
+            process.ask("open", file=str(file), session=session)
+            for piece in _pieces(images, batch):
+                process.give(piece)
+                process.ask("predict", batch=batch)
+                logits.append(np.load(process.folder / "logits.npy"))
+            if not logits:
+                raise errors.InputError(f"{file}: there is no image to predict from; the validation split is empty.")
+            return np.concatenate(logits)
+
+        yield run
+
+
 def predict(
     backend: str,
     file: Path,
@@ -57,36 +107,9 @@ def predict(
     session: str = "check",
     batch: int = 1,
 ) -> "np.ndarray":
-    """Put images through an exported file.
-
-    Args:
-        backend: module under pipeline.backends, or the dotted name of one elsewhere.
-        file: the exported file.
-        images: float32 (M, 3, H, W), or an iterable of such pieces where they do not fit into memory at once.
-        threads: for the runtime.
-        session: how the file is opened: ``check``, the runtime that `check` uses; ``exact``, the same in float32
-            arithmetic on the stored weights; ``own``, the target's own runtime.
-        batch: N of the file's input. The last batch of each piece is padded with zeros, and its surplus cut.
-
-    Returns:
-        float32 logits (M, classes), in the order of the images.
-
-    Raises:
-        StageError: the runtime failed, or ended the process.
-        InputError: the file cannot be used; there is no image.
-    """
-    import numpy as np
-
-    logits = []
-    with opened(backend, threads) as process:
-        process.ask("open", file=str(file), session=session)
-        for piece in _pieces(images, batch):
-            process.give(piece)
-            process.ask("predict", batch=batch)
-            logits.append(np.load(process.folder / "logits.npy"))
-    if not logits:
-        raise errors.InputError(f"{file}: there is no image to predict from; the validation split is empty.")
-    return np.concatenate(logits)
+    """Put images through an exported file once; see `predictor` and `Predict`."""
+    with predictor(backend, file, threads) as run:
+        return run(images, session=session, batch=batch)
 
 
 def outputs_by_layer(backend: str, file: Path, image: "np.ndarray", *, exact: bool = False) -> "dict[str, np.ndarray]":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from pipeline import backends
 from pipeline.artifacts import digests, documents
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, read_json
+from pipeline.backends.worker import client
 from pipeline.config.stages import BenchSettings, ExportSettings
 from pipeline.config.targets import Bench, Check
 from pipeline.data.splits import open_split
@@ -212,7 +214,8 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
     onnx.save(model, file)
 
     def checked(tolerance):
-        return gates.Checked("onnx", Check(tolerance=float(tolerance)), file, "quantized", reference, False)
+        predict = partial(client.predict, "onnx", file)
+        return gates.Checked("onnx", Check(tolerance=float(tolerance)), file, "quantized", reference, False, predict)
 
     with pytest.raises(
         GateError, match=r"image \d+ is of class \d, but by quantized\.pt2 of class \d, whose logit is "
