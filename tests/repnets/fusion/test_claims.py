@@ -201,9 +201,10 @@ def test_equal_or_refused(case, randomise, relative_error):
     assert again.report.regions == ()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "toy" else pytest.mark.slow) for name in repnets.list_models()]
-)
+NETWORKS = [pytest.param(name, marks=[] if name == "toy" else pytest.mark.slow) for name in repnets.list_models()]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_equal_or_refused(name, randomise, relative_error):
     torch.manual_seed(0)
     model = randomise(repnets.create_model(name, num_classes=5)).double()
@@ -235,7 +236,7 @@ def test_a_copy_holds_what_is_claimed_and_so_does_a_file(even, relative_error, t
     with torch.no_grad():
         for module in (*copies, torch.export.load(tmp_path / "even.pt2").module(), again):
             assert relative_error(module(x), model(x)) < 1e-5
-            with pytest.raises((RepnetsError, AssertionError), match="width is 9|Guard failed"):
+            with pytest.raises((RepnetsError, AssertionError), match=r"width is 9|Guard failed"):
                 module(torch.zeros(3, 3, 9, 9))
     with pytest.raises(RepnetsError, match="width is 9, and this network takes 2, 4, 6 and so on: it was captured"):
         copies[1](torch.zeros(3, 3, 9, 9))
@@ -243,9 +244,7 @@ def test_a_copy_holds_what_is_claimed_and_so_does_a_file(even, relative_error, t
 
 def test_another_number_of_dimensions_or_channels_is_refused(even):
     module = even[1].module
-    with pytest.raises(
-        RepnetsError, match="The input has 3 dimensions, and this network takes 4: batch, channels, height"
-    ):
+    with pytest.raises(RepnetsError, match="The input has 3 dimensions, and this network takes 4: batch, "):
         module(torch.zeros(3, 16, 16))
     with pytest.raises(RepnetsError, match="The input's channels is 4, and this network takes 3 alone"):
         module(torch.zeros(1, 4, 16, 16))
