@@ -131,9 +131,11 @@ def _export(
     )
 
 
-def _precision_of(form: str, precision: str, rules: BackendRules) -> str:
+def _precision_of(form: str, precision: str, rules: BackendRules | None) -> str:
     """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
-    return rules.float_of_baseline if precision == "int8" and form != "quantized" else precision
+    if precision != "int8" or form == "quantized":
+        return precision
+    return rules.float_of_baseline if rules else "fp32"
 
 
 def _free_sizes(options: Mapping[str, Any]) -> dict[str, FreeRange]:
