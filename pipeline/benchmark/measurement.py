@@ -19,9 +19,8 @@ from pipeline.artifacts.bench_result import (
     WarmUp,
 )
 from pipeline.artifacts.profile_result import ProfileResult
-from pipeline.benchmark import conditions, inputs, power, runners, statistics, sustained
+from pipeline.benchmark import conditions, inputs, power, profile, runners, statistics, sustained
 from pipeline.benchmark import interleaved as timing
-from pipeline.benchmark.profile import document as profile_document
 from pipeline.config.targets import Bench
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def beside(
     return drawn and documents.of(Power, drawn), lasting and documents.of(Sustained, lasting)
 
 
-def profile(backend: str, bench: BenchResult, form: str, runner: runners.Runner, program: Path) -> ProfileResult:
+def profiled(backend: str, bench: BenchResult, form: str, runner: runners.Runner, program: Path) -> ProfileResult:
     """Where the time of the file that ships goes, on as many threads as the headline's.
 
     Args:
@@ -89,8 +88,8 @@ def profile(backend: str, bench: BenchResult, form: str, runner: runners.Runner,
     if operations is None:
         reason = f"the {backend} backend does not tell where the time of an inference goes"
         return ProfileResult("unavailable", reason, *of_file)
-    told = profile_document(operations, program, inference_ms)
-    return ProfileResult("ok", None, *of_file, run.threads, runs, **told)
+    found = profile.named(operations, program, inference_ms)
+    return ProfileResult("ok", None, *of_file, run.threads, runs, **vars(found))
 
 
 def timed(

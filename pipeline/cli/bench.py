@@ -14,7 +14,7 @@ from pipeline.benchmark import conditions, inputs, interleaved, statistics, timi
 from pipeline.cli import exported_files
 from pipeline.cli.exported_files import Exported
 from pipeline.errors import InputError, StageError
-from pipeline.text import aligned
+from pipeline.report.text import aligned
 
 _HEAD = (
     *("file", "runtime", "p50 ms", "p90", "p99", "load ms", "first ms", "memory MB", "file MB"),

@@ -19,7 +19,7 @@ from pipeline.devices import Device, facts
 from pipeline.devices.facts import Inventory
 from pipeline.errors import DeviceError, InputError, StageError, nearest
 from pipeline.models import resolve
-from pipeline.text import aligned, wrapped
+from pipeline.report.text import aligned, wrapped
 
 HELP = """\
 Look at this machine, and at the devices that are named, and say of each target what can be built, checked and

@@ -7,7 +7,7 @@ from pipeline.artifacts.manifest import write_json
 from pipeline.deploy import app_layout, install, installation
 from pipeline.deploy.install import Shipped
 from pipeline.errors import InputError
-from pipeline.text import aligned
+from pipeline.report.text import aligned
 
 SHIP_HELP = f"""\
 Install a bundle on a device, so that it can be trusted and taken back. BUNDLE is a file that `snakemake` wrote to

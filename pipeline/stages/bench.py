@@ -23,8 +23,9 @@ from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.artifacts.profile_result import ProfileResult
-from pipeline.benchmark import headline, measurement, runners, stand_ins
+from pipeline.benchmark import measurement, runners, stand_ins
 from pipeline.config.stages import BenchSettings
+from pipeline.report import console
 
 
 def run(
@@ -70,8 +71,8 @@ def run(
         with runners.wanted(settings, written.opened(files), files, written) as runner:
             result = _bench(settings, unavailable, written, checked, runner, stand_in)
             documents.write(places["bench"], result)
-            told = measurement.profile(settings.backend, result, written.shipped, runner, quantized or fused)
-            documents.write(places["profile"], told)
+            profiled = measurement.profiled(settings.backend, result, written.shipped, runner, quantized or fused)
+            documents.write(places["profile"], profiled)
 
     store.cached(
         "bench",
@@ -85,8 +86,7 @@ def run(
         host=runners.host(settings, unavailable),
         build=build,
     )
-    lines = headline.dearest(documents.read(ProfileResult, profile))
-    print("\n".join([_headline(documents.read(BenchResult, output)), *lines]), flush=True)
+    print(console.bench(documents.read(BenchResult, output), documents.read(ProfileResult, profile)), flush=True)
 
 
 def _bench(
@@ -118,15 +118,3 @@ def _bench(
         conditions=runs[0].conditions if runs else None,
         files={name: tuple(form.files) for name, form in written.forms.items()},
     )
-
-
-def _headline(result: BenchResult) -> str:
-    name = f"{result.model} on {result.target}"
-    lines = []
-    if result.status == "ok":
-        lines += headline.in_words(name, result)
-    else:
-        lines.append(f"{name}: {result.status}: {result.reason}\n  to get a figure: {result.remedy}")
-    if reference := result.reference:
-        lines += headline.in_words(f"  reference, {reference.runtime} {reference.precision} here", reference)
-    return "\n".join(lines + headline.warnings((reference or result).runs))

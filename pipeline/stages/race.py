@@ -25,9 +25,10 @@ from pipeline.artifacts.export_result import FileFacts, Manifest
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.artifacts.quantize_result import QuantizeResult
-from pipeline.benchmark import headline, measurement, runners, statistics
+from pipeline.benchmark import measurement, runners, statistics
 from pipeline.config.stages import RaceSettings
 from pipeline.errors import GateError, InputError
+from pipeline.report import console
 
 if TYPE_CHECKING:
     from pipeline.benchmark.measurement import Samples
@@ -115,7 +116,7 @@ def run(
             best, result = _race(settings, candidates, held, unavailable, runner)
             documents.write(places["bench"], result)
             program = programs[held[best].written.shipped] or fused
-            documents.write(places["profile"], measurement.profile(settings.backend, result, best, runner, program))
+            documents.write(places["profile"], measurement.profiled(settings.backend, result, best, runner, program))
         _copy(held[best], places["chosen"])
 
     store.cached(
@@ -129,8 +130,7 @@ def run(
         host=runners.host(settings, unavailable),
         build=build,
     )
-    lines = headline.dearest(documents.read(ProfileResult, profile))
-    print("\n".join([*_headline(documents.read(BenchResult, output)), *lines]), flush=True)
+    print(console.race(documents.read(BenchResult, output), documents.read(ProfileResult, profile)), flush=True)
 
 
 def fastest(size_bytes: Mapping[str, int], samples: "Samples") -> str:
@@ -266,20 +266,3 @@ def _copy(winner: _Candidate, folder: Path) -> None:
             shutil.copytree(path, folder / path.name, ignore=lambda _, names: {digests.TIME_STAMP} & set(names))
         else:
             shutil.copy(path, folder / path.name)
-
-
-def _headline(result: BenchResult) -> list[str]:
-    name = f"{result.model} on {result.target}"
-    lines = [f"{name}: {result.chosen} of {len(result.tried)} candidates, chosen by {result.chosen_by}"]
-    if result.status != "ok":
-        lines.append(f"  nothing was timed: {result.reason}\n  to choose by latency: {result.remedy}")
-    lines += [f"  {_row(row)}" for row in result.tried]
-    lines += [f"  {line}" for line in headline.in_words(name, result)]
-    return lines + headline.warnings(result.runs)
-
-
-def _row(row: Tried) -> str:
-    accuracy = "accuracy unknown" if row.accuracy is None else f"{row.accuracy:.2%}"
-    latency = "" if row.p50_ms is None else f", {row.p50_ms:.3f} ms"
-    end = f"; lost: {row.reason}" if row.reason else "; on the Pareto front" if row.pareto else ""
-    return f"{row.precision}: {accuracy}{latency}, {row.size_bytes / 1e6:.2f} MB{end}"

@@ -11,9 +11,10 @@ from pipeline import backends
 from pipeline.artifacts import documents, store
 from pipeline.artifacts.bench_result import ReferenceResult
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
-from pipeline.benchmark import conditions, headline, measurement, runners
+from pipeline.benchmark import conditions, measurement, runners
 from pipeline.config.stages import ReferenceSettings
 from pipeline.models import checkpoints, programs
+from pipeline.report import console
 
 
 def run(
@@ -57,6 +58,5 @@ def run(
         host=conditions.fingerprint(),
         build=build,
     )
-    figures = documents.read(ReferenceResult, output)
-    lines = headline.in_words(f"{backend.title} {settings.precision} here", figures)
-    print("\n".join(lines + headline.warnings(figures.runs)), flush=True)
+    name = f"{backend.title} {settings.precision} here"
+    print(console.reference(name, documents.read(ReferenceResult, output)), flush=True)
