@@ -228,6 +228,7 @@ class Backend:
         signature: (file) -> what it takes and gives; None for a file that only its runtime can open. InputError where
             it is damaged.
         census: (file) -> operations by type, and ``convolution``, ``batch_norm``, ``join``, ``int8`` and ``total``.
+        data_files: (file) -> the files beside it that hold a part of it, its weights say.
         unavailable: () -> why the runtime cannot be used on this machine; None where it can.
         export: writes a program; None for a backend that only reads.
         files: () -> names of what it writes for each form, ``{form}.pte`` say; the first is what a runtime opens.
@@ -258,6 +259,7 @@ class Backend:
     signature: Callable[[Path], Signature | None]
     census: Callable[[Path], dict[str, int]]
     unavailable: Callable[[], Unavailable | None]
+    data_files: Callable[[Path], tuple[Path, ...]] = lambda file: ()
 
     export: Export | None = None
     files: Callable[[], tuple[str, ...]] = tuple

@@ -41,9 +41,9 @@ def measure(runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...]
         shape: (N, C, H, W) of their input.
         how: how long, and on how many threads.
     """
-    runs = []
+    runs, limits = [], until(how)
     for threads in how.threads:
-        run, samples = timed(runner, names, shape, threads, how)
+        run, samples = timed(runner, names, shape, threads, limits)
         shipped, *baseline = names
         if baseline:
             run = replace(run, speedup=speedup(samples, shipped, baseline[0]))
@@ -92,8 +92,15 @@ def profiled(backend: str, bench: BenchResult, form: str, runner: runners.Runner
     return ProfileResult("ok", None, *of_file, run.threads, runs, **vars(found))
 
 
+def until(how: Bench) -> timing.Until:
+    """How long the settings of a target let its files be timed."""
+    fewest, most = how.launches
+    limits = how.model_dump(exclude={"threads", "launches", "sustained_seconds"})
+    return timing.Until(**limits, min_launches=fewest, max_launches=most)
+
+
 def timed(
-    runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], threads: int, how: Bench
+    runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], threads: int, limits: timing.Until
 ) -> "tuple[Run, Samples]":
     """Time files in turn on one number of threads.
 
@@ -102,17 +109,14 @@ def timed(
         names: of all of them, in the order of the rounds.
         shape: (N, C, H, W) of their input.
         threads: for the runtime.
-        how: how long.
+        limits: how long.
 
     Returns:
         A run without a speed-up; and the samples, by name.
     """
-    fewest, most = how.launches
-    how_long = how.model_dump(exclude={"threads", "launches", "sustained_seconds"})
-    until = timing.Until(**how_long, min_launches=fewest, max_launches=most)
     image = inputs.random_image(shape)
     before = runner.snapshot()
-    taken = runner.time_in_turn(image, threads, until)
+    taken = runner.time_in_turn(image, threads, limits)
     after = runner.snapshot()
     samples = taken.timing.samples_ms
     forms = {}
@@ -126,11 +130,12 @@ def timed(
             transfer_ms=runner.transfer_ms(form, image),
         )
     falling = [
-        f"{form} was still getting faster after a warm-up of {entry.warmup.seconds} s; raise `warmup_seconds`"
+        f"{form} was still getting faster after a warm-up of {entry.warmup.seconds} s; raise `warmup_seconds`, "
+        "or bench again when the machine is quiet"
         for form, entry in forms.items()
         if entry.warmup and not entry.warmup.steady
     ]
-    fed = {"batch": shape[0], "image": f"random normal, seed {inputs.SEED}", **asdict(until)}
+    fed = {"batch": shape[0], "image": f"random normal, seed {inputs.SEED}", **asdict(limits)}
     held = conditions.describe(threads, runner.versions, before, after, falling, runner.device) | fed
     return Run(threads, forms, None, taken.timing.stopped_by, documents.of(Conditions, held)), samples
 

@@ -47,10 +47,11 @@ class Runner:
         return conditions.snapshot(self.device, self.used_seconds())
 
 
-def here(backend: str, files: Mapping[str, Path]) -> Runner:
-    """On this machine, each file by the backend's own runtime."""
-    jobs = {form: client.Job(backend, file) for form, file in files.items()}
-    return _served(jobs, None, backends.load(backend).packages_of_figures, lambda: None)
+def here(jobs: Mapping[str, client.Job]) -> Runner:
+    """On this machine, each file by the runtime of its own backend."""
+    used = dict.fromkeys(job.backend for job in jobs.values())
+    packages = dict.fromkeys(package for name in used for package in backends.load(name).packages_of_figures)
+    return _served(jobs, None, list(packages), lambda: None)
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def wanted(
         DeviceError: the device cannot be reached or is full, or has no runtime for these files.
     """
     if settings.device == "local":
-        yield here(settings.backend, files)
+        yield here({form: client.Job(settings.backend, file) for form, file in files.items()})
         return
     device, backend = devices.parse(settings.device), backends.load(settings.backend)
     if backend.built:

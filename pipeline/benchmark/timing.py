@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends.worker import client
 from pipeline.backends.worker.client import Job, process_of
 from pipeline.backends.worker.process import Process
 from pipeline.benchmark import interleaved
@@ -113,7 +112,7 @@ def _timed_by_backend(
     jobs: Mapping[str, Job], image: "np.ndarray", threads: int, until: interleaved.Until
 ) -> interleaved.Timing | None:
     first, *others = jobs.values()
-    is_able = first.on is None and client.is_able(first, "time_files")
+    is_able = first.on is None and first.runtime.time_files is not None
     if not is_able or any(job.backend != first.backend for job in others):
         return None
     with process_of(first, threads, image) as process:

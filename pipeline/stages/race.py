@@ -207,7 +207,8 @@ def _race(
     runs: list[Run] = []
     shape = next(iter(held.values())).written.input.shape
     if unavailable is None:
-        taken = [measurement.timed(runner, list(held), shape, n, settings.bench) for n in settings.bench.threads]
+        limits = measurement.until(settings.bench)
+        taken = [measurement.timed(runner, list(held), shape, n, limits) for n in settings.bench.threads]
         best = fastest({name: one.size_bytes for name, one in held.items()}, taken[0][1])
     else:
         taken, best = [], min(held, key=lambda name: held[name].size_bytes)

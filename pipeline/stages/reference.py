@@ -11,6 +11,7 @@ from pipeline import backends
 from pipeline.artifacts import documents, store
 from pipeline.artifacts.bench_result import ReferenceResult
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
+from pipeline.backends.worker.client import Job
 from pipeline.benchmark import conditions, measurement, runners
 from pipeline.config.stages import ReferenceSettings
 from pipeline.models import checkpoints, programs
@@ -44,7 +45,8 @@ def run(
             files[form] = scratch / backend.file_name(form)
             program = programs.static(programs.of_form(form, checkpoint, fused, quantized), shape)
             backend.export(program, [files[form]], ExportSpec("fp32", shape, preprocessing))
-        measured = measurement.measure(runners.here(backend.name, files), list(files), shape, settings.bench)
+        runner = runners.here({form: Job(backend.name, file) for form, file in files.items()})
+        measured = measurement.measure(runner, list(files), shape, settings.bench)
         result = ReferenceResult(backend=backend.name, precision=settings.precision, **vars(measured))
         documents.write(places["reference"], result)
 

@@ -13,11 +13,11 @@ device (`remote`): then the process is started there, and all else is the same.
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends, errors
+from pipeline.backends.runtime import Runtime
 from pipeline.backends.worker.process import Process, opened
 from pipeline.backends.worker.remote import Remote
 from pipeline.devices import transfer
@@ -46,6 +46,11 @@ class Job:
     def place(self) -> str:
         """Where the file lies for the process that opens it."""
         return str(self.file) if self.on is None else self.on.names[self.file]
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the backend's runtime can do, so that no process is started for what it cannot."""
+        return backends.load_runtime(self.backend)
 
 
 def predict(
@@ -112,11 +117,6 @@ def outputs_by_layer(backend: str, file: Path, image: "np.ndarray", *, exact: bo
         return {name: np.load(process.folder / f"layer{index}.npy") for index, name in enumerate(names)}
 
 
-def is_able(job: Job, ability: str) -> bool:
-    """Whether the backend of a file offers a function of this name: seen here, so that no process is started for it."""
-    return getattr(import_module(backends.module_name(job.backend)).RUNTIME, ability) is not None
-
-
 def transfer_ms(job: Job, image: "np.ndarray") -> dict[str, float] | None:
     """Time to bring one input to the device and its output back, or None where the backend has none to tell of.
 
@@ -130,7 +130,7 @@ def transfer_ms(job: Job, image: "np.ndarray") -> dict[str, float] | None:
     Raises:
         StageError: the runtime failed, or ended the process.
     """
-    if job.on is not None or not is_able(job, "transfer_ms"):  # what is served on a device computes on the CPU
+    if job.on is not None or job.runtime.transfer_ms is None:  # on a device, files run on the CPU
         return None
     with process_of(job, 1, image) as process:
         return process.ask("transfer", file=job.place)["ms"]
@@ -151,7 +151,7 @@ def profile(job: Job, image: "np.ndarray", threads: int, runs: int) -> list[dict
     Raises:
         StageError: the runtime failed, or ended the process.
     """
-    if not is_able(job, "profile"):
+    if job.runtime.profile is None:
         return None
     with process_of(job, threads, image) as process:
         return process.ask("profile", file=job.place, runs=runs)["layers"]

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends import module_name
+from pipeline.backends import load_runtime
 from pipeline.backends.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _State:
     file: str = field(default="")
 
     def runtime(self) -> Runtime:
-        return import_module(module_name(self.backend)).RUNTIME
+        return load_runtime(self.backend)
 
     def image(self) -> "np.ndarray":
         import numpy as np
