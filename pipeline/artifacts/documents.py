@@ -33,6 +33,7 @@ class Document(Protocol):
 
 _D = TypeVar("_D", bound=Document)
 _E = TypeVar("_E", bound=Document)
+_T = TypeVar("_T")
 
 
 def read(kind: type[_D], path: Path) -> _D:
@@ -81,9 +82,16 @@ def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:
     return read(other, path)
 
 
-def of(kind: type[_D], values: Mapping[str, Any]) -> _D:
-    """A document of a kind, from its JSON types, with tuples or lists."""
-    return _adapter(kind).validate_python(values)
+def of(kind: type[_T], values: Mapping[str, Any]) -> _T:
+    """A document of a kind, or a part of one, from its JSON types, with tuples or lists.
+
+    Raises:
+        TypeError: the kind has no field for some key, so that it would be lost.
+    """
+    document = _adapter(kind).validate_python(values)
+    if lost := _lost(values, plain(document)):
+        raise TypeError(f"{kind.__name__} has no field for {', '.join(lost)}")
+    return document
 
 
 def write(path: Path, document: Document) -> None:
@@ -103,6 +111,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _lost(given: Any, kept: Any, place: str = "") -> list[str]:
+    """Places of the values that are given and not kept; None counts as kept."""
+    if isinstance(given, Mapping) and isinstance(kept, Mapping):
+        missing = [f"{place}{key}" for key, value in given.items() if key not in kept and value is not None]
+        return missing + [
+            one for key, value in given.items() if key in kept for one in _lost(value, kept[key], f"{place}{key}.")
+        ]
+    if isinstance(given, list | tuple) and isinstance(kept, list | tuple):
+        parts = zip(given, kept, strict=True)
+        return [one for at, (part, other) in enumerate(parts) for one in _lost(part, other, f"{place}{at}.")]
+    return []
 
 
 @cache

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from pipeline.artifacts import documents
+from pipeline.artifacts.bench_result import WarmUp
 from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy, Flip, Held
-from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.export_result import ExportedForm, Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.errors import InputError
 from tests.fixtures.documents import write_manifest
@@ -58,6 +59,16 @@ def test_what_nothing_is_known_of_is_left_out_and_null_stays(tmp_path):
             }
         },
     }  # fmt: skip
+
+
+def test_no_value_is_lost_on_the_way_to_a_document():
+    values = {"runs": 3, "seconds": 0.5, "steady": True}
+    assert documents.of(WarmUp, values) == WarmUp(3, 0.5, True)
+    with pytest.raises(TypeError, match=r"WarmUp has no field for joules$"):
+        documents.of(WarmUp, {**values, "joules": 1.0, "volts": None})
+    form = {"precision": "fp32", "files": {"a.pte": {"sha256": "00", "size_bytes": 1, "date": 0}}, "facts": {}}
+    with pytest.raises(TypeError, match=r"ExportedForm has no field for files\.a\.pte\.date$"):
+        documents.of(ExportedForm, form)
 
 
 def test_a_document_from_before_the_schema_is_of_the_first(place):
