@@ -46,11 +46,26 @@ def read(kind: type[_D], path: Path) -> _D:
     Raises:
         InputError: it is missing, is no JSON, lacks a key, holds a value of another type, or is of another schema.
     """
-    from pydantic import ValidationError
-
     if not path.is_file():
         raise InputError(f"{path} does not exist. Build it first: snakemake {path}")
-    content = path.read_bytes()
+    remedy = f"Delete it and run again: the stage `{kind.STAGE}` writes it."
+    return parse(kind, path.read_bytes(), str(path), remedy)
+
+
+def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
+    """Read a document that is a part of another file.
+
+    Args:
+        kind: its dataclass.
+        content: UTF-8.
+        name: of the document, for messages.
+        remedy: what to do where it cannot be read, a sentence or two.
+
+    Raises:
+        InputError: as `read`.
+    """
+    from pydantic import ValidationError
+
     try:
         document = json.loads(content)
         if not isinstance(document, dict):
@@ -58,7 +73,7 @@ def read(kind: type[_D], path: Path) -> _D:
         schema = document.get("schema", 1)
         if type(schema) is int and schema > kind.SCHEMA:
             raise InputError(
-                f"{path} is a {kind.TITLE} of schema {schema}, and this version of repnets reads {kind.SCHEMA}: a "
+                f"{name} is a {kind.TITLE} of schema {schema}, and this version of repnets reads {kind.SCHEMA}: a "
                 f"newer one wrote it. Update repnets; or delete the file and run the stage `{kind.STAGE}` again."
             )
         if type(schema) is not int or schema != kind.SCHEMA:
@@ -67,12 +82,9 @@ def read(kind: type[_D], path: Path) -> _D:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         why = f"{'.'.join(map(str, problem['loc']))}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         why = str(error)
-    raise InputError(
-        f"{path} is no {kind.TITLE} of this pipeline, or was cut short ({why}). Delete it and run again: the stage "
-        f"`{kind.STAGE}` writes it."
-    )
+    raise InputError(f"{name} is no {kind.TITLE} of this pipeline, or was cut short ({why}). {remedy}")
 
 
 def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:

@@ -197,7 +197,7 @@ class BundleParts:
             `bundle.include_engine` asks for it; empty: there is none.
         hold_machine_file: (facts, name, is_there). InputError where that file is of no use to any device.
         beside: (options) -> more files, by their name in the bundle.
-        describe: (options, input of the file, facts of the machine's file or None) -> what bundle.json tells besides.
+        describe: (options, input of the file, facts of the machine's file or None) -> `BundleManifest.facts`.
     """
 
     folder: Path

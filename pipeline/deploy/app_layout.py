@@ -8,11 +8,10 @@ FOLDER/bundle/     everything that the bundle holds, README.md first
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline import backends
+from pipeline.artifacts.bundle_result import BundleManifest
 from pipeline.backends.base import AppLayout
 from pipeline.deploy import bundle_file
 from pipeline.errors import InputError
@@ -33,10 +32,10 @@ def lay_out(path: Path, folder: Path) -> str:
     """
     bundle = bundle_file.open_bundle(path)
     manifest = bundle.manifest
-    app = backends.load(manifest["backend"]).bundle.app if manifest["backend"] in backends.names() else None
+    app = backends.load(manifest.backend).bundle.app if manifest.backend in backends.names() else None
     if app is None:
         raise InputError(
-            f"{path.name} is for {manifest['backend']}, which no phone's app runs, so it cannot be laid out for one. "
+            f"{path.name} is for {manifest.backend}, which no phone's app runs, so it cannot be laid out for one. "
             f"Install it on a device: repnets ship {path} ssh://user@host."
         )
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -46,7 +45,7 @@ def lay_out(path: Path, folder: Path) -> str:
     try:
         bundle.unpack(fresh / "bundle")
         for name, targets in app.places.items():
-            _copy(fresh, name.replace("@FILE@", manifest["file"]), targets.split())
+            _copy(fresh, name.replace("@FILE@", manifest.file), targets.split())
         fresh.chmod(0o755)
         os.replace(fresh, folder)
     finally:
@@ -62,10 +61,10 @@ def _copy(fresh: Path, name: str, targets: list[str]) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, place)
 
 
-def _told(folder: Path, manifest: Mapping[str, Any], app: AppLayout) -> str:
-    file = manifest["file"]
+def _told(folder: Path, manifest: BundleManifest, app: AppLayout) -> str:
+    file = manifest.file
     lines = app.next_steps.format(folder=folder, file=file, stem=Path(file).stem)
     return (
-        f"{manifest['model']} for {manifest['target']}, {manifest['digest'][:12]}, laid out in {folder}\n\n{lines}\n"
+        f"{manifest.model} for {manifest.target}, {manifest.digest[:12]}, laid out in {folder}\n\n{lines}\n"
         "Before you trust it: put golden/input0.bin of the bundle through the app once, and compare with output0.bin."
     )

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.bundle_result import BundleManifest
+from pipeline.artifacts.export_result import FileFacts
 from pipeline.deploy import bundle_file, installation, lock
 from pipeline.deploy.installation import Entry, State
 from pipeline.deploy.lock import Held
 from pipeline.devices import Device, transfer
 from pipeline.errors import DeviceError, GateError, InputError
 
-_SELFTEST_SECONDS = 300
 _GRACE_SECONDS = 60  # beside what the self-test allows its runtime
 _VERDICTS = {0: "ok", 1: "failed", 3: "unavailable"}
 _SPARE_BYTES = 1 << 20
@@ -75,21 +76,21 @@ def ship(
     bundle = bundle_file.open_bundle(path)
     manifest = bundle.manifest
     signed_by = signer(path, allowed_signers) if allowed_signers else None
-    name, version = f"{manifest['model']}-{manifest['target']}", manifest["digest"][:12]
+    name, version = f"{manifest.model}-{manifest.target}", manifest.digest[:12]
     size = path.stat().st_size
     signed = f", signed by {signed_by}" if signed_by else ""
-    say(f"{path.name}: whole, {len(manifest['files'])} files, {size / 1e6:.1f} MB{signed}")
+    say(f"{path.name}: whole, {len(manifest.files)} files, {size / 1e6:.1f} MB{signed}")
     with _held(device, name) as held:
         before = held.state
         held.require_room(2 * size + _SPARE_BYTES)
         transfer.push(device, path, f"{held.incoming}.tar")
         own = {bundle_file.MANIFEST: hashlib.sha256(bundle.read(bundle_file.MANIFEST)).hexdigest()}
-        _require_same(held, held.incoming, held.unpack(), _digests(manifest) | own)
+        _require_same(held, held.incoming, held.unpack(), _digests(manifest.files) | own)
         say(f"{device.name}: copied, and every digest is right")
-        limit = timeout or manifest.get("time_limit_s", _SELFTEST_SECONDS) + _GRACE_SECONDS
+        limit = timeout or manifest.time_limit_s + _GRACE_SECONDS
         verdict = _selftest(held, manifest, python, limit) if selftest else None
         say(f"{device.name}: self-test {_told(verdict)}")
-        entry = Entry(version, manifest["digest"], installation.now(), installation.who(), signed_by, verdict)
+        entry = Entry(version, manifest.digest, installation.now(), installation.who(), signed_by, verdict)
         history = before.after(entry)
         held.switch(entry, history)
         after = State(name, version, (*before.versions, version), history)
@@ -123,7 +124,7 @@ def roll_back(name: str, device: Device) -> Shipped:
                 "to. Ship the bundle that you want."
             )
         place = f"{held.folder}/versions/{entry.version}"
-        _require_same(held, place, held.digests(place), _digests(_manifest_there(held, place, entry)))
+        _require_same(held, place, held.digests(place), _digests_shipped(held, place, entry))
         held.back(entry)
         return _shipped(held, State(name, entry.version, before.versions, before.history), before, None)
 
@@ -180,8 +181,8 @@ def signer(path: Path, allowed_signers: Path) -> str:
     return found
 
 
-def _digests(manifest: Mapping[str, Any]) -> dict[str, str]:
-    return {path: about["sha256"] for path, about in manifest["files"].items()}
+def _digests(files: Mapping[str, FileFacts]) -> dict[str, str]:
+    return {path: facts.sha256 for path, facts in files.items()}
 
 
 def _require_same(held: Held, folder: str, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -195,29 +196,32 @@ def _require_same(held: Held, folder: str, there: Mapping[str, str], wanted: Map
         )
 
 
-def _manifest_there(held: Held, place: str, entry: Entry) -> Mapping[str, Any]:
-    """The bundle.json of an installed version, which has to be of the digest that was shipped."""
-    done = held.device.run(["cat", f"{place}/bundle.json"])
+def _digests_shipped(held: Held, place: str, entry: Entry) -> dict[str, str]:
+    """The sha256 of each file of an installed version, by its bundle.json, which must be the one that was shipped.
+
+    An older version of repnets may have shipped it, so no more than this is read.
+    """
+    done = held.device.run(["cat", f"{place}/{bundle_file.MANIFEST}"])
     try:
-        manifest = json.loads(done.stdout)
-        if bundle_file.digest(manifest) == entry.digest:
-            return manifest
-    except (ValueError, KeyError, TypeError, AttributeError):
+        document = json.loads(done.stdout)
+        if bundle_file.digest(document) == entry.digest:
+            return {path: facts["sha256"] for path, facts in document["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise DeviceError(
-        f"{place}/bundle.json on {held.device.name} is damaged, so that version cannot be gone back to. Ship the "
-        "bundle that you want."
+        f"{place}/{bundle_file.MANIFEST} on {held.device.name} is damaged, so that version cannot be gone back to. "
+        "Ship the bundle that you want."
     )
 
 
-def _selftest(held: Held, manifest: Mapping[str, Any], python: str, timeout: float) -> dict[str, Any]:
+def _selftest(held: Held, manifest: BundleManifest, python: str, timeout: float) -> dict[str, Any]:
     """Run a bundle's own test where it was unpacked; what it printed last.
 
     Raises:
         GateError: it failed, or said nothing that can be read.
         DeviceError: what it needs is not there, or it did not end.
     """
-    program, *rest = manifest["run"]
+    program, *rest = manifest.run
     words = [python if program == "python3" else program, *rest]
     line = 'cd "$1" && shift && PYTHONDONTWRITEBYTECODE=1 exec "$@"'
     device = held.device

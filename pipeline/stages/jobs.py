@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import digests
-from pipeline.artifacts.manifest import read_json
+from pipeline.artifacts import digests, documents
+from pipeline.artifacts.bundle_result import BundleResult
 from pipeline.config import project, targets
 from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
@@ -67,9 +67,13 @@ def split(workflow: Any) -> Callable[[Any], str]:
 
 
 def _note_bundles(exists: MutableMapping[str, bool]) -> None:
-    """A file that names a bundle which was deleted counts as missing, so that the bundle is made again."""
+    """A bundle.json that is damaged, or whose bundle was deleted, counts as missing, so that it is made again."""
     for place in Path("targets").glob("*/*/bundle.json"):
-        if not Path(read_json(place)["bundle"]).is_file():
+        try:
+            is_there = Path(documents.read(BundleResult, place).bundle).is_file()
+        except InputError:
+            is_there = False
+        if not is_there:
             exists[place.as_posix()] = False
 
 

@@ -16,6 +16,7 @@ import pytest
 from pipeline import devices
 from pipeline.deploy import bundle_file, install, installation, lock
 from pipeline.errors import DeviceError, GateError, InputError
+from tests.fixtures.documents import bundle_manifest
 
 OK = 'print(\'{"status": "ok", "max_error": 1e-7, "tolerance": 1e-4, "images": 3, "runtime": "none"}\')'
 HANGS = "import time\ntime.sleep(100000)"
@@ -29,8 +30,8 @@ def make(folder: Path, content: str = "1", selftest: str = OK, size: int = 0) ->
         "deep/labels.txt": b"a\nb\n",
         "selftest.py": selftest.encode(),
     }
-    document = {"model": "toy", "target": "executorch", "backend": "executorch", "run": ["python3", "selftest.py"]}
-    return bundle_file.write(folder, members, document)
+    manifest = bundle_manifest(run=["python3", "selftest.py"], time_limit_s=300)
+    return bundle_file.write(folder, members, manifest)
 
 
 def version(bundle: Path) -> str:

@@ -38,7 +38,7 @@ class Network:
 
     def __init__(self, folder=FOLDER):
         self._about = json.loads((Path(folder) / "bundle.json").read_text(encoding="utf-8"))
-        found = shutil.which("trtexec") or shutil.which("trtexec", path=self._about["trtexec"]["jetpack"])
+        found = shutil.which("trtexec") or shutil.which("trtexec", path=self._about["facts"]["trtexec"]["jetpack"])
         if found is None:
             raise Unavailable(
                 "trtexec is not on PATH, nor where JetPack puts it: install JetPack's or NVIDIA's TensorRT. (Where "
@@ -56,12 +56,18 @@ class Network:
         self._engine = onnx.with_suffix(".engine")
         if not self._engine.is_file():
             self._engine = Path(self._folder.name, "own.engine")
-            self._run([f"--onnx={onnx}", f"--saveEngine={self._engine}", *self._about["trtexec"]["build"]])
+            self._run([f"--onnx={onnx}", f"--saveEngine={self._engine}", *self._about["facts"]["trtexec"]["build"]])
 
     def __call__(self, values: bytes) -> list[float]:
         taken, given = Path(self._folder.name, "input.bin"), Path(self._folder.name, "output.json")
         taken.write_bytes(values)
-        once = ["--iterations=1", "--warmUp=0", "--duration=0", *self._transfers, *self._about["trtexec"]["run"]]
+        once = [
+            "--iterations=1",
+            "--warmUp=0",
+            "--duration=0",
+            *self._transfers,
+            *self._about["facts"]["trtexec"]["run"],
+        ]
         name = self._about["input"]["name"]
         files = [f"--loadEngine={self._engine}", f"--loadInputs={name}:{taken.name}", f"--exportOutput={given}"]
         self._run([*files, *once])
