@@ -1,4 +1,4 @@
-"""What is measured of exported files, and how it is told: what `bench` and `race` have in common."""
+"""The measurements that `bench`, `race`, `reference` and `repnets bench` share, as typed results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -36,8 +36,8 @@ def measure(runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...]
     """The figures of each form, and the speed-up of the first over the second, for each number of threads.
 
     Args:
-        runner: where the files are.
-        names: of one or two of them, by their forms.
+        runner: times the files.
+        names: the forms, one or two.
         shape: (N, C, H, W) of their input.
         how: how long, and on how many threads.
     """
@@ -48,7 +48,7 @@ def measure(runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...]
         if baseline:
             run = replace(run, speedup=speedup(samples, shipped, baseline[0]))
         runs.append(run)
-    return Measured(runs[0].forms, runs[0].speedup, tuple(runs), *beside(runner, names, shape, how))
+    return Measured(runs[0].forms, runs[0].speedup, tuple(runs), *power_and_sustained(runner, names, shape, how))
 
 
 def speedup(samples: "Samples", shipped: str, baseline: str) -> Speedup:
@@ -56,26 +56,26 @@ def speedup(samples: "Samples", shipped: str, baseline: str) -> Speedup:
     return documents.of(Speedup, statistics.speedup(samples[baseline], samples[shipped]))
 
 
-def beside(
+def power_and_sustained(
     runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], how: Bench
 ) -> tuple[Power | None, Sustained | None]:
-    """What each of some files does alone: `Measured.power`, and `Measured.sustained` of the first."""
+    """Power of each form while it runs alone, and sustained latency of the first; see `Measured`."""
     image, threads = inputs.random_image(shape), how.threads[0]
-    drawn, lasting = power.measure(runner, names, image, threads), None
+    power_drawn, lasting = power.measure(runner, names, image, threads), None
     if how.sustained_seconds:
         lasting = sustained.measure(runner, names[0], image, threads, how.sustained_seconds)
-    return drawn and documents.of(Power, drawn), lasting and documents.of(Sustained, lasting)
+    return power_drawn and documents.of(Power, power_drawn), lasting and documents.of(Sustained, lasting)
 
 
 def profiled(backend: str, bench: BenchResult, form: str, runner: runners.Runner, program: Path) -> ProfileResult:
-    """Where the time of the file that ships goes, on as many threads as the headline's.
+    """The profile of the file that ships, on the headline's number of threads.
 
     Args:
-        backend: whose runtime it is.
-        bench: what was measured.
-        form: of the file, by its name there.
-        runner: where the file is.
-        program: the .pt2 that it was made of, for the names of its layers.
+        backend: of the runtime.
+        bench: the benchmark of the file.
+        form: that ships.
+        runner: runs the file.
+        program: the .pt2 that the file was exported from, for the names of its layers.
     """
     of_file = bench.target, bench.model, bench.backend, bench.precision, form
     if bench.status != "ok":
@@ -93,7 +93,7 @@ def profiled(backend: str, bench: BenchResult, form: str, runner: runners.Runner
 
 
 def until(how: Bench) -> timing.Until:
-    """How long the settings of a target let its files be timed."""
+    """When a measurement stops, by the settings of a target."""
     fewest, most = how.launches
     limits = how.model_dump(exclude={"threads", "launches", "sustained_seconds"})
     return timing.Until(**limits, min_launches=fewest, max_launches=most)
@@ -105,11 +105,11 @@ def timed(
     """Time files in turn on one number of threads.
 
     Args:
-        runner: where they are.
-        names: of all of them, in the order of the rounds.
+        runner: times the files.
+        names: the forms, in the order of the rounds.
         shape: (N, C, H, W) of their input.
         threads: for the runtime.
-        limits: how long.
+        limits: when to stop.
 
     Returns:
         A run without a speed-up; and the samples, by name.
@@ -136,12 +136,12 @@ def timed(
         if entry.warmup and not entry.warmup.steady
     ]
     fed = {"batch": shape[0], "image": f"random normal, seed {inputs.SEED}", **asdict(limits)}
-    held = conditions.describe(threads, runner.versions, before, after, falling, runner.device) | fed
-    return Run(threads, forms, None, taken.timing.stopped_by, documents.of(Conditions, held)), samples
+    measured_under = conditions.describe(threads, runner.versions, before, after, falling, runner.device) | fed
+    return Run(threads, forms, None, taken.timing.stopped_by, documents.of(Conditions, measured_under)), samples
 
 
 def _warmup(launches: Sequence[timing.WarmUp]) -> WarmUp | None:
-    """Over all launches; None where the runtime took the time in a way of its own, and does not tell."""
+    """The warm-up over all launches; None if the runtime measures by itself."""
     if not launches:
         return None
     return WarmUp(

@@ -1,8 +1,8 @@
-"""Where the time of one inference goes: what a runtime tells of its operations, under the names of the network.
+"""A runtime's profile of one inference, matched to the layers of the network.
 
-TensorRT and Core ML call an operation by the program's node, `conv2d_1 + relu_1` say. ExecuTorch numbers its operations
-by itself. An exported file holds the layers with weights in the order of the program that it was made from, so the k-th
-of them is the program's k-th; that is only believed where their number agrees, and each can be what its kind says.
+TensorRT and Core ML name an operation by the program's node, `conv2d_1 + relu_1` say. ExecuTorch numbers its operations.
+An exported file has its layers with weights in the order of the program, so the k-th of them is the program's k-th. This
+is only used if their number and kinds agree.
 """
 
 import re

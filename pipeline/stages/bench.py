@@ -68,7 +68,7 @@ def run(
         stand_in = None
         if unavailable and reference:  # a bench.json has all that a reference.json has
             stand_in = stand_ins.reference(documents.read(ReferenceResult, reference), list(written.forms))
-        with runners.wanted(settings, written.opened(files), files, written) as runner:
+        with runners.open_runner(settings, written.opened(files), files, written) as runner:
             result = _bench(settings, unavailable, written, checked, runner, stand_in)
             documents.write(places["bench"], result)
             profiled = measurement.profiled(settings.backend, result, written.shipped, runner, quantized or fused)

@@ -112,7 +112,7 @@ def run(
         candidates = _candidates(manifests, checks, files, report)
         held = _held(settings, candidates)
         opened, written = {name: one.file for name, one in held.items()}, next(iter(held.values())).written
-        with runners.wanted(settings, opened, files, written) as runner:
+        with runners.open_runner(settings, opened, files, written) as runner:
             best, result = _race(settings, candidates, held, unavailable, runner)
             documents.write(places["bench"], result)
             program = programs[held[best].written.shipped] or fused
@@ -217,7 +217,7 @@ def _race(
     for run, samples in taken:
         speedup = measurement.speedup(samples, best, baseline) if baseline else None
         runs.append(replace(run, forms={name: run.forms[name] for name in order}, speedup=speedup))
-    power, sustained = measurement.beside(runner, order, shape, settings.bench) if runs else (None, None)
+    power, sustained = measurement.power_and_sustained(runner, order, shape, settings.bench) if runs else (None, None)
     winner, timed = held[best], runs[0].forms if runs else dict.fromkeys(order, UNTIMED)
     return best, BenchResult(
         status="unavailable" if unavailable else "ok",
