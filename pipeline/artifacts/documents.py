@@ -1,8 +1,8 @@
-"""The JSON documents that stages leave: each kind is a dataclass, read and written here alone.
+"""The JSON documents of the stages: each kind is a dataclass, and is read and written only here.
 
-The fields are the keys, in the order of the file; a field whose default is None is left out where it is None. `schema`
-comes first. It is the version of the kind: it goes up when a key is renamed, changes its meaning, or goes; a document
-without it is of version 1.
+The fields are the keys, in the order of the file; a field with the default None is left out if it is None. `schema`
+comes first. It is the version of the kind, and increases when a key is renamed, removed or changes its meaning; a
+document without it is of version 1.
 """
 
 import json
@@ -18,11 +18,11 @@ from pipeline.errors import InputError
 
 
 class Document(Protocol):
-    """What a kind of document tells of itself.
+    """A kind of document.
 
     Attributes:
-        TITLE: what it is, in words.
-        STAGE: which stage writes it.
+        TITLE: its name in messages.
+        STAGE: the stage that writes it.
         SCHEMA: version of its keys.
     """
 

@@ -1,8 +1,8 @@
 """A runtime's profile of one inference, matched to the layers of the network.
 
-TensorRT and Core ML name an operation by the program's node, `conv2d_1 + relu_1` say. ExecuTorch numbers its operations.
-An exported file has its layers with weights in the order of the program, so the k-th of them is the program's k-th. This
-is only used if their number and kinds agree.
+TensorRT and Core ML name an operation by the program's node, `conv2d_1 + relu_1` say. ExecuTorch numbers its
+operations. An exported file has its layers with weights in the order of the program, so the k-th of them is the
+program's k-th. This is only used if their number and kinds agree.
 """
 
 import re

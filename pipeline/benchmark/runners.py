@@ -30,7 +30,7 @@ class Runner:
         versions: of the software that runs the files, as `conditions.describe` takes them.
         time_in_turn: (image, threads, until) -> `timing.Timed`.
         transfer_ms, profile: (form, image, ...); see the functions of `client`.
-        alone: (form, image, threads) -> a context with a function (seconds) -> ms of each run: one form without a pause.
+        alone: (form, image, threads) -> a context with a function (seconds) -> ms of each run, without a pause.
         used_seconds: CPU time of the processes that have ended on a device; None if it is not known.
     """
 

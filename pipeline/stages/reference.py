@@ -1,8 +1,8 @@
 """Measure a network on this CPU, for the targets whose own runtime is not on this machine.
 
-ONNX Runtime measures it in fp32, ExecuTorch in int8, in the forms that the target has. The figures say what is gained
-on a CPU, and nothing about the target: in its bench.json they stand under `reference`. A network is measured once for
-all targets that have the same forms, image size, batch, and settings under `bench`.
+ONNX Runtime measures it in fp32, ExecuTorch in int8, in the forms of the target. The figures show the speed-up on a CPU,
+and nothing about the target: in its bench.json they are given under `reference`. A network is measured once for all
+targets that have the same forms, image size, batch and settings under `bench`.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.report import console
 def run(
     settings: ReferenceSettings, *, checkpoint: Path, fused: Path, output: Path, quantized: Path | None = None
 ) -> None:
-    """Export the forms of one network for the runtime that stands in, time them, and print the speed-up.
+    """Export the forms of one network for the reference runtime, time them, and print the speed-up.
 
     Args:
         settings: precision, forms, batch, image size, and how long to measure.
