@@ -44,7 +44,7 @@ class ExportSpec:
 
     Attributes:
         precision: ``fp32`` or ``fp16``: the arithmetic inside the file; ``int8``: the program has its own quantize and
-            dequantize operations; or a scheme of Core ML's that compresses weights. Input and output are always float32.
+            dequantize operations; or a scheme of Core ML's that compresses weights. Input and output are float32.
         input_shape: (N, 3, H, W) of the file's input.
         preprocessing: how images become that input.
         options: the backend's own section of target.yaml.

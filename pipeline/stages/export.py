@@ -133,7 +133,7 @@ def _export(
 
 
 def _precision_of(form: str, precision: str, rules: BackendRules) -> str:
-    """The precision of one form: the target's; for int8, the baseline has the float precision of the backend's choice."""
+    """The precision of one form: the target's; for int8, the baseline has the backend's preferred float precision."""
     return rules.float_of_baseline if precision == "int8" and form != "quantized" else precision
 
 

@@ -1,8 +1,8 @@
 """Measure a network on this CPU, for the targets whose own runtime is not on this machine.
 
-ONNX Runtime measures it in fp32, ExecuTorch in int8, in the forms of the target. The figures show the speed-up on a CPU,
-and nothing about the target: in its bench.json they are given under `reference`. A network is measured once for all
-targets that have the same forms, image size, batch and settings under `bench`.
+ONNX Runtime measures it in fp32, ExecuTorch in int8, in the forms of the target. The figures show the speed-up on a
+CPU, and nothing about the target: in its bench.json they are given under `reference`. A network is measured once for
+all targets that have the same forms, image size, batch and settings under `bench`.
 """
 
 from pathlib import Path
