@@ -132,9 +132,11 @@ def _export(
     )
 
 
-def _precision_of(form: str, precision: str, rules: BackendRules) -> str:
+def _precision_of(form: str, precision: str, rules: BackendRules | None) -> str:
     """The precision of one form: the target's; for int8, the baseline has the backend's preferred float precision."""
-    return rules.float_of_baseline if precision == "int8" and form != "quantized" else precision
+    if precision != "int8" or form == "quantized":
+        return precision
+    return rules.float_of_baseline if rules else "fp32"
 
 
 def _free_sizes(options: Mapping[str, Any]) -> dict[str, FreeRange]:
