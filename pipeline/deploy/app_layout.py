@@ -1,8 +1,8 @@
-"""A bundle as an app's project takes it: what goes into Xcode, what into an Android app's assets, and the rest beside.
+"""Write a bundle into folders for an app's project: for Xcode, for an Android app's assets, and the whole bundle.
 
 FOLDER/xcode/      drag into Xcode: the .mlpackage or .pte, labels.txt, Classifier.swift
 FOLDER/android/    assets/ into src/main of the app: the .pte, labels.txt; Classifier.kt beside
-FOLDER/bundle/     everything that the bundle holds, README.md first
+FOLDER/bundle/     the whole bundle; see its README.md
 """
 
 import os
@@ -18,17 +18,17 @@ from pipeline.errors import InputError
 
 
 def lay_out(path: Path, folder: Path) -> str:
-    """Lay a bundle out for an app's project.
+    """Write a bundle into folders for an app's project.
 
     Args:
         path: the bundle, a .tar.
-        folder: where to; not there yet, or empty. It appears whole, or not at all.
+        folder: the new folder, which must not exist or be empty. It appears whole or not at all.
 
     Returns:
-        What to do next, in words.
+        The next steps, as text.
 
     Raises:
-        InputError: the bundle is damaged, or for no app; there is something in the folder.
+        InputError: the bundle is damaged, or is for no app; the folder is not empty.
     """
     bundle = bundle_file.open_bundle(path)
     manifest = bundle.manifest
@@ -50,7 +50,7 @@ def lay_out(path: Path, folder: Path) -> str:
         os.replace(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return _told(folder, manifest, app)
+    return _next_steps(folder, manifest, app)
 
 
 def _copy(fresh: Path, name: str, targets: list[str]) -> None:
@@ -61,7 +61,7 @@ def _copy(fresh: Path, name: str, targets: list[str]) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, place)
 
 
-def _told(folder: Path, manifest: BundleManifest, app: AppLayout) -> str:
+def _next_steps(folder: Path, manifest: BundleManifest, app: AppLayout) -> str:
     file = manifest.file
     lines = app.next_steps.format(folder=folder, file=file, stem=Path(file).stem)
     return (

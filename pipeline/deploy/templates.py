@@ -1,6 +1,6 @@
-"""What a bundle says to those who use it: texts and code from shipped/ here and in its backend, made for one network.
+"""The texts and the code of a bundle, from the templates in shipped/ here and in the backend's folder.
 
-Python files are shipped as they are: they read bundle.json. In the others `@NAME@` stands for a fact.
+Python files are shipped unchanged: they read bundle.json. In other files `@NAME@` is replaced by a value.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ _SHIPPED = Path(__file__).with_name("shipped")
 _ALL = {"selftest.py": "selftest.py", "integration/classify.py": "classify.py"}
 
 _PURPOSES = {
-    "bundle.json": "what all of this is: input, output, preprocessing, lineage, sha256 of each file",
-    "selftest.py": "does it work on this device?",
-    "predict.py": "runs the network; the self-test uses it, and so can you",
+    "bundle.json": "describes the bundle: input, output, preprocessing, lineage, sha256 of each file",
+    "selftest.py": "tests the bundle on this device",
+    "predict.py": "runs the network; the self-test uses it, and you can too",
     "labels.txt": "the classes, one a line, in the order of the outputs",
     "preprocessing.txt": "how an image becomes the input",
     "build_engine.sh": "builds the engine for this device's GPU, and times it",
     "golden/": "inputs from real validation images and their outputs: raw little-endian numbers",
-    "integration/": "code to start from, made for this network",
+    "integration/": "example code for this network",
 }
 
 
@@ -62,7 +62,7 @@ def texts(manifest: BundleManifest, members: Mapping[str, Any], facts: Mapping[s
 
 
 def _names(manifest: BundleManifest, backend: Backend, facts: Mapping[str, Any], takes_pixels: bool) -> dict[str, str]:
-    """What stands for each `@NAME@`: facts of the manifest and versions, by their names, and what is told here."""
+    """The value of each `@NAME@`: facts of the manifest and versions, by their names, and those listed here."""
     how, checked = manifest.preprocessing, manifest.checked
     accuracy = checked.accuracy
     mean, std = (", ".join(map(str, values)) for values in (how.mean, how.std))
@@ -115,6 +115,6 @@ def _table(paths: list[str], network: str, machine_suffix: str) -> str:
         f"{network}/": "the network",
     }
     if machine_suffix:
-        purposes[f"{Path(network).stem}{machine_suffix}"] = "an engine, for devices of the very kind that built it"
+        purposes[f"{Path(network).stem}{machine_suffix}"] = "an engine, for devices of the kind that built it"
     tops = {f"{top}/" if rest else top for top, _, rest in (path.partition("/") for path in ["bundle.json", *paths])}
-    return "\n".join(f"| {top} | {purposes.get(top, 'what an earlier build measured')} |" for top in sorted(tops))
+    return "\n".join(f"| {top} | {purposes.get(top, 'the timing cache of an earlier build')} |" for top in sorted(tops))

@@ -251,7 +251,7 @@ def test_each_operation_has_the_right_gradients_in_the_order_it_is_trained_in(na
 
 def test_a_batch_too_small_to_share_out_is_refused(few, tmp_path):
     with pytest.raises(InputError, match="batch_size: 6 leaves less than two images to each of 4 processes"):
-        train._train(settings(batch_size=6), few, tmp_path, distributed.Team(rank=0, world=4), {})
+        train._train(settings(batch_size=6), few, tmp_path, distributed.ProcessGroup(rank=0, world_size=4), {})
 
 
 @pytest.mark.slow
