@@ -1,7 +1,7 @@
 """The training loop: SGD with Nesterov momentum, a warm-up and a cosine down to zero, label smoothing.
 
-Biases and batch norms have no weight decay. A moving average of the weights is kept if that is configured. A run that was
-killed resumes after its last complete epoch, and ends with the same bytes as an uninterrupted run.
+Biases and batch norms have no weight decay. A moving average of the weights is kept if that is configured. A run that
+was killed resumes after its last complete epoch, and ends with the same bytes as an uninterrupted run.
 """
 
 import copy
@@ -113,8 +113,8 @@ def fit(
         for step, (images, labels) in enumerate(bar):
             done = epoch * steps + step
             rate = _learning_rate(training, done, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate
             with autocast:
                 loss = cross_entropy(trained(images), labels, label_smoothing=training.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
