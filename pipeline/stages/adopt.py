@@ -14,10 +14,10 @@ weights of the fused network, and there is no branched network.
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.artifacts import digests, store
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import AdoptSettings
 from pipeline.data import splits
@@ -81,29 +81,30 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
             "trained with.",
             file=sys.stderr,
         )
-    made = {
-        "arch": settings.arch,
-        "num_classes": len(images.classes),
-        "preprocessing": asdict(preprocessing),
-        "data_digest": images.digest,
-        "epoch": header["epoch"] if header else None,
-        "weights": weights,
-        "form": form,
-        "seed": header.get("seed") if header else None,
-        "metrics": {"val_accuracy": accuracy},
-        "adopted_from": digests.digest(source),
-    }
+    made = CheckpointHeader(
+        arch=settings.arch,
+        num_classes=len(images.classes),
+        preprocessing=preprocessing,
+        data_digest=images.digest,
+        epoch=header.epoch if header else None,
+        weights=weights,
+        form=form,
+        seed=header.seed if header else None,
+        metrics={"val_accuracy": accuracy},
+        adopted_from=digests.digest(source),
+    )
     checkpoints.write(checkpoint, model.state_dict(), made)
 
 
-def _check_header(header: dict, settings: AdoptSettings, preprocessing: Preprocessing, source: Path) -> Preprocessing:
+def _check_header(
+    header: CheckpointHeader, settings: AdoptSettings, preprocessing: Preprocessing, source: Path
+) -> Preprocessing:
     """Check the header of a file of this pipeline; its mean and std are kept, unless others are configured."""
-    if header["arch"] != settings.arch:
+    if header.arch != settings.arch:
         raise InputError(
-            f"{source} holds a `{header['arch']}`, but the model's `arch` is `{settings.arch}`. Set `arch: "
-            f"{header['arch']}`."
+            f"{source} holds a `{header.arch}`, but the model's `arch` is `{settings.arch}`. Set `arch: {header.arch}`."
         )
-    own = Preprocessing.from_dict(header["preprocessing"])
+    own = header.preprocessing
     if len(own.classes) != len(preprocessing.classes):
         raise InputError(
             f"{source} tells {len(own.classes)} classes apart, but the data set has "

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts import digests, documents, store
 from pipeline.artifacts.export_result import ExportedForm, FileFacts, FreeRange, Lineage, Manifest, TensorFacts
-from pipeline.artifacts.manifest import ExportSpec, Preprocessing, versions
+from pipeline.artifacts.manifest import ExportSpec, versions
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.stages import ExportSettings
@@ -72,7 +72,7 @@ def _export(
 ) -> None:
     backend = backends.load(settings.backend)
     header = checkpoints.read_header(checkpoint)
-    if checkpoints.is_folded(header) and "branched" in settings.forms:
+    if header.is_folded and "branched" in settings.forms:
         raise InputError(
             f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
@@ -81,12 +81,11 @@ def _export(
         raise InputError(
             f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
         )
-    trained = Preprocessing.from_dict(header["preprocessing"])
-    size = settings.image_size or trained.image_size
-    preprocessing = replace(trained, image_size=size)
+    size = settings.image_size or header.preprocessing.image_size
+    preprocessing = replace(header.preprocessing, image_size=size)
     modules = {form: programs.of_form(form, checkpoint, fused, quantized) for form in settings.forms}
     for module in modules.values():
-        networks.require_runs(module, header["arch"], header["num_classes"], size)
+        networks.require_runs(module, header.arch, header.num_classes, size)
     shape = (settings.batch, 3, size, size)
     spec = ExportSpec(
         precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
@@ -118,10 +117,10 @@ def _export(
             output=TensorFacts(spec.output_name, (shape[0], len(preprocessing.classes)), "float32"),
             preprocessing=preprocessing,
             lineage=Lineage(
-                arch=header["arch"],
-                weights=header["weights"],
-                form=header.get("form", "training"),
-                recalibrated=header.get("recalibrated"),
+                arch=header.arch,
+                weights=header.weights,
+                form=header.form,
+                recalibrated=header.recalibrated,
                 checkpoint=digests.digest(checkpoint),
                 fused=digests.digest(fused),
                 quantized=quantized and digests.digest(quantized),

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import backends
 from pipeline.artifacts import documents, store
 from pipeline.artifacts.bench_result import ReferenceResult
-from pipeline.artifacts.manifest import ExportSpec, Preprocessing
+from pipeline.artifacts.manifest import ExportSpec
 from pipeline.backends.worker.client import Job
 from pipeline.benchmark import conditions, measurement, runners
 from pipeline.config.stages import ReferenceSettings
@@ -37,7 +37,7 @@ def run(
 
     def build(places: dict[str, Path], scratch: Path) -> None:
         header = checkpoints.read_header(checkpoint)
-        preprocessing = Preprocessing.from_dict(header["preprocessing"])
+        preprocessing = header.preprocessing
         size = settings.image_size or preprocessing.image_size
         shape = (settings.batch, 3, size, size)
         files = {}

@@ -18,11 +18,11 @@ Several GPUs, or several processes on the CPU:
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import store
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.config.stages import TrainSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
@@ -101,15 +101,15 @@ def _train(settings: TrainSettings, split: Path, scratch: Path, group: ProcessGr
     if group.rank > 0:
         return
     last = made.records[-1]
-    header = {
-        "arch": settings.arch,
-        "num_classes": len(images.classes),
-        "preprocessing": asdict(preprocessing),
-        "data_digest": images.digest,
-        "epoch": last["epoch"],
-        "weights": made.weights,
-        "seed": training.seed,
-        "metrics": {"val_accuracy": last["val_accuracy"], "train_loss": last["loss"]},
-    }
+    header = CheckpointHeader(
+        arch=settings.arch,
+        num_classes=len(images.classes),
+        preprocessing=preprocessing,
+        data_digest=images.digest,
+        epoch=last["epoch"],
+        weights=made.weights,
+        seed=training.seed,
+        metrics={"val_accuracy": last["val_accuracy"], "train_loss": last["loss"]},
+    )
     checkpoints.write(outputs["checkpoint"], made.state, header)
     outputs["metrics"].write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in made.records))

@@ -37,12 +37,12 @@ class Cause:
     """Why a channel of a layer has a wide range.
 
     Attributes:
-        kind: `identity`, `gain`, `branches` or `wide channel`.
+        cause: `identity`, `gain`, `branches` or `wide channel`.
         reason: The figures behind it, as a sentence.
         remedy: What to do, as a sentence.
     """
 
-    kind: str
+    cause: str
     reason: str
     remedy: str
 

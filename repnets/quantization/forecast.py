@@ -325,13 +325,13 @@ def _risk(
     at = None if region is None else _taps(weight, region)
     tap = None if at is None else float(weight.flatten(1)[at][channel])
     found = causes.of_channel(model, region, channel, weight, tap)
-    if layer.name == row.name and found.kind != "gain":
+    if layer.name == row.name and found.cause != "gain":
         # a weight has a scale for each channel: that one is wider than the others is no reason
         parts = (row.weight.snr_db_beside_tap, row.weight.snr_db_without_tap)
         found = None if is_input else causes.of_tap(model, region, *parts)
     if found is None:
         return Risk(row.name, row.name, "sensitive", error.both, f"{message} {_SENSITIVE}")
-    return Risk(layer.name, row.name, found.kind, error.both, f"{message} {found.reason} {found.remedy}")
+    return Risk(layer.name, row.name, found.cause, error.both, f"{message} {found.reason} {found.remedy}")
 
 
 def _percent(logit_error: float) -> str:
