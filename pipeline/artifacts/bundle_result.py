@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipeline.artifacts.check_result import Held
+from pipeline.artifacts.check_result import GateResult
 from pipeline.artifacts.export_result import FileFacts, Lineage, TensorFacts
 from pipeline.artifacts.manifest import Preprocessing
 
@@ -52,8 +52,8 @@ class BundledCheck:
     by: str
     images: int
     accuracy: float
-    converter: Held
-    precision: Held | None
+    converter: GateResult
+    precision: GateResult | None
     agreement: float
 
 

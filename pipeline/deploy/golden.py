@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts.check_result import CheckedForm, Held
+from pipeline.artifacts.check_result import CheckedForm, GateResult
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.backends import signatures
@@ -16,8 +16,6 @@ from pipeline.verification.reference import Reference, spec_of
 
 if TYPE_CHECKING:
     import numpy as np
-
-_SLACK = 2  # as in check: times what half precision costs the network by itself
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,9 @@ def tolerance(checked: CheckedForm, precision: str) -> float:
         checked: the result of check for the form that ships.
         precision: of the file.
     """
-    held = checked.precision or Held()
+    held = checked.precision or GateResult()
     allowed = compare.TOLERANCE.get(precision, compare.TOLERANCE["fp16"]) if held.tolerance is None else held.tolerance
-    return max(allowed, _SLACK * (held.loss_of_fused or 0.0))
+    return max(allowed, compare.SLACK * (held.loss_of_fused or 0.0))
 
 
 def _chosen(split: splits.Split, count: int) -> splits.Split:

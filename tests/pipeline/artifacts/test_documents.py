@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.artifacts import documents
 from pipeline.artifacts.bench_result import WarmUp
-from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy, Flip, Held
+from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy, Flip, GateResult
 from pipeline.artifacts.export_result import ExportedForm, Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.errors import InputError
@@ -40,8 +40,8 @@ def test_what_is_written_is_read_again(place):
 
 
 def test_what_nothing_is_known_of_is_left_out_and_null_stays(tmp_path):
-    held = Held(0.1, 0.01, flips=(Flip(3, 1, 2, 0.0),))
-    forms = {"fused": CheckedForm({"join": 0}, Held(not_checked="no runtime"), 1.0, 0.5, held)}
+    held = GateResult(0.1, 0.01, flips=(Flip(3, 1, 2, 0.0),))
+    forms = {"fused": CheckedForm({"join": 0}, GateResult(not_checked="no runtime"), 1.0, 0.5, held)}
     result = CheckResult("ok", None, "ExecuTorch", 9, FileAccuracy(None, 0.5, 0.5), forms)
     documents.write(tmp_path / "check.json", result)
     assert documents.read(CheckResult, tmp_path / "check.json") == result

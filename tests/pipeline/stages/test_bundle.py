@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline import backends
-from pipeline.artifacts.check_result import CheckedForm, Held
+from pipeline.artifacts.check_result import CheckedForm, GateResult
 from pipeline.config import project
 from pipeline.data import splits
 from pipeline.deploy import bundle_file, golden, templates
@@ -140,18 +140,18 @@ def test_golden_images_are_spread_over_the_classes():
 @pytest.mark.parametrize(
     "held, want",
     [
-        (Held(1e-4, max_relative_error=1e-7), 1e-4),
-        (Held(2e-2, loss_of_fused=0.03), 0.06),
-        (Held(0.1, flips=()), 0.1),
+        (GateResult(1e-4, max_relative_error=1e-7), 1e-4),
+        (GateResult(2e-2, loss_of_fused=0.03), 0.06),
+        (GateResult(0.1, flips=()), 0.1),
     ],
 )
 def test_the_tolerance_is_what_check_allowed(held, want):
-    assert golden.tolerance(CheckedForm({}, Held(), 1.0, 0.9, held), "fp16") == want
+    assert golden.tolerance(CheckedForm({}, GateResult(), 1.0, 0.9, held), "fp16") == want
 
 
 def test_where_check_had_no_runtime_the_precision_s_own_tolerance_holds():
-    assert golden.tolerance(CheckedForm({}, Held(), 1.0, 0.9), "fp16") == 2e-2
-    assert golden.tolerance(CheckedForm({}, Held(), 1.0, 0.9), "w4") == 2e-2
+    assert golden.tolerance(CheckedForm({}, GateResult(), 1.0, 0.9), "fp16") == 2e-2
+    assert golden.tolerance(CheckedForm({}, GateResult(), 1.0, 0.9), "w4") == 2e-2
 
 
 def test_nothing_is_left_to_fill_in(checked_toy, pack):
