@@ -1,4 +1,4 @@
-"""ExecuTorch's runtime: a .pte opened, run, and its time told apart by operation."""
+"""ExecuTorch's runtime: open, run and profile a .pte."""
 
 import tempfile
 from collections.abc import Callable

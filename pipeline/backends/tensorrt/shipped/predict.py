@@ -49,7 +49,7 @@ class Network:
         version = re.search(r"\[TensorRT v(\d+)\]", said.decode(errors="replace"))
         digits = int(version.group(1)) if version else 0
         self.version = f"{digits // 10000}.{digits // 100 % 100}.{digits % 100}" if version else None
-        # version 11 leaves transfers out unless it is told not to, and 10 does not know that option
+        # version 11 leaves transfers out by default, and 10 does not know the option that includes them
         self._transfers = ["--includeDataTransfers"] if digits >= 110000 else []
         self._folder = tempfile.TemporaryDirectory()
         onnx = Path(folder) / self._about["file"]
@@ -74,9 +74,9 @@ class Network:
         outputs = {one["name"]: one["values"] for one in json.loads(given.read_text())}
         return [float(value) for value in outputs[self._about["output"]["name"]]]
 
-    def _run(self, told):
+    def _run(self, argv):
         done = subprocess.run(
-            [self._trtexec, *told], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self._folder.name
+            [self._trtexec, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self._folder.name
         )
         if done.returncode:
             lines = done.stdout.decode(errors="replace").splitlines()
