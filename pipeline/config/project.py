@@ -104,7 +104,7 @@ class Bundle(Strict):
 
     golden_images: int = Field(8, ge=1, le=64, description="validation images that the self-test is made of")
     include_engine: bool = Field(False, description="TensorRT: also the engine; only for devices like this machine")
-    signing_key: str | None = Field(None, description="an SSH key of yours; the signature lies beside the bundle")
+    signing_key: str | None = Field(None, description="your SSH key; the signature is a file beside the bundle")
 
 
 class Config(Strict):

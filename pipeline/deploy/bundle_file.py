@@ -1,8 +1,8 @@
-"""A bundle: one tar of all that goes to a device. The same content gives the same bytes; reading verifies each.
+"""A bundle: one tar with all that a device needs, reproducible byte for byte and verified when it is read.
 
-A bundle is a plain tar of plain files (`deploy.ustar`). Its first member, bundle.json, names every other by size and
-sha256, and its own ``digest`` is over all of them and over the rest of bundle.json. Names stand in order, so two
-machines write the same bytes.
+A bundle is a plain tar of plain files (`deploy.ustar`). Its first member, bundle.json, has the size and sha256 of every
+other member; its own ``digest`` covers all of them and the rest of bundle.json. The members are sorted, so that any
+machine writes the same bytes.
 
 A signature is a file beside it, made by OpenSSH with the user's own key (``ssh-keygen -Y sign``).
 """
@@ -28,19 +28,19 @@ from pipeline.errors import InputError, StageError
 
 MANIFEST = "bundle.json"
 NAMESPACE = "repnets-bundle"
-"""What signatures are for: one that the same key made for mail or git is none for a bundle."""
+"""Namespace of signatures, so that one of the same key for mail or git is not valid for a bundle."""
 
 _MANIFEST_ROOM = 16 << 20  # bytes; it is read into memory
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose every byte was found to be right. `open_bundle` makes it.
+    """A verified bundle, as `open_bundle` returns it.
 
     Attributes:
         path: the tar.
         manifest: its bundle.json.
-        members: what the tar holds, by path, bundle.json too.
+        members: of the tar, by path, bundle.json included.
     """
 
     path: Path
@@ -54,16 +54,16 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """``<model>-<target>-<first 12 of the digest>``: what the tar is called, whatever its file is called now."""
+        """``<model>-<target>-<first 12 of the digest>``: the name of the tar when it was written."""
         return f"{self.manifest.model}-{self.manifest.target}-{self.digest[:12]}"
 
     @property
     def signature(self) -> Path:
-        """Where its signature is, if it has one."""
+        """Path of its signature, whether it has one or not."""
         return signature_of(self.path)
 
     def read(self, name: str) -> bytes:
-        """Content of one member. InputError where the tar has changed since it was opened."""
+        """Content of one member. InputError if the tar has changed since it was opened."""
         with self.path.open("rb") as tar:
             return b"".join(self._chunks(tar, name))
 
@@ -71,10 +71,10 @@ class Bundle:
         """Write all members into a folder, which appears by a rename, whole or not at all.
 
         Args:
-            folder: does not exist yet, or is empty.
+            folder: must not exist or be empty.
 
         Raises:
-            InputError: the folder holds something, or the tar has changed since it was opened.
+            InputError: the folder is not empty, or the tar has changed since it was opened.
         """
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty, so {self.path.name} was not unpacked there. Name another folder.")
@@ -107,15 +107,15 @@ def write(folder: Path, members: Mapping[str, Path | bytes], manifest: BundleMan
     """Write a bundle under its own name, ``<model>-<target>-<digest12>.tar``; it appears by a rename.
 
     Args:
-        folder: where it goes; made where it is not there.
-        members: content of each file, or where that is, by its path in the bundle.
+        folder: for the tar; created if it does not exist.
+        members: content of each file, or a path of the content, by its path in the bundle.
         manifest: bundle.json; its ``digest`` and ``files`` are filled in.
 
     Returns:
         The tar.
 
     Raises:
-        InputError: a path that is not allowed in a bundle, or a name of model or target that is not in a tar's.
+        InputError: a path is not allowed in a bundle; the name of the model or target is not allowed in a tar's.
     """
     names = sorted(members)
     for key, name in (("model", manifest.model), ("target", manifest.target)):
@@ -160,7 +160,7 @@ def open_bundle(path: Path) -> Bundle:
     """Read a bundle and verify every byte of it. Nothing is written, and nothing in it is run.
 
     Args:
-        path: a tar that `write` wrote, here or elsewhere.
+        path: of the tar.
 
     Raises:
         InputError: it is missing, cut short or no bundle; or a member climbs out of its folder, is a link or a device
@@ -191,16 +191,16 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def signature_of(path: Path) -> Path:
-    """Where the signature of a bundle is: ``<bundle>.tar.sig``."""
+    """Path of the signature of a bundle: ``<bundle>.tar.sig``."""
     return path.with_name(f"{path.name}.sig")
 
 
 def sign(path: Path, key: Path) -> Path:
-    """Sign a bundle with an SSH key. The bundle stays as it is; the signature lies beside it.
+    """Sign a bundle with an SSH key. The signature is a file beside the bundle, which does not change.
 
     Args:
         path: the tar.
-        key: a private key, or the public one of a key that the agent holds; one with a passphrase has to be there.
+        key: a private key; or the public key of one in the agent, which is required for a key with a passphrase.
 
     Returns:
         The signature: ``<bundle>.tar.sig``.
@@ -225,18 +225,18 @@ def sign(path: Path, key: Path) -> Path:
 
 
 def verify_signature(path: Path, allowed_signers: Path, identity: str) -> str:
-    """Hold a bundle's signature against those whom the user trusts.
+    """Verify a bundle's signature by the keys that the user trusts.
 
     Args:
         path: the tar.
-        allowed_signers: OpenSSH's file of them: a line ``<identity> <public key>`` each (ssh-keygen(1)).
-        identity: who must have signed it, as named in that file.
+        allowed_signers: OpenSSH's file of them: lines of ``<identity> <public key>`` (ssh-keygen(1)).
+        identity: the required signer, as named in that file.
 
     Returns:
-        What OpenSSH says of it: who signed, by which key.
+        OpenSSH's message: who signed, and with which key.
 
     Raises:
-        InputError: it is not signed, or not by that one, or was changed after that.
+        InputError: it is not signed, or not by that signer, or was changed after it was signed.
         StageError: OpenSSH is not installed.
     """
     place, allowed = signature_of(path), allowed_signers.expanduser()
@@ -268,7 +268,7 @@ def _ssh_keygen(asked: list[str], content: BinaryIO | None = None) -> "subproces
             stdin=content or subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            # no terminal and no window, so that it cannot wait for a passphrase
+            # without a terminal and a display, so that it cannot wait for a passphrase
             start_new_session=True,
             env=os.environ | {"SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"},
         )

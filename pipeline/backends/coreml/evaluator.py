@@ -1,4 +1,4 @@
-"""Runs an ML program as it lies on disk, with torch, on any system.
+"""Run a saved ML program with torch, on any system.
 
 A program is read once into a flat list of steps: constants decoded, attributes resolved, every operation looked up.
 Two arithmetics: float32 throughout on the weights as they are stored, or the program's own, where each FLOAT16 output

@@ -26,7 +26,7 @@ class Package:
     Attributes:
         folder: the .mlpackage.
         specification: a protobuf ``Model``.
-        root: where it lies, under ``Data``.
+        root: its path under ``Data``.
         entries: what else the Manifest names, files and folders under ``Data``.
     """
 

@@ -28,7 +28,7 @@ def describe(options: Mapping[str, Any], taken: TensorFacts, engine: Mapping[str
 
 
 def hold_engine(facts: Mapping[str, Any], name: str, is_there: bool) -> None:
-    """An engine goes along only where full TensorRT built it.
+    """An engine is included only if full TensorRT built it.
 
     Raises:
         InputError: it is another's, or not there.

@@ -94,9 +94,9 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
 
 
 def open_clock(file: Path, threads: int, image: "np.ndarray") -> Callable[[], float]:
-    """What the GPU takes for one inference, told by its own clock, transfers left out.
+    """The GPU time of one inference by its own clock, without transfers.
 
-    The image lies on the GPU. CUDA events stand around the network, which is one CUDA graph; where the
+    The image is on the GPU. CUDA events enclose the network, which is one CUDA graph; where the
     driver cannot capture it, it is enqueued as it is.
 
     Args:

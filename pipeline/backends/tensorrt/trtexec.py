@@ -355,7 +355,7 @@ def run(device: Device, program: str, argv: Sequence[str], what: str = "", secon
 
 
 def last_errors(printed: str) -> str:
-    """The last errors that trtexec tells of; where it tells of none, the end of what it printed."""
+    """The last errors in trtexec's output; if there are none, the end of the output."""
     errors = [line.partition("[E] ")[2] for line in printed.splitlines() if "[E] " in line]
     return " | ".join(errors[-3:]) or " ".join(printed.split())[-300:] or "nothing"
 

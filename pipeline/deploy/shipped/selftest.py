@@ -161,7 +161,7 @@ def floats(content: bytes) -> list[float]:
 
 
 def run_golden(outputs: Path, stand_in: bool) -> None:
-    """The child: put the golden inputs through the network, and lay what comes out into a folder."""
+    """The child: run the network on the golden inputs, and write its outputs to a folder."""
     threading.Thread(target=die_with_parent, daemon=True).start()
     result = {}
     try:
