@@ -24,11 +24,12 @@ _PLUMBING = {
         "errors",
         "exit_codes",
         "models.resolve",
+        "report.console",
         "stages.command",
         "stages.settings",
     )
 }
-"""Modules that only pass values to a stage and copy its results: the values themselves are in the key."""
+"""Modules that only pass values to a stage, or copy or print its results: the values themselves are in the key."""
 
 
 def digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What makes a channel of a fused layer wide: its identity, a batch norm's gain, or the sum of its branches."""
+"""Causes of a wide channel in a fused layer: its identity, a batch norm's gain, or the sum of its branches."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which layers lose most in int8: each alone is made int8, and the logits are compared."""
+"""Sensitivity of each layer: it alone is quantized to int8, and the logits are compared."""
 
 from __future__ import annotations
 

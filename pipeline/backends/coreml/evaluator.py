@@ -2,7 +2,7 @@
 
 A program is read once into a flat list of steps: constants decoded, attributes resolved, every operation looked up.
 Two arithmetics: float32 throughout on the weights as they are stored, or the program's own, where each FLOAT16 output
-is rounded to half, an overflow to infinity. What it does not show is what Apple's kernels make of the program.
+is rounded to half, an overflow to infinity. It does not reproduce the rounding of Apple's kernels.
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """A connected iPhone, through coremltools' experimental benchmarker: it builds, signs and starts an app on the phone.
 
-Written from coremltools' source. It has not run on an iPhone yet. It takes a Mac with Xcode, a phone in developer
+It follows coremltools' source, and has not run on an iPhone yet. It needs a Mac with Xcode, a phone in developer
 mode, unlocked and connected by cable, and a development team that Xcode can sign with.
 """
 

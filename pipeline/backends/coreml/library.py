@@ -1,4 +1,4 @@
-"""coremltools, imported without the packages that it looks for and that nothing here converts from."""
+"""Import coremltools without the optional packages that it looks for and that are not needed here."""
 
 import sys
 from contextlib import suppress

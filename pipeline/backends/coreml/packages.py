@@ -1,4 +1,4 @@
-"""Core ML packages as they lie on disk, read without loading them into Core ML."""
+"""Read Core ML packages from disk, without Core ML."""
 
 import json
 from collections import Counter

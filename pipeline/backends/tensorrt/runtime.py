@@ -1,7 +1,7 @@
 """Engines on a GPU. Written for TensorRT 10.3 to 11.4 and TensorRT-RTX; it has run on no GPU yet.
 
-Where this machine has a GPU and a Python package that runs engines on it, that is used; where it has a GPU
-and trtexec alone, as a Jetson does, trtexec times and profiles, and the sessions are unavailable.
+If this machine has a GPU and a Python package that runs engines on it, that is used. If it has a GPU and
+only trtexec, like a Jetson, trtexec times and profiles, and sessions are unavailable.
 """
 
 from collections.abc import Callable, Mapping
