@@ -128,7 +128,7 @@ def _versions(state: installation.State) -> list[tuple[str, str]]:
     before = [name for name in names[:upto][::-1] if name in state.versions]
     rest = [name for name in state.versions if name not in (*before, state.current)]
     current = [(state.current, "current")] if state.current in state.versions else []
-    return [*current, *((name, "before") for name in before), *((name, "taken back") for name in rest)]
+    return [*current, *((name, "before") for name in before), *((name, "rolled back") for name in rest)]
 
 
 def _plain(state: installation.State) -> dict[str, object]:
