@@ -1,6 +1,6 @@
 """Gate: the exported file computes what the program it came from computes, and is as accurate.
 
-The file itself runs, in a runtime that reads it on this machine. Held, in this order:
+The file itself runs, in a runtime that reads it on this machine. The gates, in order:
 
 1. each file is the one that the manifest describes, and the manifest's preprocessing is the network's;
 2. a census of its operations: as many convolutions as the fused network has, no batch norm and no branch left, and as
@@ -124,11 +124,11 @@ def _check(
             limits = limits.model_copy(update={"tolerance": None})  # the user's is for what ships
         gives_probabilities = signature.gives_probabilities
         with client.predictor(settings.backend, file) as predict:
-            checked = gates.Checked(settings.backend, limits, file, form, reference, gives_probabilities, predict)
-            converter = checked.hold_network(proved.float32.branched_error)
+            checked = gates.CheckedFile(settings.backend, limits, file, form, reference, gives_probabilities, predict)
+            converter = checked.check_network(proved.float32.branched_error)
             forms[form] = CheckedForm(census, converter, checked.agreement, checked.accuracy)
             try:
-                precision = checked.hold_precision(held_against["fused"].accuracy)
+                precision = checked.check_precision(held_against["fused"].accuracy)
                 forms[form] = replace(forms[form], precision=precision)
             except GateError as error:
                 if not settings.may_lose:

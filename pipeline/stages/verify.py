@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import digests, documents, store
-from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import Float32, Float64, FormErrors, ProvedAccuracy, Tie, VerifyResult, Weights
 from pipeline.config.project import Verify
 from pipeline.errors import GateError
@@ -71,7 +70,7 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
 
     model, header = checkpoints.load_model(checkpoint)
     program, _ = program_file.read(fused)
-    preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    preprocessing = header.preprocessing
     size = preprocessing.image_size
     images = open_split(split)
 
@@ -97,13 +96,13 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
         status="ok",
         fused=digests.digest(fused),
         checkpoint=digests.digest(checkpoint),
-        form=header.get("form", "training"),
+        form=header.form,
         preprocessing=preprocessing,
         float64=float64,
         weights=weights,
         float32=float32,
         images=seen,
-        accuracy=replace(accuracy, branched=None) if checkpoints.is_folded(header) else accuracy,
+        accuracy=replace(accuracy, branched=None) if header.is_folded else accuracy,
         agreement=1 - len(ties) / seen,
         ties=ties,
         idempotent=True,

@@ -1,4 +1,4 @@
-"""coremltools, imported without the packages that it looks for and that nothing here converts from; or its protobuf
+"""Import coremltools without the optional packages that it looks for and that are not needed here; or its protobuf
 messages alone."""
 
 import sys

@@ -1,4 +1,4 @@
-"""Core ML packages as they lie on disk, read without loading them into Core ML."""
+"""Read Core ML packages from disk, without Core ML."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ class Package:
     Attributes:
         folder: the .mlpackage.
         specification: a protobuf ``Model``.
-        root: where it lies, under ``Data``.
+        root: its path under ``Data``.
         entries: what else the Manifest names, files and folders under ``Data``.
     """
 

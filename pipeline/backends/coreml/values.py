@@ -89,7 +89,7 @@ def decode(value: Any, read: Callable[[Any, Kind, int], "np.ndarray"]) -> Any:
 
     Args:
         value: a ``Value`` of the specification.
-        read: gives what lies in a weight file, flat, for a ``BlobFileValue``, its kind and the count of numbers.
+        read: returns the content of a weight file, flat, for a ``BlobFileValue``, its kind and the count of numbers.
 
     Raises:
         InputError: the value does not fill its own type.

@@ -215,13 +215,14 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
 
     def checked(tolerance):
         predict = partial(client.predict, "onnx", file)
-        return gates.Checked("onnx", Check(tolerance=float(tolerance)), file, "quantized", reference, False, predict)
+        limits = Check(tolerance=float(tolerance))
+        return gates.CheckedFile("onnx", limits, file, "quantized", reference, False, predict)
 
     with pytest.raises(
         GateError, match=r"image \d+ is of class \d, but by quantized\.pt2 of class \d, whose logit is "
     ):
-        checked(0.6 * gap).hold_precision(0.0)
-    assert len(checked(1.2 * gap).hold_precision(0.0).flips) >= 1
+        checked(0.6 * gap).check_precision(0.0)
+    assert len(checked(1.2 * gap).check_precision(0.0).flips) >= 1
 
 
 def test_the_bench_tells_what_int8_gained(artifacts, quantized, copied, tmp_path, capsys):
