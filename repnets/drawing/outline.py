@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from repnets.fusion.fused_layers import BorderConv, PooledLinear
 from repnets.fusion.graph import arguments
+from repnets.fusion.input_sizes import InputSizes
 from repnets.fusion.report import FoldedRegion
 
 Shapes = Mapping[fx.Node, tuple[int, ...]]
@@ -90,7 +91,7 @@ def read(module: fx.GraphModule, shapes: Shapes | None = None) -> list[Step]:
         sources[node] = tuple(dict.fromkeys(name for one in node.all_input_nodes for name in sources[one]))
         if node.op == "call_function" and not _gives_tensors(node):
             sources[node] = ()
-        if node.op in ("placeholder", "output") or (sources[node] and not _is_silent(node)):
+        if node.op in ("placeholder", "output") or (sources[node] and not _is_silent(node, module)):
             step = _step(node, module)
             steps.append(replace(step, inputs=sources[node], stack=_stack(node), shape=(shapes or {}).get(node, ())))
             sources[node] = (step.name,)
@@ -105,7 +106,9 @@ def _gives_tensors(node: fx.Node) -> bool:
     return "Tensor" in str(node.target._schema.returns[0].type)
 
 
-def _is_silent(node: fx.Node) -> bool:
+def _is_silent(node: fx.Node, module: fx.GraphModule) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(node.target), InputSizes)
     return node.target is getitem or (node.op == "call_function" and _operator(node) in _SILENT)
 
 

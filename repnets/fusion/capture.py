@@ -1,37 +1,54 @@
 """Capture a network as a graph, having checked what the user hands in."""
 
 import copy
-import math
+from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, TruncToInt
 
 from repnets.errors import RepnetsError
-from repnets.fusion.sizes import settle_sizes
+from repnets.fusion.calls import calls_at, same_way
+from repnets.fusion.inplace import without_overwriting
+from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
+from repnets.fusion.trial import Trial, random_input
 
 _ROOMY = 128  # pixels, at which no feature map of a network of total stride 64 is a single pixel
 
+Example = Tensor | tuple[Tensor, ...]
 
-def capture(model: nn.Module, example_input: Tensor) -> ExportedProgram:
+
+def capture(model: nn.Module, example_input: Example) -> ExportedProgram:
     """Export `model` as an ATen graph of free batch size and, where the model allows, free spatial sizes.
 
     Args:
         model: In eval mode, on any device; it is not changed.
-        example_input: (N, C, *spatial), of the model's floating dtype. One image will do.
+        example_input: (N, C, *spatial), of the model's floating dtype; it is not changed. One image will do. A model
+            of several inputs takes a tuple of them, and all its sizes are fixed.
 
     Returns:
-        A functional program on the CPU, which shares the parameters of a model that is there. Sizes that its
-        `range_constraints` do not name are fixed.
+        A functional program on the CPU, which shares the parameters of a model that is there. It takes the example.
+        Sizes that `repnets.fusion.sizes.free_sizes` does not name are fixed.
 
     Raises:
         RepnetsError: A module is in training mode, the example has another rank than the model's convolutions
             take, the model does not run on it, or cannot be exported.
     """
+    return export(*on_cpu(model, example_input))
+
+
+def on_cpu(model: nn.Module, example_input: Example) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """What `capture` exports: a copy of a model, and of its example inputs, having checked that one runs on the other.
+
+    The copy shares the parameters of a model that is on the CPU.
+    """
     require_eval(model)
-    _require_rank(model, example_input)
+    inputs = _inputs(example_input)
     try:
         private = copy.deepcopy(model, _shared(model)).cpu()
     except Exception as error:
@@ -39,17 +56,36 @@ def capture(model: nn.Module, example_input: Tensor) -> ExportedProgram:
             f"The model cannot be copied: {error}. It is exported from a copy, so that yours is never "
             "changed; make sure that copy.deepcopy(model) works."
         ) from error
-    example = example_input.detach().cpu()
+    examples = tuple(one.detach().cpu().clone() for one in inputs)
+    if len(examples) == 1:
+        _require_rank(model, examples[0])
     try:
         with torch.no_grad():
-            private(example)
-            _make_functional(private, example)
+            private(*map(torch.clone, examples))
     except Exception as error:
         raise RepnetsError(
-            f"The model does not run on the example input, {_describe(example)}: {error}. Give one of the "
-            "shape and dtype that the model takes."
+            f"The model does not run on the example input, {' and '.join(map(_describe, examples))}: {error}. Give one "
+            "of the shape and dtype that the model takes; of several inputs, a tuple."
         ) from error
-    return _export(private, example)
+    return private, examples
+
+
+def export(private: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
+    """The freest program of a model that takes its example, as of `on_cpu`."""
+    tried = [random_input(one, one.shape) for one in examples]
+    with torch.no_grad(), without_overwriting(private, tried):
+        return _freest(private, examples[0]) if len(examples) == 1 else _fixed(private, examples)
+
+
+def _inputs(example: object) -> tuple[Tensor, ...]:
+    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    if not inputs or not all(isinstance(one, Tensor) for one in inputs):
+        found = ", ".join(type(one).__name__ for one in inputs) or "nothing"
+        raise RepnetsError(
+            f"The example input is {found}, and has to be a tensor, or a tuple of tensors for a model of several "
+            "inputs. Wrap a model that takes anything else in one whose forward takes tensors alone."
+        )
+    return inputs
 
 
 def _shared(model: nn.Module) -> dict[int, nn.Parameter]:
@@ -69,7 +105,9 @@ def require_eval(model: nn.Module) -> None:
 def _require_rank(model: nn.Module, example: Tensor) -> None:
     ranks = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
     wanted = sorted({rank for kind, rank in ranks.items() for module in model.modules() if isinstance(module, kind)})
-    if example.dim() < 2 or (wanted and example.dim() not in wanted):
+    # more dimensions than those of its convolutions can be what a network takes: one of 1d convolutions over the rows
+    # of an image, say
+    if example.dim() < min(wanted, default=2):
         takes = " or ".join(map(str, wanted)) or "at least 2"
         raise RepnetsError(
             f"The example input has {example.dim()} dimensions, {tuple(example.shape)}, and the model takes "
@@ -115,68 +153,135 @@ def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _export(model: nn.Module, example: Tensor) -> ExportedProgram:
-    """The freest export that the model allows."""
-    # the exporter takes a size of 1 for a constant: two images stand for any number of them
-    images = example if len(example) > 1 else torch.cat([example, example])
-    axes = [axis for axis in range(2, example.dim()) if _runs(model, _enlarged(example[:1], [axis], 2))]
-    batch = {0: Dim("batch", min=1)}
-    free = {**batch, **dict.fromkeys(axes, Dim.DYNAMIC)}
-    scale = -(-_ROOMY // min((images.shape[axis] for axis in axes), default=_ROOMY))
-    roomy = [(_enlarged(images, axes, scale), free)] if scale > 1 else []
-    attempts = [*roomy, (images, free), (images, batch), (example, {})]
-    for inputs, sizes in attempts:
+class _Rounded(Exception):
+    """A size was rounded up or down, as padding to "same" does: torch 2.14 saves no such program."""
+
+
+class _StopAtRounding(TorchFunctionMode):
+    """Ends an export where a call takes a free size that was rounded, since nothing comes of it."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.SymInt) and leaf.node._expr.has(CeilToInt, FloorToInt, TruncToInt, RoundToInt):
+                raise _Rounded(f"{leaf} is a rounded size")
+        return function(*args, **(kwargs or {}))
+
+
+def _freest(model: nn.Module, example: Tensor) -> ExportedProgram:
+    """The export of a model of one input with as many free sizes as it allows, and the example among them."""
+    attempts = deque(_attempts(model, example))
+    while attempts:
+        shape, axes = attempts.popleft()
         try:
-            program = torch.export.export(model, (inputs,), dynamic_shapes=(sizes,))
+            program = _exported(model, [example] if not axes else [torch.empty(shape, dtype=example.dtype)], axes)
         except Exception as error:  # the exporter raises whatever the model's code led it to
-            failure = error
+            if not attempts:
+                raise _not_captured(error) from error
             continue
-        # an upper bound means that some feature map is 1 pixel at this size and was taken for a constant
-        if all(bounds.upper > 2**31 for bounds in program.range_constraints.values()) and not _rounds_sizes(program):
-            program = program.run_decompositions({}) if _writes_in_place(program) else program
-            if not sizes or settle_sizes(program, model):
-                program.example_inputs = ((images if sizes else example,), {})
+        if not axes:
+            return program
+        known, fits = set(free_sizes(program)), _differing(shape, example.shape)
+        if symbolic_axes(program) == known and fits <= known and known:
+            if settle_sizes(program, Trial(model, example, calls_at(model, shape, example))):
                 return program
-    reason = str(failure).strip().partition("\n")[0]
-    raise RepnetsError(
+        # an upper limit means that some feature map is 1 pixel at this size and was taken for a constant
+        elif has_upper_limit(program) and (roomy := _roomy(model, shape, axes, example)):
+            attempts.appendleft((roomy, axes))
+        elif known and known != axes:
+            attempts.appendleft((_replaced(shape, example.shape, fits - known), known))
+    raise AssertionError("an export of fixed sizes is the last attempt, and returns or raises")
+
+
+def _attempts(model: nn.Module, example: Tensor) -> Iterator[tuple[tuple[int, ...], set[int]]]:
+    """Shapes to export at, and the axes to leave free there, the freest first."""
+    own = tuple(example.shape)
+    way = calls_at(model, own, example)
+    axes = {axis for axis in range(2, len(own)) if _is_free(model, own, axis, example)}
+    # the exporter takes a size of 1 for a constant: two images stand for any number of them
+    several = (max(2, own[0]), *own[1:])
+    if several == own or same_way(way, calls_at(model, several, example)):
+        yield _without_single_pixels(model, several, axes, example), {0, *axes}
+        if axes:
+            yield several, {0}
+    elif axes:
+        yield _without_single_pixels(model, own, axes, example), axes
+    yield own, set()
+
+
+def _is_free(model: nn.Module, shape: Sequence[int], axis: int, example: Tensor) -> bool:
+    """Whether a model runs at another size of an axis: twice, or three times as large."""
+    return any(calls_at(model, _enlarged(shape, {axis}, factor), example) is not None for factor in (2, 3))
+
+
+def _without_single_pixels(
+    model: nn.Module, shape: tuple[int, ...], axes: set[int], example: Tensor
+) -> tuple[int, ...]:
+    """The shape, or the next larger one at which no feature map is one pixel that would be more in a larger image.
+
+    It is left as it is where the network's own code would go another way there.
+    """
+    if not axes:
+        return shape
+    factor, way = 1, calls_at(model, shape, example)
+    here, larger = way, calls_at(model, _enlarged(shape, axes, 2), example)
+    while same_way(here, way) and same_way(larger, way):
+        calls = zip(here, larger, strict=True)
+        pairs = [pair for one, other in calls for pair in zip(one.shapes, other.shapes, strict=False)]
+        if not any(a <= 1 < b for one, other in pairs for a, b in zip(one, other, strict=False)):
+            return _enlarged(shape, axes, factor)
+        if factor * min(shape[axis] for axis in axes) >= _ROOMY:
+            break
+        factor *= 2
+        here, larger = larger, calls_at(model, _enlarged(shape, axes, 2 * factor), example)
+    return shape
+
+
+def _roomy(model: nn.Module, shape: tuple[int, ...], axes: set[int], example: Tensor) -> tuple[int, ...] | None:
+    """A larger shape at which the network's code goes the same way, once."""
+    spatial = axes - {0}
+    factor = -(-_ROOMY // min((shape[axis] for axis in spatial), default=_ROOMY))
+    roomy = _enlarged(shape, spatial, factor)
+    same = factor > 1 and same_way(calls_at(model, shape, example), calls_at(model, roomy, example))
+    return roomy if same else None
+
+
+def _differing(some: Sequence[int], others: Sequence[int]) -> set[int]:
+    return {axis for axis, (one, other) in enumerate(zip(some, others, strict=True)) if one != other}
+
+
+def _replaced(shape: Sequence[int], other: Sequence[int], axes: set[int]) -> tuple[int, ...]:
+    return tuple(other[axis] if axis in axes else size for axis, size in enumerate(shape))
+
+
+def _enlarged(shape: Sequence[int], axes: set[int], factor: int) -> tuple[int, ...]:
+    """`factor` times the sizes of `axes`: what divided a size divides it still."""
+    return tuple(size * factor if axis in axes else size for axis, size in enumerate(shape))
+
+
+def _exported(model: nn.Module, inputs: Sequence[Tensor], axes: set[int]) -> ExportedProgram:
+    """The functional export at the inputs' sizes, of which `axes` of the first one are left free."""
+    sizes = (dict.fromkeys(sorted(axes), Dim.AUTO), *[None] * (len(inputs) - 1))
+    with _StopAtRounding():
+        program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes)
+    return program.run_decompositions({}) if _writes_in_place(program) else program
+
+
+def _fixed(model: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
+    """The export of a model of several inputs."""
+    try:
+        return _exported(model, examples, set())
+    except Exception as error:
+        raise _not_captured(error) from error
+
+
+def _not_captured(error: Exception) -> RepnetsError:
+    reason = str(error).strip().partition("\n")[0]
+    return RepnetsError(
         f"torch.export cannot capture the model: {reason}. The usual cause is Python code that branches on "
         "the values of a tensor; write it with torch.where, or decide it before the forward."
-    ) from failure
-
-
-def _make_functional(model: nn.Module, example: Tensor) -> None:
-    """Switch off `inplace` where that changes no result: writing calls cost a second, longer trace of the graph."""
-    layers = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-    x = torch.rand_like(example) if example.is_floating_point() else example
-    before = model(x.clone())
-    for layer in layers:
-        layer.inplace = False
-    after = model(x.clone())
-    same = all(torch.equal(one, other) for one, other in zip(tree_leaves(before), tree_leaves(after), strict=True))
-    if not same:
-        for layer in layers:
-            layer.inplace = True
+    )
 
 
 def _writes_in_place(program: ExportedProgram) -> bool:
     schemas = [getattr(node.target, "_schema", None) for node in program.graph.nodes]
     return any(schema is not None and schema.is_mutable for schema in schemas)
-
-
-def _rounds_sizes(program: ExportedProgram) -> bool:
-    """Whether the graph rounds a free size up or down, as padding to "same" does: torch 2.14 saves no such program."""
-    return any(node.target in (math.ceil, math.floor) for node in program.graph.nodes)
-
-
-def _runs(model: nn.Module, images: Tensor) -> bool:
-    try:
-        with torch.no_grad():
-            model(images)
-    except Exception:  # a model of one size fails on another in whatever layer ties it down
-        return False
-    return True
-
-
-def _enlarged(images: Tensor, axes: list[int], factor: int) -> Tensor:
-    """The images repeated `factor` times along each of `axes`: what divided a size divides it still."""
-    return images.repeat([factor if axis in axes else 1 for axis in range(images.dim())])

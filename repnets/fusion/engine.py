@@ -1,7 +1,7 @@
 """Fold the linear regions of a captured network into single convolutions, and report."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, pairwise
 from math import prod
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from repnets.fusion import conv_params
 from repnets.fusion.analysis import analyse
 from repnets.fusion.branches import summands
-from repnets.fusion.capture import capture, require_eval, require_sound_numbers, require_stateless
+from repnets.fusion.capture import Example, export, on_cpu, require_sound_numbers, require_stateless
 from repnets.fusion.constants import Constants
 from repnets.fusion.cost_model import Cost, CostModel, Shapes
 from repnets.fusion.fused_layers import layer_of
@@ -33,10 +33,12 @@ from repnets.fusion.graph import (
     multiply_accumulates,
     node_shapes,
 )
+from repnets.fusion.input_sizes import InputSizes
+from repnets.fusion.network_check import checked_sizes
 from repnets.fusion.plan import Refusal, Region, find_regions, refuse
 from repnets.fusion.region_check import region_error
 from repnets.fusion.report import FoldedRegion, FuseReport, Totals
-from repnets.fusion.sizes import by_name, free_sizes, graph_module
+from repnets.fusion.sizes import FreeSize, by_name, free_sizes, graph_module
 
 _TOLERANCE = 1e-10  # relative, float64; an exact fold is below 1e-14
 
@@ -46,7 +48,8 @@ class FuseResult:
     """A fused network and the account of how it came about.
 
     Attributes:
-        module: The network as a graph of ATen calls, in eval mode, on the CPU, without gradients. Each folded
+        module: The network as a graph of ATen calls, in eval mode, on the CPU, without gradients. It raises a
+            `RepnetsError` for an input of a size that the report does not claim. Each folded
             region is one module, a convolution or linear layer, named by the path of what it replaced; every
             other parameter keeps its name. It can be copied, pickled and captured again. Its behaviour is
             fixed at capture: `train()` changes a flag and no result.
@@ -59,7 +62,7 @@ class FuseResult:
 
 def fuse(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Example,
     *,
     cost: Cost | None = None,
     border: Literal["refuse", "exact"] = "refuse",
@@ -67,12 +70,14 @@ def fuse(
     """A new network that computes what `model` does, with each linear region folded into one layer.
 
     Kernels are folded in float64 and rounded to the model's dtype once. Each region is checked in float64
-    against the nodes it replaces, at two input sizes; one that fails stays unfused, with a warning.
+    against the nodes it replaces, at two input sizes; one that fails stays unfused, with a warning. The finished
+    network is compared with the model at the example, and at more sizes of every axis that is free.
 
     Args:
         model: In eval mode, on any device; it is copied, not changed. Of half precision too, in which the folded
             weights are then rounded once, from float64.
-        example_input: (N, C, *spatial), as for `capture`. Costs are counted for one input of its size.
+        example_input: (N, C, *spatial), or a tuple of several, as for `capture`. Costs are counted for one input of its
+            size.
         cost: Seconds, or any other measure, that a call's `repnets.fusion.cost_model.Work` costs; a region is folded
             where that makes the sum of them smaller. Default: `repnets.fusion.cost_model.CostModel()`.
         border: What to do where one kernel would be wrong at the border, because a layer before a zero
@@ -81,13 +86,15 @@ def fuse(
 
     Raises:
         RepnetsError: As for `capture`; a parameter or buffer is NaN, infinite or complex, or a layer quantized; a
-            running variance is negative; or the model's forward changes its own buffers.
+            running variance is negative; the model's forward changes its own buffers; or the finished network differs
+            from the model at the example.
     """
     clock = [perf_counter()]
-    require_eval(model)
     require_sound_numbers(model)
-    program = capture(model, example_input)
+    private, examples = on_cpu(model, example_input)
+    program = export(private, examples)
     require_stateless(program)
+    free = free_sizes(program)
     captured = graph_module(program)
     graph = captured.graph
     flatten_batch_norms(graph)
@@ -96,28 +103,43 @@ def fuse(
 
     tensors = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
     constants = Constants(graph, tensors)
-    shapes = node_shapes(graph, (1, *example_input.shape[1:]))
+    shapes = node_shapes(graph, (1, *examples[0].shape[1:]))
     with torch.no_grad():
         analysis = analyse(graph, constants, border=border == "exact")
         regions, refusals = find_regions(graph, analysis, shapes, cost or CostModel())
         clock.append(perf_counter())
-        folds, failures = _fold_all(regions, constants, example_input)
+        folds, failures = _fold_all(regions, constants, _images(examples[0], free))
     live = _live_nodes(graph, folds)
     folds = {region: fold for region, fold in folds.items() if region.target in live}
     names = _names(folds, [node.target for node in live if node.op == "get_attr"])
     module = _rebuild(live, folds, names, tensors, program.call_spec.out_spec)
     rows = tuple(_account(region, fold, names[fold], tensors, shapes) for region, fold in folds.items())
     clock.append(perf_counter())
+    free = checked_sizes(private, module, examples, free)
+    _hold_at_entry(module, examples, free)
+    clock.append(perf_counter())
+    taken = [tuple(None if axis in free else size for axis, size in enumerate(one.shape)) for one in examples]
     report = FuseReport(
-        input_shape=_input_shape(graph),
-        free=by_name(free_sizes(program), example_input.dim()),
+        input_shape=taken[0] if len(taken) == 1 else tuple(taken),
+        free=by_name(free, examples[0].dim()),
         before=_totals(graph.nodes, {}, shapes, model),
         after=_totals(live, dict(zip((region.target for region in folds), rows, strict=True)), shapes, module),
         regions=rows,
         refusals=(*refusals, *failures),
-        seconds=dict(zip(("capture", "analysis", "emission"), _differences(clock), strict=True)),
+        seconds=dict(zip(("capture", "analysis", "emission", "check"), _differences(clock), strict=True)),
     )
     return FuseResult(module, report)
+
+
+def _images(example: Tensor, free: Mapping[int, FreeSize]) -> list[tuple[int, ...]]:
+    """Two shapes of input that a network takes: several images of the example's size, and of a larger one."""
+    shapes = []
+    for extra in (0, 8):
+        sizes = {axis: example.shape[axis] + -(-extra // free[axis].step) * free[axis].step for axis in free}
+        if 0 in free:
+            sizes[0] = max(2, free[0].min)
+        shapes.append(tuple(sizes.get(axis, size) for axis, size in enumerate(example.shape)))
+    return shapes
 
 
 # Folding a region
@@ -138,7 +160,7 @@ class _Fold:
 
 
 def _fold_all(
-    regions: Iterable[Region], constants: Constants, example: Tensor
+    regions: Iterable[Region], constants: Constants, images: list[tuple[int, ...]]
 ) -> tuple[dict[Region, _Fold], list[Refusal]]:
     made: dict[str, _Fold] = {}
     folds: dict[Region, _Fold] = {}
@@ -146,7 +168,7 @@ def _fold_all(
     for region in regions:
         signature = _signature(region)
         if signature not in made:
-            made[signature] = _fold(region, constants, example)
+            made[signature] = _fold(region, constants, images)
         if made[signature].is_exact:
             folds[region] = made[signature]
         else:
@@ -154,10 +176,10 @@ def _fold_all(
     return folds, failures
 
 
-def _fold(region: Region, constants: Constants, example: Tensor) -> _Fold:
+def _fold(region: Region, constants: Constants, images: list[tuple[int, ...]]) -> _Fold:
     wanted = region.target.meta["val"]
     exact = layer_of(region.operator, wanted.dim() - 2)
-    errors = region_error(region, exact, constants, example)
+    errors = region_error(region, exact, constants, images)
     return _Fold(exact.to(wanted.dtype), *errors)
 
 
@@ -227,6 +249,20 @@ def _rebuild(
     return fx.GraphModule({**own, **modules}, graph, class_name="FusedNetwork").eval()
 
 
+def _hold_at_entry(module: fx.GraphModule, examples: Sequence[Tensor], free: Mapping[int, FreeSize]) -> None:
+    """Let a network refuse what it does not take, before its first call."""
+    inputs = module.graph.find_nodes(op="placeholder")
+    for node, example in zip(inputs, examples, strict=True):
+        name = "input_sizes"
+        while hasattr(module, name):
+            name += "_"
+        module.add_submodule(name, InputSizes(tuple(example.shape), free).eval())
+        with module.graph.inserting_after(inputs[-1]):
+            checked = module.graph.call_module(name, (node,))
+        node.replace_all_uses_with(checked, delete_user_cb=lambda user, own=checked: user is not own)
+    module.recompile()
+
+
 def _copied(tensor: Tensor) -> Tensor:
     """The captured graph shares the model's parameters, and the fused network shares none."""
     copied = tensor.detach().clone()
@@ -274,11 +310,6 @@ def _is_within(path: str, ancestor: str) -> bool:
 
 
 # Accounts
-
-
-def _input_shape(graph: fx.Graph) -> tuple[int | None, ...]:
-    inputs = next(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
-    return tuple(None if isinstance(size, torch.SymInt) else size for size in inputs.shape)
 
 
 def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tensor], shapes: Shapes) -> FoldedRegion:

@@ -18,14 +18,16 @@ _MOST_STEPS = 64
 _SizeOf = Callable[[int | torch.SymInt], int]
 
 
-def region_error(region: Region, exact: nn.Module, constants: Constants, example: Tensor) -> tuple[float, float]:
+def region_error(
+    region: Region, exact: nn.Module, constants: Constants, images: Sequence[Sequence[int]]
+) -> tuple[float, float]:
     """How far a region's layer is from its nodes, relative to the largest value, on random input of two sizes.
 
     Args:
         region: Which nodes; they are run in float64.
         exact: The layer, float64.
         constants: Of the graph.
-        example: The network's example input, whose size the sizes inside the graph follow from.
+        images: Shapes of the network's input that it takes, which the sizes inside the graph follow from.
 
     Returns:
         The larger error of the layer in float64, and that of the layer rounded to float32; infinite where the
@@ -43,14 +45,14 @@ def region_error(region: Region, exact: nn.Module, constants: Constants, example
     are_tokens = len(shape) > 2 and not region.operator.stride and not region.operator.pooled
     if are_tokens or any(_is_number(one) for node in region.body for one in node.all_input_nodes):
         # the nodes follow the size of the image: the region is run at sizes that an image can give it
-        images = [(2, example.shape[1], *(size + extra for size in example.shape[2:])) for extra in (0, 8)]
         sizes = [sizes_at(region.source.graph, image) for image in images]
         errors = [errors_at([*map(size_of, shape)], size_of) for size_of in sizes]
     else:
+        batch = shape[0] if isinstance(shape[0], int) else 2
         errors = []
         for steps in range(2, _MOST_STEPS):
             with suppress(RuntimeError):  # too small for a crop or a window on the way
-                errors.append(errors_at([2, shape[1], *_roomy(region, steps)], int))
+                errors.append(errors_at([batch, shape[1], *_roomy(region, steps)], int))
             if len(errors) == 2:
                 break
         else:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
 from repnets.fusion.plan import Refusal
-from repnets.fusion.sizes import FreeSize
+from repnets.fusion.sizes import FreeSize, axis_names
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,17 @@ class FuseReport:
 
     Attributes:
         input_shape: The shape the network takes, None where the size is free. A number is fixed: the
-            network's own code ties it to the size it was captured at.
+            network's own code ties it to the size it was captured at. Of several inputs, a shape for each.
         free: Which sizes the free axes take, by name: ``batch``, ``height``, ``width``.
         before: The network as given.
         after: The network as fused.
         regions: The convolutions made, in the order of the graph.
         refusals: What the engine knows how to fold and left, in the order of the graph.
-        seconds: How long it took to capture the graph, to find its regions, and to fold, check and emit them.
+        seconds: How long it took to capture the graph, to find its regions, to fold and emit them, and to check
+            the whole.
     """
 
-    input_shape: tuple[int | None, ...]
+    input_shape: tuple[int | tuple[int | None, ...] | None, ...]
     free: dict[str, FreeSize]
     before: Totals
     after: Totals
@@ -120,7 +121,19 @@ class FuseReport:
             parts.append("nothing to fold")
         if self.refusals:
             parts.append("\n".join(["left as they are:", *_refusal_lines(self.refusals)]))
+        parts.append(self._sizes())
         return "\n\n".join(parts)
+
+    def _sizes(self) -> str:
+        """Which sizes the network takes, in a line."""
+        if isinstance(self.input_shape[0], tuple):
+            return f"input sizes: all fixed, {' and '.join(map(str, self.input_shape))}"
+        names = axis_names(len(self.input_shape))
+        sizes = [self.free.get(name, size) for name, size in zip(names, self.input_shape, strict=True)]
+        return "input sizes: " + "; ".join(
+            f"{name} {size if name in self.free else f'fixed at {size}'}"
+            for name, size in zip(names, sizes, strict=True)
+        )
 
 
 _TOTALS_HEAD = ("", "operations", "convolutions", "batch norms", "additions", "parameters", "MMAC")

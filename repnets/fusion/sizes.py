@@ -2,25 +2,27 @@
 
 torch.export takes some sizes for impossible that are not, such as those at which the last feature map is one pixel, and
 writes guards against them into the program. Others of its guards are needed: a padding to whole windows, say, is
-captured for the one remainder that the example had.
+captured for the one remainder that the example had. What guards forbid among small sizes, or between sizes, is tried;
+what they forbid among large ones is believed.
 """
 
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from repnets.fusion.trial import Trial
+
 _SIZE = re.compile(r"(L\['\w+'\](?:\[\d+\])*)\.size\(\)\[(\d+)\]")
-_TOLERANCE = 1e-3  # of the largest output: the same operations, in the same order, at one more size
 _TRIED = 4  # sizes of each kind
+_MOST = 2**31  # elements of an input: what torch counts with 32 bits
 
 Shape = tuple[int, ...]
 
@@ -35,6 +37,11 @@ class FreeSize:
     def __contains__(self, size: int) -> bool:
         return size >= self.min and (size - self.min) % self.step == 0
 
+    def __str__(self) -> str:
+        if self.step == 1:
+            return f"any from {self.min} on" if self.min > 1 else "any"
+        return f"{self.min}, {self.min + self.step}, {self.min + 2 * self.step} and so on"
+
 
 def graph_module(program: ExportedProgram) -> GraphModule:
     """The network of a program as a graph to be rewritten: without the call that asserts its input sizes."""
@@ -42,130 +49,154 @@ def graph_module(program: ExportedProgram) -> GraphModule:
 
 
 def free_sizes(program: ExportedProgram) -> dict[int, FreeSize]:
-    """By axis of the input: the sizes that the program's guards allow, the other axes as they were captured.
+    """By axis of the input: the sizes that the program's guards allow, in any combination.
 
-    Axes that are not named are fixed. Axes whose sizes follow no rule of the form of `FreeSize` are left out too.
+    Axes that are not named are fixed. Axes whose sizes follow no rule of the form of `FreeSize`, or one that depends on
+    the other axes, are left out too, and so are all of a program of several inputs.
     """
-    return {axis: size for axis in _symbols(program) if (size := _assured(program, axis))}
+    if len(program.graph_signature.user_inputs) != 1:
+        return {}
+    captured = tuple(program.example_inputs[0][0].shape)
+    allows = _guard(program)
+    numbers = sorted({int(number) for guard in program._guards_code for number in re.findall(r"\b\d+\b", guard)})
+    rules = {axis: rule for axis in _symbols(program) if (rule := _rule(allows, captured, axis, numbers))}
+    if all(map(allows, _far(captured, rules))):
+        return rules
+    return {axis: rule for axis, rule in rules.items() if axis == 0}
 
 
-def by_name(sizes: dict[int, FreeSize], rank: int) -> dict[str, FreeSize]:
-    """Free sizes by the name of their axis: ``batch``, ``height`` and ``width`` of images (N, C, H, W)."""
+def axis_names(rank: int) -> tuple[str, ...]:
+    """What the axes of an input are called: ``batch``, ``channels``, ``height``, ``width`` of images (N, C, H, W)."""
     spatial = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
-    names = ("batch", "channels", *spatial.get(rank - 2, map(str, range(2, rank))))
+    return ("batch", "channels", *spatial.get(rank - 2, map("axis {}".format, range(2, rank))))[:rank]
+
+
+def by_name(sizes: Mapping[int, FreeSize], rank: int) -> dict[str, FreeSize]:
+    """Free sizes by the name of their axis, as `axis_names` gives it."""
+    names = axis_names(rank)
     return {names[axis]: size for axis, size in sizes.items()}
 
 
-def settle_sizes(program: ExportedProgram, model: nn.Module) -> bool:
+def settle_sizes(program: ExportedProgram, trial: Trial) -> bool:
     """Let a program allow the sizes that it computes right, and no others, in place.
 
-    A size that a guard forbids is tried: it is allowed where the program gives there what the model gives.
+    A size that a guard forbids is tried: it is allowed where the model makes the same calls as where it was captured,
+    and the program gives there what the model gives.
 
     Args:
-        program: Captured from `model`, one input with free axes. Its guards and ranges are replaced.
-        model: The module that was captured, on the CPU.
+        program: Of one input with free axes, each of them in `free_sizes`. Its guards and ranges are replaced, and its
+            example is that of the trial, twice if its batch is free.
+        trial: Of the model that was captured.
 
     Returns:
-        Whether every free axis has a rule that holds, also together with the others. If not, the program is of no use.
+        Whether every free axis has a rule that holds, also together with the others, and that the trial's example
+        keeps to. If not, the program is of no use.
     """
-    assured = free_sizes(program)
-    if assured.keys() != _symbols(program).keys():
-        return False
+    assured, allows = free_sizes(program), _guard(program)
     _set_least(program, dict.fromkeys(assured, 1))  # the trial's graph is to refuse no size
-    small = list(program.example_inputs[0][0].shape)
+    graph = graph_module(program)
+    small = list(trial.example.shape)
     for axis, size in assured.items():
         small[axis] = size.min
-    trial = _Trial(model, graph_module(program), program.example_inputs[0][0])
-    claimed = {axis: _widest(trial, axis, size, small, list(assured)) for axis, size in assured.items()}
-    if not all(trial(_replaced(small, corner)) for corner in _corners(claimed)):
+
+    def holds(shape: Shape) -> bool:
+        return trial.agrees(graph, shape, same_calls=not allows(shape))
+
+    claimed = {axis: _widest(holds, axis, size, small, list(assured)) for axis, size in assured.items()}
+    if not _together(holds, small, claimed):
         claimed = assured
-        if not all(trial(_replaced(small, corner)) for corner in _corners(claimed)):
+        if not _together(holds, small, claimed):
             return False
-    _assert_sizes(program, claimed, _source(program, model))
+    own = trial.example.shape
+    if any(own[axis] not in size for axis, size in claimed.items()) or not trial.agrees(graph, own):
+        return False
+    _assert_sizes(program, claimed, _source(program, trial.model))
+    images = torch.cat([trial.example] * 2) if 0 in claimed and own[0] == 1 else trial.example
+    program.example_inputs = ((images,), {})
     return True
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """Whether a program gives at a shape what its model gives there."""
-
-    model: nn.Module
-    graph: GraphModule
-    example: Tensor
-
-    def __call__(self, shape: Sequence[int]) -> bool:
-        x = self._input(shape)
-        try:
-            with torch.no_grad():
-                want, got = tree_leaves(self.model(x.clone())), tree_leaves(self.graph(x.clone()))
-        except Exception:  # whatever layer does not take that size
-            return False
-        return len(want) == len(got) and all(map(_agree, got, want))
-
-    def _input(self, shape: Sequence[int]) -> Tensor:
-        if self.example.is_floating_point():
-            generator = torch.Generator().manual_seed(0)
-            return torch.rand(tuple(shape), generator=generator).to(self.example.dtype)
-        repeats = [-(-size // own) for size, own in zip(shape, self.example.shape, strict=True)]
-        return self.example.repeat(repeats)[tuple(slice(size) for size in shape)].contiguous()
+def symbolic_axes(program: ExportedProgram) -> set[int]:
+    """The axes of the one input of a program whose size is not a number, whether or not it has a rule."""
+    return {axis for axis, size in enumerate(_input(program).shape) if isinstance(size, torch.SymInt)}
 
 
-def _agree(got: object, want: object) -> bool:
-    if not isinstance(want, Tensor) or not isinstance(got, Tensor):
-        return got == want
-    if got.shape != want.shape:
-        return False
-    scale = float(want.detach().double().abs().nan_to_num().max()) if want.numel() else 0.0
-    return torch.allclose(got.double(), want.double(), rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
+def has_upper_limit(program: ExportedProgram) -> bool:
+    """Whether a size ends somewhere, mostly because a feature map was one pixel, which the exporter takes for fixed."""
+    return any(program.range_constraints[symbol].upper < _MOST for symbol in _symbols(program).values())
 
 
-def _widest(trial: _Trial, axis: int, assured: FreeSize, small: Sequence[int], axes: Sequence[int]) -> FreeSize:
+def _widest(
+    holds: Callable[[Shape], bool], axis: int, assured: FreeSize, small: Sequence[int], axes: Sequence[int]
+) -> FreeSize:
     """The most sizes of an axis that hold on trial."""
     spatial = [one for one in axes if one] if axis else [0]
 
-    def holds(size: int) -> bool:
-        return trial(_replaced(small, {axis: size})) and trial(_replaced(small, dict.fromkeys(spatial, size)))
+    def taken(size: int) -> bool:
+        return holds(_replaced(small, {axis: size})) and holds(_replaced(small, dict.fromkeys(spatial, size)))
 
     step = assured.step
-    if step > 1 and all(holds(assured.min + more) for more in range(1, _TRIED)):
+    if step > 1 and all(taken(assured.min + more) for more in range(1, max(_TRIED, step))):
         step = 1
     below = range((assured.min - 1) % step + 1, assured.min, step)
-    if not below or not holds(below[-1]):
+    if not below or not taken(below[-1]):
         return FreeSize(assured.min, step)
     low, high = 0, len(below) - 1
     while low < high:
         middle = (low + high) // 2 if low else 0
-        low, high = (low, middle) if holds(below[middle]) else (middle + 1, high)
+        low, high = (low, middle) if taken(below[middle]) else (middle + 1, high)
     between = below[high :: max(1, (len(below) - high) // _TRIED)]
-    return FreeSize(below[high] if all(map(holds, between)) else assured.min, step)
+    return FreeSize(below[high] if all(map(taken, between)) else assured.min, step)
 
 
-def _corners(claimed: dict[int, FreeSize]) -> list[dict[int, int]]:
-    """Shapes at and just above the limits, the axes alike and against each other."""
+def _together(holds: Callable[[Shape], bool], shape: Sequence[int], claimed: Mapping[int, FreeSize]) -> bool:
+    """Whether shapes at and just above the limits hold, the axes alike and against each other."""
     least = {axis: size.min for axis, size in claimed.items()}
     next_ = {axis: size.min + size.step for axis, size in claimed.items()}
     crossed = {axis: (least, next_)[place % 2][axis] for place, axis in enumerate(claimed)}
     opposite = {axis: (next_, least)[place % 2][axis] for place, axis in enumerate(claimed)}
-    return [least, next_, crossed, opposite]
+    return all(holds(_replaced(shape, corner)) for corner in (least, next_, crossed, opposite))
 
 
-def _replaced(shape: Sequence[int], sizes: dict[int, int]) -> Shape:
+def _replaced(shape: Sequence[int], sizes: Mapping[int, int]) -> Shape:
     return tuple(sizes.get(axis, size) for axis, size in enumerate(shape))
 
 
-def _assured(program: ExportedProgram, axis: int) -> FreeSize | None:
-    """The sizes of an axis that all guards allow, from the least on from which they follow one rule."""
-    captured = tuple(program.example_inputs[0][0].shape)
-    allows = _guard(program)
-    sizes = [size for size in range(1, 2 * captured[axis] + 2) if allows(_replaced(captured, {axis: size}))]
-    if len(sizes) < 2 or sizes[-1] <= captured[axis]:
+def _rule(allows: Callable[[Shape], bool], captured: Shape, axis: int, numbers: Sequence[int]) -> FreeSize | None:
+    """The sizes of an axis that all guards allow, the other axes as captured, from the least one that has no gap above.
+
+    Args:
+        allows: The guards.
+        captured: Shape of the input.
+        axis: Of it.
+        numbers: In the guards: sizes to look at.
+    """
+    end = 3 * captured[axis] + 2
+    sizes = [size for size in range(1, end) if allows(_replaced(captured, {axis: size}))]
+    if len(sizes) < 2:
         return None
     step, least = sizes[-1] - sizes[-2], sizes[-1]
     for size in reversed(sizes[:-1]):
         if least - size != step:
             break
         least = size
-    return FreeSize(least, step) if least <= captured[axis] else None
+    if captured[axis] not in (rule := FreeSize(least, step)) or sizes[-1] + step < end:
+        return None
+    near = {number - (number - least) % step + more for number in numbers for more in (-step, 0, step)}
+    others = math.prod(captured) // captured[axis]
+    beyond = [size for size in near if end <= size <= _MOST // others]
+    beyond += [size for power in range(31) if end <= (size := least + (step << power)) <= _MOST // others]
+    return rule if all(allows(_replaced(captured, {axis: size})) for size in beyond) else None
+
+
+def _far(captured: Shape, rules: Mapping[int, FreeSize]) -> Iterator[Shape]:
+    """Shapes within the rules of the axes, larger and larger: all, those of the image, and each alone."""
+    for power in range(31):
+        large = {axis: max(captured[axis], rule.min + (rule.step << power)) for axis, rule in rules.items()}
+        for growing in (set(rules), set(rules) - {0}, *({axis} for axis in rules)):
+            shape = _replaced(captured, {axis: size for axis, size in large.items() if axis in growing})
+            if math.prod(shape) <= _MOST:
+                yield shape
 
 
 def _guard(program: ExportedProgram) -> Callable[[Shape], bool]:
@@ -185,7 +216,7 @@ def _guard(program: ExportedProgram) -> Callable[[Shape], bool]:
     return allows
 
 
-def _assert_sizes(program: ExportedProgram, claimed: dict[int, FreeSize], source: str) -> None:
+def _assert_sizes(program: ExportedProgram, claimed: Mapping[int, FreeSize], source: str) -> None:
     _set_least(program, {axis: size.min for axis, size in claimed.items()})
     program._guards_code = [
         f"({source}.size()[{axis}] % {size.step}) == {size.min % size.step}"
@@ -204,13 +235,17 @@ def _source(program: ExportedProgram, model: nn.Module) -> str:
     return f"L['{name}'][0]" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else f"L['{name}']"
 
 
-def _set_least(program: ExportedProgram, least: dict[int, int]) -> None:
+def _set_least(program: ExportedProgram, least: Mapping[int, int]) -> None:
     for axis, symbol in _symbols(program).items():
         program.range_constraints[symbol] = ValueRanges(least[axis], program.range_constraints[symbol].upper)
 
 
-def _symbols(program: ExportedProgram) -> dict:
-    """By axis of the input, the symbol that stands for its size."""
+def _input(program: ExportedProgram) -> torch.Tensor:
     name = program.graph_signature.user_inputs[0]
-    value = next(node.meta["val"] for node in program.graph.nodes if node.name == name)
-    return {axis: size.node.expr for axis, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
+    return next(node.meta["val"] for node in program.graph.nodes if node.name == name)
+
+
+def _symbols(program: ExportedProgram) -> dict:
+    """By axis of the input, the symbol that stands for its size. An axis that is tied to another has none."""
+    sizes = {axis: size.node.expr for axis, size in enumerate(_input(program).shape) if isinstance(size, torch.SymInt)}
+    return {axis: size for axis, size in sizes.items() if size.is_symbol and list(sizes.values()).count(size) == 1}

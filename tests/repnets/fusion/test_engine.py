@@ -169,7 +169,7 @@ def test_the_report_is_json_and_reads_as_a_table(fused):
     loaded = json.loads(json.dumps(fused.report.to_dict()))
     assert loaded["regions"][0]["name"] == "stem"
     assert loaded["after"]["batch_norms"] == 0
-    assert set(fused.report.seconds) == {"capture", "analysis", "emission"}
+    assert set(fused.report.seconds) == {"capture", "analysis", "emission", "check"}
     assert "seconds" not in loaded
     lines = str(fused.report).splitlines()
     before, after = lines[1:3]

@@ -1,0 +1,82 @@
+"""The calls that a network's own code makes for an input: where they differ, it took another way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function or method of torch that gave tensors.
+
+    Attributes:
+        name: Of the function, such as ``conv2d``.
+        shapes: Of the tensors that it gave.
+    """
+
+    name: str
+    shapes: tuple[Shape, ...]
+
+
+class Recorder(TorchFunctionMode):
+    """Records what is called while it is entered.
+
+    Attributes:
+        calls: In the order in which they returned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        if shapes:
+            self.calls.append(Call(getattr(function, "__name__", str(function)), shapes))
+        return result
+
+
+def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor) -> list[Call] | None:
+    """The calls for an input of a shape, the input first, without computing anything; None where the model fails.
+
+    Args:
+        model: On the CPU.
+        shape: Of the input.
+        example: An input of the dtype that the model takes. Where the model does not run without numbers, it is
+            repeated, and computed with.
+    """
+    given = Call("input", (tuple(shape),))
+    with torch.no_grad():
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                x = torch.empty(tuple(shape), dtype=example.dtype)
+                with Recorder() as recorder:
+                    model(x)
+        except Exception:  # of the size, or because the model looks at numbers: the next lines tell
+            try:
+                with Recorder() as recorder:
+                    model(repeated(example, shape))
+            except Exception:  # whatever layer does not take that size
+                return None
+    return [given, *recorder.calls]
+
+
+def same_way(some: Sequence[Call] | None, others: Sequence[Call] | None) -> bool:
+    """Whether the same functions were called, in the same order."""
+    if some is None or others is None:
+        return False
+    return [call.name for call in some] == [call.name for call in others]
+
+
+def repeated(example: Tensor, shape: Sequence[int]) -> Tensor:
+    """An input of a shape that holds the example's values, over and over."""
+    repeats = [-(-size // own) for size, own in zip(shape, example.shape, strict=True)]
+    return example.repeat(repeats)[tuple(slice(size) for size in shape)].contiguous()
