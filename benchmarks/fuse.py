@@ -57,7 +57,7 @@ FAMILIES = {
 }
 FORMS = ("original", "timm", "ours")
 FUSE_METHODS = ("fuse", "reparameterize", "switch_to_deploy")  # as timm.utils.reparameterize_model looks for them
-PHASES = ("capture", "analysis", "emission")  # of our fuse
+PHASES = ("capture", "analysis", "emission", "check")  # of our fuse
 PACKAGES = ("torch", "timm")
 WARMUP_SECONDS = 1.0
 MEMORY_FACTOR = 12  # times its weights: three forms, one copy in float64, and what fusing takes

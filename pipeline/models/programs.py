@@ -51,6 +51,13 @@ def graph_module(program: "ExportedProgram") -> "GraphModule":
     return sizes.graph_module(program)
 
 
+def narrow(program: "ExportedProgram", source: "ExportedProgram") -> None:
+    """Let a program take no more sizes than the one whose `graph_module` it was made of, in place."""
+    from repnets.fusion import sizes
+
+    sizes.narrow_sizes(program, sizes.free_sizes(source))
+
+
 def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
     """A network as a program of one input shape, which is what the exporters are given.
 

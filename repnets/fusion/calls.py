@@ -1,6 +1,8 @@
 """The calls that a network's own code makes for an input: where they differ, it took another way."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +58,7 @@ def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor) -> list[Ca
     given = Call("input", (tuple(shape),))
     with torch.no_grad():
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True):
+            with _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
                 x = torch.empty(tuple(shape), dtype=example.dtype)
                 with Recorder() as recorder:
                     model(x)
@@ -67,6 +69,21 @@ def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor) -> list[Ca
             except Exception:  # whatever layer does not take that size
                 return None
     return [given, *recorder.calls]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's log of each layer that does not take a size."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
 
 
 def same_way(some: Sequence[Call] | None, others: Sequence[Call] | None) -> bool:

@@ -116,6 +116,29 @@ def settle_sizes(program: ExportedProgram, trial: Trial) -> bool:
     return True
 
 
+def narrow_sizes(program: ExportedProgram, free: Mapping[int, FreeSize]) -> None:
+    """Let a program take no more sizes than another, which it was made of without its guards, in place.
+
+    Args:
+        program: Of one input, as `capture` gives it.
+        free: By axis: the sizes that the other takes. Axes that are not named are fixed at those of the program's
+            example.
+    """
+    name = program.graph_signature.user_inputs[0]
+    source = next((found.group(1) for found in map(_SIZE.search, program._guards_code) if found), f"L['{name}']")
+    shape = program.example_inputs[0][0].shape
+    kept = {}
+    for axis, own in free_sizes(program).items():
+        if axis in free:
+            step = math.lcm(own.step, free[axis].step)
+            least = max(own.min, free[axis].min)
+            both = [size for size in range(least, least + step) if size in own and size in free[axis]]
+            if both:
+                kept[axis] = FreeSize(both[0], step)
+    _assert_sizes(program, kept, source)
+    program._guards_code += [f"{source}.size()[{axis}] == {shape[axis]}" for axis in _symbols(program).keys() - kept]
+
+
 def symbolic_axes(program: ExportedProgram) -> set[int]:
     """The axes of the one input of a program whose size is not a number, whether or not it has a rule."""
     return {axis for axis, size in enumerate(_input(program).shape) if isinstance(size, torch.SymInt)}
@@ -237,7 +260,8 @@ def _source(program: ExportedProgram, model: nn.Module) -> str:
 
 def _set_least(program: ExportedProgram, least: Mapping[int, int]) -> None:
     for axis, symbol in _symbols(program).items():
-        program.range_constraints[symbol] = ValueRanges(least[axis], program.range_constraints[symbol].upper)
+        if axis in least:
+            program.range_constraints[symbol] = ValueRanges(least[axis], program.range_constraints[symbol].upper)
 
 
 def _input(program: ExportedProgram) -> torch.Tensor:

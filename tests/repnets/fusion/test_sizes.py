@@ -7,7 +7,7 @@ from torch import nn
 
 import repnets
 from repnets.fusion.capture import capture
-from repnets.fusion.sizes import FreeSize, by_name, free_sizes
+from repnets.fusion.sizes import FreeSize, by_name, free_sizes, narrow_sizes
 
 ANY = FreeSize(1, 1)
 
@@ -126,6 +126,22 @@ def test_a_network_as_one_captures_it_again_takes_the_same_sizes():
     once = capture(model, torch.zeros(1, 3, 28, 28))
     again = capture(_evaluated(once), torch.zeros(1, 3, 14, 14))
     assert free_sizes(again) == free_sizes(once)
+
+
+def test_a_program_made_of_another_takes_no_more_sizes(tmp_path):
+    class Flexible(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.relu()
+
+    program = capture(Flexible().eval(), torch.zeros(2, 3, 16, 12))
+    narrow_sizes(program, {0: FreeSize(2, 2), 2: FreeSize(4, 3)})
+    program = saved(program, tmp_path)
+    assert free_sizes(program) == {0: FreeSize(2, 2), 2: FreeSize(4, 3)}
+    run = program.module()
+    assert run(torch.zeros(4, 3, 7, 12)).shape == (4, 3, 7, 12)
+    for shape in ((3, 3, 7, 12), (4, 3, 8, 12), (4, 3, 7, 13), (4, 3, 1, 12)):
+        with pytest.raises(AssertionError, match="Guard failed"):
+            run(torch.zeros(shape))
 
 
 def _evaluated(program: torch.export.ExportedProgram) -> nn.Module:

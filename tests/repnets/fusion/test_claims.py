@@ -1,0 +1,305 @@
+"""A fused network is its model at the example and wherever it says so, and it refuses every other size."""
+
+import copy
+import itertools
+import math
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import repnets
+from repnets import RepnetsError
+from repnets.fusion.network_check import checked_sizes
+from repnets.fusion.sizes import FreeSize
+from tests.fixtures import small_networks
+
+ANY = FreeSize(1)
+
+
+class Net(nn.Module):
+    """Two convolutions of 3 x 3, and whatever happens between them and to the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.norm, self.relu = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+
+    def given(self, x: Tensor) -> Tensor:
+        return x
+
+    def between(self, y: Tensor, x: Tensor) -> Tensor:
+        return y.relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.given(x)
+        return self.b(self.between(self.norm(self.a(x)), x))
+
+
+def net(between=None, given=None) -> nn.Module:
+    """A `Net` with steps of its own: `between(self, y, x)` and `given(self, x)`."""
+    made = Net()
+    steps = {name: step for name, step in (("between", between), ("given", given)) if step}
+    made.__class__ = type("Net", (Net,), steps)
+    return made
+
+
+def branch(condition):
+    return lambda: net(lambda _, y, x: y.softmax(1) if condition(x) else y.relu())
+
+
+def clamped_when(condition):
+    """A branch that random numbers seldom tell."""
+    return lambda: net(lambda _, y, x: y.clamp(-9, 9) if condition(x) else y)
+
+
+def halved_pool(y: Tensor, x: Tensor) -> Tensor:
+    height, width = x.shape[2:]
+    return F.interpolate(F.adaptive_max_pool2d(y, (height // 2, width // 2)), size=(height, width))
+
+
+def padded_as_tensorflow(x: Tensor) -> Tensor:
+    down, right = (max((math.ceil(size / 2) - 1) * 2 + 3 - size, 0) for size in x.shape[2:])
+    return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+
+
+def written_slice(x: Tensor) -> Tensor:
+    x[:, :, 0] = 0
+    x[:, 1:] += 1
+    return x
+
+
+def padded_to(x: Tensor, multiple: int) -> Tensor:
+    down, right = (-size % multiple for size in x.shape[2:])
+    return F.pad(x, (0, right, 0, down))
+
+
+class Overwriting(nn.Module):
+    """Reads its input again after a layer has written into it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.c, self.d = layer, nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return self.c(x) + self.d(y)
+
+
+class Rows(nn.Module):
+    """A network whose one convolution goes over the flattened image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.norm = nn.Conv1d(3, 3, 3, padding=1), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.c(x.flatten(2))).reshape(x.shape)
+
+
+FREE = {"batch": ANY, "height": ANY, "width": ANY}
+# the network, and what it is to claim for an example of 32 x 32; None: whatever it claims has to be true
+CASES = {
+    "width at least 64": (branch(lambda x: x.shape[-1] >= 64), {"batch": ANY, "height": ANY}),
+    "width at least 20": (branch(lambda x: x.shape[-1] < 20), {"batch": ANY, "height": ANY, "width": FreeSize(20)}),
+    "a branch that numbers do not tell": (
+        clamped_when(lambda x: x.shape[-1] < 20),
+        {"batch": ANY, "height": ANY, "width": FreeSize(20)},
+    ),
+    "even width": (
+        branch(lambda x: x.shape[-1] % 2 == 1),
+        {"batch": ANY, "height": ANY, "width": FreeSize(2, 2)},
+    ),
+    "not 40": (branch(lambda x: x.shape[-1] == 40), {"batch": ANY, "height": ANY}),
+    "not 640": (branch(lambda x: x.shape[-1] == 640), {"batch": ANY, "height": ANY}),
+    "area": (branch(lambda x: x.shape[2] * x.shape[3] > 3000), {"batch": ANY}),
+    "large area": (branch(lambda x: x.shape[2] * x.shape[3] > 300_000), {"batch": ANY}),
+    "elements": (branch(lambda x: x.numel() > 5000), None),
+    "square": (branch(lambda x: x.shape[2] == x.shape[3]), None),
+    "wide": (branch(lambda x: x.shape[3] > x.shape[2]), None),
+    "one image": (branch(lambda x: x.size(0) == 1), {"height": ANY, "width": ANY}),
+    "more than two images": (branch(lambda x: x.size(0) > 2), None),
+    "four images": (branch(lambda x: x.size(0) == 4), None),
+    "squeezed": (lambda: net(lambda _, y, x: y.mean((2, 3), keepdim=True).squeeze()[..., None, None] + y), None),
+    "pool to half": (lambda: net(lambda _, y, x: halved_pool(y, x)), {"batch": ANY}),
+    "pool to 5": (lambda: net(lambda _, y, x: F.adaptive_avg_pool2d(y, 5)), FREE),
+    "pool to 7 x 3": (lambda: net(lambda _, y, x: F.adaptive_max_pool2d(y, (7, 3))), None),
+    "resized to the input": (
+        lambda: net(lambda _, y, x: F.interpolate(F.avg_pool2d(y, 2), size=x.shape[2:], mode="bilinear")),
+        {"batch": ANY, "height": FreeSize(2), "width": FreeSize(2)},
+    ),
+    "resized to 24": (lambda: net(lambda _, y, x: F.interpolate(y, size=(24, 24))), FREE),
+    "resized by 1.5": (lambda: net(lambda _, y, x: F.interpolate(y, scale_factor=1.5, mode="bilinear")), None),
+    "half by truth": (lambda: net(lambda _, y, x: y[:, :, : int(x.shape[2] * 0.5)]), None),
+    "padded as TensorFlow": (lambda: net(given=lambda _, x: padded_as_tensorflow(x)), {"batch": ANY}),
+    "padded to 8": (lambda: net(given=lambda _, x: padded_to(x, 8)), None),
+    "flattened": (lambda: nn.Sequential(Net(), nn.Flatten(), nn.Linear(4 * 32 * 32, 2)), {"batch": ANY}),
+    "ReLU on the input": (lambda: Overwriting(nn.ReLU(inplace=True)), None),
+    "ReLU6 on the input": (lambda: Overwriting(nn.ReLU6(inplace=True)), None),
+    "a wide clamp on the input": (lambda: Overwriting(nn.Hardtanh(-30, 30, inplace=True)), None),
+    "relu_": (lambda: net(given=lambda _, x: F.relu_(x) + x), FREE),
+    "relu_ behind a view": (lambda: net(given=lambda _, x: F.relu_(x.flatten(2))[..., :1, None] + x), None),
+    "+= and mul_": (lambda: net(lambda _, y, x: y.mul_(2).add_(y)), FREE),
+    "+= on the input": (lambda: net(given=lambda s, x: x.__iadd__(x.mean())), None),
+    "slices written": (lambda: net(given=lambda _, x: written_slice(x)), None),
+    "in place behind a concatenation": (lambda: net(lambda s, y, x: torch.cat([s.relu(y), y], 1)[:, 4:12]), FREE),
+    "rows": (Rows, None),
+}
+
+
+def sizes_of(free: FreeSize | None, own: int) -> tuple[list[int], list[int]]:
+    """Sizes of an axis that are claimed, of both parities, and some more that may not be."""
+    if free is None:
+        return [own], [own - 1, own + 1, 2 * own, 97, 640]
+    taken = [free.min, free.min + free.step, 33, 34, 41, 64]
+    return [size for size in taken if size in free], [size for size in (*taken, 7, 20) if size not in free and size > 0]
+
+
+def hold(relative_error, model: nn.Module, example: Tensor, tolerance: float) -> repnets.FuseResult:
+    """Equal at the example and wherever claimed; refused in words everywhere else."""
+    given = example.clone()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = repnets.fuse(model, example)
+    assert torch.equal(example, given)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    names = ("batch", "channels", "height", "width")
+    free = [result.report.free.get(name) for name in names]
+    taken, others = zip(*map(sizes_of, free, example.shape), strict=True)
+    batches = [size for size in (1, 3) if free[0] and size in free[0]] or taken[0][:1]
+    heights, widths = (
+        itertools.islice(itertools.cycle(sizes), 2 * len(max(taken[2:], key=len))) for sizes in taken[2:]
+    )
+    images = {*zip(heights, widths, strict=True), *itertools.product(taken[2][:2], taken[3][:2])}
+    generator = torch.Generator().manual_seed(1)
+    for shape in [tuple(example.shape), *((batch, 3, *image) for batch in batches for image in sorted(images))]:
+        x = torch.randn(shape, generator=generator).to(example.dtype)
+        with torch.no_grad():
+            want, got = model(x.clone()), result.module(x.clone())
+        if want.abs().max():
+            assert relative_error(got, want) < tolerance, shape
+    for axis, sizes in enumerate(others):
+        for size in sizes:
+            shape = tuple(size if place == axis else own for place, own in enumerate(example.shape))
+            if free[axis] is None or size not in free[axis]:
+                with pytest.raises(RepnetsError, match=f"input's {names[axis]} is {size}, and this network takes"):
+                    result.module(torch.zeros(shape, dtype=example.dtype))
+    return result
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_or_refused(case, randomise, relative_error):
+    make, free = CASES[case]
+    torch.manual_seed(0)
+    model = randomise(make()).double()
+    result = hold(relative_error, model, torch.randn(1, 3, 32, 32, dtype=torch.float64), 1e-12)
+    if free is not None:
+        assert result.report.free == free
+    again = repnets.fuse(result.module, torch.randn(1, 3, 32, 32, dtype=torch.float64))
+    assert again.report.free == result.report.free
+    assert again.report.regions == ()
+
+
+NETWORKS = [pytest.param(name, marks=[] if name == "toy" else pytest.mark.slow) for name in repnets.list_models()]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_equal_or_refused(name, randomise, relative_error):
+    torch.manual_seed(0)
+    model = randomise(repnets.create_model(name, num_classes=5)).double()
+    result = hold(relative_error, model, torch.randn(1, 3, 64, 64, dtype=torch.float64), 1e-9)
+    assert result.report.free == FREE
+
+
+@pytest.mark.parametrize("form", small_networks.FORMS)
+def test_the_small_networks_are_equal_or_refused(form, relative_error):
+    model = small_networks.network(form).double()
+    assert hold(relative_error, model, torch.randn(small_networks.SHAPE).double(), 1e-12).report.free == FREE
+
+
+@pytest.fixture(scope="module")
+def even(randomise) -> tuple[nn.Module, repnets.FuseResult]:
+    """A network of even widths, fused."""
+    torch.manual_seed(0)
+    model = randomise(CASES["even width"][0]())
+    return model, repnets.fuse(model, torch.zeros(1, 3, 16, 16))
+
+
+def test_a_copy_holds_what_is_claimed_and_so_does_a_file(even, relative_error, tmp_path):
+    model, result = even
+    x = torch.randn(3, 3, 9, 10)
+    program = repnets.capture(result.module, torch.zeros(1, 3, 16, 16))
+    torch.export.save(program, tmp_path / "even.pt2")
+    again = torch.export.export(result.module, (x,)).module()
+    copies = [copy.deepcopy(result.module), pickle.loads(pickle.dumps(result.module))]
+    with torch.no_grad():
+        for module in (*copies, torch.export.load(tmp_path / "even.pt2").module(), again):
+            assert relative_error(module(x), model(x)) < 1e-5
+            with pytest.raises((RepnetsError, AssertionError), match=r"width is 9|Guard failed"):
+                module(torch.zeros(3, 3, 9, 9))
+    with pytest.raises(RepnetsError, match="width is 9, and this network takes 2, 4, 6 and so on: it was captured"):
+        copies[1](torch.zeros(3, 3, 9, 9))
+
+
+def test_another_number_of_dimensions_or_channels_is_refused(even):
+    module = even[1].module
+    with pytest.raises(RepnetsError, match="The input has 3 dimensions, and this network takes 4: batch, "):
+        module(torch.zeros(3, 16, 16))
+    with pytest.raises(RepnetsError, match="The input's channels is 4, and this network takes 3 alone"):
+        module(torch.zeros(1, 4, 16, 16))
+
+
+def test_the_report_says_free_fixed_or_in_steps(even, randomise):
+    assert str(even[1].report).endswith(
+        "input sizes: batch any; channels fixed at 3; height any; width 2, 4, 6 and so on"
+    )
+    assert even[1].report.to_dict()["free"]["width"] == {"min": 2, "step": 2}
+
+
+class Pair(nn.Module):
+    """Two images, of which one may be smaller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.f(a) - self.f(b).mean((2, 3), keepdim=True)
+
+
+def test_a_network_of_several_inputs(randomise, relative_error):
+    model = randomise(Pair()).double()
+    a, b = torch.randn(2, 3, 16, 16).double(), torch.randn(2, 3, 12, 12).double()
+    result = repnets.fuse(model, (a, b))
+    assert (result.report.after.batch_norms, result.report.free) == (0, {})
+    assert result.report.input_shape == ((2, 3, 16, 16), (2, 3, 12, 12))
+    assert str(result.report).endswith("input sizes: all fixed, (2, 3, 16, 16) and (2, 3, 12, 12)")
+    with torch.no_grad():
+        assert relative_error(pickle.loads(pickle.dumps(result.module))(a, b), model(a, b)) < 1e-12
+    with pytest.raises(RepnetsError, match="The input's height is 16, and this network takes 12 alone"):
+        result.module(a, a)
+    again = repnets.fuse(result.module, (a, b))
+    assert again.report.regions == ()
+    assert repnets.capture(result.module, (a, b)).module()(a, b).shape == model(a, b).shape
+
+
+def test_an_input_that_is_no_tensor_is_refused():
+    with pytest.raises(RepnetsError, match="The example input is int, and has to be a tensor, or a tuple of tensors"):
+        repnets.fuse(Net().eval(), 5)
+    with pytest.raises(RepnetsError, match=r"does not run on .*; of several inputs, a tuple"):
+        repnets.fuse(Pair().eval(), torch.zeros(1, 3, 16, 16))
+
+
+def test_a_network_that_is_wrong_at_the_example_is_not_given(randomise):
+    """The check can fail."""
+    model = randomise(Net()).double()
+    x = torch.randn(1, 3, 16, 16).double()
+    with pytest.raises(RepnetsError, match=r"does not compute what the model does, at the example itself: they differ"):
+        checked_sizes(model, lambda x: model(x) * 1.001, [x], {2: ANY})
+
+    def wrong_at_odd_heights(x: Tensor) -> Tensor:
+        return model(x) * (1 + x.shape[2] % 2)
+
+    assert checked_sizes(model, wrong_at_odd_heights, [x], {0: ANY, 2: ANY, 3: ANY}) == {0: ANY, 3: ANY}
+    assert checked_sizes(model, model, [x], {0: ANY, 2: ANY, 3: FreeSize(2, 2)}) == {0: ANY, 2: ANY, 3: FreeSize(2, 2)}
