@@ -13,25 +13,19 @@ from tests.fixtures.random_networks.network import Network, Step
 from tests.fixtures.random_networks.shrink import shrunk
 
 
-@pytest.mark.parametrize("seed", range(40))
+SEEDS = [*range(15), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(15, 60))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_network_is_fused_as_promised_or_refused(seed):
     assert check_seed(seed).failures == []
 
 
 @pytest.mark.parametrize("border", ["refuse", "exact"])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", SEEDS[5:25])
 def test_a_random_linear_network_is_fused_as_promised(seed, border):
     outcome = check_seed(seed, linear=True, border=border)
     assert (outcome.failures, outcome.refused) == ([], None)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("hundred", range(1, 4))
-def test_hundreds_of_random_networks_are_fused_as_promised_or_refused(hundred):
-    outcomes = {seed: check_seed(seed) for seed in range(100 * hundred, 100 * (hundred + 1))}
-    assert {seed: outcome.failures for seed, outcome in outcomes.items() if outcome.failures} == {}
-    assert sum(outcome.refused is None for outcome in outcomes.values()) > 80
-    assert sum(outcome.comparisons for outcome in outcomes.values()) > 400
 
 
 # The generator and the check themselves
