@@ -12,7 +12,6 @@ from tests.fixtures.random_networks.generator import ALL, random_network
 from tests.fixtures.random_networks.network import Network, Step
 from tests.fixtures.random_networks.shrink import shrunk
 
-
 SEEDS = [*range(15), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(15, 60))]
 
 
