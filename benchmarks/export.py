@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--backends", nargs="+", default=tuple(BACKENDS), choices=tuple(BACKENDS))
     parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=1, help="every export once in each; default: %(default)s")
-    parser.add_argument("--profile", type=int, metavar="LINES", help="print the dearest functions of each export")
+    parser.add_argument("--profile", type=int, metavar="LINES", help="print the slowest functions of each export")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write everything as JSON")
     options = parser.parse_args()
 

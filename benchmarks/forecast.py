@@ -26,7 +26,6 @@ from torch import fx
 from torch.nn.functional import interpolate
 
 import repnets
-from pipeline.artifacts.manifest import Preprocessing
 from pipeline.data import splits
 from pipeline.models import checkpoints
 from repnets.quantization.layer_errors import layers_of, rounded, rounded_weight
@@ -67,7 +66,7 @@ def random_images(size, smooth):
 
 def measure(path, images):
     model, header = checkpoints.load_model(path)
-    preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    preprocessing = header.preprocessing
     size = preprocessing.image_size
     result = repnets.fuse(model, torch.zeros(2, 3, size, size))
     train = [batch for batch, _ in images.sample("train", TOLD + TRIED).batches("train", preprocessing, 32)]

@@ -1,4 +1,4 @@
-"""What `repnets.fuse` makes of the networks that timm can fuse by itself, against timm's own fuse.
+"""Compare `repnets.fuse` with timm's own fuse methods, on the networks that have one.
 
     python benchmarks/fuse.py                                           one or two small networks a family
     python benchmarks/fuse.py --networks repvgg_a0 fastvit_t8 --rounds 40 --threads 2

@@ -1,6 +1,6 @@
-"""What can go wrong, and the exit code that each kind of failure ends a stage with.
+"""The kinds of failure, and the exit code of each.
 
-Every message says what happened, why, and how to mend it, in one short paragraph.
+Every message says what happened, why, and how to fix it, in one short paragraph.
 """
 
 import difflib
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used: a config, a data set, a checkpoint, a file."""
+    """An input cannot be used: a configuration, a data set, a checkpoint, a file."""
 
     exit_code = 2
 
 
 class GateError(Exception):
-    """A comparison did not hold: verify or check found that a hop changed the network."""
+    """A gate failed: verify or check found that a step changed the network."""
 
     exit_code = 1
 
@@ -29,8 +29,8 @@ class DeviceError(Exception):
     """A device cannot be reached or used: a cut link, a refused key, a full disk, a command that does not end.
 
     Args:
-        message: what, why and how to mend it.
-        is_cut: the link broke in the middle, so that trying again may help.
+        message: what happened, why, and how to fix it.
+        is_cut: the link was cut, so that trying again may help.
     """
 
     exit_code = 1
@@ -41,11 +41,11 @@ class DeviceError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What the first cause of an error says: one line, without its full stop; its kind where it says nothing."""
+    """The first line of an error's first cause, without its full stop; the name of its type if it has no message."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return said[:300].rstrip('". ')
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text[:300].rstrip('". ')
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

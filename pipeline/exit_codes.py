@@ -9,14 +9,14 @@ from repnets.errors import RepnetsError
 
 
 def answered(act: Callable[[], None], debug: bool) -> int:
-    """Do something, and turn what goes wrong into one paragraph on stderr and an exit code.
+    """Call a function, and turn its errors into one paragraph on stderr and an exit code.
 
     Args:
-        act: what to do.
+        act: the function.
         debug: also show the traceback.
 
     Returns:
-        0, 2 where the input or the configuration is at fault, 1 for a failed gate, stage or device.
+        0; 2 for a mistake in the input or the configuration; 1 for a failed gate, stage or device.
     """
     try:
         act()

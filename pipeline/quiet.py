@@ -1,4 +1,4 @@
-"""Silence for the exporters: they warn of their own innards, which no user of this project can mend."""
+"""Suppress the output of third-party exporters: warnings about their internals, which a user cannot act on."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ _WARNINGS = (DeprecationWarning, FutureWarning, ResourceWarning)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what third parties print, deprecate and log below an error off the screen; errors pass."""
+    """Suppress prints, deprecation warnings and log messages below ERROR; errors pass."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
         for name in _LOGGERS:

@@ -1,7 +1,7 @@
-"""Batch norms whose statistics do not describe what they are fed, and statistics estimated anew.
+"""Find batch norms with abnormal running statistics, and estimate the statistics again.
 
-Folding multiplies each output channel of a kernel by its batch norm's gain, weight / sqrt(variance + eps). A
-wild variance becomes a wild kernel: right in float32, out of range or out of digits in float16 and int8.
+Folding multiplies each output channel of a kernel by its batch norm's gain, weight / sqrt(variance + eps). An extreme
+variance gives an extreme kernel: correct in float32, but out of range or imprecise in float16 and int8.
 """
 
 import copy
@@ -22,13 +22,13 @@ _REMEDY = "estimate the statistics anew from training images (`recalibrate_bn` i
 
 @dataclass(frozen=True)
 class Finding:
-    """A batch norm whose statistics are out of the ordinary.
+    """A batch norm with abnormal running statistics.
 
     Attributes:
         layer: Qualified name of the batch norm; empty where it is the model itself.
         kind: `untouched`, `tiny` or `huge`.
-        value: Its smallest running variance where that is `tiny`, its largest where `huge`, else 1.
-        message: What is wrong, what it does, and what to do about it, as sentences that name the layer.
+        value: Its smallest running variance if `tiny`, its largest if `huge`, else 1.
+        message: What is wrong, its effect, and what to do about it, as sentences that name the layer.
     """
 
     layer: str
@@ -38,20 +38,20 @@ class Finding:
 
 
 def bn_health(model: nn.Module) -> list[Finding]:
-    """The batch norms of a model whose running statistics are out of the ordinary, in the model's order.
+    """The batch norms of a model with abnormal running statistics, in the model's order.
 
-    - `untouched`: every mean is 0 and every variance 1, as when the layer was made. It has seen no data in
-      training mode, or its statistics were not in the checkpoint.
-    - `tiny`: a variance below the layer's eps. Eps is there to keep a division from zero; where it outweighs
-      the variance it decides the gain, up to weight / sqrt(eps), 316 times the weight for the usual 1e-5.
-      Such a channel was constant in training, and what differs from that constant is blown up. A channel that
-      is not (a gain of at most 1, since its weight died too) is of no harm, and common, and not a finding.
-    - `huge`: a variance above 1.2e8, where six standard deviations leave the range of float16 (65504), so that
-      the branched network overflows in it. Healthy variances are smaller by orders of magnitude.
+    - `untouched`: every mean is 0 and every variance 1, the initial values. The layer has seen no data in training
+      mode, or its statistics were not in the checkpoint.
+    - `tiny`: a variance below the layer's eps, and a gain above 1. Eps then decides the gain, up to
+      weight / sqrt(eps), 316 times the weight for the usual 1e-5. Such a channel was constant in training, and any
+      difference from that constant is amplified. A channel with a gain of at most 1 (its weight is close to zero too)
+      is common and harmless, and no finding.
+    - `huge`: a variance above 1.2e8: six standard deviations exceed the range of float16 (65504), so the branched
+      network overflows in float16. Normal variances are smaller by orders of magnitude.
 
     Args:
-        model: In any mode, on any device; it is only read. Batch norms without running statistics are none of
-            this function's: `fuse` reports them.
+        model: In any mode, on any device; it is only read. Batch norms without running statistics are skipped: `fuse`
+            reports them.
     """
     findings = []
     for name, module in model.named_modules():
@@ -61,16 +61,15 @@ def bn_health(model: nn.Module) -> list[Finding]:
 
 
 def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """A copy of a model, in eval mode, whose batch norms have the statistics of these images and of no others.
+    """A copy of a model, in eval mode, whose batch norms have the statistics of these images only.
 
-    Means and variances are averaged over the batches, all with the same weight, as the batch norms see them
-    when they normalise with them ("precise BN", arXiv 2105.07576, section 3). Nothing else changes: weights
-    stay, and dropout and the like are off.
+    Means and variances are averaged over the batches with equal weights, while the batch norms normalise with the
+    statistics of each batch ("precise BN", arXiv 2105.07576, section 3). Weights do not change; dropout is off.
 
     Args:
         model: With batch norms, in any mode; it is not changed.
         batches: Of (n, C, H, W), on the model's device: training images as they come, shuffled, not augmented,
-            in batches as large as in training or larger, and of about the same size.
+            in batches at least as large as in training, and of about equal size.
 
     Raises:
         RepnetsError: The model has no batch norm, no batch was given, or a batch norm came out with

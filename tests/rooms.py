@@ -23,7 +23,7 @@ ROOMS = (
     "config",
     "devices",
     "artifacts",
-    "pipeline",  # errors, exit codes, text: what every room may use
+    "pipeline",  # errors, exit codes, quiet: what every room may use
     "repnets",
 )
 """From the top floor down."""

@@ -1,4 +1,4 @@
-"""A file or folder that appears at its place whole or not at all."""
+"""Write a file or folder that appears at its path whole or not at all."""
 
 import os
 import shutil
@@ -10,9 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(place: Path) -> Iterator[Path]:
-    """Give a path beside a file or folder to write to; at the end it takes the other's place.
+    """A temporary path beside a file or folder to write to; at the end it replaces the file or folder.
 
-    Where the block raises, what stood there still does, and nothing is left beside it. A file never replaces a folder.
+    If the block raises, the file or folder stays as it was, and the temporary path is removed. A file never replaces a
+    folder.
     """
     fresh = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     try:

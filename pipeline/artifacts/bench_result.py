@@ -1,4 +1,4 @@
-"""bench.json, reference.json and targets/<target>/bench.json: how fast files are, and under what conditions.
+"""bench.json, reference.json and targets/<target>/bench.json: latencies, and the conditions of the measurement.
 
 docs/benchmarks.md says what each key means.
 """
@@ -15,11 +15,11 @@ Status = Literal["ok", "unavailable", "failed"]
 
 @dataclass(frozen=True)
 class Outliers:
-    """Runs that were slow: they count in every figure.
+    """Slow runs; they are included in every figure.
 
     Attributes:
         count, share: how many.
-        above_ms: what they took more than.
+        above_ms: the threshold.
     """
 
     count: int
@@ -45,7 +45,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What came before the timed runs, over all launches."""
+    """The warm-up before the timed runs, over all launches."""
 
     runs: int
     seconds: float
@@ -54,15 +54,15 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one file; all None where nothing was.
+    """The figures of one file; all None if it was not measured.
 
     Attributes:
         latency_ms: of an inference.
-        warmup: None where the runtime does not tell.
+        warmup: None if the runtime measures by itself.
         load_ms, first_inference_ms: of a fresh process.
-        peak_memory_bytes: what resident memory grew by; None off Linux.
+        peak_memory_bytes: increase of resident memory; None except on Linux.
         throughput_per_second: images.
-        transfer_ms: of an input to the device and an output back, where the backend tells.
+        transfer_ms: of an input to the device and an output back, if the backend measures it.
         sha256, size_bytes: of the file; left out in `runs`.
     """
 
@@ -94,7 +94,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The machine, what ran there, and how; `pipeline.benchmark.conditions.describe` says more."""
+    """The machine, its software and the settings; `pipeline.benchmark.conditions.describe` says more."""
 
     device: str
     cpu: str
@@ -127,12 +127,12 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Run:
-    """One number of threads.
+    """A measurement on one number of threads.
 
     Attributes:
         threads: how many.
         forms: the figures of each, the one that ships first.
-        speedup: of the first over the second; None where there is one.
+        speedup: of the first over the second; None if there is only one.
         stopped_by: ``width`` or ``limit``.
         conditions: under which.
     """
@@ -146,7 +146,7 @@ class Run:
 
 @dataclass(frozen=True)
 class FormPower:
-    """What a form takes while it runs alone: ``mw``, the median of the samples, and ``energy_mj`` of an inference."""
+    """The power of a form while it runs alone: ``mw``, the median of the samples, and ``energy_mj`` of an inference."""
 
     mw: Number
     samples: int
@@ -167,7 +167,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Window:
-    """What some seconds of `Sustained` saw."""
+    """The figures of one window of `Sustained`."""
 
     at_seconds: Number
     n: int
@@ -191,13 +191,13 @@ class Sustained:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of the forms of a network.
+    """The figures of the forms of a network.
 
     Attributes:
         forms, speedup: of the first run, the headline.
-        runs: one for each number of threads; empty where nothing was measured.
-        power: None where the machine does not tell it.
-        sustained: None where it is not asked for.
+        runs: one for each number of threads; empty if nothing was measured.
+        power: None if the machine cannot measure it.
+        sustained: None if it is not configured.
     """
 
     forms: Mapping[str, Figures]
@@ -209,7 +209,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceResult:
-    """What reference.json says: a `Measured`, and by which backend and in which precision."""
+    """What reference.json says: a `Measured`, with the backend and the precision."""
 
     TITLE: ClassVar[str] = "measured reference"
     STAGE: ClassVar[str] = "reference"
@@ -226,7 +226,7 @@ class ReferenceResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A `Measured` that stands in for a runtime which is not here: by which runtime, in which precision."""
+    """A `Measured` of another runtime, for a target whose runtime is not here: which runtime, in which precision."""
 
     runtime: str
     precision: str
@@ -252,10 +252,10 @@ class Tried:
     """A candidate of `precision: auto`.
 
     Attributes:
-        status: ``lost`` where it does not hold its gates, for the reason.
-        accuracy: top-1 of the file; None where nothing here runs it.
-        p50_ms: None where it was not timed.
-        pareto: no other that holds its gates is at least as good in all, and better in one.
+        status: ``lost`` if it fails a gate, for the reason.
+        accuracy: top-1 of the file; None if nothing here runs it.
+        p50_ms: None if it was not timed.
+        pareto: no other candidate that passes its gates is at least as good in all, and better in one.
     """
 
     precision: str
@@ -272,11 +272,11 @@ class BenchResult:
     """What bench.json says of one network for one target.
 
     Attributes:
-        status, reason, remedy: whether it was measured; else why not, and how to get a figure.
+        status, reason, remedy: whether it was measured; if not, why, and how to get a figure.
         target, model, backend, precision, input: as in the manifest.
-        chosen, chosen_by, tried: of a target of `precision: auto`; left out else.
+        chosen, chosen_by, tried: for a target of `precision: auto`; otherwise left out.
         forms, speedup, runs, power, sustained: see `Measured`.
-        reference: what stands in where the target's runtime is not here.
+        reference: figures of another runtime, if the target's is not here.
         accuracy: of check.
         conditions: of the headline, or of the reference's.
         files: names of the files of each form.

@@ -38,18 +38,18 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A comparison that held. Errors are of the largest logit.
+class GateResult:
+    """The result of a gate that passed. Errors are relative to the largest logit.
 
     Attributes:
         tolerance: of the error.
-        max_relative_error: the largest; None for integers, of which the mean is held.
-        mean_relative_error: on average over the images, likewise.
-        images: how many were compared; left out where that were all.
-        rounded_constants: numbers that are no weights, and that the file rounds.
-        loss_of_fused: how far fused.pt2 itself moves in half precision, where the tolerance was that.
-        flips: of an int8 file, images of another class, whose logits are as near as the tolerance.
-        not_checked: why nothing was compared; all else is left out then.
+        max_relative_error: the largest error; None for integers, whose mean error is compared.
+        mean_relative_error: the mean over the images; only for integers.
+        images: number of images that were compared; left out if these were all.
+        rounded_constants: constants other than weights that the file rounds.
+        loss_of_fused: the error of fused.pt2 itself in half precision, if the tolerance was derived from it.
+        flips: for an int8 file, images whose class differs, with logits as close as the tolerance.
+        not_checked: why nothing was compared; everything else is left out then.
     """
 
     tolerance: float | None = None
@@ -75,10 +75,10 @@ class CheckedForm:
     """
 
     census: Mapping[str, int]
-    converter: Held
+    converter: GateResult
     agreement: float
     accuracy: float
-    precision: Held | None = None
+    precision: GateResult | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class CheckResult:
     """What check.json says.
 
     Attributes:
-        status: ``lost`` for a candidate of `precision: auto` that does not hold its gates.
+        status: ``lost`` for a candidate of `precision: auto` that fails a gate.
         reason: why it was lost.
         checked_by: the runtime.
         images: of the validation set.

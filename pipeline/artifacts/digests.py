@@ -1,4 +1,4 @@
-"""Digests that keys and manifests are made of: of a file or folder, and of the code that a result depends on."""
+"""Digests for the store's keys and for manifests: of files and folders, and of the code that a result depends on."""
 
 import ast
 import hashlib
@@ -24,17 +24,18 @@ _PLUMBING = {
         "errors",
         "exit_codes",
         "models.resolve",
+        "report.console",
         "stages.command",
         "stages.settings",
     )
 }
-"""Modules that only carry values to a stage and results to their place: the values themselves are in the key."""
+"""Modules that only pass values to a stage, or copy or print its results: the values themselves are in the key."""
 
 
 def digest(path: Path) -> str:
     """Sha256 of a file's content, or of the names and contents of all files in a folder, as hex.
 
-    The time stamp that Snakemake leaves in a folder is not of its content.
+    Snakemake's time stamp in a folder is left out.
     """
     if not path.is_dir():
         with path.open("rb") as file:

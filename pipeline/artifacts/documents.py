@@ -1,8 +1,8 @@
-"""The JSON documents that stages leave: each kind is a dataclass, read and written here alone.
+"""The JSON documents of the stages: each kind is a dataclass, and is read and written only here.
 
-The fields are the keys, in the order of the file; a field whose default is None is left out where it is None. `schema`
-comes first. It is the version of the kind: it goes up when a key is renamed, changes its meaning, or goes; a document
-without it is of version 1.
+The fields are the keys, in the order of the file; a field with the default None is left out if it is None. `schema`
+comes first. It is the version of the kind, and increases when a key is renamed, removed or changes its meaning; a
+document without it is of version 1.
 """
 
 import json
@@ -18,11 +18,11 @@ from pipeline.errors import InputError
 
 
 class Document(Protocol):
-    """What a kind of document tells of itself.
+    """A kind of document.
 
     Attributes:
-        TITLE: what it is, in words.
-        STAGE: which stage writes it.
+        TITLE: its name in messages.
+        STAGE: the stage that writes it.
         SCHEMA: version of its keys.
     """
 
@@ -33,6 +33,7 @@ class Document(Protocol):
 
 _D = TypeVar("_D", bound=Document)
 _E = TypeVar("_E", bound=Document)
+_T = TypeVar("_T")
 
 
 def read(kind: type[_D], path: Path) -> _D:
@@ -45,11 +46,26 @@ def read(kind: type[_D], path: Path) -> _D:
     Raises:
         InputError: it is missing, is no JSON, lacks a key, holds a value of another type, or is of another schema.
     """
-    from pydantic import ValidationError
-
     if not path.is_file():
         raise InputError(f"{path} does not exist. Build it first: snakemake {path}")
-    content = path.read_bytes()
+    remedy = f"Delete it and run again: the stage `{kind.STAGE}` writes it."
+    return parse(kind, path.read_bytes(), str(path), remedy)
+
+
+def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
+    """Read a document that is a part of another file.
+
+    Args:
+        kind: its dataclass.
+        content: UTF-8.
+        name: of the document, for messages.
+        remedy: what to do where it cannot be read, a sentence or two.
+
+    Raises:
+        InputError: as `read`.
+    """
+    from pydantic import ValidationError
+
     try:
         document = json.loads(content)
         if not isinstance(document, dict):
@@ -57,7 +73,7 @@ def read(kind: type[_D], path: Path) -> _D:
         schema = document.get("schema", 1)
         if type(schema) is int and schema > kind.SCHEMA:
             raise InputError(
-                f"{path} is a {kind.TITLE} of schema {schema}, and this version of repnets reads {kind.SCHEMA}: a "
+                f"{name} is a {kind.TITLE} of schema {schema}, and this version of repnets reads {kind.SCHEMA}: a "
                 f"newer one wrote it. Update repnets; or delete the file and run the stage `{kind.STAGE}` again."
             )
         if type(schema) is not int or schema != kind.SCHEMA:
@@ -66,12 +82,9 @@ def read(kind: type[_D], path: Path) -> _D:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         why = f"{'.'.join(map(str, problem['loc']))}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         why = str(error)
-    raise InputError(
-        f"{path} is no {kind.TITLE} of this pipeline, or was cut short ({why}). Delete it and run again: the stage "
-        f"`{kind.STAGE}` writes it."
-    )
+    raise InputError(f"{name} is no {kind.TITLE} of this pipeline, or was cut short ({why}). {remedy}")
 
 
 def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:
@@ -81,9 +94,16 @@ def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:
     return read(other, path)
 
 
-def of(kind: type[_D], values: Mapping[str, Any]) -> _D:
-    """A document of a kind, from its JSON types, with tuples or lists."""
-    return _adapter(kind).validate_python(values)
+def of(kind: type[_T], values: Mapping[str, Any]) -> _T:
+    """A document of a kind, or a part of one, from its JSON types, with tuples or lists.
+
+    Raises:
+        TypeError: the kind has no field for some key, so that it would be lost.
+    """
+    document = _adapter(kind).validate_python(values)
+    if lost := _lost(values, plain(document)):
+        raise TypeError(f"{kind.__name__} has no field for {', '.join(lost)}")
+    return document
 
 
 def write(path: Path, document: Document) -> None:
@@ -103,6 +123,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _lost(given: Any, kept: Any, place: str = "") -> list[str]:
+    """Places of the values that are given and not kept; None counts as kept."""
+    if isinstance(given, Mapping) and isinstance(kept, Mapping):
+        missing = [f"{place}{key}" for key, value in given.items() if key not in kept and value is not None]
+        return missing + [
+            one for key, value in given.items() if key in kept for one in _lost(value, kept[key], f"{place}{key}.")
+        ]
+    if isinstance(given, list | tuple) and isinstance(kept, list | tuple):
+        parts = zip(given, kept, strict=True)
+        return [one for at, (part, other) in enumerate(parts) for one in _lost(part, other, f"{place}{at}.")]
+    return []
 
 
 @cache

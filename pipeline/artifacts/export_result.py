@@ -1,4 +1,4 @@
-"""manifest.json: the files that were exported of one network for one target, and how to feed them."""
+"""manifest.json: the exported files of one network for one target, their input and preprocessing."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class ExportedForm:
 
     Attributes:
         precision: of its files.
-        files: by name; the first is the one that a runtime opens.
-        facts: what the backend tells of them.
+        files: by name; a runtime opens the first.
+        facts: of the backend about the files.
     """
 
     precision: str
@@ -52,7 +52,7 @@ class ExportedForm:
 
 @dataclass(frozen=True)
 class FreeRange:
-    """An axis that a file leaves free: it takes ``min`` to ``max``."""
+    """The sizes of an axis that is free: ``min`` to ``max``."""
 
     min: int
     max: int
@@ -66,8 +66,8 @@ class TensorFacts:
         name: as the file calls it.
         shape: of all axes, the batch first.
         dtype: ``float32`` or ``uint8``.
-        free: the axes that the file leaves free, by ``batch``, ``height`` and ``width``; all others are as in `shape`.
-            None for an output, whose batch is the input's.
+        free: the free axes, by ``batch``, ``height`` and ``width``; all others are as in `shape`. None for an output,
+            whose batch is the input's.
     """
 
     name: str
@@ -78,13 +78,13 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What the files were made from.
+    """What the files were exported from.
 
     Attributes:
         arch: of the network.
         weights: ``raw`` or ``ema``.
         form: of the checkpoint, ``training`` or ``deploy``.
-        recalibrated: what `recalibrate` did, None where it did not run.
+        recalibrated: by the stage `recalibrate`; None if it did not run.
         checkpoint, fused, quantized: sha256 of each.
         accuracy: that verify found.
     """
@@ -106,11 +106,11 @@ class Manifest:
     Attributes:
         target, model, backend: of the configuration.
         precision: of the form that ships.
-        forms: by name; the first is the one that ships, the second, where there is one, the baseline.
-        extras: the files beside those of the forms, by name.
-        input, output: of every file alike.
+        forms: by name; the first is the one that ships, the second, if there is one, is the baseline.
+        extras: files that belong to no form, by name.
+        input, output: the same for every file.
         preprocessing: how an image becomes the input.
-        lineage: what the files were made from.
+        lineage: what the files were exported from.
         versions: of the packages that made them.
     """
 
@@ -146,7 +146,7 @@ class Manifest:
 
     @property
     def shipped_files(self) -> dict[str, FileFacts]:
-        """The files of the form that ships, and those beside, by name."""
+        """The files of the form that ships, and the extras, by name."""
         return {**self.shipped_form.files, **self.extras}
 
     @property
@@ -155,12 +155,12 @@ class Manifest:
         return {name: facts for form in self.forms.values() for name, facts in form.files.items()} | dict(self.extras)
 
     def describes(self, file: Path) -> bool:
-        """Whether a file is the very one of its name that this describes: by its content."""
+        """Whether a file has the content that the manifest describes under its name."""
         facts = self.files.get(file.name)
         return facts is not None and digests.digest(file) == facts.sha256
 
     def opened(self, files: Iterable[Path]) -> dict[str, Path]:
-        """The file of each form that a runtime opens, where all files of the forms are there and as described.
+        """The file of each form that a runtime opens; all files of the forms must be there and as described.
 
         Raises:
             InputError: a file is missing, or has other content.
@@ -170,11 +170,11 @@ class Manifest:
         return {name: places[form.file_name] for name, form in self.forms.items()}
 
     def require(self, places: Mapping[str, Path], names: Iterable[str]) -> None:
-        """Files are there, and the very ones that this describes.
+        """Check that files are there and have the content that the manifest describes.
 
         Args:
-            places: of files, by name.
-            names: of those in question.
+            places: paths of files, by name.
+            names: of the files to check.
 
         Raises:
             InputError: one is missing, or has other content.

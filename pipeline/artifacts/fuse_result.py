@@ -83,6 +83,14 @@ class Forecast:
 
 
 @dataclass(frozen=True)
+class FreeSizes:
+    """Sizes that an axis takes: ``min``, ``min`` + ``step``, and so on, without end."""
+
+    min: int
+    step: int
+
+
+@dataclass(frozen=True)
 class FuseResult:
     """What fuse.json says.
 
@@ -90,7 +98,9 @@ class FuseResult:
         lineage: of fused.pt2.
         bn_health: batch norms out of the ordinary.
         forecast: what int8 will do.
-        input_shape, before, after, regions, refusals: as `repnets.FuseReport.to_dict` gives them.
+        input_shape: that the network takes, None for an axis of free size.
+        free: the sizes of these axes, by ``batch``, ``height`` and ``width``.
+        before, after, regions, refusals: as `repnets.FuseReport.to_dict` gives them.
     """
 
     TITLE: ClassVar[str] = "report of a fuse"
@@ -101,6 +111,7 @@ class FuseResult:
     bn_health: tuple[BatchNormFinding, ...]
     forecast: Forecast
     input_shape: tuple[int | None, ...]
+    free: Mapping[str, FreeSizes]
     before: Mapping[str, int]
     after: Mapping[str, int]
     regions: tuple[Mapping[str, Any], ...]

@@ -1,7 +1,4 @@
-"""What an artifact says of itself: how to feed it, what it is, and what it was made from.
-
-These types are the only thing that stages and backends share, so they hold plain data alone.
-"""
+"""Types that stages and backends share: preprocessing, the specification of an export, versions; and plain JSON."""
 
 import json
 import re
@@ -14,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the network's input; it travels with every artifact.
+    """How an image becomes the network's input; it is stored with every artifact.
 
     An RGB image in [0, 255] is divided by 255, resized so that its shorter side is ``image_size``,
     cropped at the centre to a square, then ``(x - mean) / std`` per channel.
@@ -43,11 +40,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What a backend is asked to write, and how the file will be fed.
+    """The specification of an exported file: its precision, its input and its preprocessing.
 
     Attributes:
-        precision: ``fp32`` or ``fp16``: the arithmetic inside the file; ``int8`` where the program says by itself
-            what is int8; a scheme of Core ML's for the weights alone. Input and output are float32 in every case.
+        precision: ``fp32`` or ``fp16``: the arithmetic inside the file; ``int8``: the program has its own quantize and
+            dequantize operations; or a scheme of Core ML's that compresses weights. Input and output are float32.
         input_shape: (N, 3, H, W) of the file's input.
         preprocessing: how images become that input.
         options: the backend's own section of target.yaml.
@@ -68,7 +65,7 @@ class Unavailable:
 
     Attributes:
         reason: what is missing, in one sentence.
-        remedy: what to do to get a figure.
+        remedy: what to do about it.
     """
 
     reason: str

@@ -1,4 +1,4 @@
-"""Where the code of a module lies, found without running any of it: this project's, the user's own, or installed.
+"""Find the source file of a module without importing it: of this project, of the user, or installed.
 
 A module is looked up as `python -m` finds it: in the folder of the run first, then on Python's path.
 """

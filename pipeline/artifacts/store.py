@@ -1,14 +1,14 @@
-"""The content-addressed store: a result is kept under everything that shaped it, and never built twice.
+"""The content-addressed store: results are cached by all that they depend on, and never built twice.
 
-A key is the sha256 of the stage's name, its first-party code, its settings, the content of its inputs
-and the versions of the packages it uses. Time stamps and paths play no part, so a fresh clone hits.
+A key is the sha256 of the stage's name, its first-party code, its settings, the content of its inputs and the versions
+of its packages. Dates and paths are not part of it, so a fresh clone finds its results.
 
     $REPNETS_STORE/              default: repnets in the user's cache folder
         objects/<key>/           the outputs of one run of a stage, and entry.json with their digests
-        work/<key>/              what a run is writing now; `scratch` in it survives a kill
-        locks/<key>              held while a key is built, so that two runs never build it twice
+        work/<key>/              temporary files of a run; `scratch` in it survives a kill
+        locks/<key>              locked while a key is built, so that two runs never build it twice
 
-This module and everything on the way to a hit imports nothing heavy: a hit costs a fraction of a second.
+This module and all that a hit imports are light: a hit takes a fraction of a second.
 """
 
 import errno
@@ -28,7 +28,7 @@ from pipeline.artifacts.digests import code_digest, digest
 from pipeline.artifacts.manifest import versions
 from pipeline.errors import StageError
 
-_ROOM = 1 << 20  # bytes; with less left on the disk than this, it counts as full
+_ROOM = 1 << 20  # bytes; a disk with less free space counts as full
 
 Build = Callable[[dict[str, Path], Path], None]
 
@@ -52,45 +52,60 @@ def cached(
     build: Build,
     host: str | None = None,
 ) -> bool:
-    """Bring the outputs of a stage to their places, out of the store if they were ever built before.
+    """Copy the outputs of a stage from the store, or build them if they are not there.
 
     Args:
         stage: name of the stage.
-        settings: what it was told, as JSON types.
-        inputs: files and folders it reads; their content counts, their names and dates do not; None
-            where one is not given.
-        outputs: where its results go. Each appears by a rename, whole or not at all.
-        code: modules whose code shapes the result; what they import is found.
-        packages: distributions whose versions shape the result.
-        build: called on a miss with a path to write for each output, and a scratch folder that
-            survives a kill and is given again to the next try.
-        host: fingerprint of this machine, for results that hold on it alone.
+        settings: of the stage, as JSON types.
+        inputs: files and folders that it reads; their content is part of the key, names and dates are not; None for an
+            input that is not given.
+        outputs: paths of its results. Each appears by a rename, whole or not at all.
+        code: modules whose code the result depends on; their imports are included.
+        packages: distributions whose versions the result depends on.
+        build: called on a miss with a path to write for each output, and a temporary folder that survives a kill and is
+            passed to the next attempt.
+        host: fingerprint of this machine, for results that are valid only there.
 
     Returns:
-        True if the outputs came out of the store, False if they were built now.
+        True if the outputs came from the store, False if they were built now.
 
     Raises:
-        StageError: the disk is full or the store cannot be written; what stood there before still does.
+        StageError: the disk is full or the store cannot be written; earlier results stay in place.
     """
     key = _key(stage, settings, inputs, code, packages, host)
-    try:
-        with _lock(key):
-            entry = root() / "objects" / key
-            hit = _is_whole(entry, stage)
-            if not hit:
-                _build_entry(entry, key, stage, outputs, build)
-            for name, place in outputs.items():
-                _publish(next((entry / name).iterdir()), place)
-    except Exception as error:
-        reason = _cannot_write(error)
-        if reason is None:
-            raise
-        raise StageError(
-            f"{stage}: {reason}. Nothing was lost: what stood there before still does. Make room, or set "
-            f"REPNETS_STORE (now {root()}) to a folder that can be written, and run again."
-        ) from error
+    with _disk_refusals(stage), _lock(key):
+        entry, hit = _entry(key, stage, {name: place.name for name, place in outputs.items()}, build)
+        for name, place in outputs.items():
+            _publish(next((entry / name).iterdir()), place)
     print(f"{stage}: {'from the store' if hit else 'built'} ({key[:12]})", flush=True)
     return hit
+
+
+def kept(
+    stage: str,
+    *,
+    settings: Mapping[str, Any],
+    outputs: Mapping[str, str],
+    code: Sequence[str],
+    packages: Sequence[str],
+    build: Build,
+) -> dict[str, Path]:
+    """Results that are read where they lie in the store, since a copy of each would be too large.
+
+    Args:
+        stage, settings, code, packages, build: as for `cached`.
+        outputs: name of the file of each output.
+
+    Returns:
+        Where each output lies. Its content has been held against its digest; it must not be changed.
+
+    Raises:
+        StageError: as for `cached`.
+    """
+    key = _key(stage, settings, {}, code, packages, None)
+    with _disk_refusals(stage), _lock(key):
+        entry, _ = _entry(key, stage, outputs, build)
+    return {name: entry / name / file for name, file in outputs.items()}
 
 
 def _key(
@@ -114,6 +129,21 @@ def _key(
 
 
 @contextmanager
+def _disk_refusals(stage: str) -> Iterator[None]:
+    """Turn what is raised where the disk refuses into a StageError that says so."""
+    try:
+        yield
+    except Exception as error:
+        reason = _cannot_write(error)
+        if reason is None:
+            raise
+        raise StageError(
+            f"{stage}: {reason}. Nothing was lost: what stood there before still does. Make room, or set "
+            f"REPNETS_STORE (now {root()}) to a folder that can be written, and run again."
+        ) from error
+
+
+@contextmanager
 def _lock(key: str) -> Iterator[None]:
     path = root() / "locks" / key
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +153,19 @@ def _lock(key: str) -> Iterator[None]:
         except BlockingIOError:
             print("another run is building the same; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:  # closing the file would not do: processes that read images have it open too, until they end
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _entry(key: str, stage: str, outputs: Mapping[str, str], build: Build) -> tuple[Path, bool]:
+    """The folder of a key, built where it is missing or damaged; and whether it was there. The lock is held."""
+    entry = root() / "objects" / key
+    hit = _is_whole(entry, stage)
+    if not hit:
+        _build_entry(entry, key, stage, outputs, build)
+    return entry, hit
 
 
 def _is_whole(entry: Path, stage: str) -> bool:
@@ -143,12 +185,12 @@ def _is_whole(entry: Path, stage: str) -> bool:
     return not broken
 
 
-def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, Path], build: Build) -> None:
+def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, str], build: Build) -> None:
     work = root() / "work" / key
     fresh, scratch = work / "entry", work / "scratch"
     shutil.rmtree(fresh, ignore_errors=True)
     scratch.mkdir(parents=True, exist_ok=True)
-    places = {name: fresh / name / path.name for name, path in outputs.items()}
+    places = {name: fresh / name / file for name, file in outputs.items()}
     for place in places.values():
         place.parent.mkdir(parents=True)
     build(places, scratch)
@@ -163,7 +205,7 @@ def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, Path],
 
 
 def _cannot_write(error: Exception) -> str | None:
-    """Why the disk refused, if that is what happened; libraries hide a full disk behind errors of their own."""
+    """Why writing failed, if an error is about the disk; libraries hide a full disk behind errors of their own."""
     refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
     if isinstance(error, OSError) and error.errno in refusals:
         return f"{error.strerror} while writing {error.filename or 'a file'}"

@@ -74,7 +74,7 @@ class Float32:
 
     @property
     def branched_error(self) -> float:
-        """The largest of the branched network by itself, of the largest logit."""
+        """The largest error of the branched network, relative to the largest logit."""
         return max(errors.branched for errors in self.relative_error.values())
 
 

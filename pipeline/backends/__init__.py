@@ -22,9 +22,14 @@ def module_name(name: str) -> str:
     return name if "." in name else f"{__name__}.{name}.backend"
 
 
-def load(name: str) -> Any:  # a base.Backend; its type is not named here, since this file is brought to devices
+def load(name: str) -> Any:  # a base.Backend; its type is not imported, since this module is sent to devices
     """The `base.Backend` of a name in `names`, or of the dotted name of a module elsewhere."""
     return import_module(module_name(name)).BACKEND
+
+
+def load_runtime(name: str) -> Any:  # a runtime.Runtime; this module imports nothing, for the same reason
+    """The `runtime.Runtime` of a backend, by its name or by the dotted name of a module elsewhere."""
+    return import_module(module_name(name)).RUNTIME
 
 
 @cache

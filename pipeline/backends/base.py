@@ -1,8 +1,7 @@
-"""The contract of a backend: all that the rest of the pipeline may ask of a runtime family.
+"""The interface of a backend, which is all that the rest of the pipeline uses of a runtime family.
 
-A backend is a folder pipeline/backends/<name>/ whose module `backend` holds `BACKEND`, a `Backend`, and `RUNTIME`, its
-`Runtime`. An ability that it does not have is None. tests/pipeline/backends/test_contract.py holds every backend to
-this contract.
+A backend is a folder pipeline/backends/<name>/ whose module `backend` defines `BACKEND`, a `Backend`, and `RUNTIME`,
+its `Runtime`. An ability that it lacks is None. tests/pipeline/backends/test_contract.py tests every backend.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 Facts = dict[str, Any]
-"""What an exporter tells of the files that it wrote, as JSON types; it stands in manifest.json."""
+"""Facts about exported files, as JSON types, for manifest.json."""
 
 
 class Export(Protocol):
@@ -36,8 +35,8 @@ class Export(Protocol):
         Args:
             program: float32, of static shape ``spec.input_shape``; for ``int8``, with quantize and dequantize
                 operations.
-            files: where they go, in the order of `Backend.files`.
-            spec: what is asked for.
+            files: paths to write, in the order of `Backend.files`.
+            spec: the specification of the file.
 
         Raises:
             StageError: the exporter cannot write an operation.
@@ -45,10 +44,10 @@ class Export(Protocol):
 
 
 class StoredWeights(Protocol):
-    """Reads what an exporter that compresses weights made of them."""
+    """Reads the weights that an exporter has compressed."""
 
     def __call__(self, file: Path, precision: str, weights: "Mapping[str, np.ndarray]") -> "Mapping[str, np.ndarray]":
-        """Each layer's float32 weights as the file stores them; empty for a precision that compresses none.
+        """Each layer's weights in the file, as float32; empty for a precision that does not compress weights.
 
         Args:
             file: the exported file.
@@ -56,7 +55,7 @@ class StoredWeights(Protocol):
             weights: the network's own, by the layer's name.
 
         Raises:
-            GateError: a weight is farther from the network's own than the precision rounds.
+            GateError: the difference of a weight from the network's own exceeds the rounding of the precision.
         """
 
 
@@ -65,7 +64,7 @@ class Served:
     """A device's own Python can run the files.
 
     Attributes:
-        module: holds a `RUNTIME`, and imports little of this project, since all that it imports is brought along.
+        module: defines `RUNTIME`, and imports little of this project, because its imports are copied to the device.
         packages: distributions that it needs there.
     """
 
@@ -78,7 +77,7 @@ class Traced:
     """A runner on a device (devices/runner.cpp) can run the files, and writes an event trace.
 
     Attributes:
-        warmup_runs: executions at the trace's start that do not count.
+        warmup_runs: executions at the start of the trace that are ignored.
         read: (trace, runs, file) -> operations, as `Runtime.profile` gives them.
     """
 
@@ -87,7 +86,7 @@ class Traced:
 
 
 class BuiltFiles(Protocol):
-    """Files that a program on a device has built there."""
+    """Files that a program on the device has built there."""
 
     versions: Mapping[str, str | None]
 
@@ -106,11 +105,11 @@ class BuiltFiles(Protocol):
 
 @dataclass(frozen=True)
 class BuiltOnDevice:
-    """A program of a device's own builds the files there and times them.
+    """A program on the device builds the files there and times them.
 
     Attributes:
         open: (device, files by form, the script beside them, input shape) -> a context with the built files.
-        versions: (device) -> versions of what builds there.
+        versions: (device) -> versions of the software that builds there.
     """
 
     open: Callable[[Device, Mapping[str, Path], Path, tuple[int, ...]], AbstractContextManager[BuiltFiles]]
@@ -119,17 +118,17 @@ class BuiltOnDevice:
 
 @dataclass(frozen=True)
 class Requirement:
-    """Something that has to be installed for some of the work.
+    """A Python distribution or a program that has to be installed for some of the work.
 
     Attributes:
-        name: of the Python distribution, or of the program.
-        why: what it does here, a few words.
-        work: what cannot be done without it: ``all``; ``build``, and then nothing is checked either; ``check``;
-            ``engine``, of which any one will do; ``device`` and ``sign``, which no target is built with.
-        kinds: whose targets need it: backends by name, and ``int8`` for those of that precision; empty: all.
-        is_program: a program on PATH, and no distribution.
-        linux, mac: the command that brings a program.
-        install: what pip installs to bring a distribution; default: its name.
+        name: of the distribution or program.
+        why: its purpose, a few words.
+        work: what cannot be done without it: ``all``; ``build`` (and then no check either); ``check``; ``engine``: one
+            of several alternatives; ``device`` and ``sign``: no target is built with it.
+        kinds: targets that need it: names of backends, and ``int8`` for targets of that precision; empty: all.
+        is_program: whether it is a program on PATH.
+        linux, mac: the command that installs a program.
+        install: what pip installs for a distribution; default: its name.
     """
 
     name: str
@@ -144,12 +143,12 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Can:
-    """Whether one thing can be done with a target on a machine.
+    """Whether something can be done with a target on a machine.
 
     Attributes:
-        yes: it can.
-        how: by what, or in a word why not.
-        missing: each a reason and what to do about it; empty where it can.
+        yes: whether it can.
+        how: with what; or why not, in a word.
+        missing: reasons why not, with remedies; empty if it can.
     """
 
     yes: bool
@@ -158,18 +157,18 @@ class Can:
 
 
 def cannot(how: str, reason: str, remedy: str) -> Can:
-    """A `Can` of one reason."""
+    """A `Can` with one reason why not."""
     return Can(False, how, (Unavailable(reason, remedy),))
 
 
 @dataclass(frozen=True)
 class AppLayout:
-    """How an app's project takes a bundle.
+    """The folders for an app's project.
 
     Attributes:
-        places: by the path in the bundle, ``@FILE@`` for the network's, the folders that it goes to, with blanks
-            between.
-        next_steps: in words, what to do then; ``{folder}``, ``{file}`` and ``{stem}`` are filled in.
+        places: by the path in the bundle (``@FILE@`` for the network), the folders that the file goes to, separated by
+            blanks.
+        next_steps: instructions for the user; ``{folder}``, ``{file}`` and ``{stem}`` are filled in.
     """
 
     places: Mapping[str, str]
@@ -178,26 +177,26 @@ class AppLayout:
 
 XCODE_STEPS = """\
 Xcode: drag {folder}/xcode into the project's navigator, tick "Copy items if needed" and the app's target."""
-"""The part of `AppLayout.next_steps` that is the same for all that goes into Xcode."""
+"""The part of `AppLayout.next_steps` that is the same for every project in Xcode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleParts:
-    """What goes into a bundle besides the files and what is the same for every backend.
+    """The part of a bundle that differs between backends, besides the exported files.
 
     Attributes:
-        folder: of the texts and the code. Python files are shipped as they are; in the others ``@NAME@`` is filled in.
-        needs: what the self-test asks for beside Python, in words.
-        files: by the path in the bundle, the name in `folder`; ``predict.py`` is the self-test's.
-        files_for_pixels: the same, where a file takes an image of 8-bit pixels.
+        folder: of the texts and the code. Python files are shipped unchanged; in others ``@NAME@`` is filled in.
+        needs: what the self-test needs besides Python, in words.
+        files: by the path in the bundle, the name in `folder`; ``predict.py`` is used by the self-test.
+        files_for_pixels: the same, for a file that takes an image of 8-bit pixels.
         usage: the name in `folder` of the text for the README.
         time_limit_s: of the self-test's runtime.
-        app: None where no phone's app runs the files.
-        machine_suffix: of the file that is for machines of the builder's very kind, and goes along only where
-            `bundle.include_engine` asks for it; empty: there is none.
-        hold_machine_file: (facts, name, is_there). InputError where that file is of no use to any device.
+        app: None if no phone's app runs the files.
+        machine_suffix: of a file for machines of the builder's kind only, which is included only with
+            `bundle.include_engine`; empty: there is none.
+        hold_machine_file: (facts, name, is_there). InputError if no device can use that file.
         beside: (options) -> more files, by their name in the bundle.
-        describe: (options, input of the file, facts of the machine's file or None) -> what bundle.json tells besides.
+        describe: (options, input of the file, facts of the machine's file or None) -> `BundleManifest.facts`.
     """
 
     folder: Path
@@ -215,37 +214,37 @@ class BundleParts:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """A runtime family. What is None, it cannot do.
+    """A runtime family. None stands for an ability that it lacks.
 
     Attributes:
         name: of its folder.
-        title: of its runtime, in words.
+        title: of its runtime, for people.
         runtime: runs its files.
-        checked_by: the runtime that `check` runs a file by on this machine, in words.
-        suffixes: of files that are this backend's to read; no other backend has the same.
-        packages: distributions whose versions shape the files.
-        run_by: distributions that run them.
-        signature: (file) -> what it takes and gives; None for a file that only its runtime can open. InputError where
-            it is damaged.
+        checked_by: the runtime with which `check` runs a file on this machine, for people.
+        suffixes: of files that this backend reads, and no other.
+        packages: distributions whose versions the files depend on.
+        run_by: distributions that run the files.
+        signature: (file) -> its input and output; None for a file that only its runtime can open. InputError if it is
+            damaged.
         census: (file) -> operations by type, and ``convolution``, ``batch_norm``, ``join``, ``int8`` and ``total``.
-        unavailable: () -> why the runtime cannot be used on this machine; None where it can.
-        export: writes a program; None for a backend that only reads.
-        files: () -> names of what it writes for each form, ``{form}.pte`` say; the first is what a runtime opens.
-        extras: names of what it writes beside them, once.
+        data_files: (file) -> files beside it that are a part of it, such as its weights.
+        unavailable: () -> why the runtime cannot be used on this machine; None if it can.
+        export: writes a program; None for a backend that only reads files.
+        files: () -> names of the files of each form, such as ``{form}.pte``; a runtime opens the first.
+        extras: names of files that are written once for all forms.
         write_extras: (files, spec). Writes these.
-        host: () -> what of this machine the files depend on; None: nothing, so any machine's will do for all.
-        inspect: (files, facts, spec). GateError or InputError where what the files say of themselves is not what the
-            manifest does.
-        stored_weights: for precisions that compress weights alone.
-        float_beside_int8: how the numbers of an int8 file that are not int8 are stored and computed.
+        host: () -> properties of this machine that the files depend on; None: they are the same on every machine.
+        inspect: (files, facts, spec). GateError or InputError if the files contradict the manifest.
+        stored_weights: for precisions that compress only the weights.
+        float_beside_int8: precision of the values in an int8 file that are not int8.
         stands_in_for: precisions in which it is the reference for targets whose runtime is not here.
-        rules: what target.yaml may say; None: it is no target's.
-        served, traced, built: the ways in which a device runs the files.
-        runner_help: how to build a runner, ``{version}`` to be filled in with that of the first of `run_by`.
+        rules: for target.yaml; None: no target can have this backend.
+        served, traced, built: the ways in which a device can run the files.
+        runner_help: how to build a runner; ``{version}`` is replaced by the version of the first of `run_by`.
         requirements: what has to be installed.
-        built_here: (names of the requirements that are met) -> what `export` writes here, in words.
-        can_run_on: (machine, versions that will do by distribution) -> whether that machine can run the files.
-        bundle: None: nothing is shipped.
+        built_here: (names of installed requirements) -> what `export` writes here, for people.
+        can_run_on: (machine, accepted versions by distribution) -> whether that machine can run the files.
+        bundle: None: it has no bundles.
     """
 
     name: str
@@ -258,6 +257,7 @@ class Backend:
     signature: Callable[[Path], Signature | None]
     census: Callable[[Path], dict[str, int]]
     unavailable: Callable[[], Unavailable | None]
+    data_files: Callable[[Path], tuple[Path, ...]] = lambda file: ()
 
     export: Export | None = None
     files: Callable[[], tuple[str, ...]] = tuple
@@ -284,10 +284,10 @@ class Backend:
         return self.files()[0].format(form=form)
 
     def file_names(self, forms: Sequence[str]) -> list[str]:
-        """Names of all the files that are written for these forms of a network, manifest.json left out."""
+        """Names of all files for these forms of a network, without manifest.json."""
         return [file.format(form=form) for form in forms for file in self.files()] + list(self.extras)
 
     @property
     def packages_of_figures(self) -> list[str]:
-        """Distributions whose versions shape what is measured: those of the files, and what runs them."""
+        """Distributions whose versions a measurement depends on: those of the files, and those that run them."""
         return list(dict.fromkeys((*self.packages, *self.run_by)))

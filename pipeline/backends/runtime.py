@@ -1,6 +1,6 @@
-"""What runs the files of a backend, as the process of `worker.server` uses it.
+"""The interface of a backend's runtime, which `worker.server` uses.
 
-It is brought to devices with a backend's own runtime module, so it imports nothing of this project.
+It is copied to devices with a backend's runtime module, so it imports nothing of this project.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,22 +17,22 @@ Session = Callable[["np.ndarray"], "np.ndarray"]
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """The functions that open, run and time a file. A module that runs files holds one as `RUNTIME`.
+    """The functions that open, run and time a file. A module that runs files defines one as `RUNTIME`.
 
-    What is None, a runtime cannot do.
+    None stands for an ability that a runtime lacks.
 
     Attributes:
-        open_session: (file, threads) -> session. The target's own runtime: what `bench` times.
-        open_check_session: (file, threads) -> session. The file in its own arithmetic: what `check` runs. None: as
+        open_session: (file, threads) -> session. The target's own runtime, which `bench` times.
+        open_check_session: (file, threads) -> session. The file in its own arithmetic, for `check`. None: as
             `open_session`.
-        open_exact_session: (file, threads) -> session. The weights as they are stored, in float32 arithmetic.
-        outputs_by_layer: (file, image, *, exact) -> {name: array}. What each operation of the file gives, in the order
-            of execution, by the name of the program's node that it came from.
+        open_exact_session: (file, threads) -> session. The stored weights in float32 arithmetic.
+        outputs_by_layer: (file, image, *, exact) -> {name: array}. The output of each operation, in the order of
+            execution, by the name of the program's node that it came from.
         open_clock: (file, threads, image) -> () -> ms. Runs the file once, timed by the device itself, without
             transfers. None: the wall clock around a session.
         time_files: (files, image, *, warmup_seconds, min_runs, max_seconds) -> {form: rounds of ms}. For a runtime that
-            times files in a way of its own, in turn, as many rounds of each form. It returns None where the usual way
-            applies after all.
+            times files by itself, in turn, equally many rounds of each form. It returns None if the usual way is to be
+            used after all.
         transfer_ms: (file, image) -> {"host_to_device", "device_to_host"}. Of one input and one output, ms.
         profile: (file, threads, image, runs) -> [{"name", "kind", "ms"}]. Operations in the order of execution, with
             their median ms over the runs; ``kind`` is ``convolution``, ``depthwise``, ``linear`` or another word.

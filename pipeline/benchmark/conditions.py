@@ -1,6 +1,6 @@
-"""The conditions of a measurement: on what, under what load, with which versions. Imports nothing heavy.
+"""The conditions of a measurement: the machine, its load, the versions. Imports nothing heavy.
 
-What the machine says of itself is in `devices.facts`.
+`devices.facts` reads them from the machine.
 """
 
 import hashlib
@@ -24,9 +24,10 @@ Versions = Sequence[str] | Mapping[str, str | None]
 
 
 def fingerprint(packages: Versions | None = None, device: Device | None = None) -> str:
-    """Sha256 over what makes a latency of a machine its own, as hex; the same until one of it changes.
+    """Sha256 over all that a latency depends on besides the file, hex.
 
-    CPU, cores, memory in GiB, GPUs and their driver, power mode, operating system, Python, and the runtimes' versions.
+    That is CPU, cores, memory in GiB, GPUs and their driver, power mode, operating system, Python, and the runtimes'
+    versions.
 
     Args:
         packages: see `Versions`; default: what runs the files of any backend.
@@ -46,16 +47,16 @@ def fingerprint(packages: Versions | None = None, device: Device | None = None) 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The machine at one moment, before or after a measurement.
+    """The state of the machine before or after a measurement.
 
     Attributes:
-        load_average: runnable tasks over the minute before, None where the system does not say.
+        load_average: runnable tasks over the last minute; None if the system does not report it.
         at: seconds, monotonic.
-        machine_seconds: CPU time that anybody has used since the start of the machine, None off Linux.
-        own_seconds: CPU time that this process and its ended children have used. What still runs does not count, so
-            a measurement ends its processes first. None where that is not known.
-        cpu_mhz: frequency of the cores at this moment, their median; None where the system does not say.
-        temperature_c: by the name of each thermal zone; empty where the system has none.
+        machine_seconds: CPU time of all processes since the machine started; None except on Linux.
+        own_seconds: CPU time of this process and its children that have ended. Running children are not included, so a
+            measurement ends its processes first. None if it is not known.
+        cpu_mhz: median frequency of the cores; None if the system does not report it.
+        temperature_c: by the name of each thermal zone; empty if the system has none.
     """
 
     load_average: float | None
@@ -67,11 +68,11 @@ class Snapshot:
 
 
 def snapshot(device: Device | None = None, own_seconds: float | None = None) -> Snapshot:
-    """Look at the machine; right before a measurement, and right after its processes have ended.
+    """The state of the machine now. Call it right before a measurement, and right after its processes have ended.
 
     Args:
         device: default: this machine.
-        own_seconds: of a device, what the measurement's processes there have used; None where that is not known.
+        own_seconds: for a device, CPU time of the measurement's processes there; None if it is not known.
 
     Raises:
         DeviceError: it cannot be reached.
@@ -98,21 +99,21 @@ def describe(
     warnings: Sequence[str] = (),
     device: Device | None = None,
 ) -> dict[str, Any]:
-    """Write down the conditions of a measurement.
+    """The conditions of a measurement.
 
     Args:
-        threads: cores that the measurement used.
+        threads: that the measurement used.
         packages: see `Versions`.
-        before, after: the machine around it.
-        warnings: of the measurement itself, to stand beside those of the machine.
-        device: where it was; default: this machine.
+        before, after: the state of the machine before and after.
+        warnings: of the measurement itself; they are added to those about the machine.
+        device: that was measured; default: this machine.
 
     Returns:
-        JSON types. `other_load` is how many cores others kept busy meanwhile: a load average also remembers
-        what ended a minute before. `busy` is true, and `warning` says so in words, where that was more than
-        half a core, or, off Linux, where the load average was above the threads used. `warning` also tells where
-        there were more threads than cores. `jetson_clocks` is true where a Jetson holds its CPU's clocks at their
-        highest, and None on other machines.
+        JSON types. `other_load` is the number of cores that other programs kept busy (a load average would include
+        programs that ended before). `busy` is true if that was more than half a core; except on Linux, if the load
+        average was above the number of threads. `warning` says so in words, and says if there were more threads than
+        cores. `jetson_clocks` is true if the clocks of a Jetson's CPU are fixed at their highest, and None on other
+        machines.
 
     Raises:
         DeviceError: the device cannot be reached.
@@ -151,7 +152,7 @@ def _versions(packages: Versions) -> dict[str, str | None]:
 
 
 def _busy(threads: int, other: float | None, before: Snapshot, after: Snapshot) -> str | None:
-    """The warning that others used the machine, if they did."""
+    """The warning that other programs used the machine; None if they did not."""
     loads = [one.load_average for one in (before, after) if one.load_average is not None]
     if other is not None and other > _TOLERATED_LOAD:
         used = f"others kept {other:.1f} cores busy meanwhile"

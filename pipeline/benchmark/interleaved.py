@@ -1,10 +1,10 @@
-"""How latencies are taken: in turn, block by block, in several launches, until the figures are narrow enough.
+"""Interleaved timing: blocks of runs of several forms in turn, in several launches, until the interval is narrow.
 
 Several forms of a network are timed in turn (A B A B), so that a machine that warms up, throttles or gets busy slows
-all alike. Each form gives its latencies in blocks; what is behind a block (a process, a device) is not known here.
-The forms are launched afresh several times, since a process keeps the luck of its start: what does not vary within a
-launch cannot be seen in it. No run is thrown away: a slow one is part of the answer. `intervals` says what the
-samples mean.
+all of them alike. A form is a function that runs a block and returns its latencies; a process or a device may be behind
+it. All forms are started afresh several times, because a process keeps its place in memory and its cores for its whole
+life, and what does not vary within a launch cannot be seen in one. No run is discarded. `statistics` evaluates the
+samples.
 """
 
 import statistics
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
     import numpy as np
 
 BLOCK = 5
-_RECENT = 2  # blocks whose median is held against that of as many before
-_FALL = 0.01  # of the median, from which on it counts as still falling
-_PATIENCE = 10  # times the warm-up that was asked for, before giving up on a steady state
+_RECENT = 2  # blocks whose median is compared with that of as many blocks before
+_FALL = 0.01  # decrease of the median, as a share, from which on the latency still falls
+_PATIENCE = 10  # times the minimum warm-up, after which the warm-up ends in any case
 
 Block = Callable[[], Sequence[float]]
-"""Runs a form a few times untimed, then BLOCK times, and gives the ms of these."""
+"""Runs a form a few times untimed, then BLOCK times, and returns the ms of the timed runs."""
 
 Launch = Callable[[], AbstractContextManager[Mapping[str, Block]]]
-"""Starts all forms afresh, and gives the block of each by its name, in the order of the rounds."""
+"""Starts all forms afresh, and gives the `Block` of each by its name, in the order of the rounds."""
 
 
 @dataclass(frozen=True)
 class Until:
-    """When a measurement has enough.
+    """When a measurement stops.
 
     Attributes:
-        warmup_seconds: of each form in each launch, at least, and until it is steady.
-        min_runs: timed runs of each form, whatever the time; rounded up to whole blocks in each launch.
+        warmup_seconds: least warm-up of each form in each launch; it goes on until the latency is steady.
+        min_runs: least timed runs of each form, however long they take; rounded up to whole blocks in each launch.
         max_seconds: for the timed runs of all forms and launches together, once there are `min_runs`.
-        target_width: of the 95 % interval of the speed-up, as a share of it, at which no further launch is made;
-            of p50 where there is one form, of the widest speed-up over the first form where there are more than two.
+        target_width: of the 95 % interval of the speed-up, as a share of the speed-up; no launch is added once the
+            interval is narrower. With one form, of the interval of p50; with more than two, of the widest interval of
+            a speed-up over the first form.
         min_launches, max_launches: how often the forms are started afresh.
     """
 
@@ -54,12 +55,12 @@ class Until:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What came before the timed runs of a form in one launch.
+    """The warm-up of a form in one launch.
 
     Attributes:
-        runs: how many, those within blocks.
-        seconds: how long that took.
-        steady: whether the latencies had stopped falling at its end.
+        runs: number of runs, in blocks.
+        seconds: duration.
+        steady: whether the latencies had stopped falling at the end.
     """
 
     runs: int
@@ -69,14 +70,14 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was timed.
+    """The samples of a measurement.
 
     Attributes:
-        samples_ms: per form, for each launch float64 (rounds, runs), the runs of each block in the order taken. Row i
-            of a launch was taken in the same round in every form.
-        warmup: per form, one a launch.
-        stopped_by: ``width``, the interval was as narrow as was asked for; or ``limit``, the launches or the time
-            were used up before.
+        samples_ms: by form, for each launch float64 (rounds, runs), the runs of each block in order. Row i of a launch
+            was measured in the same round for every form.
+        warmup: by form, one for each launch.
+        stopped_by: ``width``: the interval was narrower than `Until.target_width`; ``limit``: the launches or the time
+            ran out before.
     """
 
     samples_ms: "Mapping[str, Sequence[np.ndarray]]"
@@ -91,12 +92,12 @@ def time_in_turn(launch: Launch, until: Until, *, clock: Callable[[], int] = tim
     the time in each launch.
 
     Args:
-        launch: starts the forms; `in_this_process` where there is no other.
-        until: how long.
+        launch: starts the forms; see `in_this_process` for functions of this process.
+        until: when to stop.
         clock: nanoseconds, monotonic.
 
     Raises:
-        ValueError: no form, or no run or launch asked for.
+        ValueError: there is no form, or `until` asks for no run or no launch.
     """
     import numpy as np
 
@@ -124,21 +125,21 @@ def time_in_turn(launch: Launch, until: Until, *, clock: Callable[[], int] = tim
 
 
 def in_this_process(forms: Mapping[str, Callable[[], object]]) -> Launch:
-    """Forms that run in this process: each launch goes on with the same ones.
+    """A launch of forms in this process: every launch uses the same functions.
 
     Args:
-        forms: what runs each form once, by its name.
+        forms: functions that run a form once, by its name.
     """
     blocks = {name: _block_of(run) for name, run in forms.items()}
     return lambda: nullcontext(blocks)
 
 
-def taken_elsewhere(rounds: Mapping[str, Sequence[Sequence[float]]]) -> Timing:
-    """Samples that a runtime took in a way of its own, as one launch without a known warm-up.
+def of_rounds(rounds: Mapping[str, Sequence[Sequence[float]]]) -> Timing:
+    """The samples of a runtime that measures by itself, as one launch without a known warm-up.
 
     Args:
-        rounds: per form, the ms of each round's runs; as many rounds of every form. Those of a form are cut to the
-            length of its shortest, so that each round counts alike.
+        rounds: by form, the ms of each round's runs; equally many rounds of every form. The rounds of a form are cut to
+            its shortest, so that each round has the same weight.
     """
     import numpy as np
 
@@ -165,7 +166,7 @@ def _rounds(blocks: Mapping[str, Block], until: Until, clock: Callable[[], int])
 
 
 def _warm_up(block: Block, at_least: float, clock: Callable[[], int]) -> WarmUp:
-    """Blocks until their median no longer falls."""
+    """Run blocks until their median no longer falls."""
     begin, medians, runs = clock(), [], 0
     while True:
         taken = block()
@@ -188,7 +189,7 @@ def _width(samples: "Mapping[str, Sequence[np.ndarray]]") -> float:
 
 def _block_of(run: Callable[[], object]) -> Block:
     def block() -> list[float]:
-        run()  # it finds the caches as another form left them
+        run()  # untimed: another form has used the caches
         return [_time_ms(run) for _ in range(BLOCK)]
 
     return block

@@ -1,4 +1,4 @@
-"""What is measured of exported files, and how it is told: what `bench` and `race` have in common."""
+"""The measurements that `bench`, `race`, `reference` and `repnets bench` share, as typed results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,9 +19,8 @@ from pipeline.artifacts.bench_result import (
     WarmUp,
 )
 from pipeline.artifacts.profile_result import ProfileResult
-from pipeline.benchmark import conditions, inputs, power, runners, statistics, sustained
+from pipeline.benchmark import conditions, inputs, power, profile, runners, statistics, sustained
 from pipeline.benchmark import interleaved as timing
-from pipeline.benchmark.profile import document as profile_document
 from pipeline.config.targets import Bench
 
 if TYPE_CHECKING:
@@ -37,19 +36,19 @@ def measure(runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...]
     """The figures of each form, and the speed-up of the first over the second, for each number of threads.
 
     Args:
-        runner: where the files are.
-        names: of one or two of them, by their forms.
+        runner: times the files.
+        names: the forms, one or two.
         shape: (N, C, H, W) of their input.
         how: how long, and on how many threads.
     """
-    runs = []
+    runs, limits = [], until(how)
     for threads in how.threads:
-        run, samples = timed(runner, names, shape, threads, how)
+        run, samples = timed(runner, names, shape, threads, limits)
         shipped, *baseline = names
         if baseline:
             run = replace(run, speedup=speedup(samples, shipped, baseline[0]))
         runs.append(run)
-    return Measured(runs[0].forms, runs[0].speedup, tuple(runs), *beside(runner, names, shape, how))
+    return Measured(runs[0].forms, runs[0].speedup, tuple(runs), *power_and_sustained(runner, names, shape, how))
 
 
 def speedup(samples: "Samples", shipped: str, baseline: str) -> Speedup:
@@ -57,26 +56,26 @@ def speedup(samples: "Samples", shipped: str, baseline: str) -> Speedup:
     return documents.of(Speedup, statistics.speedup(samples[baseline], samples[shipped]))
 
 
-def beside(
+def power_and_sustained(
     runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], how: Bench
 ) -> tuple[Power | None, Sustained | None]:
-    """What each of some files does alone: `Measured.power`, and `Measured.sustained` of the first."""
+    """Power of each form while it runs alone, and sustained latency of the first; see `Measured`."""
     image, threads = inputs.random_image(shape), how.threads[0]
-    drawn, lasting = power.measure(runner, names, image, threads), None
+    power_drawn, lasting = power.measure(runner, names, image, threads), None
     if how.sustained_seconds:
         lasting = sustained.measure(runner, names[0], image, threads, how.sustained_seconds)
-    return drawn and documents.of(Power, drawn), lasting and documents.of(Sustained, lasting)
+    return power_drawn and documents.of(Power, power_drawn), lasting and documents.of(Sustained, lasting)
 
 
-def profile(backend: str, bench: BenchResult, form: str, runner: runners.Runner, program: Path) -> ProfileResult:
-    """Where the time of the file that ships goes, on as many threads as the headline's.
+def profiled(backend: str, bench: BenchResult, form: str, runner: runners.Runner, program: Path) -> ProfileResult:
+    """The profile of the file that ships, on the headline's number of threads.
 
     Args:
-        backend: whose runtime it is.
-        bench: what was measured.
-        form: of the file, by its name there.
-        runner: where the file is.
-        program: the .pt2 that it was made of, for the names of its layers.
+        backend: of the runtime.
+        bench: the benchmark of the file.
+        form: that ships.
+        runner: runs the file.
+        program: the .pt2 that the file was exported from, for the names of its layers.
     """
     of_file = bench.target, bench.model, bench.backend, bench.precision, form
     if bench.status != "ok":
@@ -89,31 +88,35 @@ def profile(backend: str, bench: BenchResult, form: str, runner: runners.Runner,
     if operations is None:
         reason = f"the {backend} backend does not tell where the time of an inference goes"
         return ProfileResult("unavailable", reason, *of_file)
-    told = profile_document(operations, program, inference_ms)
-    return ProfileResult("ok", None, *of_file, run.threads, runs, **told)
+    found = profile.named(operations, program, inference_ms)
+    return ProfileResult("ok", None, *of_file, run.threads, runs, **vars(found))
+
+
+def until(how: Bench) -> timing.Until:
+    """When a measurement stops, by the settings of a target."""
+    fewest, most = how.launches
+    limits = how.model_dump(exclude={"threads", "launches", "sustained_seconds"})
+    return timing.Until(**limits, min_launches=fewest, max_launches=most)
 
 
 def timed(
-    runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], threads: int, how: Bench
+    runner: runners.Runner, names: Sequence[str], shape: tuple[int, ...], threads: int, limits: timing.Until
 ) -> "tuple[Run, Samples]":
     """Time files in turn on one number of threads.
 
     Args:
-        runner: where they are.
-        names: of all of them, in the order of the rounds.
+        runner: times the files.
+        names: the forms, in the order of the rounds.
         shape: (N, C, H, W) of their input.
         threads: for the runtime.
-        how: how long.
+        limits: when to stop.
 
     Returns:
         A run without a speed-up; and the samples, by name.
     """
-    fewest, most = how.launches
-    how_long = how.model_dump(exclude={"threads", "launches", "sustained_seconds"})
-    until = timing.Until(**how_long, min_launches=fewest, max_launches=most)
     image = inputs.random_image(shape)
     before = runner.snapshot()
-    taken = runner.time_in_turn(image, threads, until)
+    taken = runner.time_in_turn(image, threads, limits)
     after = runner.snapshot()
     samples = taken.timing.samples_ms
     forms = {}
@@ -127,17 +130,18 @@ def timed(
             transfer_ms=runner.transfer_ms(form, image),
         )
     falling = [
-        f"{form} was still getting faster after a warm-up of {entry.warmup.seconds} s; raise `warmup_seconds`"
+        f"{form} was still getting faster after a warm-up of {entry.warmup.seconds} s; raise `warmup_seconds`, "
+        "or bench again when the machine is quiet"
         for form, entry in forms.items()
         if entry.warmup and not entry.warmup.steady
     ]
-    fed = {"batch": shape[0], "image": f"random normal, seed {inputs.SEED}", **asdict(until)}
-    held = conditions.describe(threads, runner.versions, before, after, falling, runner.device) | fed
-    return Run(threads, forms, None, taken.timing.stopped_by, documents.of(Conditions, held)), samples
+    fed = {"batch": shape[0], "image": f"random normal, seed {inputs.SEED}", **asdict(limits)}
+    measured_under = conditions.describe(threads, runner.versions, before, after, falling, runner.device) | fed
+    return Run(threads, forms, None, taken.timing.stopped_by, documents.of(Conditions, measured_under)), samples
 
 
 def _warmup(launches: Sequence[timing.WarmUp]) -> WarmUp | None:
-    """Over all launches; None where the runtime took the time in a way of its own, and does not tell."""
+    """The warm-up over all launches; None if the runtime measures by itself."""
     if not launches:
         return None
     return WarmUp(

@@ -1,7 +1,7 @@
-"""Energy of an inference on a Jetson: what its power rails take while one form runs alone, less what they take idle.
+"""Energy of an inference on a Jetson: the power of its rails while one form runs alone, less their idle power.
 
-Read from NVIDIA's tegrastats, which prints a line at each interval, with `NAME now/average` in mW for each rail. It has
-been read from its documentation and from lines that others show; no Jetson was at hand.
+It is read from NVIDIA's tegrastats, which prints a line at each interval, with `NAME now/average` in mW for each rail.
+The parser follows its documentation and published output; it has not run on a Jetson.
 """
 
 import re
@@ -27,7 +27,7 @@ _RAIL = re.compile(r"(?<!\S)([A-Z]\w*) (\d+)(?:mW)?/(\d+)(?:mW)?(?!\S)")
 
 
 def rails_mw(line: str) -> dict[str, int]:
-    """What each rail takes at the moment, by a line of tegrastats. Memory has a unit of its own behind it, and is none.
+    """The present power of each rail in a line of tegrastats. Memory, which has another unit, is not a rail.
 
     Args:
         line: ``... CPU@43.5C VDD_IN 4940mW/4890mW VDD_SOC 1498mW/1498mW``; older versions leave ``mW`` out.
@@ -36,7 +36,7 @@ def rails_mw(line: str) -> dict[str, int]:
 
 
 def total_mw(rails: dict[str, int]) -> int:
-    """What the module takes: the rail that measures it, else the sum of all."""
+    """Power of the module: of the rail that measures all of it, else the sum of all rails."""
     return next((rails[name] for name in _TOTALS if name in rails), sum(rails.values()))
 
 
@@ -49,7 +49,7 @@ def measure(
     idle_samples: int = IDLE_SAMPLES,
     active_seconds: float = ACTIVE_SECONDS,
 ) -> dict[str, Any] | None:
-    """Take the power of each form, one after the other; None where the machine has no tegrastats.
+    """Measure the power of each form, one after the other; None if the machine has no tegrastats.
 
     Args:
         runner: where.

@@ -1,33 +1,39 @@
-"""Where the time of one inference goes: what a runtime tells of its operations, under the names of the network.
+"""A runtime's profile of one inference, matched to the layers of the network.
 
-TensorRT and Core ML call an operation by the program's node, `conv2d_1 + relu_1` say. ExecuTorch numbers its operations
-by itself. An exported file holds the layers with weights in the order of the program that it was made from, so the k-th
-of them is the program's k-th; that is only believed where their number agrees, and each can be what its kind says.
+TensorRT and Core ML name an operation by the program's node, `conv2d_1 + relu_1` say. ExecuTorch numbers its
+operations. An exported file has its layers with weights in the order of the program, so the k-th of them is the
+program's k-th. This is only used if their number and kinds agree.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.profile_result import Operation
 from pipeline.models import program_file
 
 WEIGHTED = ("convolution", "depthwise", "linear")
 
 
-def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_ms: float) -> dict[str, Any]:
-    """A profile, named.
+@dataclass(frozen=True)
+class Profile:
+    """The part of a `ProfileResult` that is measured."""
+
+    inference_ms: float
+    sum_ms: float
+    named: bool
+    operations: tuple[Operation, ...]
+
+
+def named(operations: Sequence[Mapping[str, Any]], program: Path, inference_ms: float) -> Profile:
+    """A profile whose operations have the names of the network's layers, where they can be told.
 
     Args:
-        operations: ``name``, ``kind`` and ``ms`` of each, in the order of execution, as a backend's `profile` gives;
-            ``estimated`` where the runtime times no operation by itself.
+        operations: in the order of execution, as a backend's `profile` gives them.
         program: the fused.pt2 or quantized.pt2 that the file came from.
-        inference_ms: of the same file on as many threads, without a profile.
-
-    Returns:
-        ``inference_ms``; ``sum_ms`` of all operations, which misses what lies between them, and holds what it costs to
-        tell of them; ``named``: whether the layers could be told; ``operations``, each with its ``share`` of the sum,
-        and the ``layer`` of the network and its weight's shape, or None.
+        inference_ms: median latency of the same file on as many threads, without a profile.
     """
     layers = program_layers(program)
     weighted = [place for place, one in enumerate(operations) if one["kind"] in WEIGHTED]
@@ -36,20 +42,20 @@ def document(operations: Sequence[Mapping[str, Any]], program: Path, inference_m
     )
     found = dict(zip(weighted, layers, strict=True)) if is_same else _by_node(operations, layers)
     sum_ms = sum(one["ms"] for one in operations)
-    return {
-        "inference_ms": inference_ms,
-        "sum_ms": round(sum_ms, 6),
-        "named": bool(found),
-        "operations": [
-            {
-                "layer": found[place]["layer"] if place in found else None,
-                "weight": found[place]["weight"] if place in found else None,
+    return Profile(
+        inference_ms,
+        round(sum_ms, 6),
+        bool(found),
+        tuple(
+            Operation(
+                layer=found[place]["layer"] if place in found else None,
+                weight=tuple(found[place]["weight"]) if place in found else None,
                 **one,
-                "share": round(one["ms"] / sum_ms, 6) if sum_ms else 0.0,
-            }
+                share=round(one["ms"] / sum_ms, 6) if sum_ms else 0.0,
+            )
             for place, one in enumerate(operations)
-        ],
-    }
+        ),
+    )
 
 
 def program_layers(program: Path) -> list[dict[str, Any]]:
@@ -81,16 +87,6 @@ def program_layers(program: Path) -> list[dict[str, Any]]:
             }
         )
     return layers
-
-
-def slowest(operations: Sequence[Mapping[str, Any]], count: int = 10) -> list[Mapping[str, Any]]:
-    """The operations of a profile that take the longest, the longest first."""
-    return sorted(operations, key=lambda one: -one["share"])[:count]
-
-
-def milliseconds(operation: Mapping[str, Any]) -> str:
-    """What an operation of a profile.json takes, to be shown; with a ~ where the runtime only estimates it."""
-    return f"{'~' * operation.get('estimated', False)}{operation['ms']:.3f}"
 
 
 def _by_node(operations: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]) -> dict[int, Any]:

@@ -1,4 +1,4 @@
-"""What runs exported files to time them: this machine, or a device; and there Python, a runner program or trtexec."""
+"""Runners, which time exported files: this machine, or a device by its Python, a runner program or trtexec."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runner:
-    """Files where they can be timed, by the name of their form.
+    """Times files on this machine or on a device; files are named by their form.
 
     Attributes:
         device: None for this machine.
-        versions: of what runs there, as `conditions.describe` takes them.
+        versions: of the software that runs the files, as `conditions.describe` takes them.
         time_in_turn: (image, threads, until) -> `timing.Timed`.
-        transfer_ms, profile: (form, image, ...) as those of `client`.
-        alone: (form, image, threads) -> a context that gives (seconds) -> the ms of each run: one form alone.
-        used_seconds: CPU time on a device of the processes that have ended; None where that is not known.
+        transfer_ms, profile: (form, image, ...); see the functions of `client`.
+        alone: (form, image, threads) -> a context with a function (seconds) -> ms of each run, without a pause.
+        used_seconds: CPU time of the processes that have ended on a device; None if it is not known.
     """
 
     device: Device | None
@@ -43,33 +43,34 @@ class Runner:
     used_seconds: Callable[[], float | None]
 
     def snapshot(self) -> conditions.Snapshot:
-        """The machine at this moment."""
+        """The state of the machine now."""
         return conditions.snapshot(self.device, self.used_seconds())
 
 
-def here(backend: str, files: Mapping[str, Path]) -> Runner:
-    """On this machine, each file by the backend's own runtime."""
-    jobs = {form: client.Job(backend, file) for form, file in files.items()}
-    return _served(jobs, None, backends.load(backend).packages_of_figures, lambda: None)
+def here(jobs: Mapping[str, client.Job]) -> Runner:
+    """The runner of this machine: each file is run by its backend's runtime."""
+    used = dict.fromkeys(job.backend for job in jobs.values())
+    packages = dict.fromkeys(package for name in used for package in backends.load(name).packages_of_figures)
+    return _served(jobs, None, list(packages), lambda: None)
 
 
 @contextmanager
-def wanted(
+def open_runner(
     settings: BenchSettings, files: Mapping[str, Path], exported: Sequence[Path], written: Manifest
 ) -> Iterator[Runner]:
-    """Where the settings say: here, or on a device, where everything is brought, and goes again at the end.
+    """The runner that the settings name. Files are copied to a device, and removed from it at the end.
 
     Args:
         settings: name the backend and the device.
-        files: what is timed, by form.
-        exported: all that the backend wrote: these files, and what it wrote beside them.
+        files: to time, by form.
+        exported: all files that the backend exported, these included.
         written: their manifest.
 
     Raises:
-        DeviceError: the device cannot be reached or is full, or has no runtime for these files.
+        DeviceError: the device cannot be reached, is full, or has no runtime for these files.
     """
     if settings.device == "local":
-        yield here(settings.backend, files)
+        yield here({form: client.Job(settings.backend, file) for form, file in files.items()})
         return
     device, backend = devices.parse(settings.device), backends.load(settings.backend)
     if backend.built:
@@ -84,7 +85,7 @@ def wanted(
 
 
 def unavailable(settings: BenchSettings) -> Unavailable | None:
-    """Why the target's runtime cannot be used on this machine; None where it can, or where a device is to run it."""
+    """Why the target's runtime cannot be used on this machine; None if it can, or if a device runs the files."""
     return backends.load(settings.backend).unavailable() if settings.device == "local" else None
 
 
@@ -98,13 +99,13 @@ def _brought(
 
 
 def _built(built: BuiltFiles, device: Device, files: Mapping[str, Path]) -> Runner:
-    """Where the device's own program takes the times, with an image of its own."""
+    """The runner of a device whose own program builds and times the files, with an input of its own."""
 
     def time_in_turn(image: "np.ndarray", threads: int, until: interleaved.Until) -> timing.Timed:
         rounds = built.time_files(
             warmup_seconds=until.warmup_seconds, min_runs=until.min_runs, max_seconds=until.max_seconds
         )
-        return timing.Timed(interleaved.taken_elsewhere(rounds), {form: dict(timing.UNKNOWN_START) for form in files})
+        return timing.Timed(interleaved.of_rounds(rounds), {form: dict(timing.UNKNOWN_START) for form in files})
 
     @contextmanager
     def alone(form: str, image: "np.ndarray", threads: int) -> Iterator[Callable[[float], list[float]]]:
@@ -124,7 +125,7 @@ def _built(built: BuiltFiles, device: Device, files: Mapping[str, Path]) -> Runn
 def _traced(
     traced: Traced, jobs: Mapping[str, client.Job], form: str, image: "np.ndarray", threads: int, runs: int
 ) -> list[dict[str, Any]]:
-    """A runner leaves the reading of its trace to the host."""
+    """The profile of a runner program: it writes an event trace, which is read here."""
     dump = client.trace(jobs[form], image, threads, traced.warmup_runs + runs)
     return traced.read(dump, runs, jobs[form].file)
 
@@ -151,20 +152,20 @@ def _served(
 
 
 def host(settings: BenchSettings, missing: Unavailable | None) -> str:
-    """For the store: the machine that the files are timed on, and what `unavailable` says of the runtime.
+    """For the store's key: the machine that times the files, and why its runtime is unavailable, if so.
 
     Raises:
-        DeviceError: a device cannot be reached, or has not what runs the files.
+        DeviceError: a device cannot be reached, or lacks the runtime.
     """
-    told = {"machine": fingerprint(settings), "unavailable": missing and asdict(missing)}
-    return json.dumps(told, sort_keys=True)
+    parts = {"machine": fingerprint(settings), "unavailable": missing and asdict(missing)}
+    return json.dumps(parts, sort_keys=True)
 
 
 def fingerprint(settings: BenchSettings) -> str:
-    """What makes a latency of the machine its own that files are timed on; see `conditions.fingerprint`.
+    """The fingerprint of the machine that times the files; see `conditions.fingerprint`.
 
     Raises:
-        DeviceError: a device cannot be reached, or has not what runs the files.
+        DeviceError: a device cannot be reached, or lacks the runtime.
     """
     if settings.device == "local":
         return conditions.fingerprint()

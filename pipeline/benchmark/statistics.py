@@ -1,13 +1,12 @@
-"""What is said of latencies: percentiles and speed-ups, each with a 95 % interval. Pure functions on samples.
+"""Percentiles of latencies and speed-ups, each with a 95 % interval. Pure functions on samples.
 
-Runs that follow one another are not independent, and neither are those of one process: it keeps the luck of its
-start, of where it lies in memory, for its whole life. So an interval is not taken over runs but over launches: each
-launch gives one value, the figure's own, and Student's t on their logarithms gives the interval (Georges, Buytaert
-and Eeckhout, OOPSLA 2007; Kalibera and Jones, ISMM 2013). Where there was one launch, consecutive parts of it
-take the launches' place (batch means). A bootstrap over three to five launches would give intervals that are a third
-to two thirds too narrow: it knows neither Student's t nor the missing degree of freedom.
+Consecutive runs are not independent, and neither are the runs of one process, which keeps its place in memory for its
+whole life. So intervals are over launches and not over runs: each launch gives one value of the figure, and Student's t
+over their logarithms gives the interval (Georges, Buytaert and Eeckhout, OOPSLA 2007; Kalibera and Jones, ISMM 2013).
+With one launch, its consecutive parts are used instead (batch means). A bootstrap over three to five launches would
+give intervals that are a third to two thirds too narrow.
 
-Samples are, for each launch, float64 (rounds, runs) in ms: a row is a block of runs that followed one another.
+Samples are, for each launch, float64 (rounds, runs) in ms: a row is a block of consecutive runs.
 """
 
 import math
@@ -34,9 +33,9 @@ def summary(launches: "Samples") -> dict[str, Any]:
 
     Returns:
         ``n`` runs in ``launches`` launches; in ms ``min``, ``mean``, ``std`` of the sample, ``p50``, ``p90``, ``p99``
-        of all runs together; ``interval``: [low, high] of each percentile, None where fewer than five runs were slower
-        than it or nothing was repeated; ``outliers``: ``count`` and ``share`` of the runs ``above_ms``, which is the
-        third quartile and three interquartile ranges. They count in every other figure.
+        over all runs; ``interval``: [low, high] of each percentile, None if fewer than five runs were slower than the
+        percentile or nothing was repeated; ``outliers``: ``count`` and ``share`` of the runs above ``above_ms``, the
+        third quartile plus three interquartile ranges. Outliers are included in every other figure.
 
     Raises:
         ValueError: there is no sample, or one is not a finite number.
@@ -133,10 +132,10 @@ def relative_width(figure: Mapping[str, Any]) -> float:
 def _interval(
     launches: "Samples", statistic: "Callable[[np.ndarray], float]", figure: float
 ) -> tuple[float | None, float | None]:
-    """Student's t over the logarithms of what each launch gives; over the parts of the launch, if it is the only one.
+    """Student's t over the logarithms of each launch's value; over the parts of the launch if there is only one.
 
-    Few launches can agree by luck. So their deviation counts for no less than what the parts of each launch let
-    expect; and the interval is widened, where need be, to hold the figure of all runs together.
+    Few launches can agree by chance. So their deviation is taken to be at least what the parts of each launch predict;
+    and the interval is widened, if necessary, to contain the figure over all runs.
     """
     within = [[statistic(part) for part in _parts(launch)] for launch in launches]
     values = [statistic(launch) for launch in launches] if len(launches) > 1 else within[0]

@@ -1,7 +1,6 @@
-"""Times exported files against each other, each in processes of its own, in turn.
+"""Time exported files against each other, in turn, each in a process of its own.
 
-A file that is timed has a fresh process for itself, since a runtime's number of threads holds for a whole process, and
-so does what it left in memory.
+Each file has a fresh process, because a runtime's number of threads and its use of memory belong to a process.
 """
 
 import statistics
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends.worker import client
 from pipeline.backends.worker.client import Job, process_of
 from pipeline.backends.worker.process import Process
 from pipeline.benchmark import interleaved
@@ -20,7 +18,7 @@ from pipeline.benchmark import interleaved
 if TYPE_CHECKING:
     import numpy as np
 
-_ASKED_SECONDS = 1.0  # of runs in one request: the way there and back is no pause then
+_REQUEST_SECONDS = 1.0  # of runs in one request, so that the time between requests does not count
 
 
 UNKNOWN_START = {"load_ms": None, "first_inference_ms": None, "peak_memory_bytes": None}
@@ -32,10 +30,9 @@ class Timed:
 
     Attributes:
         timing: the samples, by the name of each job.
-        started: by the name of each job, the median over the processes that it was started in of ``load_ms``;
-            ``first_inference_ms``; and ``peak_memory_bytes``: how far the process's resident memory grew over what
-            it was before the load, at its peak, the file's own pages included; None off Linux. All are None where the
-            runtime took the times in a way of its own.
+        started: by the name of each job, medians over the launches of ``load_ms``; ``first_inference_ms``; and
+            ``peak_memory_bytes``, the increase of the process's resident memory from before the load to its peak, the
+            pages of the file included; None except on Linux. All are None if the runtime measures by itself.
     """
 
     timing: interleaved.Timing
@@ -45,17 +42,16 @@ class Timed:
 def time_in_turn(jobs: Mapping[str, Job], image: "np.ndarray", threads: int, *, until: interleaved.Until) -> Timed:
     """Time exported files against each other, each on its own runtime, in turn, each in a process of its own.
 
-    The processes are started afresh `until.min_launches` to `until.max_launches` times, since where a process lies
-    in memory and on which cores is part of its latency. In each launch they are asked for blocks in turn: A B A B.
-    The clock is the backend's own (`open_clock`), else the wall clock around one call, with input and output arrays
-    in the host's memory. Where all jobs are of one backend that takes the time in a way of its own (`time_files`),
-    that is used.
+    The processes are started afresh `until.min_launches` to `until.max_launches` times, because the place of a process
+    in memory and its cores affect its latency. In each launch they run blocks in turn: A B A B. The clock is the
+    runtime's own (`Runtime.open_clock`) or the wall clock around one call, with input and output arrays in the host's
+    memory. If all jobs are of one backend that times files by itself (`Runtime.time_files`), that is used.
 
     Args:
-        jobs: what to time, by a name of your own, in the order of the rounds.
+        jobs: the files, by a name, in the order of the rounds.
         image: float32, of the files' input shape.
         threads: for each runtime.
-        until: how long.
+        until: when to stop.
 
     Raises:
         StageError: a runtime failed, or ended its process.
@@ -68,7 +64,7 @@ def time_in_turn(jobs: Mapping[str, Job], image: "np.ndarray", threads: int, *, 
     def launch() -> Iterator[dict[str, interleaved.Block]]:
         with ExitStack() as stack:
             running = {name: stack.enter_context(process_of(job, threads, image)) for name, job in jobs.items()}
-            for name, process in running.items():  # all at once: an import can take seconds
+            for name, process in running.items():  # imports run in parallel: they can take seconds
                 process.send("prepare", file=jobs[name].place, imported=imported[name])
             for process in running.values():
                 process.receive()
@@ -86,7 +82,7 @@ def time_in_turn(jobs: Mapping[str, Job], image: "np.ndarray", threads: int, *, 
 
 @contextmanager
 def alone(job: Job, image: "np.ndarray", threads: int) -> Iterator[Callable[[float], list[float]]]:
-    """A file that runs alone, without a pause: each call goes on for some seconds and gives the ms of each run.
+    """Run one file without a pause: each call takes some seconds and returns the ms of each run.
 
     Raises:
         StageError: the runtime failed, or ended the process.
@@ -98,7 +94,7 @@ def alone(job: Job, image: "np.ndarray", threads: int) -> Iterator[Callable[[flo
         def run_for(seconds: float) -> list[float]:
             begin, taken = time.monotonic(), _block_ms(process)
             while (left := seconds - (time.monotonic() - begin)) > 0:
-                runs = min(left, _ASKED_SECONDS) * 1000 / statistics.median(taken)
+                runs = min(left, _REQUEST_SECONDS) * 1000 / statistics.median(taken)
                 taken += process.ask("block", runs=max(1, round(runs)))["ms"]
             return taken
 
@@ -113,7 +109,7 @@ def _timed_by_backend(
     jobs: Mapping[str, Job], image: "np.ndarray", threads: int, until: interleaved.Until
 ) -> interleaved.Timing | None:
     first, *others = jobs.values()
-    is_able = first.on is None and client.is_able(first, "time_files")
+    is_able = first.on is None and first.runtime.time_files is not None
     if not is_able or any(job.backend != first.backend for job in others):
         return None
     with process_of(first, threads, image) as process:
@@ -124,11 +120,11 @@ def _timed_by_backend(
             min_runs=until.min_runs,
             max_seconds=until.max_seconds,
         )["ms"]
-    return None if rounds is None else interleaved.taken_elsewhere(rounds)
+    return None if rounds is None else interleaved.of_rounds(rounds)
 
 
 def _median_start(starts: list[dict[str, Any]]) -> dict[str, float | int | None]:
-    """Of all launches but the first, in which the imports counted."""
+    """The medians over all launches but the first, whose figures include imports."""
     late = starts[1:] or starts
     found = {key: [start[key] for start in late] for key in late[0]}
     return {key: None if None in values else statistics.median_low(values) for key, values in found.items()}

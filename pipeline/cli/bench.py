@@ -2,19 +2,23 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import digests
-from pipeline.artifacts.manifest import Unavailable, write_json
-from pipeline.backends.worker import client
-from pipeline.benchmark import conditions, inputs, interleaved, statistics, timing
+from pipeline.artifacts import documents
+from pipeline.artifacts.bench_result import Speedup
+from pipeline.artifacts.export_result import FileFacts
+from pipeline.artifacts.files_bench_result import FilesBench, FilesRun, TimedFile
+from pipeline.artifacts.manifest import Unavailable
+from pipeline.backends.worker.client import Job
+from pipeline.benchmark import measurement, runners
+from pipeline.benchmark.interleaved import Until
 from pipeline.cli import exported_files
 from pipeline.cli.exported_files import Exported
 from pipeline.errors import InputError, StageError
-from pipeline.text import aligned
+from pipeline.report.figures import NONE, megabytes, milliseconds
+from pipeline.report.text import aligned
 
 _HEAD = (
     *("file", "runtime", "p50 ms", "p90", "p99", "load ms", "first ms", "memory MB", "file MB"),
@@ -31,13 +35,13 @@ def bench(
     max_seconds: float | None = None,
     document: Path | None = None,
 ) -> None:
-    """Time files in turn, and print a table for each number of threads; the first file is what others are held to.
+    """Time files in turn, and print a table for each number of threads; the first file is the baseline.
 
     Args:
         paths: the exported files, of the same input shape.
-        threads: for each runtime; each number is measured for itself.
+        threads: for each runtime; each number is measured by itself.
         image_size: height and width, pixels, where all files take any.
-        min_runs, max_seconds: see `measure.Until`, whose defaults hold.
+        min_runs, max_seconds: see `interleaved.Until`; None: its defaults.
         document: where to write the figures as JSON.
 
     Raises:
@@ -53,104 +57,94 @@ def bench(
         raise StageError(f"none of these files can be timed on this machine. {why.reason} {why.remedy}")
     shape = exported_files.common_shape(files, image_size)
     given = {"min_runs": min_runs, "max_seconds": max_seconds}
-    until = replace(interleaved.Until(), **{name: value for name, value in given.items() if value is not None})
+    limits = replace(Until(), **{name: value for name, value in given.items() if value is not None})
     runs = []
     for number in threads:
         print(f"timing {_many(len(files) - len(missing), 'file')} on {_many(number, 'thread')}", file=sys.stderr)
-        runs.append(_timed(files, missing, shape, number, until))
+        runs.append(_run(files, missing, shape, number, limits))
         print(_shown(runs[-1], shape), flush=True)
     if document:
-        write_json(document, {"input_shape": list(shape), "baseline": str(paths[0]), "runs": runs})
+        documents.write(document, FilesBench(shape, str(paths[0]), tuple(runs)))
 
 
-def _timed(
+def _run(
     files: Sequence[Exported],
     missing: Mapping[Path, Unavailable],
     shape: tuple[int, ...],
     threads: int,
-    until: interleaved.Until,
-) -> dict[str, Any]:
-    jobs = {str(file.path): client.Job(file.backend, file.path) for file in files if file.path not in missing}
-    before = conditions.snapshot()
-    timed = timing.time_in_turn(jobs, inputs.random_image(shape), threads, until=until)
-    after = conditions.snapshot()
-    used = [file.backend for file in files if file.path not in missing]
-    packages = [package for name in used for package in backends.load(name).packages_of_figures]
-    falling = [
-        f"{name} was still getting faster after its warm-up; bench again when the machine is quiet"
-        for name, launches in timed.timing.warmup.items()
-        if not all(one.steady for one in launches)
-    ]
-    fed = {"image": f"random normal, seed {inputs.SEED}", **asdict(until)}
-    return {
-        "threads": threads,
-        "files": [_row(file, missing.get(file.path), timed, str(files[0].path)) for file in files],
-        "stopped_by": timed.timing.stopped_by,
-        "conditions": conditions.describe(threads, list(dict.fromkeys(packages)), before, after, falling) | fed,
-    }
+    limits: Until,
+) -> FilesRun:
+    jobs = {str(file.path): Job(file.backend, file.path) for file in files if file.path not in missing}
+    run, samples = measurement.timed(runners.here(jobs), list(jobs), shape, threads, limits)
+    first, timed = str(files[0].path), []
+    for file in files:
+        name = str(file.path)
+        described = _described(file)
+        if why := missing.get(file.path):
+            timed.append(replace(described, status="unavailable", reason=why.reason, remedy=why.remedy))
+            continue
+        speedup = measurement.speedup(samples, name, first) if first in samples and name != first else None
+        measured = {key: value for key, value in vars(run.forms[name]).items() if key not in ("sha256", "size_bytes")}
+        timed.append(replace(described, speedup=speedup, **measured))
+    return FilesRun(threads, tuple(timed), run.stopped_by, run.conditions)
 
 
-def _row(file: Exported, missing: Unavailable | None, timed: timing.Timed, first: str) -> dict[str, Any]:
-    name, samples = str(file.path), timed.timing.samples_ms
-    about = {
-        "file": name,
-        "runtime": backends.load(file.backend).title,
-        "size_bytes": file.size_bytes,
-        "sha256": digests.digest(file.path),
-    }
-    if missing:
-        return about | {"status": "unavailable", **asdict(missing)}
-    return about | {
-        "status": "ok",
-        "latency_ms": statistics.summary(samples[name]),
-        "warmup": [asdict(one) for one in timed.timing.warmup[name]],
-        **timed.started[name],
-        "speedup": statistics.speedup(samples[first], samples[name]) if first in samples and name != first else None,
-    }
-
-
-def _shown(run: Mapping[str, Any], shape: Sequence[int]) -> str:
-    about = run["conditions"]
-    missing = [row for row in run["files"] if row["status"] == "unavailable"]
-    latency = next(row["latency_ms"] for row in run["files"] if row["status"] == "ok")
-    size = " x ".join(map(str, shape))
-    lines = [
-        aligned([_HEAD, *(_cells(row, number) for number, row in enumerate(run["files"]))], figures=True),
-        *(f"{row['file']}: {row['reason']}\n  to get a figure: {row['remedy']}" for row in missing),
-        f"{about['cpu']}, {about['cores']} cores; {_many(run['threads'], 'thread')}, input {size}",
-        f"{latency['n']} runs of each in {_many(latency['launches'], 'process')}; intervals of 95 %",
-        ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version),
-    ]
-    if about["warning"]:
-        lines.append(f"warning: {about['warning']}")
-    return "\n".join(lines)
-
-
-def _tenths(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _cells(row: Mapping[str, Any], number: int) -> tuple[str, ...]:
-    size = f"{row['size_bytes'] / 1e6:.2f}"
-    if row["status"] == "unavailable":
-        return (row["file"], row["runtime"], "unavailable", *("-",) * 5, size, "-")
-    latency, memory = row["latency_ms"], row["peak_memory_bytes"]
-    return (
-        row["file"],
-        row["runtime"],
-        _with_interval(latency["p50"], latency["interval"]["p50"], 3),
-        f"{latency['p90']:.3f}",
-        f"{latency['p99']:.3f}",
-        *(_tenths(value) for value in (row["load_ms"], row["first_inference_ms"], memory and memory / 1e6)),
-        size,
-        _gained(row["speedup"], number),
+def _described(file: Exported) -> TimedFile:
+    """A file, without its figures."""
+    facts = FileFacts.of(file.path)
+    beside = {part.name: FileFacts.of(part) for part in file.data_files}
+    return TimedFile(
+        file=str(file.path),
+        runtime=backends.load(file.backend).title,
+        size_bytes=facts.size_bytes + sum(part.size_bytes for part in beside.values()),
+        sha256=facts.sha256,
+        data_files=beside or None,
+        status="ok",
+        speedup=None,
     )
 
 
-def _gained(speedup: Mapping[str, Any] | None, number: int) -> str:
+def _shown(run: FilesRun, shape: Sequence[int]) -> str:
+    conditions = run.conditions
+    missing = [file for file in run.files if file.status == "unavailable"]
+    latency = next(file.latency_ms for file in run.files if file.latency_ms)
+    size = " x ".join(map(str, shape))
+    lines = [
+        aligned([_HEAD, *(_cells(file, number) for number, file in enumerate(run.files))], figures=True),
+        *(f"{file.file}: {file.reason}\n  to get a figure: {file.remedy}" for file in missing),
+        f"{conditions.cpu}, {conditions.cores} cores; {_many(run.threads, 'thread')}, input {size}",
+        f"{latency.n} runs of each in {_many(latency.launches, 'process')}; intervals of 95 %",
+        ", ".join(f"{name} {version}" for name, version in conditions.versions.items() if version),
+    ]
+    if conditions.warning:
+        lines.append(f"warning: {conditions.warning}")
+    return "\n".join(lines)
+
+
+def _cells(file: TimedFile, number: int) -> tuple[str, ...]:
+    size, latency, memory = megabytes(file.size_bytes), file.latency_ms, file.peak_memory_bytes
+    if latency is None:
+        return (file.file, file.runtime, file.status, *(NONE,) * 5, size, NONE)
+    return (
+        file.file,
+        file.runtime,
+        _with_interval(latency.p50, latency.interval["p50"], 3),
+        milliseconds(latency.p90),
+        milliseconds(latency.p99),
+        *(_tenths(value) for value in (file.load_ms, file.first_inference_ms, memory and memory / 1e6)),
+        size,
+        _speedup(file.speedup, number),
+    )
+
+
+def _speedup(speedup: Speedup | None, number: int) -> str:
     if speedup is None:
-        return "-" if number else "1"
-    return _with_interval(speedup["median"], (speedup["low"], speedup["high"]), 2)
+        return NONE if number else "1"
+    return _with_interval(speedup.median, (speedup.low, speedup.high), 2)
+
+
+def _tenths(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
 
 
 def _with_interval(value: float, ends: Sequence[float | None] | None, digits: int) -> str:

@@ -1,7 +1,7 @@
 """What this machine can build, check and bench of the configured targets, and what is missing for the rest.
 
-Nothing is built or imported for it: distributions are asked for their versions, programs are looked up on PATH, and
-each backend is asked why its runtime cannot be used.
+Nothing is built or imported to find out: the versions of distributions are read, programs are looked up on PATH, and
+each backend says whether its runtime can be used.
 """
 
 import platform

@@ -13,7 +13,7 @@ from pipeline.cli import exported_files
 from pipeline.cli.exported_files import Exported
 from pipeline.errors import GateError, InputError, StageError
 from pipeline.models import program_file, programs
-from pipeline.text import aligned
+from pipeline.report.text import aligned
 from pipeline.verification import compare, localize
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ def _read(path: Path) -> tuple[Mapping[str, "Tensor"], str | None]:
     """Tensors by name, and the network where the file says which it is."""
     if path.suffix != ".pt2":
         state, _, header = external_checkpoints.read(path)
-        return state, header and header["arch"]
+        return state, header and header.arch
 
     program, lineage = program_file.read(path)
     return program.state_dict, lineage.get("arch")

@@ -19,19 +19,19 @@ from pipeline.devices import Device, facts
 from pipeline.devices.facts import Inventory
 from pipeline.errors import DeviceError, InputError, StageError, nearest
 from pipeline.models import resolve
-from pipeline.text import aligned, wrapped
+from pipeline.report.text import aligned, wrapped
 
 HELP = """\
-Look at this machine, and at the devices that are named, and say of each target what can be built, checked and
-benched, what is missing, why it matters, and the command that brings it. Nothing is built, installed or changed.
+Examine this machine and the named devices, and say for each target what can be built, checked and benchmarked, what is
+missing, why it is needed, and the command that installs it. Nothing is built, installed or changed.
 
-DEVICE is where files are to run:
+DEVICE is the machine that is to run the files:
   ssh://user@host:port   a Jetson, a Raspberry Pi, a Mac, over the system's own ssh, with your keys and ~/.ssh/config
   adb:SERIAL             an Android phone or tablet, over the system's own adb; `adb devices` lists them
-A device is asked once, by its shell; nothing is written there.
+One shell command is run on each device; nothing is written there.
 
-build and check take no device: what cannot run here is checked by another runtime, see docs/proof.md. bench takes the
-target's own runtime, here or on a device.
+build and check need no device: a file whose runtime is not here is checked with another runtime, see docs/proof.md.
+bench needs the target's own runtime, here or on a device.
 
 Exit code 0: every target in question can be built and checked here, and each device answered. 1: not so. 2: the
 configuration or an option cannot be used.
@@ -152,13 +152,13 @@ def _lack(one: Found, targets: Sequence[Target]) -> tuple[str, ...]:
 
 
 def _missing(host: Host) -> list[tuple[str, Unavailable]]:
-    """What else stands in the way, each reason once, under the names of all targets that it concerns."""
-    told = {one.remedy for one in host.found if not one.is_met}
+    """Other obstacles, each reason once, with the names of all targets that it concerns."""
+    listed = {one.remedy for one in host.found if not one.is_met}
     found: dict[tuple[str, Unavailable], list[str]] = {}
     for verdict in host.verdicts:
         for work in ("build", "check", "bench"):
             for why in getattr(verdict, work).missing:
-                if why.remedy in told:
+                if why.remedy in listed:
                     continue
                 found.setdefault((work, why), []).append(verdict.target)
     return [(f"no {work} here of {', '.join(targets)}", why) for (work, why), targets in found.items()]

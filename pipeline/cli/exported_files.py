@@ -54,9 +54,9 @@ class Exported:
         return next(form.precision for form in self.manifest.forms.values() if self.path.name in form.files)
 
     @property
-    def size_bytes(self) -> int:
-        """Of the file, or of all that is in the package."""
-        return sum(part.stat().st_size for part in [self.path, *self.path.rglob("*")] if part.is_file())
+    def data_files(self) -> tuple[Path, ...]:
+        """The files beside it that hold a part of it, its weights say."""
+        return backends.load(self.backend).data_files(self.path)
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,18 @@ _CONVERT = """\
 Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
 
 CHECKPOINT is one of
-  artifacts/<model>/checkpoint.safetensors   what this pipeline trained, with all branches
-  artifacts/<model>/fused.pt2                what it folded
+  artifacts/<model>/checkpoint.safetensors   trained by this pipeline, with all branches
+  artifacts/<model>/fused.pt2                the fused network
   a .safetensors, .pth or .pt                of this project, of the authors (official) or of timm, in the training
                                              or the deploy form; its layout is recognised, and no code in it runs
 
 --layout is one of
-  official, timm                             with all branches, to train on
+  official, timm                             with all branches, to continue training
   official-deploy, timm-deploy               each block one convolution; a network with branches is folded first
-  repnets                                    this project's names; the form stays as it is
+  repnets                                    this project's names; the form is not changed
 
-Every tensor must be there and no other, or nothing is written. OUTPUT holds tensors by name and nothing else: the
-classes and the preprocessing stay in checkpoint.safetensors.
+Nothing is written if a tensor is missing or surplus. OUTPUT contains only tensors by name: the classes and the
+preprocessing stay in checkpoint.safetensors.
 
 examples:
   repnets convert artifacts/mine/checkpoint.safetensors mine.pth --layout official
@@ -38,24 +38,26 @@ examples:
 """
 
 _FILES = """\
-Files are known by their suffix:
-  .pte          by ExecuTorch
-  .onnx         by ONNX Runtime
-  .engine       by TensorRT, on the GPU that it was built for
+The suffix of a file selects its runtime:
+  .pte          ExecuTorch
+  .onnx         ONNX Runtime
+  .xml          OpenVINO
+  .engine       TensorRT, on the GPU that the engine was built for
   .mlpackage    {coreml}
-  .pt2          by PyTorch, eagerly: artifacts/<model>/fused.pt2, or any torch.export program
+  .pt2          PyTorch, eagerly: artifacts/<model>/fused.pt2, or any torch.export program
 """
 
 _CHECK = f"""\
-Put the same images through two exported files on this machine, and hold the largest difference of their logits to
-a tolerance. FILE is the one in question, --against the one that is right.
+Run two exported files on the same images on this machine, and compare the largest difference of their logits with a
+tolerance. FILE is the file to check, --against the file that is taken as correct.
 
-{_FILES.format(coreml="by an evaluator of saved ML programs, on any system")}
-Without --images or --split they are fed random normal images. Real ones are prepared as the manifest.json beside
-one of the files says. The tolerance is that of the lower precision, which the manifest.json names too. Where the
-files differ by more, and both can tell, the first layer that departs is named.
+{_FILES.format(coreml="an evaluator of saved ML programs, on any system")}
+Without --images or --split the input is random normal numbers. Images are preprocessed as the manifest.json beside
+one of the files says. The default tolerance is that of the lower of the two precisions, which manifest.json also names.
+If the files differ by more, the first layer whose output differs is named, where both runtimes give the outputs of
+layers.
 
-Exit code 0: they agree. 1: they do not, or a runtime is not here or failed. 2: a file cannot be used.
+Exit code 0: they agree. 1: they differ, or a runtime is missing or failed. 2: a file cannot be used.
 
 examples:
   repnets check targets/executorch/toy/fused.pte --against artifacts/toy/fused.pt2
@@ -64,14 +66,15 @@ examples:
 """
 
 _BENCH = f"""\
-Time exported files on this machine, each on its own runtime and in processes of its own, in turn (A B A B), and print
-a table. The first file is what the others' speed-up is over: the median of the paired ratios, with a 95 % interval.
+Time exported files on this machine, each with its own runtime and in processes of its own, in turn (A B A B), and print
+a table. The speed-up of each file is over the first file: the median of the paired ratios, with a 95 % interval.
 
-{_FILES.format(coreml="by Core ML, on a Mac")}
-A file whose runtime is not on this machine is listed as unavailable, with what to do, and nothing is timed in its
-place. Memory is what the process grew by. If others keep the machine busy meanwhile, a warning says so.
+{_FILES.format(coreml="Core ML, on a Mac")}
+A file whose runtime is not on this machine is listed as unavailable, with the remedy; no other runtime is timed in its
+place. Memory is the increase of the process's resident memory. A warning is printed if other programs kept the machine
+busy.
 
-Exit code 0: something was timed. 1: nothing could be, or a runtime failed. 2: a file cannot be used.
+Exit code 0: a file was timed. 1: none could be timed, or a runtime failed. 2: a file cannot be used.
 
 examples:
   repnets bench targets/executorch/toy/branched.pte targets/executorch/toy/fused.pte
@@ -80,7 +83,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0; 2 where what was given is at fault; 1 where a gate or tool failed."""
+    """The command line. Returns the exit code: 0; 2 for a mistake in the input; 1 if a gate, tool or device failed."""
     options = vars(_parser().parse_args(argv))
     act, debug = options.pop("act"), options.pop("debug")
     return exit_codes.answered(lambda: act(**options), debug)
@@ -89,16 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="repnets",
-        description="Networks, checkpoints and exported files. What is built and measured for a target is asked of "
-        "snakemake; see README.md.",
+        description="Networks, checkpoints, exported files and devices. snakemake builds and measures the targets; "
+        "see README.md.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_models(_command(commands, models, "list the networks that `arch:` in config.yaml can name"))
-    _add_convert(_command(commands, convert, "write a checkpoint for another tool, or read one of it", _CONVERT))
+    _add_convert(_command(commands, convert, "convert a checkpoint to the layout of another tool", _CONVERT))
     _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
     _add_bench(_command(commands, bench, "time exported files against each other", _BENCH))
-    _add_doctor(_command(commands, doctors.doctor, "say what this machine and devices can do", doctors.HELP))
-    _add_ship(_command(commands, ships.ship, "install a bundle on a device, or take it back", ships.SHIP_HELP))
+    _add_doctor(
+        _command(commands, doctors.doctor, "say what this machine and devices can build, check and bench", doctors.HELP)
+    )
+    _add_ship(_command(commands, ships.ship, "install a bundle on a device, or roll back", ships.SHIP_HELP))
     _add_devices(_command(commands, ships.devices, "list what is installed on a device", ships.DEVICES_HELP))
     return parser
 
@@ -119,22 +124,26 @@ def _command(
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--parameters", action="store_true", help="count them, which takes some seconds")
+    command.add_argument(
+        "--parameters", action="store_true", help="also list the number of parameters, which takes some seconds"
+    )
 
 
 def _add_convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", type=Path, metavar="CHECKPOINT", help="the file to read")
     command.add_argument("output", type=Path, metavar="OUTPUT", help=f"the file to write: {', '.join(SUFFIXES)}")
     command.add_argument("--layout", choices=LAYOUTS, required=True, help="the names to write")
-    command.add_argument("--arch", metavar="NAME", help="the network; default: what the file says, or what fits it")
+    command.add_argument("--arch", metavar="NAME", help="the network; default: the one that the file names or fits")
 
 
 def _add_check(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", type=Path, metavar="FILE", help="the exported file in question")
-    command.add_argument("--against", type=Path, required=True, metavar="FILE", help="the one that is right")
+    command.add_argument("path", type=Path, metavar="FILE", help="the exported file to check")
+    command.add_argument(
+        "--against", type=Path, required=True, metavar="FILE", help="the file that is taken as correct"
+    )
     fed = command.add_mutually_exclusive_group()
-    fed.add_argument("--images", type=Path, metavar="FOLDER", help="feed the images of a folder")
-    fed.add_argument("--split", type=Path, metavar="FILE", help="feed the validation images of a split.json")
+    fed.add_argument("--images", type=Path, metavar="FOLDER", help="use the images of a folder as input")
+    fed.add_argument("--split", type=Path, metavar="FILE", help="use the validation images of a split.json as input")
     _add_image_size(command)
     command.add_argument("--tolerance", type=float, metavar="T", help="largest difference, of the largest logit")
     command.add_argument("--exact", action="store_true", help="both in float32 on the weights as they are stored")
@@ -170,19 +179,24 @@ def _add_ship(command: argparse.ArgumentParser) -> None:
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="a .tar of dist/; with --rollback also a name")
     command.add_argument("device", nargs="?", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
     command.add_argument("--rollback", action="store_true", help="make the version before current again")
-    command.add_argument("--layout", type=Path, metavar="FOLDER", help="lay it out there for an app's project instead")
+    command.add_argument(
+        "--layout", type=Path, metavar="FOLDER", help="write the files there for an app's project instead"
+    )
     command.add_argument(
         "--require-signature", type=Path, metavar="FILE", help="ssh's allowed_signers: refuse what none of them signed"
     )
     command.add_argument(
-        "--no-selftest", action="store_false", dest="selftest", help="switch untested, where the device has no runtime"
+        "--no-selftest",
+        action="store_false",
+        dest="selftest",
+        help="do not run the self-test, for a device without the runtime",
     )
     _add_python(command)
     command.add_argument(
         "--timeout",
         type=_seconds,
         metavar="S",
-        help="for the self-test; default: a minute more than it takes its runtime to be stuck",
+        help="time limit of the self-test; default: a minute more than that of its runtime",
     )
 
 
@@ -211,7 +225,7 @@ def _number(text: str) -> int:
 
 
 def _output(text: str) -> Path:
-    """A file that can be written, told before minutes are spent on its content."""
+    """A file that can be written; checked before minutes are spent on its content."""
     path = Path(text)
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write {path.name} into; make it first")
@@ -227,7 +241,7 @@ def _add_image_size(command: argparse.ArgumentParser) -> None:
         "--image-size",
         type=_number,
         metavar="PIXELS",
-        help="where the files take any; default: a size they were made at",
+        help="input size for files that take any; default: a size that they were made for",
     )
 
 

@@ -1,6 +1,6 @@
 """`repnets models`: the networks by name."""
 
-from pipeline.text import aligned
+from pipeline.report.text import aligned
 from repnets.checkpoints import layouts
 from repnets.checkpoints.state_dict_errors import COUNTER
 from repnets.networks import MODELS

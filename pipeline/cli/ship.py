@@ -7,29 +7,29 @@ from pipeline.artifacts.manifest import write_json
 from pipeline.deploy import app_layout, install, installation
 from pipeline.deploy.install import Shipped
 from pipeline.errors import InputError
-from pipeline.text import aligned
+from pipeline.report.text import aligned
 
 SHIP_HELP = f"""\
-Install a bundle on a device, so that it can be trusted and taken back. BUNDLE is a file that `snakemake` wrote to
-dist/. DEVICE is one of
+Install a bundle on a device, tested there, with a way back. BUNDLE is a file that `snakemake bundles` wrote to dist/.
+DEVICE is one of
   local                  this machine
   ssh://user@host:port   over the system's own ssh, with your keys and ~/.ssh/config
   adb:SERIAL             an Android device, over the system's own adb
 
-The bundle is verified here, copied, verified there file by file, and unpacked beside what is installed. Its self-test
-then runs on the device: the network on real images, held to the outputs of the file that was checked. Only then does
-`current` lead to it, by one rename. A failure anywhere leaves what was installed as it was, and nothing half copied.
+The bundle is verified here, copied, verified there file by file, and unpacked beside the installed version. Its
+self-test then runs on the device: the network on real images, compared with the known outputs. Only then is the link
+`current` replaced, in one step. After a failure the installed version is unchanged and the copied files are removed.
 
   <home>/<model>-<target>/current     what an application opens; home is ~/.local/share/repnets, on Android
                                       /data/local/tmp/repnets
-The {installation.KEPT} versions before stay there. --rollback makes the one before current again; BUNDLE is
+The {installation.KEPT} versions before are kept. --rollback makes the version before current again; BUNDLE is
 then the file, or the name that `repnets devices DEVICE` lists.
 
---layout FOLDER installs nothing: it lays the bundle out as an app's project takes it, the .mlpackage for Xcode or the
-.pte for an Android app's assets, and says what to do next. No DEVICE is given then.
+--layout FOLDER installs nothing: it writes the bundle into folders for an app's project, the .mlpackage for Xcode or
+the .pte for an Android app's assets, and prints the next steps. It takes no DEVICE.
 
-Exit code 0: it is current there. 1: it is not: the device, the link or the self-test failed. 2: the bundle is damaged,
-not safe to unpack, or not signed as asked.
+Exit code 0: the version is current on the device. 1: it is not: the device, the link or the self-test failed. 2: the
+bundle is damaged, not safe to unpack, or not signed as required.
 
 examples:
   repnets ship dist/toy-executorch-1a2b3c4d5e6f.tar ssh://pi@raspberrypi.local
@@ -39,8 +39,8 @@ examples:
 """
 
 DEVICES_HELP = """\
-List what `repnets ship` installed on a device: of each model and target the current version, and those before it, the
-nearest first. A version is named by the first twelve digits of its bundle's digest, as the bundle's file is.
+List what `repnets ship` installed on a device: the current version of each model and target, and the versions before
+it, the latest first. A version is named by the first twelve digits of its bundle's digest, as is the bundle's file.
 
 examples:
   repnets devices ssh://pi@raspberrypi.local
@@ -59,17 +59,17 @@ def ship(
     python: str = "python3",
     timeout: float | None = None,
 ) -> None:
-    """Install a bundle on a device, go back to the version before, or lay a bundle out for an app.
+    """Install a bundle on a device, roll back to the version before, or write a bundle out for an app's project.
 
     Args:
         bundle: the file; with `rollback` also ``<model>-<target>``.
-        device: as `devices.parse` reads it; None with `layout` alone.
-        rollback: go back instead.
-        layout: a folder to lay the bundle out in, for Xcode or an Android app, instead.
-        require_signature, selftest, python, timeout: see `shipping.ship`.
+        device: as `devices.parse` reads it; None with `layout`.
+        rollback: roll back instead.
+        layout: folder for the files of an app's project, for Xcode or Android; nothing is installed.
+        require_signature, selftest, python, timeout: see `install.ship`.
 
     Raises:
-        InputError, GateError, DeviceError: see `shipping.ship` and `shipping.roll_back`.
+        InputError, GateError, DeviceError: see `install.ship` and `install.roll_back`.
     """
     if layout is not None:
         if device is not None or rollback:
@@ -100,10 +100,10 @@ def devices(device: str, *, document: Path | None = None) -> None:
 
     Args:
         device: as `devices.parse` reads it.
-        document: where to write the same as JSON.
+        document: file for the same as JSON.
 
     Raises:
-        DeviceError: it cannot be asked.
+        DeviceError: the device cannot be reached.
     """
     there = known.parse(device)
     states = installation.look(there)
@@ -122,13 +122,13 @@ def devices(device: str, *, document: Path | None = None) -> None:
 
 
 def _versions(state: installation.State) -> list[tuple[str, str]]:
-    """All that are there: the current one, those before it, the nearest first, and those that were taken back."""
+    """All installed versions: the current one, those before it, the latest first, and those that were rolled back."""
     names = [entry.version for entry in state.history]
     upto = names.index(state.current) if state.current in names else len(names)
     before = [name for name in names[:upto][::-1] if name in state.versions]
     rest = [name for name in state.versions if name not in (*before, state.current)]
     current = [(state.current, "current")] if state.current in state.versions else []
-    return [*current, *((name, "before") for name in before), *((name, "taken back") for name in rest)]
+    return [*current, *((name, "before") for name in before), *((name, "rolled back") for name in rest)]
 
 
 def _plain(state: installation.State) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What a backend tells of its targets, so that target.yaml can be validated before anything heavy is imported."""
+"""The rules of a backend for target.yaml, which is validated before anything heavy is imported."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

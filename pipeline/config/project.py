@@ -1,4 +1,4 @@
-"""config.yaml as strict models, and what each stage is told of it; an unknown key is an error.
+"""config.yaml as strict models; an unknown key is an error.
 
 Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
 """
@@ -21,7 +21,7 @@ _Positive = Annotated[float, Field(gt=0, le=1)]
 
 
 class Data(Strict):
-    """Which images to learn from and to prove on, and how they become the network's input."""
+    """The data set for training and validation, and how its images become the network's input."""
 
     name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
     root: str | None = Field(None, description="folder of the images, or where torchvision downloads them to")
@@ -94,24 +94,24 @@ class Quantize(Strict):
     max_accuracy_drop: float = Field(
         0.01, ge=0, le=1, description="top-1 of the int8 program below that of the fused net"
     )
-    max_float_layers: int = Field(4, ge=0, description="layers that may stay in float where that is not held")
-    qat_epochs: int = Field(0, ge=0, description="of training in int8, where that is still not held")
+    max_float_layers: int = Field(4, ge=0, description="layers that may stay in float if the accuracy drop is larger")
+    qat_epochs: int = Field(0, ge=0, description="of training in int8, if it is still larger")
     qat_learning_rate: float = Field(1e-3, gt=0, description="of a weight's size, for Adam; falls to 0 as a cosine")
 
 
 class Bundle(Strict):
-    """What goes into dist/ for a device."""
+    """Bundles in dist/ for devices."""
 
     golden_images: int = Field(8, ge=1, le=64, description="validation images that the self-test is made of")
     include_engine: bool = Field(False, description="TensorRT: also the engine; only for devices like this machine")
-    signing_key: str | None = Field(None, description="an SSH key of yours; the signature lies beside the bundle")
+    signing_key: str | None = Field(None, description="your SSH key; the signature is a file beside the bundle")
 
 
 class Config(Strict):
     """A whole run: config.yaml, what the command line changed in it, and every target.
 
     Attributes:
-        candidates: of each target of `precision: auto`, what it chooses from, as targets of one precision each.
+        candidates: the candidates of each target of `precision: auto`, as targets of one precision each.
     """
 
     data: Data
@@ -123,7 +123,7 @@ class Config(Strict):
     bundle: Bundle = Bundle()
 
     def exported(self, target: str) -> tuple[Target, ...]:
-        """What is exported for a target: itself, or, of `precision: auto`, its candidates."""
+        """The targets to export for a target: itself, or for `precision: auto` its candidates."""
         return self.candidates.get(target) or (self.targets[target],)
 
 
@@ -131,8 +131,8 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
     """Validate a configuration and the targets beside it.
 
     Args:
-        values: config.yaml as a mapping, with what ``--config`` changed already merged in.
-        rules: what each backend tells of its targets, by its name: `backends.rules()`.
+        values: config.yaml as a mapping, with the changes of ``--config`` merged in.
+        rules: the rules of each backend for target.yaml, by its name: `backends.rules()`.
         root: folder that holds config.yaml and targets/.
 
     Raises:

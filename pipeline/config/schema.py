@@ -1,4 +1,4 @@
-"""Files of settings read strictly: what is wrong in one is told by its key, its line and the nearest valid name."""
+"""Read settings files strictly: an error names the key, its line and the nearest valid name."""
 
 import os
 from collections.abc import Sequence

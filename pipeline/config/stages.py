@@ -1,4 +1,4 @@
-"""What each stage is told: the part of a configuration that shapes its result."""
+"""The settings of each stage: the part of the configuration that its result depends on."""
 
 from typing import Any
 
@@ -62,7 +62,10 @@ class CheckSettings(Strict):
 
     backend: str
     check: Check
-    may_lose: bool = Field(False, description="a candidate of auto, which only drops out where its precision loses")
+    may_lose: bool = Field(
+        False,
+        description="a candidate of `precision: auto`; if its precision loses too much, it is only dropped",
+    )
 
 
 class ReferenceSettings(Strict):

@@ -114,7 +114,7 @@ def load(
     """Read targets/<name>/target.yaml of every target.
 
     Args:
-        rules: what each backend tells of its targets, by its name.
+        rules: the rules of each backend for target.yaml, by its name.
         overrides: by the name of a target, keys of target.yaml that the configuration changes.
         root: folder that holds targets/.
 

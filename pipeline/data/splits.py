@@ -7,19 +7,21 @@ Images of the validation part, which also calibrates and proves, are never augme
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import Preprocessing
-from pipeline.data import image_folder, transforms
+from pipeline.data import image_folder, prepared_images, transforms
 from pipeline.data.datasets import FACTS, FOLDER, Facts, Images, files_of, read_images
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+_READ_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Split:
     labels: tuple[int, ...]
     parts: Mapping[str, tuple[int, ...]]
     digest: str
+    _mapped: dict[tuple[str, int, str], prepared_images.PreparedImages] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def size(self, part: str) -> int:
         """Number of images in ``train`` or ``val``."""
@@ -76,6 +81,8 @@ class Split:
     ) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
         """Images of a part in fixed order, never augmented; the last batch may be smaller.
 
+        Those of ``val``, which every stage asks for, are decoded once a size: `prepared_images`.
+
         Args:
             part: ``train`` or ``val``.
             preprocessing: as the checkpoint's header gives it.
@@ -88,15 +95,9 @@ class Split:
         Raises:
             InputError: the data set is no longer the one that the split was made from.
         """
-        numbers = self.parts[part]
-        chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
-        if self.name == FOLDER:
-            yield from image_folder.batches(
-                self._items(chunks), partial(transforms.prepare, preprocessing=preprocessing), workers
-            )
-            return
-        for chunk in chunks:
-            yield transforms.prepare(self.images.pixels[chunk], preprocessing), self.images.labels[chunk]
+        read = self._prepared if part == "val" else self._read
+        for images, labels in read(part, preprocessing, batch_size, workers):
+            yield transforms.normalised(images, preprocessing).contiguous(), labels
 
     def sample(self, part: str, count: int, seed: int = 0) -> "Split":
         """This split with so many images of a part alone, drawn at random: the same ones in the same order each time.
@@ -129,6 +130,30 @@ class Split:
                 f"Run `python -m pipeline split` again, so that split and data belong together."
             )
         return read_images(self.name, files)
+
+    def _prepared(
+        self, part: str, preprocessing: Preprocessing, batch_size: int, workers: int
+    ) -> prepared_images.Batches:
+        """As `_read`, out of the store."""
+        numbers, shape = self.parts[part], (part, preprocessing.image_size, preprocessing.interpolation)
+        if not numbers:
+            return
+        if shape not in self._mapped:
+            read = partial(self._read, part, preprocessing, _READ_AT_ONCE, workers)
+            self._mapped[shape] = prepared_images.prepare_once(self.digest, numbers, preprocessing, read)
+        found = self._mapped[shape]
+        yield from zip(found.pixels.split(batch_size), found.labels.split(batch_size), strict=True)
+
+    def _read(self, part: str, preprocessing: Preprocessing, batch_size: int, workers: int) -> prepared_images.Batches:
+        """Images of a part before they are normalised: float32 (n, 1 or 3, image_size, image_size) in [0, 1]."""
+        numbers = self.parts[part]
+        chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
+        if self.name == FOLDER:
+            view = partial(transforms.resized, preprocessing=preprocessing)
+            yield from image_folder.batches(self._items(chunks), view, workers)
+            return
+        for chunk in chunks:
+            yield transforms.resized(self.images.pixels[chunk], preprocessing), self.images.labels[chunk]
 
     def _items(self, chunks: Sequence[Sequence[int]]) -> list[list[image_folder.Item]]:
         root, sources = Path(self.root or "").expanduser(), list(self.sources.items())

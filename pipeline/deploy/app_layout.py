@@ -1,42 +1,41 @@
-"""A bundle as an app's project takes it: what goes into Xcode, what into an Android app's assets, and the rest beside.
+"""Write a bundle into folders for an app's project: for Xcode, for an Android app's assets, and the whole bundle.
 
 FOLDER/xcode/      drag into Xcode: the .mlpackage or .pte, labels.txt, Classifier.swift
 FOLDER/android/    assets/ into src/main of the app: the .pte, labels.txt; Classifier.kt beside
-FOLDER/bundle/     everything that the bundle holds, README.md first
+FOLDER/bundle/     the whole bundle; see its README.md
 """
 
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline import backends
+from pipeline.artifacts.bundle_result import BundleManifest
 from pipeline.backends.base import AppLayout
 from pipeline.deploy import bundle_file
 from pipeline.errors import InputError
 
 
 def lay_out(path: Path, folder: Path) -> str:
-    """Lay a bundle out for an app's project.
+    """Write a bundle into folders for an app's project.
 
     Args:
         path: the bundle, a .tar.
-        folder: where to; not there yet, or empty. It appears whole, or not at all.
+        folder: the new folder, which must not exist or be empty. It appears whole or not at all.
 
     Returns:
-        What to do next, in words.
+        The next steps, as text.
 
     Raises:
-        InputError: the bundle is damaged, or for no app; there is something in the folder.
+        InputError: the bundle is damaged, or is for no app; the folder is not empty.
     """
     bundle = bundle_file.open_bundle(path)
     manifest = bundle.manifest
-    app = backends.load(manifest["backend"]).bundle.app if manifest["backend"] in backends.names() else None
+    app = backends.load(manifest.backend).bundle.app if manifest.backend in backends.names() else None
     if app is None:
         raise InputError(
-            f"{path.name} is for {manifest['backend']}, which no phone's app runs, so it cannot be laid out for one. "
+            f"{path.name} is for {manifest.backend}, which no phone's app runs, so it cannot be laid out for one. "
             f"Install it on a device: repnets ship {path} ssh://user@host."
         )
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -46,12 +45,12 @@ def lay_out(path: Path, folder: Path) -> str:
     try:
         bundle.unpack(fresh / "bundle")
         for name, targets in app.places.items():
-            _copy(fresh, name.replace("@FILE@", manifest["file"]), targets.split())
+            _copy(fresh, name.replace("@FILE@", manifest.file), targets.split())
         fresh.chmod(0o755)
         os.replace(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return _told(folder, manifest, app)
+    return _next_steps(folder, manifest, app)
 
 
 def _copy(fresh: Path, name: str, targets: list[str]) -> None:
@@ -62,10 +61,10 @@ def _copy(fresh: Path, name: str, targets: list[str]) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, place)
 
 
-def _told(folder: Path, manifest: Mapping[str, Any], app: AppLayout) -> str:
-    file = manifest["file"]
+def _next_steps(folder: Path, manifest: BundleManifest, app: AppLayout) -> str:
+    file = manifest.file
     lines = app.next_steps.format(folder=folder, file=file, stem=Path(file).stem)
     return (
-        f"{manifest['model']} for {manifest['target']}, {manifest['digest'][:12]}, laid out in {folder}\n\n{lines}\n"
+        f"{manifest.model} for {manifest.target}, {manifest.digest[:12]}, laid out in {folder}\n\n{lines}\n"
         "Before you trust it: put golden/input0.bin of the bundle through the app once, and compare with output0.bin."
     )

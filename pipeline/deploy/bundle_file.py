@@ -1,12 +1,10 @@
-"""A bundle: one tar of all that goes to a device. The same content gives the same bytes; reading verifies each.
+"""A bundle: one tar with all that a device needs, reproducible byte for byte and verified when it is read.
 
-A bundle is a plain tar of plain files (`deploy.ustar`). Its first member, bundle.json, names every other by size and
-sha256, and its own ``digest`` is over all of them and over the rest of bundle.json. Names stand in order, so two
-machines write the same bytes.
+A bundle is a plain tar of plain files (`deploy.ustar`). Its first member, bundle.json, has the size and sha256 of every
+other member; its own ``digest`` covers all of them and the rest of bundle.json. The members are sorted, so that any
+machine writes the same bytes.
 
 A signature is a file beside it, made by OpenSSH with the user's own key (``ssh-keygen -Y sign``).
-
-This module needs Python's standard library alone.
 """
 
 import hashlib
@@ -17,53 +15,55 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.artifacts import documents
+from pipeline.artifacts.bundle_result import BundleManifest
+from pipeline.artifacts.export_result import FileFacts
 from pipeline.deploy import ustar
 from pipeline.deploy.ustar import DISTRUST, Member, damaged
 from pipeline.errors import InputError, StageError
 
-FORMAT = 1
 MANIFEST = "bundle.json"
 NAMESPACE = "repnets-bundle"
-"""What signatures are for: one that the same key made for mail or git is none for a bundle."""
+"""Namespace of signatures, so that one of the same key for mail or git is not valid for a bundle."""
 
 _MANIFEST_ROOM = 16 << 20  # bytes; it is read into memory
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose every byte was found to be right. `open_bundle` makes it.
+    """A verified bundle, as `open_bundle` returns it.
 
     Attributes:
         path: the tar.
-        manifest: bundle.json: ``model``, ``target``, ``backend``, ``precision``, ``digest``, ``files`` and more.
-        members: what the tar holds, by path, bundle.json too.
+        manifest: its bundle.json.
+        members: of the tar, by path, bundle.json included.
     """
 
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: BundleManifest
     members: Mapping[str, Member]
 
     @property
     def digest(self) -> str:
         """Sha256 over the whole content, hex."""
-        return self.manifest["digest"]
+        return self.manifest.digest
 
     @property
     def name(self) -> str:
-        """``<model>-<target>-<first 12 of the digest>``: what the tar is called, whatever its file is called now."""
-        return f"{self.manifest['model']}-{self.manifest['target']}-{self.digest[:12]}"
+        """``<model>-<target>-<first 12 of the digest>``: the name of the tar when it was written."""
+        return f"{self.manifest.model}-{self.manifest.target}-{self.digest[:12]}"
 
     @property
     def signature(self) -> Path:
-        """Where its signature is, if it has one."""
+        """Path of its signature, whether it has one or not."""
         return signature_of(self.path)
 
     def read(self, name: str) -> bytes:
-        """Content of one member. InputError where the tar has changed since it was opened."""
+        """Content of one member. InputError if the tar has changed since it was opened."""
         with self.path.open("rb") as tar:
             return b"".join(self._chunks(tar, name))
 
@@ -71,10 +71,10 @@ class Bundle:
         """Write all members into a folder, which appears by a rename, whole or not at all.
 
         Args:
-            folder: does not exist yet, or is empty.
+            folder: must not exist or be empty.
 
         Raises:
-            InputError: the folder holds something, or the tar has changed since it was opened.
+            InputError: the folder is not empty, or the tar has changed since it was opened.
         """
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty, so {self.path.name} was not unpacked there. Name another folder.")
@@ -103,38 +103,37 @@ class Bundle:
             raise InputError(f"{self.path}: `{name}` has changed since the bundle was opened. Open it again.")
 
 
-def write(folder: Path, members: Mapping[str, Path | bytes], document: Mapping[str, Any]) -> Path:
+def write(folder: Path, members: Mapping[str, Path | bytes], manifest: BundleManifest) -> Path:
     """Write a bundle under its own name, ``<model>-<target>-<digest12>.tar``; it appears by a rename.
 
     Args:
-        folder: where it goes; made where it is not there.
-        members: content of each file, or where that is, by its path in the bundle.
-        document: bundle.json, to which ``format``, ``digest`` and ``files`` are added.
+        folder: for the tar; created if it does not exist.
+        members: content of each file, or a path of the content, by its path in the bundle.
+        manifest: bundle.json; its ``digest`` and ``files`` are filled in.
 
     Returns:
         The tar.
 
     Raises:
-        InputError: a path that is not allowed in a bundle, or a name of model or target that is not in a tar's.
+        InputError: a path is not allowed in a bundle; the name of the model or target is not allowed in a tar's.
     """
     names = sorted(members)
-    for key in ("model", "target"):
-        if not ustar.is_part(document[key]):
+    for key, name in (("model", manifest.model), ("target", manifest.target)):
+        if not ustar.is_part(name):
             raise InputError(
-                f"the {key} `{document[key]}` cannot be part of a bundle's name, which devices must read: it takes "
+                f"the {key} `{name}` cannot be part of a bundle's name, which devices must read: it takes "
                 "letters from a to z, digits, `_`, `.`, `+` and `-`. Rename it in the configuration."
             )
     for name in names:
         ustar.require_below(name, "this bundle")
     ustar.require_apart([MANIFEST, *names], "this bundle")
-    files = {name: _facts(members[name]) for name in names}
-    named = {"format": FORMAT, **document, "files": files}
-    named = {"format": FORMAT, **document, "digest": digest(named), "files": files}
-    manifest = (json.dumps(named, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    named = replace(manifest, digest="", files={name: _facts(members[name]) for name in names})
+    named = replace(named, digest=digest(documents.plain(named)))
+    content = (json.dumps(documents.plain(named), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".bundle.", delete=False) as tar:
         try:
-            ustar.write(tar, {MANIFEST: manifest} | {name: members[name] for name in names})
+            ustar.write(tar, {MANIFEST: content} | {name: members[name] for name in names})
             tar.flush()
             os.chmod(tar.name, 0o644)
             path = folder / f"{Bundle(folder, named, {}).name}.tar"
@@ -145,15 +144,15 @@ def write(folder: Path, members: Mapping[str, Path | bytes], document: Mapping[s
     return path
 
 
-def digest(manifest: Mapping[str, Any]) -> str:
-    """The ``digest`` that a bundle.json must have: sha256 over lines ``<sha256>  <path>`` as of sha256sum, hex.
+def digest(document: Mapping[str, Any]) -> str:
+    """The ``digest`` that a bundle.json must have: sha256 over lines ``<sha256>  <path>`` as sha256sum prints, hex.
 
     In the order of the paths, one for each file; the line of bundle.json itself has the sha256 of what it says, its
     ``digest`` left out, as JSON with sorted keys and no space.
     """
-    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    rest = {key: value for key, value in document.items() if key != "digest"}
     own = hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    lines = {MANIFEST: own} | {name: facts["sha256"] for name, facts in manifest["files"].items()}
+    lines = {MANIFEST: own} | {name: facts["sha256"] for name, facts in document["files"].items()}
     return hashlib.sha256("".join(f"{lines[name]}  {name}\n" for name in sorted(lines)).encode()).hexdigest()
 
 
@@ -161,7 +160,7 @@ def open_bundle(path: Path) -> Bundle:
     """Read a bundle and verify every byte of it. Nothing is written, and nothing in it is run.
 
     Args:
-        path: a tar that `write` wrote, here or elsewhere.
+        path: of the tar.
 
     Raises:
         InputError: it is missing, cut short or no bundle; or a member climbs out of its folder, is a link or a device
@@ -170,12 +169,12 @@ def open_bundle(path: Path) -> Bundle:
     try:
         with path.open("rb") as tar:
             members = ustar.read(tar, path)
-            manifest = _read_manifest(tar, path, members)
+            manifest, right_digest = _read_manifest(tar, path, members)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. `snakemake bundles` makes the bundles, in dist/.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, and not the tar of a bundle. Name the tar.") from None
-    listed = manifest["files"]
+    listed = manifest.files
     for name in listed:
         if name not in members:
             raise InputError(f"{path}: bundle.json names `{name}`, but the bundle does not hold it. {DISTRUST}")
@@ -184,24 +183,24 @@ def open_bundle(path: Path) -> Bundle:
             continue
         if name not in listed:
             raise InputError(f"{path} holds `{name}`, which bundle.json does not name. {DISTRUST}")
-        if (member.sha256, member.size_bytes) != (listed[name]["sha256"], listed[name].get("size_bytes")):
+        if (member.sha256, member.size_bytes) != (listed[name].sha256, listed[name].size_bytes):
             raise InputError(f"{path}: `{name}` does not have the sha256 that bundle.json names. {damaged(path)}")
-    if manifest["digest"] != digest(manifest):
+    if manifest.digest != right_digest:
         raise InputError(f"{path}: bundle.json does not have the digest that it names. {damaged(path)}")
     return Bundle(path, manifest, members)
 
 
 def signature_of(path: Path) -> Path:
-    """Where the signature of a bundle is: ``<bundle>.tar.sig``."""
+    """Path of the signature of a bundle: ``<bundle>.tar.sig``."""
     return path.with_name(f"{path.name}.sig")
 
 
 def sign(path: Path, key: Path) -> Path:
-    """Sign a bundle with an SSH key. The bundle stays as it is; the signature lies beside it.
+    """Sign a bundle with an SSH key. The signature is a file beside the bundle, which does not change.
 
     Args:
         path: the tar.
-        key: a private key, or the public one of a key that the agent holds; one with a passphrase has to be there.
+        key: a private key; or the public key of one in the agent, which is required for a key with a passphrase.
 
     Returns:
         The signature: ``<bundle>.tar.sig``.
@@ -226,18 +225,18 @@ def sign(path: Path, key: Path) -> Path:
 
 
 def verify_signature(path: Path, allowed_signers: Path, identity: str) -> str:
-    """Hold a bundle's signature against those whom the user trusts.
+    """Verify a bundle's signature by the keys that the user trusts.
 
     Args:
         path: the tar.
-        allowed_signers: OpenSSH's file of them: a line ``<identity> <public key>`` each (ssh-keygen(1)).
-        identity: who must have signed it, as named in that file.
+        allowed_signers: OpenSSH's file of them: lines of ``<identity> <public key>`` (ssh-keygen(1)).
+        identity: the required signer, as named in that file.
 
     Returns:
-        What OpenSSH says of it: who signed, by which key.
+        OpenSSH's message: who signed, and with which key.
 
     Raises:
-        InputError: it is not signed, or not by that one, or was changed after that.
+        InputError: it is not signed, or not by that signer, or was changed after it was signed.
         StageError: OpenSSH is not installed.
     """
     place, allowed = signature_of(path), allowed_signers.expanduser()
@@ -269,7 +268,7 @@ def _ssh_keygen(asked: list[str], content: BinaryIO | None = None) -> "subproces
             stdin=content or subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            # no terminal and no window, so that it cannot wait for a passphrase
+            # without a terminal and a display, so that it cannot wait for a passphrase
             start_new_session=True,
             env=os.environ | {"SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"},
         )
@@ -284,29 +283,35 @@ def _said(done: "subprocess.CompletedProcess[str]") -> str:
     return " ".join((done.stderr or done.stdout).split()).rstrip(".") or f"ssh-keygen ended with {done.returncode}"
 
 
-def _read_manifest(tar: BinaryIO, path: Path, members: Mapping[str, Member]) -> dict[str, Any]:
+def _read_manifest(tar: BinaryIO, path: Path, members: Mapping[str, Member]) -> tuple[BundleManifest, str]:
+    """bundle.json, and the digest that it must have."""
     own = members.get(MANIFEST)
     if own is None or next(iter(members)) != MANIFEST or own.size_bytes > _MANIFEST_ROOM:
         raise InputError(f"{path} is no bundle: its first file is not bundle.json. `snakemake bundles` makes them.")
     tar.seek(own.start)
+    content = tar.read(own.size_bytes)
+    if _is_without_schema(content):
+        raise InputError(
+            f"{path} was made by an older version of repnets, whose bundle.json this one does not read. Build it "
+            "again: snakemake bundles."
+        )
+    manifest = documents.parse(BundleManifest, content, f"{path}: bundle.json", damaged(path))
+    if not all(ustar.is_part(name) for name in (manifest.model, manifest.target)):
+        raise InputError(f"{path}: bundle.json names no model or target as it must. {DISTRUST}")
+    return manifest, digest(json.loads(content))
+
+
+def _is_without_schema(content: bytes) -> bool:
+    """Whether this is a bundle.json from before its keys had a version."""
     try:
-        manifest = json.loads(tar.read(own.size_bytes))
-        files = manifest["files"]
-        texts = [manifest[key] for key in ("model", "target", "backend", "digest")]
-        texts += [facts["sha256"] for facts in files.values()]
-        is_sound = all(isinstance(one, str) for one in texts)
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: bundle.json cannot be read ({error!r}). {damaged(path)}") from None
-    if version != FORMAT:
-        raise InputError(f"{path} is of format {version!r}, and this version reads {FORMAT}. Update repnets.")
-    if not is_sound or not all(ustar.is_part(manifest[key]) for key in ("model", "target")):
-        raise InputError(f"{path}: bundle.json names no model, target, backend or digest as it must. {DISTRUST}")
-    return manifest
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "format" in document and "schema" not in document
 
 
-def _facts(content: Path | bytes) -> dict[str, Any]:
+def _facts(content: Path | bytes) -> FileFacts:
     if isinstance(content, bytes):
-        return {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+        return FileFacts(hashlib.sha256(content).hexdigest(), len(content))
     with content.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size_bytes": content.stat().st_size}
+        return FileFacts(hashlib.file_digest(file, "sha256").hexdigest(), content.stat().st_size)

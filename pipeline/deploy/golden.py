@@ -1,11 +1,11 @@
-"""Golden images of a bundle: a few real ones of different classes, and what the proved program gives for them."""
+"""Golden images of a bundle: a few validation images of different classes, and the verified program's outputs."""
 
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts.check_result import CheckedForm, Held
+from pipeline.artifacts.check_result import CheckedForm, GateResult
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.backends import signatures
@@ -17,15 +17,13 @@ from pipeline.verification.reference import Reference, spec_of
 if TYPE_CHECKING:
     import numpy as np
 
-_SLACK = 2  # as in check: times what half precision costs the network by itself
-
 
 @dataclass(frozen=True)
 class Golden:
-    """One inference of the file: what goes in, and what must come out.
+    """One inference of the file: the input, and the output that it must give.
 
     Attributes:
-        input: float32 (N, 3, H, W), little-endian; uint8 where the file takes pixels.
+        input: float32 (N, 3, H, W), little-endian; uint8 if the file takes pixels.
         output: float32 (N, classes), little-endian.
         labels: the true class of each image.
     """
@@ -35,25 +33,21 @@ class Golden:
     labels: tuple[int, ...]
 
 
-def make(
-    file: Path, written: Manifest, source: Path, split: Path, count: int, backend: Backend, scratch: Path
-) -> list[Golden]:
-    """Put real images through the program that a file was made of.
+def make(file: Path, written: Manifest, source: Path, split: Path, count: int, backend: Backend) -> list[Golden]:
+    """Run validation images through the program that a file was exported from.
 
-    In float64 where the program is float, with the weights as the file stores them, so that the numbers are the same
-    on another machine; an int8 program is computed as it is.
+    A float program runs in float64, with the weights as the file stores them, so that the numbers are the same on any
+    machine; an int8 program runs unchanged.
 
     Args:
         file: the exported file; it is not run.
         written: the manifest beside it.
         source: fused.pt2, or quantized.pt2 for an int8 file.
         split: artifacts/split.json.
-        count: of the images; where the file's batch is no divisor of that, the last one is filled up with the first.
+        count: number of images; the last batch of the file is filled up with the first images.
         backend: of the file.
-        scratch: a folder to work in.
     """
-    chosen = scratch / "split.json"
-    splits.write_split(chosen, _chosen(splits.open_split(split), count))
+    chosen = _chosen(splits.open_split(split), count)
     signature = signatures.read(file)
     preprocessing = written.preprocessing
     spec = replace(spec_of(written, preprocessing), precision=written.shipped_form.precision)
@@ -75,19 +69,19 @@ def make(
 
 
 def tolerance(checked: CheckedForm, precision: str) -> float:
-    """What a device may differ by, of the largest output: what check held the file to on this machine.
+    """The tolerance of the self-test, relative to the largest output: that of `check` on this machine.
 
     Args:
-        checked: what check says of the form that ships.
+        checked: the result of check for the form that ships.
         precision: of the file.
     """
-    held = checked.precision or Held()
+    held = checked.precision or GateResult()
     allowed = compare.TOLERANCE.get(precision, compare.TOLERANCE["fp16"]) if held.tolerance is None else held.tolerance
-    return max(allowed, _SLACK * (held.loss_of_fused or 0.0))
+    return max(allowed, compare.SLACK * (held.loss_of_fused or 0.0))
 
 
 def _chosen(split: splits.Split, count: int) -> splits.Split:
-    """A split whose validation part is so many of its images, of classes far apart."""
+    """A split whose validation part is `count` of its images, spread over the classes."""
     labels = split.labels or split.images.labels.tolist()
     of_class: dict[int, list[int]] = {}
     for number in split.parts["val"]:

@@ -1,6 +1,6 @@
-"""A bundle to a device: copied, verified there, tested there, and only then made the current one; and taken back.
+"""Install a bundle on a device: copy it, verify and test it there, and only then make it current. And roll back.
 
-A step that fails leaves what was installed as it was, and nothing half copied behind it.
+If a step fails, the installed version stays as it was and the copied files are removed.
 """
 
 import hashlib
@@ -12,29 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.bundle_result import BundleManifest
+from pipeline.artifacts.export_result import FileFacts
 from pipeline.deploy import bundle_file, installation, lock
 from pipeline.deploy.installation import Entry, State
-from pipeline.deploy.lock import Held
+from pipeline.deploy.lock import LockedInstallation
 from pipeline.devices import Device, transfer
 from pipeline.errors import DeviceError, GateError, InputError
 
-_SELFTEST_SECONDS = 300
-_GRACE_SECONDS = 60  # beside what the self-test allows its runtime
+_GRACE_SECONDS = 60  # added to the time limit of the self-test's runtime
 _VERDICTS = {0: "ok", 1: "failed", 3: "unavailable"}
 _SPARE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """What is current now.
+    """The result of an installation or a rollback.
 
     Attributes:
         name: ``<model>-<target>``.
-        folder: where `current` is, on the device.
-        entry: what is current.
-        before: the version that was, None where nothing was installed.
-        kept: versions that can be gone back to, the nearest first.
-        warning: something that went wrong after the switch.
+        folder: that contains the link `current`, on the device.
+        entry: the current version.
+        before: the version that was current before; None if nothing was installed.
+        kept: versions that a rollback can return to, the latest first.
+        warning: what went wrong after the switch.
     """
 
     name: str
@@ -59,111 +60,111 @@ def ship(
 
     Args:
         path: of the bundle, a .tar.
-        device: where to.
-        allowed_signers: ssh's file of that name; the bundle's signature has to be of somebody in it.
-        selftest: run the bundle's own on the device before the switch.
-        python: the program there that the self-test runs on.
-        timeout: seconds that the self-test may take; default: a minute more than it allows its runtime by itself.
-        say: told of each step.
+        device: to install on.
+        allowed_signers: OpenSSH's file of that name; one of its signers must have signed the bundle.
+        selftest: run the bundle's self-test on the device before the switch.
+        python: the Python on the device that runs the self-test.
+        timeout: of the self-test, seconds; default: one minute more than the time limit of its runtime.
+        say: called with a line of text after each step.
 
     Raises:
-        InputError: the bundle is damaged or not safe to unpack; it is not signed, or by nobody who is allowed.
+        InputError: the bundle is damaged or not safe to unpack; it is not signed by an allowed signer.
         GateError: the self-test failed on the device.
-        DeviceError: the device cannot be reached, is full, is being shipped to by somebody else, has no runtime for the
-            self-test; the link was cut; the self-test did not end.
+        DeviceError: the device cannot be reached, is full, is locked by another `repnets ship`, or has no runtime for
+            the self-test; the link was cut; the self-test did not end.
     """
     bundle = bundle_file.open_bundle(path)
     manifest = bundle.manifest
     signed_by = signer(path, allowed_signers) if allowed_signers else None
-    name, version = f"{manifest['model']}-{manifest['target']}", manifest["digest"][:12]
+    name, version = f"{manifest.model}-{manifest.target}", manifest.digest[:12]
     size = path.stat().st_size
     signed = f", signed by {signed_by}" if signed_by else ""
-    say(f"{path.name}: whole, {len(manifest['files'])} files, {size / 1e6:.1f} MB{signed}")
-    with _held(device, name) as held:
-        before = held.state
-        held.require_room(2 * size + _SPARE_BYTES)
-        transfer.push(device, path, f"{held.incoming}.tar")
+    say(f"{path.name}: whole, {len(manifest.files)} files, {size / 1e6:.1f} MB{signed}")
+    with _locked(device, name) as locked:
+        before = locked.state
+        locked.require_room(2 * size + _SPARE_BYTES)
+        transfer.push(device, path, f"{locked.incoming}.tar")
         own = {bundle_file.MANIFEST: hashlib.sha256(bundle.read(bundle_file.MANIFEST)).hexdigest()}
-        _require_same(held, held.incoming, held.unpack(), _digests(manifest) | own)
+        _require_same(locked, locked.incoming, locked.unpack(), _digests(manifest.files) | own)
         say(f"{device.name}: copied, and every digest is right")
-        limit = timeout or manifest.get("time_limit_s", _SELFTEST_SECONDS) + _GRACE_SECONDS
-        verdict = _selftest(held, manifest, python, limit) if selftest else None
-        say(f"{device.name}: self-test {_told(verdict)}")
-        entry = Entry(version, manifest["digest"], installation.now(), installation.who(), signed_by, verdict)
+        limit = timeout or manifest.time_limit_s + _GRACE_SECONDS
+        verdict = _selftest(locked, manifest, python, limit) if selftest else None
+        say(f"{device.name}: self-test {_summary(verdict)}")
+        entry = Entry(version, manifest.digest, installation.now(), installation.who(), signed_by, verdict)
         history = before.after(entry)
-        held.switch(entry, history)
+        locked.switch(entry, history)
         after = State(name, version, (*before.versions, version), history)
         try:
-            held.prune(after)
+            locked.prune(after)
         except DeviceError as error:
-            return _shipped(held, after, before, f"older versions were not removed: {error}")
-        return _shipped(held, after, before, None)
+            return _shipped(locked, after, before, f"older versions were not removed: {error}")
+        return _shipped(locked, after, before, None)
 
 
 def roll_back(name: str, device: Device) -> Shipped:
-    """Make the version current again that was before.
+    """Make the version before the current one current again.
 
     Args:
         name: ``<model>-<target>``.
-        device: where.
+        device: where it is installed.
 
     Raises:
-        InputError: nothing of that name is installed there, or nothing was before it.
-        DeviceError: as `ship`; the older version is damaged.
+        InputError: nothing of that name is installed there, or there is no earlier version.
+        DeviceError: as `ship`; the earlier version is damaged.
     """
     there = [state.name for state in installation.look(device)]
     if name not in there:
         raise InputError(f"{name} is not installed on {device.name}; there is: {', '.join(there) or 'nothing'}.")
-    with _held(device, name) as held:
-        before = held.state
+    with _locked(device, name) as locked:
+        before = locked.state
         entry = before.previous
         if entry is None:
             raise InputError(
                 f"{device.name} has no version of {name} from before {before.current}, so there is nothing to go back "
                 "to. Ship the bundle that you want."
             )
-        place = f"{held.folder}/versions/{entry.version}"
-        _require_same(held, place, held.digests(place), _digests(_manifest_there(held, place, entry)))
-        held.back(entry)
-        return _shipped(held, State(name, entry.version, before.versions, before.history), before, None)
+        place = f"{locked.folder}/versions/{entry.version}"
+        _require_same(locked, place, locked.digests(place), _digests_shipped(locked, place, entry))
+        locked.roll_back(entry)
+        return _shipped(locked, State(name, entry.version, before.versions, before.history), before, None)
 
 
 @contextmanager
-def _held(device: Device, name: str) -> Iterator[Held]:
-    """Hold an installation; an error says in what state it was left."""
-    held = None
+def _locked(device: Device, name: str) -> Iterator[LockedInstallation]:
+    """Lock an installation; an error in the block says in which state the installation is now."""
+    locked = None
     try:
-        with lock.hold(device, name) as held:
-            yield held
+        with lock.acquire(device, name) as locked:
+            yield locked
     except (DeviceError, GateError) as error:
-        if held is None:
+        if locked is None:
             raise
-        raise _with_state(error, device, held.state) from error
+        raise _with_state(error, device, locked.state) from error
 
 
 def _with_state(error: DeviceError | GateError, device: Device, before: State) -> DeviceError | GateError:
     try:
         now = next((state for state in installation.look(device) if state.name == before.name), State(before.name))
     except DeviceError:
-        told = f"See what is current, once the link is back: repnets devices {device.name}"
+        state = f"See what is current, once the link is back: repnets devices {device.name}"
     else:
         stays = f"{now.current} stays current" if now.current else "nothing is installed"
-        told = f"Of {before.name}, {stays} there."
+        state = f"Of {before.name}, {stays} there."
         if now.current != before.current:
-            told = f"By then {now.current} had become the current one; to go back: --rollback."
-    text = f"{str(error).rstrip()} {told}"
+            state = f"By then {now.current} had become the current one; to go back: --rollback."
+    text = f"{str(error).rstrip()} {state}"
     return GateError(text) if isinstance(error, GateError) else DeviceError(text, is_cut=error.is_cut)
 
 
-def _shipped(held: Held, state: State, before: State, warning: str | None) -> Shipped:
+def _shipped(locked: LockedInstallation, state: State, before: State, warning: str | None) -> Shipped:
     names = [entry.version for entry in state.history]
     kept = tuple(name for name in names[: names.index(state.current)][::-1] if name in state.versions)
-    return Shipped(state.name, held.folder, state.entry(state.current), before.current, kept, warning)
+    return Shipped(state.name, locked.folder, state.entry(state.current), before.current, kept, warning)
 
 
 def signer(path: Path, allowed_signers: Path) -> str:
-    """Whose signature a bundle has, of those in the file. Raises InputError where it is of none of them."""
-    told = [
+    """The allowed signer who signed a bundle. InputError if none of them did."""
+    command = [
         "ssh-keygen",
         "-Y",
         "find-principals",
@@ -173,56 +174,59 @@ def signer(path: Path, allowed_signers: Path) -> str:
         str(allowed_signers),
     ]
     try:
-        found = subprocess.run(told, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout.split("\n")[0]
+        found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout.split("\n")[0]
     except FileNotFoundError:
-        found = ""  # what is missing, the next line says
+        found = ""  # the next call reports that it is missing
     bundle_file.verify_signature(path, allowed_signers, found or "anybody")
     return found
 
 
-def _digests(manifest: Mapping[str, Any]) -> dict[str, str]:
-    return {path: about["sha256"] for path, about in manifest["files"].items()}
+def _digests(files: Mapping[str, FileFacts]) -> dict[str, str]:
+    return {path: facts.sha256 for path, facts in files.items()}
 
 
-def _require_same(held: Held, folder: str, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Hold the sha256 of files on the device against those wanted. Others may lie beside: what a self-test leaves."""
+def _require_same(locked: LockedInstallation, folder: str, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """DeviceError if a wanted file on the device has another sha256. Other files may be there, from a self-test say."""
     if wrong := [path for path, digest in wanted.items() if there.get(path) != digest]:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise DeviceError(
-            f"in {folder} on {held.device.name}, {', '.join(wrong[:5])}{more} {'is' if len(wrong) == 1 else 'are'} not "
-            "what the bundle holds. The device's memory or disk may be failing, or another program writes there. Ship "
-            "it again."
+            f"in {folder} on {locked.device.name}, {', '.join(wrong[:5])}{more} {'is' if len(wrong) == 1 else 'are'} "
+            "not what the bundle holds. The device's memory or disk may be failing, or another program writes there. "
+            "Ship it again."
         )
 
 
-def _manifest_there(held: Held, place: str, entry: Entry) -> Mapping[str, Any]:
-    """The bundle.json of an installed version, which has to be of the digest that was shipped."""
-    done = held.device.run(["cat", f"{place}/bundle.json"])
+def _digests_shipped(locked: LockedInstallation, place: str, entry: Entry) -> dict[str, str]:
+    """The sha256 of each file of an installed version, by its bundle.json, which must be the one that was shipped.
+
+    An older version of repnets may have shipped it, so no more than this is read.
+    """
+    done = locked.device.run(["cat", f"{place}/{bundle_file.MANIFEST}"])
     try:
-        manifest = json.loads(done.stdout)
-        if bundle_file.digest(manifest) == entry.digest:
-            return manifest
-    except (ValueError, KeyError, TypeError, AttributeError):
+        document = json.loads(done.stdout)
+        if bundle_file.digest(document) == entry.digest:
+            return {path: facts["sha256"] for path, facts in document["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise DeviceError(
-        f"{place}/bundle.json on {held.device.name} is damaged, so that version cannot be gone back to. Ship the "
-        "bundle that you want."
+        f"{place}/{bundle_file.MANIFEST} on {locked.device.name} is damaged, so that version cannot be gone back to. "
+        "Ship the bundle that you want."
     )
 
 
-def _selftest(held: Held, manifest: Mapping[str, Any], python: str, timeout: float) -> dict[str, Any]:
-    """Run a bundle's own test where it was unpacked; what it printed last.
+def _selftest(locked: LockedInstallation, manifest: BundleManifest, python: str, timeout: float) -> dict[str, Any]:
+    """Run the self-test of the unpacked bundle; its result.
 
     Raises:
-        GateError: it failed, or said nothing that can be read.
-        DeviceError: what it needs is not there, or it did not end.
+        GateError: it failed, or printed no result.
+        DeviceError: the device lacks what it needs; it did not end in time.
     """
-    program, *rest = manifest["run"]
+    program, *rest = manifest.run
     words = [python if program == "python3" else program, *rest]
     line = 'cd "$1" && shift && PYTHONDONTWRITEBYTECODE=1 exec "$@"'
-    device = held.device
+    device = locked.device
     try:
-        done = device.run(installation.script(line, held.incoming, *words), timeout=timeout)
+        done = device.run(installation.script(line, locked.incoming, *words), timeout=timeout)
     except DeviceError as error:
         if error.is_cut:
             raise
@@ -254,7 +258,7 @@ def _last_json(printed: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _told(verdict: Mapping[str, Any] | None) -> str:
+def _summary(verdict: Mapping[str, Any] | None) -> str:
     if verdict is None:
         return "left out"
     figures = ((key.replace("_", " "), verdict.get(key)) for key in ("max_error", "tolerance", "images"))

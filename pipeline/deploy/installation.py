@@ -1,13 +1,13 @@
-"""What lies on a device after `repnets ship`, as its shell tells it. No Python is needed there.
+"""What `repnets ship` has installed on a device, read by the device's shell. The device needs no Python for it.
 
     <home>/<model>-<target>/
-        versions/<digest12>/    the unpacked bundles, the last few
+        versions/<digest12>/    the last few unpacked bundles
         current                 a symbolic link to one of them, replaced in one step
-        history.json            which were current, oldest first, when, by whom, and what their self-tests said
-        lock                    held by one ship at a time; names who holds it, or held it last
-        .incoming-<token>*      what a ship is bringing; gone when it ends, however it ends
+        history.json            the versions that were current, oldest first: when, by whom, result of the self-test
+        lock                    locked by one `repnets ship` at a time; names the process that has or had the lock
+        .incoming-<token>*      temporary files of a running `repnets ship`
 
-`pipeline.deploy.lock` is what changes it.
+`pipeline.deploy.lock` changes an installation.
 """
 
 import getpass
@@ -22,10 +22,10 @@ from pipeline.devices import Device
 from pipeline.errors import DeviceError
 
 KEPT = 3
-"""Versions that stay beside the current one, to go back to."""
+"""Older versions that are kept for a rollback."""
 
-TELL = r"""
-tell() {
+STATE_FUNCTION = r"""
+print_state() {
     [ -d "$1/versions" ] || return 0
     printf 'name %s\n' "$1"
     printf 'current %s\n' "$(readlink "$1/current" 2> /dev/null)"
@@ -33,13 +33,13 @@ tell() {
     printf 'history %s\n' "$(cat "$1/history.json" 2> /dev/null)"
 }
 """
-"""A function of the shell: what is installed under the name ``$1``, in the folder that is current; `read` reads it."""
+"""A shell function that prints what is installed under the name ``$1`` in the working directory; `read` parses it."""
 
 _LOOK = (
-    TELL
+    STATE_FUNCTION
     + r"""
 cd "$1" 2> /dev/null || exit 0
-for name in *; do tell "$name"; done
+for name in *; do print_state "$name"; done
 """
 )
 
@@ -49,12 +49,12 @@ class Entry:
     """A version that was switched to.
 
     Attributes:
-        version: the first twelve hex digits of the digest; the name of its folder.
-        digest: of the bundle's content, sha256.
-        since: when, UTC, ISO 8601.
+        version: the first twelve hex digits of the digest; also the name of its folder.
+        digest: sha256 of the bundle's content.
+        since: time of the switch, UTC, ISO 8601.
         by: the user and computer that shipped it.
-        signed_by: whose signature was verified; None where none was asked for.
-        selftest: what it printed last; None where it was left out.
+        signed_by: the signer whose signature was verified; None if none was required.
+        selftest: the result that the self-test printed; None if it was not run.
     """
 
     version: str
@@ -71,9 +71,9 @@ class State:
 
     Attributes:
         name: ``<model>-<target>``.
-        current: the version that `current` leads to; None where it leads nowhere.
-        versions: all that are there.
-        history: those that were current, oldest first; those after the current one were taken back.
+        current: the version that the link `current` points to; None if there is no link.
+        versions: all installed versions.
+        history: the versions that were current, oldest first; those after the current one were rolled back.
     """
 
     name: str
@@ -83,24 +83,28 @@ class State:
 
     @property
     def previous(self) -> Entry | None:
-        """What a rollback goes to: the last that was current before the current one and is still there."""
+        """The target of a rollback: the latest version that was current before this one and is still installed."""
         names = [entry.version for entry in self.history]
         before = names.index(self.current) if self.current in names else len(names)
         return next((entry for entry in self.history[:before][::-1] if entry.version in self.versions), None)
 
     def entry(self, version: str | None) -> Entry | None:
-        """What is known of a version."""
+        """The history entry of a version, None if it has none."""
         return next((entry for entry in self.history if entry.version == version), None)
 
     def after(self, new: Entry) -> tuple[Entry, ...]:
-        """The history once this one is current: what had been taken back is forgotten."""
+        """The history with a new current version; versions that had been rolled back are removed from it."""
         names = [entry.version for entry in self.history]
         upto = names.index(self.current) + 1 if self.current in names else len(names)
         return (*(entry for entry in self.history[:upto] if entry.version != new.version), new)[-KEPT - 1 :]
 
 
 def home(device: Device) -> str:
-    """Where installs go on a device: an absolute path. Raises DeviceError as `Device.home`, or where a shell greets."""
+    """The folder for installations on a device, an absolute path.
+
+    Raises:
+        DeviceError: as `Device.home`; the device's shell prints a greeting.
+    """
     place = device.home
     if not place.startswith("/") or "\n" in place:
         raise DeviceError(
@@ -111,18 +115,18 @@ def home(device: Device) -> str:
 
 
 def look(device: Device) -> list[State]:
-    """What is installed on a device, by name.
+    """All that is installed on a device.
 
     Raises:
-        DeviceError: the device cannot be asked; what it noted of its installs is damaged.
+        DeviceError: the device cannot be reached; a history.json is damaged.
     """
     return read(device.output(script(_LOOK, home(device))).splitlines(), device)
 
 
-def read(said: Sequence[str], device: Device) -> list[State]:
-    """What `TELL` printed, line by line. Raises DeviceError where a history is damaged."""
+def read(printed: Sequence[str], device: Device) -> list[State]:
+    """Parse the lines that `STATE_FUNCTION` printed. DeviceError if a history is damaged."""
     states: list[State] = []
-    for line in said:
+    for line in printed:
         key, _, value = line.partition(" ")
         if key == "name":
             states.append(State(value))
@@ -143,18 +147,18 @@ def _with(state: State, key: str, value: str, device: Device) -> State:
         except (ValueError, TypeError) as error:
             raise DeviceError(
                 f"{home(device)}/{state.name}/history.json on {device.name} is damaged ({error}), so it is not known "
-                f"what was installed before. Remove that file there, and ship again; nothing else has to go."
+                f"what was installed before. Remove that file there, and ship again; nothing else has to be removed."
             ) from None
     return State(**about)
 
 
 def script(text: str, *words: str) -> list[str]:
-    """The command that runs a script on a device, with its ``$1``, ``$2``, ..."""
+    """The argv that runs a shell script on a device with ``$1``, ``$2``, ..."""
     return ["sh", "-c", text, "sh", *words]
 
 
 def who() -> str:
-    """Of this computer, for others to read who ships."""
+    """User and name of this computer, for messages on other computers."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user without a name
@@ -163,5 +167,5 @@ def who() -> str:
 
 
 def now() -> str:
-    """UTC, ISO 8601."""
+    """The current time, UTC, ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,8 +1,8 @@
-"""One installation on a device, held by this process alone, and changed.
+"""The lock of one installation on a device, and the changes that are made under it.
 
-The lock is the kernel's (flock), of a process on the device: it ends with the process, so none is ever stale. The
-process reads what this computer sends it every few seconds, and where that stops, the link having been cut or this
-computer having died, it removes what was half copied and ends.
+The lock is an flock of a process on the device. It ends with the process, so it is never stale. This computer sends the
+process a heartbeat every few seconds. When the heartbeats stop, because the link was cut or this computer died, the
+process removes what was half copied, and ends.
 """
 
 import json
@@ -22,14 +22,14 @@ from pipeline.deploy.installation import Entry, State
 from pipeline.devices import Device
 from pipeline.errors import DeviceError, InputError
 
-_BEAT_SECONDS = 5.0
-_LONG_SECONDS = 600  # to unpack, to read or to remove what is large
-_SILENCE_SECONDS = 60  # after which a holder takes the other side for dead
+_HEARTBEAT_SECONDS = 5.0
+_LONG_SECONDS = 600  # for unpacking, reading or removing large files
+_SILENCE_SECONDS = 60  # without a heartbeat, after which the process on the device ends
 _NAME = re.compile(r"[\w.-]+")
 
-# 9>&9: Android's shell keeps its own descriptors from the programs that it starts.
-_HOLD = (
-    installation.TELL
+# 9>&9: Android's shell does not pass its own descriptors on to the programs that it starts.
+_LOCK = (
+    installation.STATE_FUNCTION
     + r"""
 trap '' HUP INT TERM PIPE
 cd "$1" 2> /dev/null || mkdir -p "$1" && cd "$1" || exit 73
@@ -45,9 +45,9 @@ case "$code" in
 esac
 printf '%s\n' "$2" "$3" "$$" > lock || exit 73
 rm -rf .incoming-*
-(cd .. && tell "${1##*/}")
+(cd .. && print_state "${1##*/}")
 printf 'df %s\n' "$(df -Pk . | tail -n 1)"
-echo held
+echo locked
 exec 2> /dev/null
 if command -v timeout > /dev/null; then
     while [ "$(timeout "$4" head -c 1 9>&-)" ]; do :; done
@@ -70,8 +70,8 @@ mkdir "$1" && tar -xf "$1.tar" -C "$1" && rm -f "$1.tar" || exit 1
     + _DIGESTS
 )
 
-# A link is replaced by rename(2): `mv -T` does that, but Android's refuses where the old link is one to a folder, and
-# there `ln -sfn` does. (BusyBox's `ln -sfn` would take the old link away first.)
+# A link is replaced by rename(2). `mv -T` does that, but Android's refuses to replace a link to a folder; its `ln -sfn`
+# does it instead. (BusyBox's `ln -sfn` removes the old link first.)
 _REPLACE = r"""
 replace() {
     mv -fT "$1" "$2" 2> /dev/null && return 0
@@ -87,8 +87,8 @@ mkdir -p versions && ln -s "versions/$3" "$new.link" && ln -s versions "$new.try
 replace "$new.try" "$new.old" || exit 78
 """
 
-# What can fail for want of room comes first, and a link was replaced once for trial. A version that is there already is
-# replaced file by file, each in one step: it may be the current one.
+# What can fail on a full disk comes first, and replacing a link has been tried by then. A version that is installed
+# already is replaced file by file, each in one step, because it may be the current one.
 _SWITCH = (
     _REPLACE
     + r"""
@@ -104,7 +104,7 @@ replace "$new.link" current
 """
 )
 
-_BACK = (
+_ROLL_BACK = (
     _REPLACE
     + r"""
 [ -d "versions/$3" ] && replace "$new.link" current
@@ -119,14 +119,15 @@ for one in "$@"; do rm -rf "./$one"; done
 
 
 @dataclass(frozen=True)
-class Held:
-    """One installation, held by this process alone.
+class LockedInstallation:
+    """One installation, locked for this process.
 
     Attributes:
-        device, name: where, and of what.
-        token: of this hold; files of that name belong to it.
-        state: what was installed when it began.
-        free_bytes: on the disk there, then; None where the device does not say.
+        device: where it is.
+        name: ``<model>-<target>``.
+        token: of this lock; the names of its temporary files contain it.
+        state: what was installed when the lock was acquired.
+        free_bytes: on the device's disk at that time; None if the device does not say.
     """
 
     device: Device
@@ -142,11 +143,11 @@ class Held:
 
     @property
     def incoming(self) -> str:
-        """Where a bundle is unpacked first; the bundle itself goes beside it."""
+        """Folder that a bundle is unpacked to first; the tar is copied to the same path with ``.tar``."""
         return f"{self.folder}/.incoming-{self.token}"
 
     def require_room(self, size_bytes: int) -> None:
-        """Raises DeviceError where the disk there has less left."""
+        """DeviceError if the device's disk has less free space."""
         if self.free_bytes is not None and self.free_bytes < size_bytes:
             raise DeviceError(
                 f"{self.device.name} has no room: {self.free_bytes / 1e6:.1f} MB are left in {self.folder}, and this "
@@ -154,31 +155,31 @@ class Held:
             )
 
     def unpack(self) -> dict[str, str]:
-        """Unpack `incoming`.tar to `incoming`; what is there then, as `digests` tells it."""
+        """Unpack `incoming`.tar to `incoming`, and return the `digests` of the unpacked files."""
         return _digests(self.device.output(installation.script(_UNPACK, self.incoming), timeout=_LONG_SECONDS))
 
     def digests(self, folder: str) -> dict[str, str]:
-        """Sha256 of every file below a folder there, by its path in it."""
+        """Sha256 of every file below a folder on the device, by its path in the folder."""
         return _digests(self.device.output(installation.script(_DIGESTS, folder), timeout=_LONG_SECONDS))
 
     def switch(self, entry: Entry, history: Sequence[Entry]) -> None:
-        """Make what was unpacked a version, and the current one. Until the very last step nothing is changed."""
+        """Make the unpacked bundle the current version. The link `current` is replaced in the last step."""
         content = json.dumps([vars(one) for one in history]).encode()
-        told = installation.script(_SWITCH, self.folder, self.token, entry.version)
-        self._changed(told, self.device.run(told, timeout=_LONG_SECONDS, input=content))
+        command = installation.script(_SWITCH, self.folder, self.token, entry.version)
+        self._require_changed(command, self.device.run(command, timeout=_LONG_SECONDS, input=content))
 
-    def back(self, entry: Entry) -> None:
-        """Make an older version the current one."""
-        told = installation.script(_BACK, self.folder, self.token, entry.version)
-        self._changed(told, self.device.run(told))
+    def roll_back(self, entry: Entry) -> None:
+        """Make an older version current."""
+        command = installation.script(_ROLL_BACK, self.folder, self.token, entry.version)
+        self._require_changed(command, self.device.run(command))
 
     def prune(self, state: State) -> None:
-        """Remove the versions that are not in the history any more."""
+        """Remove the versions that are no longer in the history."""
         kept = {entry.version for entry in state.history} | {state.current}
         if old := [version for version in state.versions if version not in kept]:
             self.device.output(installation.script(_PRUNE, self.folder, *old), timeout=_LONG_SECONDS)
 
-    def _changed(self, told: Sequence[str], done: Any) -> None:
+    def _require_changed(self, command: Sequence[str], done: Any) -> None:
         if done.returncode == 76:
             raise DeviceError(
                 f"the lock on {self.folder} was lost while the link to {self.device.name} was down, and another ship "
@@ -190,96 +191,100 @@ class Held:
                 "Python 3. Install coreutils there, or Python 3."
             )
         if done.returncode:
-            raise self.device.failure(shlex.join(told[4:]), done)
+            raise self.device.failure(shlex.join(command[4:]), done)
 
 
-def _digests(said: str) -> dict[str, str]:
-    lines = [line.partition("  ") for line in said.splitlines()]
+def _digests(printed: str) -> dict[str, str]:
+    lines = [line.partition("  ") for line in printed.splitlines()]
     return {path.removeprefix("./"): digest for digest, _, path in lines}
 
 
 @contextmanager
-def hold(device: Device, name: str) -> Iterator[Held]:
-    """Hold the installation of one model and target, so that nobody else changes it.
+def acquire(device: Device, name: str) -> Iterator[LockedInstallation]:
+    """Lock the installation of one model and target, so that no other process changes it.
 
-    When this ends, or the link does, or this computer dies, the device removes what was half copied.
+    When the block ends, the link is cut or this computer dies, the device removes what was half copied.
 
     Raises:
-        DeviceError: somebody else holds it, with who and since when; the device cannot lock, or not be reached.
+        InputError: the name cannot be that of a folder.
+        DeviceError: another process has the lock (the message says which, and since when); the device cannot be reached
+            or has no program that locks.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"`{name}` cannot be the name of a folder on a device; give one that `repnets devices` lists.")
-    held = Held(device, name, uuid.uuid4().hex[:12], State(name))
-    told = shlex.join(
+    locked = LockedInstallation(device, name, uuid.uuid4().hex[:12], State(name))
+    command = shlex.join(
         installation.script(
-            _HOLD, held.folder, held.token, f"{installation.who()}, {installation.now()}", str(_SILENCE_SECONDS)
+            _LOCK, locked.folder, locked.token, f"{installation.who()}, {installation.now()}", str(_SILENCE_SECONDS)
         )
     )
     with tempfile.TemporaryFile("w+") as stderr:
         try:
-            holder = subprocess.Popen(
-                device.link.argv(told), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+            process = subprocess.Popen(
+                device.link.argv(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
                 start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError:
             raise DeviceError(device.link.missing()) from None
         ended = threading.Event()
-        with holder:
-            beating = threading.Thread(target=_beat, args=(holder, ended), daemon=True)
-            beating.start()
-            too_late = threading.Timer(_SILENCE_SECONDS, holder.kill)
+        with process:
+            heartbeats = threading.Thread(target=_send_heartbeats, args=(process, ended), daemon=True)
+            heartbeats.start()
+            too_late = threading.Timer(_SILENCE_SECONDS, process.kill)
             too_late.start()
             try:
-                said = []
-                while (line := holder.stdout.readline()) and line != "held\n":
-                    said.append(line.rstrip("\n"))
+                printed = []
+                while (line := process.stdout.readline()) and line != "locked\n":
+                    printed.append(line.rstrip("\n"))
                 too_late.cancel()
                 if not line:
-                    code = holder.wait()
+                    code = process.wait()
                     stderr.seek(0)
-                    raise _refused(held, code, said, stderr.read())
-                yield replace(held, state=_state(said, held), free_bytes=_free_bytes(said))
+                    raise _refused(locked, code, printed, stderr.read())
+                yield replace(locked, state=_state(printed, locked), free_bytes=_free_bytes(printed))
             finally:
                 too_late.cancel()
                 ended.set()
-                was_lost = holder.poll() is not None
+                was_lost = process.poll() is not None
                 with suppress(OSError, ValueError):
-                    holder.stdin.close()
-                beating.join()
+                    process.stdin.close()
+                heartbeats.join()
                 with suppress(subprocess.TimeoutExpired):
-                    holder.wait(_SILENCE_SECONDS)
-                holder.kill()
-                if was_lost:  # it cleaned up when the link went; a copy that was tried again came after that
+                    process.wait(_SILENCE_SECONDS)
+                process.kill()
+                if was_lost:  # it removed the files when the link was cut; a later retry of the copy made them again
                     with suppress(DeviceError):
-                        device.run(installation.script('rm -rf "$1" "$1".*', held.incoming))
+                        device.run(installation.script('rm -rf "$1" "$1".*', locked.incoming))
 
 
-def _state(said: Sequence[str], held: Held) -> State:
-    return next(iter(installation.read([line for line in said if not line.startswith("df ")], held.device)), held.state)
+def _state(printed: Sequence[str], locked: LockedInstallation) -> State:
+    return next(
+        iter(installation.read([line for line in printed if not line.startswith("df ")], locked.device)), locked.state
+    )
 
 
-def _free_bytes(said: Sequence[str]) -> int | None:
-    """Of what df prints: the file system, its size, used, available in KiB; a name of it may hold spaces."""
-    found = re.search(r"^df .* \d+ +\d+ +(\d+) +\d+%", "\n".join(said), re.MULTILINE)
+def _free_bytes(printed: Sequence[str]) -> int | None:
+    """Read df's line: file system, size, used, available in KiB. The file system's name may contain spaces."""
+    found = re.search(r"^df .* \d+ +\d+ +(\d+) +\d+%", "\n".join(printed), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 
-def _beat(holder: subprocess.Popen[str], ended: threading.Event) -> None:
-    with suppress(OSError, ValueError):  # the holder is gone, or its input was closed
-        while not ended.wait(_BEAT_SECONDS):
-            holder.stdin.write(".")
-            holder.stdin.flush()
+def _send_heartbeats(process: subprocess.Popen[str], ended: threading.Event) -> None:
+    with suppress(OSError, ValueError):  # the process has ended, or its input was closed
+        while not ended.wait(_HEARTBEAT_SECONDS):
+            process.stdin.write(".")
+            process.stdin.flush()
 
 
-def _refused(held: Held, code: int, said: Sequence[str], words: str) -> DeviceError:
-    device = held.device
+def _refused(locked: LockedInstallation, code: int, printed: Sequence[str], words: str) -> DeviceError:
+    device = locked.device
     if trouble := device.explain(code, words):
         return trouble
     if code == 75:
-        holder = said[1] if len(said) > 1 else "somebody"
-        process = f" (process {said[2]} there)" if len(said) > 2 and said[2] else ""
+        owner = printed[1] if len(printed) > 1 else "somebody"
+        process = f" (process {printed[2]} there)" if len(printed) > 2 and printed[2] else ""
         return DeviceError(
-            f"another ship to {device.name} holds {held.name} now: {holder}{process}. Wait until it has ended, and "
+            f"another ship to {device.name} holds {locked.name} now: {owner}{process}. Wait until it has ended, and "
             f"ship again. If that computer is gone for good, its lock goes by itself within {_SILENCE_SECONDS} s."
         )
     if code == 77:
@@ -288,6 +293,6 @@ def _refused(held: Held, code: int, said: Sequence[str], words: str) -> DeviceEr
             "or BusyBox there, or Python 3."
         )
     return DeviceError(
-        f"nothing can be installed in {held.folder} on {device.name}: "
+        f"nothing can be installed in {locked.folder} on {device.name}: "
         f"{' '.join(words.split()) or f'exit code {code}'}. See to the rights of that folder, and to its disk."
     )

@@ -1,6 +1,6 @@
-"""What a bundle says to those who use it: texts and code from shipped/ here and in its backend, made for one network.
+"""The texts and the code of a bundle, from the templates in shipped/ here and in the backend's folder.
 
-Python files are shipped as they are: they read bundle.json. In the others `@NAME@` stands for a fact.
+Python files are shipped unchanged: they read bundle.json. In other files `@NAME@` is replaced by a value.
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
+from pipeline.artifacts.bundle_result import BundleManifest
 from pipeline.backends.base import Backend
 
 _SHIPPED = Path(__file__).with_name("shipped")
@@ -16,14 +17,14 @@ _SHIPPED = Path(__file__).with_name("shipped")
 _ALL = {"selftest.py": "selftest.py", "integration/classify.py": "classify.py"}
 
 _PURPOSES = {
-    "bundle.json": "what all of this is: input, output, preprocessing, lineage, sha256 of each file",
-    "selftest.py": "does it work on this device?",
-    "predict.py": "runs the network; the self-test uses it, and so can you",
+    "bundle.json": "describes the bundle: input, output, preprocessing, lineage, sha256 of each file",
+    "selftest.py": "tests the bundle on this device",
+    "predict.py": "runs the network; the self-test uses it, and you can too",
     "labels.txt": "the classes, one a line, in the order of the outputs",
     "preprocessing.txt": "how an image becomes the input",
     "build_engine.sh": "builds the engine for this device's GPU, and times it",
     "golden/": "inputs from real validation images and their outputs: raw little-endian numbers",
-    "integration/": "code to start from, made for this network",
+    "integration/": "example code for this network",
 }
 
 
@@ -35,68 +36,66 @@ def shipped(backend: str) -> list[Path]:
     return [*(_SHIPPED / name for name in sorted(common)), *(parts.folder / name for name in sorted(own))]
 
 
-def texts(document: Mapping[str, Any], members: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, bytes]:
+def texts(manifest: BundleManifest, members: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, bytes]:
     """README, preprocessing, self-test and code for one network, by their paths in its bundle.
 
     Args:
-        document: bundle.json, without its digests.
+        manifest: bundle.json, without its digests.
         members: the other files of the bundle, by path.
         facts: manifest.json's, of the form that ships.
     """
-    backend = backends.load(document["backend"])
-    parts, takes_pixels = backend.bundle, document["input"]["dtype"] == "uint8"
+    backend = backends.load(manifest.backend)
+    parts, takes_pixels = backend.bundle, manifest.input.dtype == "uint8"
     own = {**parts.files, **(parts.files_for_pixels if takes_pixels else {})}
     files = {path: _SHIPPED / name for path, name in _ALL.items()}
     files |= {path: parts.folder / name for path, name in own.items()}
-    names = _names(document, backend, facts, takes_pixels)
+    names = _names(manifest, backend, facts, takes_pixels)
     made = {path: _filled(file, names) for path, file in files.items()}
     made["preprocessing.txt"] = _filled(_SHIPPED / "preprocessing.txt", names)
     suffix = parts.machine_suffix
     names |= {
-        "FILES": _table([*members, *made], document["file"], suffix),
+        "FILES": _table([*members, *made], manifest.file, suffix),
         "USE": _filled(parts.folder / parts.usage, names).strip(),
     }
     made["README.md"] = _filled(_SHIPPED / "README.md", names)
     return {path: text.encode() for path, text in made.items()}
 
 
-def _names(
-    document: Mapping[str, Any], backend: Backend, facts: Mapping[str, Any], takes_pixels: bool
-) -> dict[str, str]:
-    """What stands for each `@NAME@`: facts of the manifest and versions, by their names, and what is told here."""
-    how, checked = document["preprocessing"], document["checked"]
-    accuracy = checked["accuracy"]
-    mean, std = (", ".join(map(str, how[key])) for key in ("mean", "std"))
-    batch = document["input"]["shape"][0]
+def _names(manifest: BundleManifest, backend: Backend, facts: Mapping[str, Any], takes_pixels: bool) -> dict[str, str]:
+    """The value of each `@NAME@`: facts of the manifest and versions, by their names, and those listed here."""
+    how, checked = manifest.preprocessing, manifest.checked
+    accuracy = checked.accuracy
+    mean, std = (", ".join(map(str, values)) for values in (how.mean, how.std))
+    batch = manifest.input.shape[0]
     normalize = f"Divide by 255; subtract the mean ({mean}) and divide by ({std}), of R, G, B."
     order = f"planar, {batch} x R, G, B x rows x columns, float32"
     if takes_pixels:
         normalize, order = "Leave the pixels as they are: mean and std are in the package.", "an image of 8-bit pixels"
-    known = {name.upper(): str(value) for name, value in {**facts, **document["created_by"]}.items()}
+    known = {name.upper(): str(value) for name, value in {**facts, **manifest.created_by}.items()}
     return known | {
-        "MODEL": document["model"],
-        "TARGET": document["target"],
-        "PRECISION": document["precision"],
+        "MODEL": manifest.model,
+        "TARGET": manifest.target,
+        "PRECISION": manifest.precision,
         "RUNTIME": backend.title,
         "NEEDS": backend.bundle.needs,
-        "FILE": document["file"],
-        "STEM": Path(document["file"]).stem,
-        "INPUT": document["input"]["name"],
-        "OUTPUT": document["output"]["name"],
-        "KIND": document["output"]["kind"],
+        "FILE": manifest.file,
+        "STEM": Path(manifest.file).stem,
+        "INPUT": manifest.input.name,
+        "OUTPUT": manifest.output.name,
+        "KIND": manifest.output.kind,
         "BATCH": str(batch),
-        "SIZE": str(how["image_size"]),
-        "CLASSES": str(len(how["classes"])),
+        "SIZE": str(how.image_size),
+        "CLASSES": str(len(how.classes)),
         "MEAN": mean,
         "STD": std,
-        "COLOR": how["color_order"],
-        "INTERPOLATION": how["interpolation"],
+        "COLOR": how.color_order,
+        "INTERPOLATION": how.interpolation,
         "NORMALIZE": normalize,
         "ORDER": order,
         "ACCURACY": "not measured here" if accuracy is None else f"{accuracy:.2%}",
-        "IMAGES": str(checked["images"]),
-        "CHECKED_BY": checked["by"],
-        "DIGEST": document["sha256_of_file"][:12],
+        "IMAGES": str(checked.images),
+        "CHECKED_BY": checked.by,
+        "DIGEST": manifest.sha256_of_file[:12],
     }
 
 
@@ -116,6 +115,6 @@ def _table(paths: list[str], network: str, machine_suffix: str) -> str:
         f"{network}/": "the network",
     }
     if machine_suffix:
-        purposes[f"{Path(network).stem}{machine_suffix}"] = "an engine, for devices of the very kind that built it"
+        purposes[f"{Path(network).stem}{machine_suffix}"] = "an engine, for devices of the kind that built it"
     tops = {f"{top}/" if rest else top for top, _, rest in (path.partition("/") for path in ["bundle.json", *paths])}
-    return "\n".join(f"| {top} | {purposes.get(top, 'what an earlier build measured')} |" for top in sorted(tops))
+    return "\n".join(f"| {top} | {purposes.get(top, 'the timing cache of an earlier build')} |" for top in sorted(tops))

@@ -1,8 +1,8 @@
-"""Tars of one kind: plain files under plain headers, the same bytes for the same content. Standard library alone.
+"""Reproducible tars: plain files with plain headers, the same bytes for the same content. Standard library only.
 
-There is one way to write a content down: no date, no owner, mode 0755 for scripts and 0644 for the rest, nothing
-between files or after the last. So a byte that is not what it must be is found wherever it is. Tar's extensions (long
-names, links, attributes) have no place in it: each header is read by itself, and no other is believed.
+There is one encoding of a content: no date, no owner, mode 0755 for scripts and 0644 for other files, no data between
+files or after the last. So a wrong byte is detected anywhere in the tar. Tar's extensions (long names, links,
+attributes) are refused.
 """
 
 import hashlib

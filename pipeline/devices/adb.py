@@ -18,21 +18,21 @@ class Adb:
     shell_home: str = "/data/local/tmp/repnets"
 
     def argv(self, line: str) -> list[str]:
-        """What runs a shell line there. -T: bytes as they are, no terminal between."""
+        """The argv that runs a shell line there. -T: no terminal, so that bytes are not changed."""
         return ["adb", "-s", self.serial, "shell", "-T", line]
 
     def push_argv(self, source: Path, place: str) -> list[str]:
-        """What copies one file there."""
+        """The argv that copies one file to the device."""
         return ["adb", "-s", self.serial, "push", str(source), place]
 
     def pull_argv(self, place: str, target: Path) -> list[str]:
-        """What copies one file here."""
+        """The argv that copies one file from the device."""
         return ["adb", "-s", self.serial, "pull", place, str(target)]
 
     def trouble(self, returncode: int, said: str) -> tuple[str, bool] | None:
-        """What is wrong with the link and how to mend it, and whether it was cut; None where nothing is."""
+        """The link's error with its remedy, and whether the link was cut; None if there is no error."""
         found = _TROUBLE.findall(said) if returncode else []
-        if not found:  # what a command there says begins with "error: " too
+        if not found:  # output of a command on the device can begin with "error: " too
             return None
         what = found[-1].rstrip(".")
         if "unauthorized" in what:
@@ -55,7 +55,7 @@ class Adb:
         return f"adb to {self.serial} failed: {what}. Try by hand: adb -s {self.serial} shell", False
 
     def missing(self) -> str:
-        """What to do where adb is not found."""
+        """The message for a missing adb."""
         return (
             f"`adb` is not on PATH, and the device {self.serial} is reached through it. Install Android's platform "
             "tools (Debian: apt-get install adb)."

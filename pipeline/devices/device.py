@@ -1,6 +1,6 @@
-"""A device as the stages see it, whatever its link: commands and a scratch folder; `transfer` copies to and from it.
+"""A device, whatever its link: running commands, and a temporary folder. `transfer` copies files to and from it.
 
-Nothing outlives its link: `shell` says how.
+No process or temporary folder on the device outlives the link; see `shell`.
 """
 
 import os
@@ -25,10 +25,10 @@ _FULL = re.compile(r"No space left|quota exceeded|File too large|File size limit
 
 
 class Link(Protocol):
-    """What differs between devices: how to run a shell line there, and what the link's own errors mean.
+    """The way to a device: the argv that runs a shell line there, and the meaning of the link's own errors.
 
     Attributes:
-        shell_home: where installations go, as the device's shell expands it between double quotes.
+        shell_home: folder for installations, as the device's shell expands it between double quotes.
     """
 
     shell_home: str
@@ -46,11 +46,11 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class Device:
-    """A machine that files are brought to and run on.
+    """A machine that files are copied to and run on.
 
     Attributes:
-        name: as it was given: ``local``, ``ssh://...``, ``adb:...``.
-        link: how it is reached.
+        name: as the user gave it: ``local``, ``ssh://...``, ``adb:...``.
+        link: the way to it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Device:
 
     @cached_property
     def scratches(self) -> list[str]:
-        """Those that are open. One that has gone with its link must not be made anew by a copy that is tried again."""
+        """The temporary folders in use. A retried copy must not create one again that went with its link."""
         return []
 
     @property
@@ -68,7 +68,7 @@ class Device:
 
     @cached_property
     def home(self) -> str:
-        """Where installations go: an absolute path on the device, which need not exist."""
+        """Folder for installations: an absolute path on the device, which need not exist."""
         return self.output(f'printf %s "{self.link.shell_home}"')
 
     def run(
@@ -77,13 +77,13 @@ class Device:
         """Run a command to its end.
 
         Args:
-            command: words, which are quoted for the device's shell; or a shell line.
-            timeout: seconds, after which it is killed there.
-            input: what it reads; None for nothing.
+            command: an argv, which is quoted for the device's shell; or a shell line.
+            timeout: seconds, after which the command is killed on the device.
+            input: for its stdin; None: empty.
 
         Raises:
-            DeviceError: the device cannot be reached, the link was cut, or the time is up. Not where the command
-                fails by itself: see `Completed.returncode`.
+            DeviceError: the device cannot be reached, the link was cut, or the timeout expired. If the command itself
+                fails, nothing is raised: see `Completed.returncode`.
         """
         with tempfile.TemporaryFile() as stdout:
             source = None
@@ -99,10 +99,10 @@ class Device:
             return Completed(returncode, stdout.read().decode(errors="replace"), said)
 
     def output(self, command: Sequence[str] | str, *, timeout: float = SHORT_SECONDS) -> str:
-        """What a command prints that has to succeed.
+        """The output of a command that must succeed.
 
         Raises:
-            DeviceError: as `run`, or it ended with another exit code than 0; with what it said.
+            DeviceError: as `run`; its exit code is not 0 (the message quotes what it printed).
         """
         done = self.run(command, timeout=timeout)
         if done.returncode:
@@ -110,14 +110,14 @@ class Device:
         return done.stdout
 
     def start(self, command: Sequence[str] | str, *, stderr: IO[bytes] | int | None = None) -> subprocess.Popen[str]:
-        """Start a process that serves requests: its stdin and stdout are text pipes.
+        """Start a process with text pipes for stdin and stdout.
 
-        Where stdin is closed, this host dies, or the link is cut, the process is killed on the device, with all that
-        it started. Its exit code is that of the command, 128 and more for a signal; `explain` tells of another.
+        If stdin is closed, this host dies or the link is cut, the process is killed on the device, with all its child
+        processes. The exit code is the command's, 128 and more for a signal; for the link's own codes see `explain`.
 
         Args:
             command: as for `run`.
-            stderr: where its error output goes, with the link's own; as subprocess takes it.
+            stderr: for its error output and the link's; as subprocess takes it.
 
         Raises:
             DeviceError: the link's own program is not installed.
@@ -125,12 +125,12 @@ class Device:
         return self._popen(shell.served(command), stdout=subprocess.PIPE, stderr=stderr)
 
     def explain(self, returncode: int, said: str) -> DeviceError | None:
-        """What is wrong with the link, by the exit code of a started process and its error output; None if nothing."""
+        """The link's error behind the exit code and the error output of a started process; None if there is none."""
         trouble = self.link.trouble(returncode, said)
         return None if trouble is None else DeviceError(trouble[0], is_cut=trouble[1])
 
     def failure(self, command: Sequence[str] | str, done: Completed) -> DeviceError:
-        """A command that failed by itself, in words."""
+        """The error of a command whose exit code is not 0."""
         said = " ".join((done.stderr or done.stdout).split())[-300:] or "nothing"
         if _FULL.search(said):
             return DeviceError(
@@ -147,25 +147,25 @@ class Device:
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
-        """A new folder on the device, for its owner alone; it is removed there whatever happens here or to the link.
+        """A new temporary folder on the device, private to its user. It is removed even if the link or this host fails.
 
-        A folder that an earlier one could not remove, since the device lost its power, is removed as well.
+        Folders that were left behind by a power failure of the device are removed as well.
 
         Yields:
-            its absolute path.
+            The absolute path.
 
         Raises:
             DeviceError: as `run`; the device is full.
         """
         with tempfile.TemporaryFile() as stderr, self._popen(
             shell.SCRATCH, stdout=subprocess.PIPE, stderr=stderr
-        ) as holder:  # fmt: skip
-            too_late = threading.Timer(SHORT_SECONDS, _kill, [holder])
+        ) as process:  # fmt: skip
+            too_late = threading.Timer(SHORT_SECONDS, _kill, [process])
             try:
                 too_late.start()
-                place = holder.stdout.readline().strip()
+                place = process.stdout.readline().strip()
                 if not place:
-                    returncode = holder.wait()
+                    returncode = process.wait()
                     if not too_late.is_alive():
                         raise self.too_late(SHORT_SECONDS)
                     said = shell.read_back(stderr)
@@ -180,8 +180,8 @@ class Device:
                 self.scratches.append(place)
                 try:
                     yield place
-                except Exception as error:  # that its folder is gone says less than that the link is
-                    if holder.poll() and (trouble := self.explain(holder.returncode, shell.read_back(stderr))):
+                except Exception as error:  # the loss of the link explains more than the loss of the folder
+                    if process.poll() and (trouble := self.explain(process.returncode, shell.read_back(stderr))):
                         raise trouble from error
                     raise
                 finally:
@@ -189,13 +189,13 @@ class Device:
             finally:
                 too_late.cancel()
                 with suppress(BrokenPipeError):
-                    holder.stdin.close()
+                    process.stdin.close()
                 with suppress(subprocess.TimeoutExpired):
-                    holder.wait(SHORT_SECONDS)
-                _kill(holder)
+                    process.wait(SHORT_SECONDS)
+                _kill(process)
 
     def attend(self, line: str, source: IO[bytes] | None, stdout: IO[bytes], timeout: float) -> tuple[int, str]:
-        """Run a line to its end. The link's input stays open meanwhile: its end would kill the command."""
+        """Run a line to its end. The link's stdin stays open until then: closing it would kill the command."""
         with tempfile.TemporaryFile() as stderr, self._popen(line, stdout=stdout, stderr=stderr) as popen:
             feeder = threading.Thread(target=_feed, args=(source, popen), daemon=True)
             try:
@@ -217,10 +217,10 @@ class Device:
         return returncode, said
 
     def _popen(self, line: str, **where: object) -> subprocess.Popen[str]:
-        """A session of its own: the feeder kills its whole group, and no terminal is there to ask anything."""
-        told = self.link.argv(line)
+        """Start a line in a session of its own, so that its process group can be killed and no terminal can prompt."""
+        argv = self.link.argv(line)
         try:
-            return subprocess.Popen(told, stdin=subprocess.PIPE, text=True, start_new_session=True, **where)
+            return subprocess.Popen(argv, stdin=subprocess.PIPE, text=True, start_new_session=True, **where)
         except FileNotFoundError:
             raise DeviceError(self.link.missing()) from None
 
@@ -232,7 +232,7 @@ class Device:
 
 
 def _kill(popen: subprocess.Popen[str]) -> None:
-    """With all that it started here: a jump host's connection, or on this machine the command itself."""
+    """Kill the process group: it may include a jump host's connection, or on this machine the command itself."""
     if popen.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
@@ -240,7 +240,7 @@ def _kill(popen: subprocess.Popen[str]) -> None:
 
 def _feed(source: IO[bytes], popen: subprocess.Popen[str]) -> None:
     pipe = popen.stdin.buffer
-    with suppress(BrokenPipeError):  # the command did not want all of it, or the link is gone
+    with suppress(BrokenPipeError):  # the command did not read all of it, or the link was cut
         while piece := source.read(1 << 16):
             pipe.write(piece)
         pipe.flush()

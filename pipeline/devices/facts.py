@@ -1,7 +1,6 @@
-"""Facts about a machine, this one or a device: what it is, what is installed there, and how busy it is now.
+"""Facts about a machine, this one or a device: its hardware and system, its installed software, its present load.
 
-All of them are parsed here from what one shell script prints; see `facts_script`. None stands for what a machine does
-not say.
+They are parsed from the output of one shell script; see `facts_script`. None stands for what a machine does not report.
 """
 
 import re
@@ -22,20 +21,20 @@ _POSSIBLE_C = (-40, 150)
 
 @dataclass(frozen=True)
 class Machine:
-    """What stays the same from one moment to the next.
+    """Hardware and operating system.
 
     Attributes:
-        system, release: of uname: ``Linux``, ``Darwin``; the kernel's.
-        architecture: ``x86_64``, ``aarch64``, ``armv7l``; of Android its ABI, ``arm64-v8a``.
-        model: the board, phone or computer by its maker's name, never by its network name.
+        system, release: from uname: ``Linux`` or ``Darwin``; the kernel's release.
+        architecture: ``x86_64``, ``aarch64``, ``armv7l``; for Android its ABI, ``arm64-v8a``.
+        model: the manufacturer's name of the board, phone or computer; never its network name.
         distribution: ``Ubuntu 22.04.4 LTS``, ``Android 14``, ``macOS 15.5``.
         operating_system: with the kernel, ``Jetson Linux 36.3.0, Linux 5.15.136-tegra aarch64``.
-        cpu: by its maker's name.
-        cores: that a process may use: its affinity, and the CPU quota of its control group.
-        memory_bytes: in all.
+        cpu: the manufacturer's name.
+        cores: that a process may use, by its affinity and the CPU quota of its control group.
+        memory_bytes: total.
         gpus: NVIDIA GPUs with the driver's version, as the driver lists them.
         power_mode: the CPU's frequency governor, and a Jetson's power mode.
-        jetson_clocks: whether a Jetson holds its CPU's clocks at their highest; None on other machines.
+        jetson_clocks: whether the clocks of a Jetson's CPU are fixed at their highest; None on other machines.
     """
 
     system: str
@@ -53,19 +52,19 @@ class Machine:
 
     @property
     def is_android(self) -> bool:
-        """A phone or tablet, whose file system is laid out in another way."""
+        """Whether it is a phone or tablet, whose file system has another layout."""
         return bool(self.distribution and self.distribution.startswith("Android"))
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What changes.
+    """The load at one moment.
 
     Attributes:
-        load_average: runnable tasks over the minute before.
-        machine_seconds: CPU time that anybody has used since the start of the machine; None off Linux.
-        cpu_mhz: frequency of the cores, their median.
-        temperature_c: by the name of each thermal zone; empty where the system has none.
+        load_average: runnable tasks over the last minute.
+        machine_seconds: CPU time of all processes since the machine started; None except on Linux.
+        cpu_mhz: median frequency of the cores.
+        temperature_c: by the name of each thermal zone; empty if the system has none.
     """
 
     load_average: float | None
@@ -76,17 +75,17 @@ class Moment:
 
 @dataclass(frozen=True)
 class Inventory:
-    """A machine and what is installed there.
+    """A machine and its installed software.
 
     Attributes:
-        machine: what it is.
+        machine: hardware and operating system.
         free_gib: on the disk where bundles are installed.
-        tools: programs, and where they are.
-        python: version of the Python that was asked, ``3.10.12``.
-        packages: runtimes that it has, and their versions.
+        tools: paths of programs, by name.
+        python: version of the Python that was named, ``3.10.12``.
+        packages: versions of the runtimes in that Python.
         trtexec, gcc: versions.
-        switch: what replaces a symbolic link in one step there, if it is no Python.
-        installed: ``<model>-<target>`` and the first digits of the bundle's digest, for each that is current.
+        switch: the program that replaces a symbolic link in one step; None if only Python can.
+        installed: ``<model>-<target>`` and the first digits of the bundle's digest, for each current bundle.
     """
 
     machine: Machine
@@ -102,38 +101,38 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Texts:
-    """What the script printed, by path or command.
+    """The output of the script, by path or command.
 
     Attributes:
-        named: without the zeros and line ends around them; what is not there is not in it.
+        named: texts without zeros and line ends around them; missing files and commands are left out.
     """
 
     named: Mapping[str, str]
 
     @classmethod
     def of(cls, printed: str) -> "Texts":
-        """What stands before the first mark is none of the script's: a banner, say."""
+        """Parse the output. Text before the first mark is not the script's: a banner, say."""
         parts = (part.partition("\n") for part in f"\n{printed}".split(f"\n{MARK} ")[1:])
         return cls({name: text.strip("\0\n ") for name, _, text in parts})
 
     def text(self, name: str) -> str:
-        """Of a path or a command; empty where there is none."""
+        """The text of a path or a command; empty if there is none."""
         return self.named.get(name, "")
 
     def first(self, *names: str) -> str | None:
-        """The first of these that says anything."""
+        """The first text of these that is not empty."""
         return next(filter(None, map(self.text, names)), None)
 
     def matching(self, pattern: str) -> Iterator[tuple[str, str]]:
-        """Path and text of what a pattern of the shell's matches, in the order of paths."""
+        """Path and text of all that a shell pattern matches, in the order of the paths."""
         return ((name, text) for name, text in sorted(self.named.items()) if fnmatch(name, pattern))
 
     def of_cores(self, name: str) -> list[str]:
-        """Of each core's frequency settings, the one of this name."""
+        """The frequency setting of this name, of each core."""
         return [text for _, text in self.matching(f"{_CPU}/cpu[0-9]*/cpufreq/{name}")]
 
     def pairs(self, name: str) -> dict[str, str]:
-        """Of lines ``key value``."""
+        """Parse lines of ``key value``."""
         return {key: value for key, _, value in (line.partition(" ") for line in self.text(name).splitlines()) if key}
 
 
@@ -144,7 +143,7 @@ def here() -> Device:
 
 
 def machine(device: Device) -> Machine:
-    """What a machine is.
+    """Hardware and operating system of a machine.
 
     Raises:
         DeviceError: the device cannot be reached.
@@ -153,7 +152,7 @@ def machine(device: Device) -> Machine:
 
 
 def moment(device: Device) -> Moment:
-    """The load, frequencies and temperatures of this moment.
+    """Load, frequencies and temperatures now.
 
     Raises:
         DeviceError: as `machine`.
@@ -162,12 +161,12 @@ def moment(device: Device) -> Moment:
 
 
 def inventory(device: Device, home: str, python: str) -> Inventory:
-    """What a machine is and what is installed there.
+    """A machine and its installed software.
 
     Args:
         device: this machine or another.
-        home: where bundles are installed; it need not exist.
-        python: the Python that is asked for its packages.
+        home: folder where bundles are installed; it need not exist.
+        python: the Python whose packages are listed.
 
     Raises:
         DeviceError: as `machine`.
@@ -179,44 +178,44 @@ def _ask(device: Device, *words: str) -> Texts:
     return Texts.of(device.output(["sh", "-c", SCRIPT, "sh", *words], timeout=SHORT_SECONDS))
 
 
-def machine_of(told: Texts) -> Machine:
+def machine_of(printed: Texts) -> Machine:
     """See `Machine`."""
-    memory = re.search(r"^MemTotal:\s*(\d+) kB", told.text("/proc/meminfo"), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+) kB", printed.text("/proc/meminfo"), re.MULTILINE)
     return Machine(
-        system=told.text("uname -s") or "unknown",
-        release=told.text("uname -r"),
-        architecture=told.first("getprop ro.product.cpu.abi", "uname -m") or "unknown",
-        model=_model(told),
-        distribution=_distribution(told),
-        operating_system=_operating_system(told),
-        cpu=_cpu(told),
-        cores=_cores(told),
-        memory_bytes=int(memory[1]) * 1024 if memory else _whole(told.text("sysctl -n hw.memsize")),
-        gpus=tuple(_gpus(told)),
-        power_mode=_power_mode(told),
-        jetson_clocks=_jetson_clocks(told),
+        system=printed.text("uname -s") or "unknown",
+        release=printed.text("uname -r"),
+        architecture=printed.first("getprop ro.product.cpu.abi", "uname -m") or "unknown",
+        model=_model(printed),
+        distribution=_distribution(printed),
+        operating_system=_operating_system(printed),
+        cpu=_cpu(printed),
+        cores=_cores(printed),
+        memory_bytes=int(memory[1]) * 1024 if memory else _whole(printed.text("sysctl -n hw.memsize")),
+        gpus=tuple(_gpus(printed)),
+        power_mode=_power_mode(printed),
+        jetson_clocks=_jetson_clocks(printed),
     )
 
 
-def moment_of(told: Texts) -> Moment:
+def moment_of(printed: Texts) -> Moment:
     """See `Moment`."""
-    return Moment(_load_average(told), _machine_seconds(told), _cpu_mhz(told), _temperatures(told))
+    return Moment(_load_average(printed), _machine_seconds(printed), _cpu_mhz(printed), _temperatures(printed))
 
 
-def inventory_of(told: Texts) -> Inventory:
+def inventory_of(printed: Texts) -> Inventory:
     """See `Inventory`."""
-    disk, packages = told.text("disk").split(), told.pairs("python")
+    disk, packages = printed.text("disk").split(), printed.pairs("python")
     free_kib = _whole(disk[3]) if len(disk) > 3 else None
     return Inventory(
-        machine=machine_of(told),
+        machine=machine_of(printed),
         free_gib=None if free_kib is None else round(free_kib / 2**20, 1),
-        tools=MappingProxyType(told.pairs("tools")),
+        tools=MappingProxyType(printed.pairs("tools")),
         python=packages.pop("python", None),
         packages=MappingProxyType(packages),
-        trtexec=tensorrt_version(told.text("trtexec")),
-        gcc=_line(told.text("gcc")),
-        switch=_line(told.text("switch")),
-        installed=tuple(map(_bundle, told.text("installed").splitlines())),
+        trtexec=tensorrt_version(printed.text("trtexec")),
+        gcc=_line(printed.text("gcc")),
+        switch=_line(printed.text("switch")),
+        installed=tuple(map(_bundle, printed.text("installed").splitlines())),
     )
 
 
@@ -242,99 +241,99 @@ def _bundle(place: str) -> tuple[str, str]:
     return name, digest
 
 
-def _model(told: Texts) -> str | None:
-    phone = f"{told.text('getprop ro.product.manufacturer')} {told.text('getprop ro.product.model')}".strip()
-    return phone or told.first("/proc/device-tree/model", "/sys/class/dmi/id/product_name", "sysctl -n hw.model")
+def _model(printed: Texts) -> str | None:
+    phone = f"{printed.text('getprop ro.product.manufacturer')} {printed.text('getprop ro.product.model')}".strip()
+    return phone or printed.first("/proc/device-tree/model", "/sys/class/dmi/id/product_name", "sysctl -n hw.model")
 
 
-def _distribution(told: Texts) -> str | None:
-    if system := told.text("sw_vers -productVersion"):
+def _distribution(printed: Texts) -> str | None:
+    if system := printed.text("sw_vers -productVersion"):
         return f"macOS {system}"
-    if release := told.text("getprop ro.build.version.release"):
+    if release := printed.text("getprop ro.build.version.release"):
         return f"Android {release}"
-    named = re.search(r"^PRETTY_NAME=(.*)$", told.text("/etc/os-release"), re.MULTILINE)
+    named = re.search(r"^PRETTY_NAME=(.*)$", printed.text("/etc/os-release"), re.MULTILINE)
     return named[1].strip("\"'") if named else None
 
 
-def _operating_system(told: Texts) -> str:
-    kernel = " ".join(told.text(f"uname -{letter}") for letter in "srm")
-    if told.text("sw_vers -productVersion"):
-        return _distribution(told)
-    if told.text("getprop ro.build.version.release"):
-        return f"{_distribution(told)}, {kernel}"
-    jetson = re.search(r"R(\d+) .*REVISION: ([\d.]+)", told.text("/etc/nv_tegra_release"))
+def _operating_system(printed: Texts) -> str:
+    kernel = " ".join(printed.text(f"uname -{letter}") for letter in "srm")
+    if printed.text("sw_vers -productVersion"):
+        return _distribution(printed)
+    if printed.text("getprop ro.build.version.release"):
+        return f"{_distribution(printed)}, {kernel}"
+    jetson = re.search(r"R(\d+) .*REVISION: ([\d.]+)", printed.text("/etc/nv_tegra_release"))
     return f"Jetson Linux {jetson[1]}.{jetson[2]}, {kernel}" if jetson else kernel
 
 
-def _cpu(told: Texts) -> str | None:
-    lines = [line.partition(":") for line in told.text("/proc/cpuinfo").splitlines()]
+def _cpu(printed: Texts) -> str | None:
+    lines = [line.partition(":") for line in printed.text("/proc/cpuinfo").splitlines()]
     found = {key.strip(): value.strip() for key, _, value in lines}
     parts = [found[key] for key in ("CPU implementer", "CPU part", "CPU revision") if key in found]
-    kind = told.text("uname -m")
+    kind = printed.text("uname -m")
     arm = f"{kind} (implementer, part, revision {', '.join(parts)})" if parts else kind
-    return found.get("model name") or told.text("sysctl -n machdep.cpu.brand_string") or arm or None
+    return found.get("model name") or printed.text("sysctl -n machdep.cpu.brand_string") or arm or None
 
 
-def _cores(told: Texts) -> int | None:
-    said = map(told.text, ("nproc", "getconf _NPROCESSORS_ONLN", "sysctl -n hw.logicalcpu"))
-    cores = next(map(int, filter(str.isdigit, said)), None)
-    quota, _, period = told.text("/sys/fs/cgroup/cpu.max").partition(" ")
+def _cores(printed: Texts) -> int | None:
+    text = map(printed.text, ("nproc", "getconf _NPROCESSORS_ONLN", "sysctl -n hw.logicalcpu"))
+    cores = next(map(int, filter(str.isdigit, text)), None)
+    quota, _, period = printed.text("/sys/fs/cgroup/cpu.max").partition(" ")
     if cores and quota.isdigit() and period.isdigit():
         return min(cores, max(1, int(quota) // int(period)))
     return cores
 
 
-def _gpus(told: Texts) -> Iterator[str]:
-    driver = told.text("/proc/driver/nvidia/version").partition("\n")[0].split("  ")
+def _gpus(printed: Texts) -> Iterator[str]:
+    driver = printed.text("/proc/driver/nvidia/version").partition("\n")[0].split("  ")
     version = next((part.split()[0] for part in driver[1:] if part.strip()[:1].isdigit()), "unknown")
-    for _, text in told.matching("/proc/driver/nvidia/gpus/*/information"):
+    for _, text in printed.matching("/proc/driver/nvidia/gpus/*/information"):
         for model in re.findall(r"^Model:(.*)$", text, re.MULTILINE):
             yield f"{model.strip()}, driver {version}"
 
 
-def _power_mode(told: Texts) -> str | None:
-    governors = dict.fromkeys(told.of_cores("scaling_governor"))
-    jetson = " ".join(told.text("nvpmodel -q").split())
+def _power_mode(printed: Texts) -> str | None:
+    governors = dict.fromkeys(printed.of_cores("scaling_governor"))
+    jetson = " ".join(printed.text("nvpmodel -q").split())
     return "; ".join(part for part in (*governors, jetson) if part) or None
 
 
-def _jetson_clocks(told: Texts) -> bool | None:
-    lowest, highest = told.of_cores("scaling_min_freq"), told.of_cores("scaling_max_freq")
-    if not told.text("/etc/nv_tegra_release") or not lowest:
+def _jetson_clocks(printed: Texts) -> bool | None:
+    lowest, highest = printed.of_cores("scaling_min_freq"), printed.of_cores("scaling_max_freq")
+    if not printed.text("/etc/nv_tegra_release") or not lowest:
         return None
     return lowest == highest
 
 
-def _load_average(told: Texts) -> float | None:
-    """Linux: proc_loadavg(5). A Mac says `{ 1.52 1.71 1.80 }`."""
-    said = re.search(r"[\d.]+", told.first("/proc/loadavg", "sysctl -n vm.loadavg") or "")
-    return round(float(said[0]), 2) if said else None
+def _load_average(printed: Texts) -> float | None:
+    """Linux: proc_loadavg(5). macOS prints `{ 1.52 1.71 1.80 }`."""
+    text = re.search(r"[\d.]+", printed.first("/proc/loadavg", "sysctl -n vm.loadavg") or "")
+    return round(float(text[0]), 2) if text else None
 
 
-def _machine_seconds(told: Texts) -> float | None:
-    """CPU time of all that was not idle, and what the hypervisor took away: proc_stat(5)."""
-    ticks = told.text("/proc/stat").partition("\n")[0].split()[1:]
+def _machine_seconds(printed: Texts) -> float | None:
+    """CPU time that was not idle, with the time that a hypervisor took away: proc_stat(5)."""
+    ticks = printed.text("/proc/stat").partition("\n")[0].split()[1:]
     if len(ticks) < 8:
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
     # Android has no getconf; the kernel's own default is 100 everywhere
-    return (user + nice + system + irq + softirq + steal) / (_whole(told.text("getconf CLK_TCK")) or 100)
+    return (user + nice + system + irq + softirq + steal) / (_whole(printed.text("getconf CLK_TCK")) or 100)
 
 
-def _cpu_mhz(told: Texts) -> float | None:
-    """What the governor set, else what the processor's description says, which can be fixed."""
-    mhz: Sequence[float] = [int(khz) / 1000 for khz in told.of_cores("scaling_cur_freq") if khz.isdigit()]
+def _cpu_mhz(printed: Texts) -> float | None:
+    """The governor's frequency, else that in the processor's description, which can be constant."""
+    mhz: Sequence[float] = [int(khz) / 1000 for khz in printed.of_cores("scaling_cur_freq") if khz.isdigit()]
     if not mhz:
-        told_mhz = re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", told.text("/proc/cpuinfo"), re.MULTILINE)
-        mhz = list(map(float, told_mhz))
+        described = re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", printed.text("/proc/cpuinfo"), re.MULTILINE)
+        mhz = list(map(float, described))
     return round(statistics.median(mhz)) if mhz else None
 
 
-def _temperatures(told: Texts) -> dict[str, float]:
-    """The hottest of the zones of one name; what no chip can have is out. Linux counts thousandths of a degree."""
+def _temperatures(printed: Texts) -> dict[str, float]:
+    """The hottest zone of each name, without impossible values. Linux counts thousandths of a degree."""
     found: dict[str, float] = {}
-    for path, name in told.matching("/sys/class/thermal/thermal_zone*/type"):
-        said = told.text(f"{path.removesuffix('type')}temp")
-        if re.fullmatch(r"-?\d+", said) and _POSSIBLE_C[0] < int(said) / 1000 < _POSSIBLE_C[1]:
-            found[name] = max(int(said) / 1000, found.get(name, _POSSIBLE_C[0]))
+    for path, name in printed.matching("/sys/class/thermal/thermal_zone*/type"):
+        text = printed.text(f"{path.removesuffix('type')}temp")
+        if re.fullmatch(r"-?\d+", text) and _POSSIBLE_C[0] < int(text) / 1000 < _POSSIBLE_C[1]:
+            found[name] = max(int(text) / 1000, found.get(name, _POSSIBLE_C[0]))
     return found

@@ -1,8 +1,8 @@
-"""The shell script that asks a machine for facts about itself, this one and a device alike.
+"""The shell script that prints facts about a machine, the same for this machine and for devices.
 
-A device has a POSIX shell and little else: no Python on a phone, no `awk` in a small BusyBox. So the script prints
-files of /proc and /sys and the output of small commands as they are, writes nothing, and leaves out what is not there.
-`facts` reads what it prints.
+A device may have little more than a POSIX shell: no Python on a phone, no `awk` in a small BusyBox. So the script
+prints files of /proc and /sys and the output of small commands unchanged, writes nothing, and skips what is missing.
+`facts` parses the output.
 """
 
 import json
@@ -11,10 +11,10 @@ JETPACK = "/usr/src/tensorrt/bin"
 """Where JetPack puts trtexec, which is not on PATH."""
 
 RUNTIMES = ("executorch", "tensorrt", "onnxruntime", "coremltools", "torch")
-"""Distributions that a machine's Python is asked for."""
+"""Distributions whose versions a machine's Python is asked for."""
 
 MARK = "@@repnets"
-"""Begins the line before each text; the text's name follows."""
+"""Starts the line before each text; the name of the text follows."""
 
 _TOOLS = ("python3", "g++", "tar", "sha256sum", "shasum", "flock", "timeout", "trtexec", "nvpmodel", "adb", "xcrun")
 _CPU = "/sys/devices/system/cpu"
@@ -44,7 +44,7 @@ show() {{
         [ -f "$f" ] && begin "$f" && cat "$f" 2> /dev/null
     done
 }}
-tell() {{
+ask() {{
     command -v "$1" > /dev/null 2>&1 || return
     begin "$*"
     "$@" < /dev/null 2> /dev/null
@@ -52,8 +52,8 @@ tell() {{
 moment() {{
     show /proc/stat /proc/loadavg {_CPU}/cpu[0-9]*/cpufreq/scaling_cur_freq /proc/cpuinfo
     show /sys/class/thermal/thermal_zone*/type /sys/class/thermal/thermal_zone*/temp
-    tell getconf CLK_TCK
-    tell sysctl -n vm.loadavg
+    ask getconf CLK_TCK
+    ask sysctl -n vm.loadavg
 }}
 machine() {{
     unset OMP_NUM_THREADS OMP_THREAD_LIMIT
@@ -62,14 +62,14 @@ machine() {{
     show {_CPU}/cpu[0-9]*/cpufreq/scaling_governor {_CPU}/cpu[0-9]*/cpufreq/scaling_min_freq
     show {_CPU}/cpu[0-9]*/cpufreq/scaling_max_freq
     show /etc/nv_tegra_release /etc/os-release
-    for letter in s r m; do tell uname -$letter; done
-    tell nproc
-    tell getconf _NPROCESSORS_ONLN
-    tell nvpmodel -q
-    for key in product.manufacturer product.model product.cpu.abi build.version.release; do tell getprop ro.$key; done
+    for letter in s r m; do ask uname -$letter; done
+    ask nproc
+    ask getconf _NPROCESSORS_ONLN
+    ask nvpmodel -q
+    for key in product.manufacturer product.model product.cpu.abi build.version.release; do ask getprop ro.$key; done
     if [ "$(uname -s)" = Darwin ]; then
-        tell sw_vers -productVersion
-        for key in hw.model hw.memsize hw.logicalcpu machdep.cpu.brand_string; do tell sysctl -n $key; done
+        ask sw_vers -productVersion
+        for key in hw.model hw.memsize hw.logicalcpu machdep.cpu.brand_string; do ask sysctl -n $key; done
     fi
 }}
 inventory() {{
@@ -93,5 +93,5 @@ inventory() {{
 "$@"
 true
 """
-"""To be run as ``sh -c SCRIPT sh machine``, ``sh -c SCRIPT sh moment``, or ``sh -c SCRIPT sh inventory HOME PYTHON``:
-where bundles are installed there, and which Python is meant. ``inventory`` prints what ``machine`` does, and more."""
+"""Run it as ``sh -c SCRIPT sh machine``, ``sh -c SCRIPT sh moment``, or ``sh -c SCRIPT sh inventory HOME PYTHON``:
+HOME is the folder of installed bundles. ``inventory`` prints all that ``machine`` does, and more."""

@@ -1,4 +1,4 @@
-"""This machine as a device, by the same shell lines as any other."""
+"""This machine as a device, with the same shell lines as any other."""
 
 import shutil
 from collections.abc import Sequence
@@ -9,26 +9,26 @@ from pipeline.devices.facts_script import JETPACK
 
 
 def find_program(name: str) -> str | None:
-    """Where a program of this machine is: on PATH, or where JetPack puts its own; None where it is not."""
+    """Path of a program on this machine: on PATH, or in JetPack's folder; None if it is not installed."""
     return shutil.which(name) or shutil.which(name, path=JETPACK)
 
 
 @dataclass(frozen=True)
 class Local:
-    """The link that cannot break."""
+    """The link to this machine, which cannot be cut."""
 
     shell_home: str = "${HOME:?}/.local/share/repnets"
 
     def argv(self, line: str) -> list[str]:
-        """What runs a shell line here."""
+        """The argv that runs a shell line here."""
         return ["sh", "-c", line]
 
     def push_argv(self, source: Path, place: str) -> Sequence[str] | None:
-        """None: through the shell."""
+        """None: files are copied through the shell."""
         return None
 
     def pull_argv(self, place: str, target: Path) -> Sequence[str] | None:
-        """None: through the shell."""
+        """None: files are copied through the shell."""
         return None
 
     def trouble(self, returncode: int, said: str) -> tuple[str, bool] | None:

@@ -1,12 +1,11 @@
-"""Shell lines that a device runs, so that nothing on it outlives its link.
+"""Shell lines for a device, such that no process or temporary folder there outlives the link.
 
-A command on a device runs beside a feeder that reads the link's input to its end; the end
-comes when the host closes it, dies, or the link is cut, and then the feeder kills the command with all that it
-started. Input of a known length is handed on first, so that a command can see the end of its input while the link
-lasts. A scratch folder belongs to a process on the device that waits for the same end and then removes it.
+A command on a device runs beside a feeder process that reads the link's stdin to its end. The end comes when the host
+closes it or dies, or the link is cut; then the feeder kills the command and its child processes. Input of known length
+is passed on first, so that a command sees the end of its input while the link lasts. A temporary folder belongs to a
+process on the device that waits for the same end and then removes the folder.
 
-The shell lines are POSIX sh with `head -c`, `mktemp`, `tar` and `sha256sum` (or `shasum`), which BusyBox and Android
-have too.
+The lines are POSIX sh with `head -c`, `mktemp`, `tar` and `sha256sum` (or `shasum`), as in BusyBox and Android.
 """
 
 import shlex
@@ -17,11 +16,11 @@ from typing import IO
 from pipeline.errors import InputError
 
 SHORT_SECONDS = 60
-"""That a command may take which does little."""
+"""Timeout of a short command."""
 
-# $PPID of a child is the feeder itself, which a command that ends has to end too. A command may close its input
-# before the link ends: then what comes is thrown away, and the end is waited for all the same. The feeder becomes
-# another program once it has fed, since only then no shell keeps its end of the pipe, whose end the command waits for.
+# $PPID of a child is the feeder itself, which must end with the command. A command may close its input before the link
+# ends: further input is then discarded, and the feeder still waits for the end. After the input the feeder executes
+# another program, so that no shell keeps its end of the pipe open, whose end the command waits for.
 _SERVED = "cat && kill -s KILL 0; cat > /dev/null; kill -s KILL 0"
 _BOUNDED = "{head}exec sh -c 'cat; kill -s KILL 0' > /dev/null"
 _BESIDE = (
@@ -53,11 +52,11 @@ VERIFY = (
 
 @dataclass(frozen=True)
 class Completed:
-    """A command that ended.
+    """The result of a command.
 
     Attributes:
         returncode: its exit code, 128 and more for a signal, never 255.
-        stdout, stderr: what it wrote.
+        stdout, stderr: its output.
     """
 
     returncode: int
@@ -66,23 +65,23 @@ class Completed:
 
 
 def served(command: Sequence[str] | str) -> str:
-    """A line for a command that reads the link's input as it comes, and is killed at its end."""
+    """A line for a command that reads the link's input as it arrives, and is killed at its end."""
     return _BESIDE.format(feed=_SERVED, command=_quoted(command))
 
 
 def bounded(command: Sequence[str] | str, size: int) -> str:
-    """A line for a command that reads so many bytes of the link's input, and is killed where the link ends."""
+    """A line for a command that reads `size` bytes of the link's input, and is killed when the link ends."""
     head = f"head -c {size}; " if size else ""
     return _BESIDE.format(feed=_BOUNDED.format(head=head), command=_quoted(command))
 
 
 def within(folder: str | None) -> str:
-    """The beginning of a line that writes below a scratch folder: with it, nothing makes the folder anew."""
+    """The beginning of a line that writes below a temporary folder: it fails if the folder was removed."""
     return f"[ -d {path(folder)} ] || exit {NO_SCRATCH}; " if folder else ""
 
 
 def path(place: str) -> str:
-    """A path, quoted; one that begins with a dash is no option."""
+    """A path, quoted; one that begins with a dash is not taken as an option."""
     return shlex.quote(f"./{place}" if place.startswith("-") else place)
 
 
@@ -93,12 +92,12 @@ def _quoted(command: Sequence[str] | str) -> str:
 
 
 def read_back(written: IO[bytes]) -> str:
-    """What a command wrote into a file that is open here."""
+    """The text that a command wrote into an open file."""
     written.seek(0)
     return written.read().decode(errors="replace")
 
 
-def last_line(said: str) -> str:
-    """The last that a program said, on one line and without its full stop."""
-    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
+def last_line(printed: str) -> str:
+    """The last line of a program's output, without its full stop."""
+    lines = [" ".join(line.split()) for line in printed.splitlines() if line.strip()]
     return (lines or ["it said nothing"])[-1].rstrip(".")[:300]

@@ -1,8 +1,8 @@
 """A device behind the system's own OpenSSH client, with the user's configuration, agent, jump hosts and known hosts.
 
-Nothing of the user's is overruled but what would make a run hang, ask or forward ports. Host keys are never accepted
-here: an unknown one is refused, with the command that lets the user look at it. `REPNETS_SSH` may hold another command
-than `ssh`, with options of its own (`ssh -F my_config`), as GIT_SSH_COMMAND does for git.
+The user's options are overridden only where they would make a run hang, prompt or forward ports. An unknown host key is
+never accepted here: it is refused, and the message has the command to inspect it. `REPNETS_SSH` may contain another
+command than `ssh`, with options (`ssh -F my_config`), as GIT_SSH_COMMAND does for git.
 """
 
 import os
@@ -17,15 +17,15 @@ from pipeline.devices.shell import last_line
 CONNECT_SECONDS = 10
 _ALIVE_SECONDS = 5
 _OPTIONS = (
-    "BatchMode=yes",  # asks for nothing: no password, no passphrase, no host key
+    "BatchMode=yes",  # no prompt for a password, passphrase or host key
     f"ConnectTimeout={CONNECT_SECONDS}",
-    f"ServerAliveInterval={_ALIVE_SECONDS}",  # a link that is silently gone is found out
+    f"ServerAliveInterval={_ALIVE_SECONDS}",  # detects a link that fails silently
     "ServerAliveCountMax=3",
     "ClearAllForwardings=yes",  # of the user's configuration: several connections would want the same port
     "PermitLocalCommand=no",
     "RemoteCommand=none",
     "RequestTTY=no",
-    "LogLevel=INFO",  # what it says is read, to tell what went wrong
+    "LogLevel=INFO",  # its messages are parsed by `trouble`
 )
 _UNKNOWN_KEY = re.compile(r"host key is known|Host key verification failed|authenticity of host")
 _CHANGED_KEY = re.compile(r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .* has changed", re.IGNORECASE)
@@ -52,21 +52,21 @@ class Ssh:
     shell_home: str = "${HOME:?}/.local/share/repnets"
 
     def argv(self, line: str) -> list[str]:
-        """What runs a shell line there. `sh` reads it, whatever shell the user has on the device."""
+        """The argv that runs a shell line there, in `sh`, whatever the user's shell on the device is."""
         options = [part for option in _OPTIONS for part in ("-o", option)]
         port = ["-p", str(self.port)] if self.port else []
         return [*_client(), "-T", *options, *port, self._destination(), f"exec sh -c {shlex.quote(line)}"]
 
     def push_argv(self, source: Path, place: str) -> Sequence[str] | None:
-        """None: through the shell, since sftp is not on every device."""
+        """None: files are copied through the shell, because not every device has sftp."""
         return None
 
     def pull_argv(self, place: str, target: Path) -> Sequence[str] | None:
-        """None: through the shell."""
+        """None: files are copied through the shell."""
         return None
 
     def trouble(self, returncode: int, said: str) -> tuple[str, bool] | None:
-        """What is wrong with the link and how to mend it, and whether it was cut; None where nothing is."""
+        """The link's error with its remedy, and whether the link was cut; None if there is no error."""
         if returncode != 255:  # ssh's own
             return None
         by_hand = self._by_hand()
@@ -112,7 +112,7 @@ class Ssh:
         return f"ssh to {self.host} failed: {last_line(said)}. Try by hand: {by_hand}", False
 
     def missing(self) -> str:
-        """What to do where the client is not found."""
+        """The message for a missing client."""
         return (
             f"`{_client()[0]}` is not on PATH, and {self.host} is reached through it. Install OpenSSH's client "
             "(Debian: apt-get install openssh-client), or set REPNETS_SSH to the command that you use."

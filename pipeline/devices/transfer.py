@@ -1,4 +1,4 @@
-"""Copies to and from a device: streamed through its shell, or by the link's own command; verified there by sha256."""
+"""Copy files to and from a device, through its shell or by the link's own command; verified there by sha256."""
 
 import hashlib
 import shlex
@@ -15,38 +15,38 @@ from pipeline.devices.shell import SHORT_SECONDS, Completed
 from pipeline.errors import DeviceError
 
 TRIES_AFTER_SECONDS = (1.0, 3.0, 9.0)
-"""Pauses before a copy whose link was cut is tried again; then it fails."""
+"""Pauses before the retries of a copy whose link was cut; after the last one it fails."""
 
-_BYTES_PER_SECOND = 200_000  # a copy that is slower than this is taken for stuck
+_BYTES_PER_SECOND = 200_000  # a slower copy counts as stuck
 
 
 def push(device: Device, source: Path, place: str) -> None:
-    """Copy a file or a folder to the device; what stands there is replaced, a folder's other files stay.
+    """Copy a file or a folder to the device; existing files are replaced, other files in a folder are kept.
 
-    The sha256 of every file is verified there. A link that breaks is tried again a few times, later each time.
+    The sha256 of every file is verified on the device. If the link is cut, the copy is retried a few times.
 
     Args:
-        device: where to.
-        source: here.
-        place: the path that it has there afterwards; folders above it are made.
+        device: to copy to.
+        source: path here.
+        place: path on the device; missing folders above it are created.
 
     Raises:
-        DeviceError: as `Device.run`; the device is full; what arrived is not what was sent.
+        DeviceError: as `Device.run`; the device is full; a digest differs.
     """
-    _again(lambda: _push(device, source, place))
+    _with_retries(lambda: _push(device, source, place))
 
 
 def pull(device: Device, place: str, target: Path) -> None:
-    """Copy a file or a folder from the device; `target` is the path that it has here afterwards.
+    """Copy a file or a folder from the device to the path `target`.
 
     Raises:
         DeviceError: as `Device.run`; it is not there.
     """
-    _again(lambda: _pull(device, place, target))
+    _with_retries(lambda: _pull(device, place, target))
 
 
-def _again(act: Callable[[], None]) -> None:
-    """Do something, and again after a pause where the link was cut; then also where the device cannot be reached."""
+def _with_retries(act: Callable[[], None]) -> None:
+    """Call a function, and retry it after a pause if the link was cut; later also if the device is not reached."""
     was_cut = False
     for pause in (*TRIES_AFTER_SECONDS, None):
         try:
@@ -84,9 +84,9 @@ def _push(device: Device, source: Path, place: str) -> None:
     keep = f"echo {shlex.quote(digest)} | {{ {shell.VERIFY}; }} && chmod {mode} {part}"
     keep += f" && mv -f {part} {shell.path(place)}"
     keep += f" || {{ code=$?; rm -f {part}; exit $code; }}"
-    if told := device.link.push_argv(source, f"{place}.part"):
+    if argv := device.link.push_argv(source, f"{place}.part"):
         device.output(f"{guard}mkdir -p {folder}")
-        _copy(device, told, source.stat().st_size)
+        _copy(device, argv, source.stat().st_size)
         _send_bytes(device, b"", keep, place)
     else:
         _send(device, source, f"{guard}mkdir -p {folder} && cat > {part} && {keep}", place)
@@ -99,8 +99,8 @@ def _pull(device: Device, place: str, target: Path) -> None:
         raise DeviceError(f"{device.name} has no {place}, so it cannot be copied from there.")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    if kind == "file" and (told := device.link.pull_argv(place, part)):
-        _copy(device, told, int(device.output(f"wc -c < {there}")))
+    if kind == "file" and (argv := device.link.pull_argv(place, part)):
+        _copy(device, argv, int(device.output(f"wc -c < {there}")))
     else:
         line = f"cat {there}" if kind == "file" else f"tar -cf - -C {there} ."
         with part.open("w+b") as written:
@@ -151,17 +151,17 @@ def _arrived(device: Device, done: Completed, line: str, place: str) -> None:
         raise device.failure(line, done)
 
 
-def _copy(device: Device, told: Sequence[str], size: int) -> None:
+def _copy(device: Device, argv: Sequence[str], size: int) -> None:
     """By the link's own command for it."""
     try:
-        done = subprocess.run(told, capture_output=True, stdin=subprocess.DEVNULL, timeout=_seconds_for(size))
+        done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=_seconds_for(size))
     except FileNotFoundError:
         raise DeviceError(device.link.missing()) from None
     except subprocess.TimeoutExpired:
         raise device.too_late(_seconds_for(size)) from None
     said = (done.stderr + done.stdout).decode(errors="replace")
     if done.returncode:
-        raise device.explain(done.returncode, said) or device.failure(told, Completed(done.returncode, "", said))
+        raise device.explain(done.returncode, said) or device.failure(argv, Completed(done.returncode, "", said))
 
 
 def _seconds_for(size_bytes: int) -> float:

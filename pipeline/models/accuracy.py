@@ -1,4 +1,4 @@
-"""How many validation images a network classifies right."""
+"""Top-1 accuracy on the validation images."""
 
 from typing import TYPE_CHECKING
 

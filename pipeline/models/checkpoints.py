@@ -1,15 +1,17 @@
-"""Checkpoints: weights as safetensors, and a header that says what they are and how to feed them.
+"""Checkpoints: weights as safetensors, with a `CheckpointHeader`.
 
-Keys are strict: a checkpoint that lacks one tensor, or has one too many, is refused, and the tensor is named.
-Files that somebody else wrote are read by `pipeline.models.external_checkpoints`.
+Keys are strict: a checkpoint with a missing or surplus tensor is refused, and the tensor is named. Files of other tools
+are read by `pipeline.models.external_checkpoints`.
 """
 
 import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pipeline.artifacts import documents
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.errors import InputError
 from pipeline.models import networks
 from repnets.checkpoints.state_dict_errors import misnamed, misshapen
@@ -22,36 +24,34 @@ if TYPE_CHECKING:
 _KEY = "repnets"
 
 
-def write(path: Path, state: Mapping[str, "torch.Tensor"], header: Mapping[str, Any]) -> None:
+def write(path: Path, state: Mapping[str, "torch.Tensor"], header: CheckpointHeader) -> None:
     """Write a checkpoint; the same weights and header give the same bytes.
 
     Args:
         path: of the .safetensors file.
         state: tensors by name, on any device and in any memory order.
-        header: ``arch``, ``num_classes``, ``preprocessing`` (a Preprocessing as a dict), ``data_digest``,
-            ``epoch``, ``weights`` (``raw`` or ``ema``), ``form`` (``deploy`` where the weights are those of a
-            fused network), and whatever else belongs to it, as JSON types.
+        header: of the checkpoint.
     """
     from safetensors.torch import save_file
 
-    # cloned, since a layer that the network holds under two names would share its memory
+    # cloned, because a layer that the network has under two names would share its memory
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={_KEY: json.dumps(header, sort_keys=True, allow_nan=False)})
+    save_file(tensors, path, metadata={_KEY: json.dumps(documents.plain(header), sort_keys=True, allow_nan=False)})
 
 
-def read(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
-    """Tensors and header of a checkpoint that this pipeline wrote. InputError where it did not."""
+def read(path: Path) -> tuple[dict[str, "torch.Tensor"], CheckpointHeader]:
+    """Tensors and header of a checkpoint of this pipeline. InputError if it is none."""
     from safetensors.torch import load_file
 
     header = read_header(path)
     return load_file(path), header
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Header of a checkpoint that this pipeline wrote, without torch.
+def read_header(path: Path) -> CheckpointHeader:
+    """Header of a checkpoint of this pipeline, without torch.
 
     Raises:
-        InputError: the file is missing, empty, truncated, or has no header of this pipeline.
+        InputError: the file is missing, empty or truncated, or has no header of this pipeline that can be read.
     """
     _, header = read_table(path)
     if header is None:
@@ -63,28 +63,23 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def is_folded(header: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint holds the weights of a fused network, so that there is no branched one of it."""
-    return header.get("form") == "deploy"
-
-
 def code_modules(path: Path) -> tuple[str, ...]:
-    """The modules that build a checkpoint's network: their code shapes whatever is made of the checkpoint."""
+    """The modules that build a checkpoint's network: all that is made from the checkpoint depends on their code."""
     header = read_header(path)
-    return networks.code_modules(header["arch"], is_folded(header))
+    return networks.code_modules(header.arch, header.is_folded)
 
 
-def load_model(path: Path) -> tuple["nn.Module", dict[str, Any]]:
+def load_model(path: Path) -> tuple["nn.Module", CheckpointHeader]:
     """The network of a checkpoint, in evaluation mode, float32, on the CPU; and the header.
 
-    It is the fused network where the weights came folded: see `is_folded`.
+    It is the fused network if the weights are of one: see `CheckpointHeader.is_folded`.
 
     Raises:
         InputError: as for `read_header` and `networks.build`; weights that do not fit the network or are not finite.
     """
     state, header = read(path)
-    model = networks.build(header["arch"], header["num_classes"], is_folded(header))
-    load_strict(model, state, header["arch"], str(path))
+    model = networks.build(header.arch, header.num_classes, header.is_folded)
+    load_strict(model, state, header.arch, str(path))
     return model.eval(), header
 
 
@@ -118,11 +113,11 @@ def load_strict(model: "nn.Module", state: Mapping[str, "torch.Tensor"], arch: s
     model.to(torch.float32)
 
 
-def read_table(path: Path) -> tuple[list[str], dict[str, Any] | None]:
+def read_table(path: Path) -> tuple[list[str], CheckpointHeader | None]:
     """Names of the tensors in a safetensors file, and the header of this pipeline, if any; without torch.
 
     Raises:
-        InputError: the file is missing, empty, truncated, or no safetensors file.
+        InputError: the file is missing, empty, truncated, or no safetensors file; its header cannot be read.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist. Check the name, or train the network first.")
@@ -139,11 +134,15 @@ def read_table(path: Path) -> tuple[list[str], dict[str, Any] | None]:
         ends = [entry["data_offsets"][1] for entry in table.values()]
         if size < 8 + length + max(ends, default=0):
             raise ValueError(f"it has {size} bytes and should have {8 + length + max(ends)}")
-        return list(table), None if own is None else json.loads(own)
+        names = list(table)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not a whole safetensors file: {error}. A download of it was cut short; get it again."
         ) from None
+    if own is None:
+        return names, None
+    remedy = "Train the network again; or save its tensors without that header, and adopt the file."
+    return names, documents.parse(CheckpointHeader, str(own).encode(), f"the header in {path}", remedy)
 
 
 def _refuse_sick(state: Mapping[str, "torch.Tensor"], source: str) -> None:

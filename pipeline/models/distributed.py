@@ -1,4 +1,4 @@
-"""Where a network is trained: on which device, and by how many processes, as torchrun starts them."""
+"""Distributed training: the device, and the processes that torchrun starts."""
 
 import os
 from collections.abc import Iterator
@@ -15,48 +15,48 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that train one network together, as torchrun numbers them; one without torchrun."""
+class ProcessGroup:
+    """The processes that train one network together, as torchrun numbers them; a single one without torchrun."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
 
-def own_team() -> Team:
-    """What torchrun tells this process; a team of one without it."""
-    names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
-    return Team(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
+def process_group() -> ProcessGroup:
+    """The process group by torchrun's environment variables; a single process without them."""
+    names = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
+    return ProcessGroup(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
 
 
 @contextmanager
-def joined(team: Team, device: str) -> Iterator[None]:
-    """Connect the processes that torchrun started; nothing to do for one alone."""
-    if team.world == 1:
+def connected(group: ProcessGroup, device: str) -> Iterator[None]:
+    """Connect the processes of a group; a single process needs no connection."""
+    if group.world_size == 1:
         yield
         return
     import torch
 
-    backend = "nccl" if device_of(device, team).type == "cuda" else "gloo"
+    backend = "nccl" if device_of(device, group).type == "cuda" else "gloo"
     # rank 0 may wait in the store's lock for as long as another run trains the same network
     torch.distributed.init_process_group(backend, timeout=timedelta(days=1))
     yield
     torch.distributed.destroy_process_group()
 
 
-def tell_all(team: Team, word: str | None) -> str | None:
-    """Rank 0's word, on every rank."""
-    if team.world == 1:
-        return word
+def broadcast(group: ProcessGroup, value: str | None) -> str | None:
+    """Rank 0's value, on every rank."""
+    if group.world_size == 1:
+        return value
     import torch
 
-    words = [word]
-    torch.distributed.broadcast_object_list(words, src=0)
-    return words[0]
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def device_of(wanted: str, team: Team) -> "torch.device":
-    """The device of `training.device`; InputError where there is none such."""
+def device_of(wanted: str, group: ProcessGroup) -> "torch.device":
+    """The device of `training.device`. InputError if it is not available."""
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -66,18 +66,18 @@ def device_of(wanted: str, team: Team) -> "torch.device":
         )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the same sums in the same order, each time
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic sums
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    torch.cuda.set_device(team.local_rank)
-    return torch.device("cuda", team.local_rank)
+    torch.cuda.set_device(group.local_rank)
+    return torch.device("cuda", group.local_rank)
 
 
 def for_device(model: "nn.Module", device: "torch.device") -> "nn.Module":
     """Move a network to a device, its weights in channels_last order.
 
-    On the CPU, oneDNN 3.12 writes past its memory in the backward pass of a strided 1x1 convolution of few
-    channels in that order (uxlfoundation/oneDNN#6035): it crashes, hangs, or gives wrong gradients. The
-    first block of a RepVGG has such a convolution, so those run in the common order.
+    On the CPU, oneDNN 3.12 writes out of bounds in the backward pass of a strided 1x1 convolution with few channels in
+    that order (uxlfoundation/oneDNN#6035): it crashes, hangs, or gives wrong gradients. The first block of a RepVGG has
+    such a convolution, so these use the default order.
     """
     import torch
     from torch import nn
@@ -94,7 +94,7 @@ def for_device(model: "nn.Module", device: "torch.device") -> "nn.Module":
 
 
 def has_bfloat16(device: "torch.device") -> bool:
-    """Whether the device multiplies bfloat16 itself; where it is emulated it only costs time."""
+    """Whether the device computes in bfloat16 natively; emulation would only be slower."""
     import torch
 
     if device.type == "cuda":
@@ -103,15 +103,15 @@ def has_bfloat16(device: "torch.device") -> bool:
     return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
-def distributed(model: "nn.Module", team: Team, device: "torch.device") -> "nn.Module":
+def distributed(model: "nn.Module", group: ProcessGroup, device: "torch.device") -> "nn.Module":
     """The network with gradients averaged over the processes, and on GPUs batch statistics too.
 
-    A batch norm of a class of its own, such as timm's with the activation inside, would lose what it adds if
-    it were exchanged for torch's, so it keeps to the statistics of each process's share.
+    Batch norms of other classes, such as timm's with an activation inside, cannot be replaced by torch's; they use the
+    statistics of their own process.
     """
     from torch import nn
 
-    if team.world == 1:
+    if group.world_size == 1:
         return model
     if device.type == "cuda":
         model = synchronised(model)
@@ -119,7 +119,7 @@ def distributed(model: "nn.Module", team: Team, device: "torch.device") -> "nn.M
 
 
 def synchronised(model: "nn.Module") -> "nn.Module":
-    """The network, in place, with torch's own batch norms exchanged for ones that see all processes' batches."""
+    """The network, in place, with torch's batch norms replaced by ones that use the batches of all processes."""
     from torch import nn
 
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -133,9 +133,9 @@ def synchronised(model: "nn.Module") -> "nn.Module":
     return model
 
 
-def summed(team: Team, device: "torch.device", *values: float) -> list[float]:
+def summed_over_processes(group: ProcessGroup, device: "torch.device", *values: float) -> list[float]:
     """Each value summed over the processes."""
-    if team.world == 1:
+    if group.world_size == 1:
         return list(values)
     import torch
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from repnets.checkpoints import layouts
@@ -27,7 +28,7 @@ _LEGACY_PICKLES = 4  # a .pth that is no zip opens with a magic number, a versio
 _ROOM = 1 << 24  # bytes; an object's pickle, which holds names and no values, ends long before
 
 
-def read(path: Path) -> tuple[dict[str, "torch.Tensor"], str, dict[str, Any] | None]:
+def read(path: Path) -> tuple[dict[str, "torch.Tensor"], str, CheckpointHeader | None]:
     """Read a .safetensors, or a .pth or .pt without running any code that is in it.
 
     A dict around the weights is unwrapped (``state_dict``, ``model``, ``ema`` and the like), and the
@@ -45,7 +46,7 @@ def read(path: Path) -> tuple[dict[str, "torch.Tensor"], str, dict[str, Any] | N
         from safetensors.torch import load_file
 
         _, header = checkpoints.read_table(path)
-        return _stripped(load_file(path)), (header or {}).get("weights", "raw"), header
+        return _stripped(load_file(path)), header.weights if header else "raw", header
     if path.suffix not in _PICKLES:
         raise InputError(f"{path} is neither .safetensors nor {', '.join(_PICKLES)}. Save it as safetensors.")
     loaded = _unpickled(path)

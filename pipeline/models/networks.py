@@ -1,7 +1,7 @@
-"""The one place where an `arch` of config.yaml becomes a network.
+"""Build the network that an `arch` of config.yaml names.
 
     repvgg_a0               a network of `repnets.list_models()`
-    timm:fastvit_t8         one of timm's (the extra `timm`), in its training form, with random weights
+    timm:fastvit_t8         a network of timm (the extra `timm`), in its training form, with random weights
     my.module:factory       the user's own: a callable `factory(num_classes=...)` that returns an nn.Module
 
 Each takes float32 images (N, 3, H, W) and gives logits (N, num_classes). The user's module is looked up in
@@ -35,7 +35,7 @@ _STAR = re.compile(r"^\s*from\s.*\simport\s*\*", re.MULTILINE)
 
 
 def check(arch: str) -> None:
-    """Find what can be wrong with an `arch` without building it: no torch, and no code of the user's, is run.
+    """Check an `arch` without building it: neither torch nor code of the user is run.
 
     Raises:
         InputError: no network of that name, timm is not installed, or a module that is not there, is not
@@ -53,7 +53,7 @@ def check(arch: str) -> None:
 
 
 def min_image_size(arch: str) -> int | None:
-    """Height and width in pixels that a network needs at least, None where `require_runs` must try."""
+    """Least height and width of a network's input, pixels; None if only `require_runs` can find out."""
     return MODELS[arch].min_image_size if arch in MODELS else None
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing .pt2 files, which hold a program of torch.export. Nothing else of the pipeline does either."""
+"""Read and write .pt2 files, which contain a program of torch.export. No other module of the pipeline does."""
 
 import json
 import zipfile

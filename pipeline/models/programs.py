@@ -1,4 +1,4 @@
-"""Programs of torch.export as the stages need them: as modules, of one input shape, counted, rounded, cut short."""
+"""Operations on programs of torch.export: load a form, fix the input shape, count, round weights, cut after a layer."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def of_form(form: str, checkpoint: Path, fused: Path, quantized: Path | None = None) -> "nn.Module":
-    """One form of a network, in evaluation mode, for the batch and image sizes that it takes.
+    """One form of a network, in evaluation mode, for all batch and image sizes that it takes.
 
     Args:
-        form: ``branched``, as it was trained; ``fused``; or ``quantized``, which is fused and in int8.
+        form: ``branched``, as trained; ``fused``; or ``quantized``: fused and in int8.
         checkpoint: artifacts/<model>/checkpoint.safetensors.
         fused: artifacts/<model>/fused.pt2.
         quantized: artifacts/<model>/quantized.pt2, for the form of that name.
@@ -37,15 +37,15 @@ def of_form(form: str, checkpoint: Path, fused: Path, quantized: Path | None = N
 
 
 def as_module(program: "ExportedProgram") -> "GraphModule":
-    """The network of a program, as a module in evaluation mode, which refuses sizes that the program does not take."""
+    """The network of a program as a module in evaluation mode; it raises for sizes that the program does not take."""
     network = program.module()
     for one in network.modules():
-        one.training = False  # `eval` is not for programs
+        one.training = False  # modules of programs refuse `eval()`
     return network
 
 
 def graph_module(program: "ExportedProgram") -> "GraphModule":
-    """The network of a program as a graph to be read, or rewritten and captured again: it asserts no input size."""
+    """The network of a program as a graph to read, or to rewrite and capture again: without checks of input sizes."""
     from repnets.fusion import sizes
 
     return sizes.graph_module(program)
@@ -59,7 +59,7 @@ def narrow(program: "ExportedProgram", source: "ExportedProgram") -> None:
 
 
 def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
-    """A network as a program of one input shape, which is what the exporters are given.
+    """A network as a program of one input shape, as the exporters take it.
 
     Args:
         module: float32, in evaluation mode.
@@ -71,12 +71,12 @@ def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
 
 
 def input_shape(program: "ExportedProgram") -> tuple[int | None, ...]:
-    """Shape of a program's one input, None where the program takes any size."""
+    """Shape of a program's one input; None for axes of free size."""
     return _shape(program, program.graph_signature.user_inputs[0])
 
 
 def output_shape(program: "ExportedProgram") -> tuple[int | None, ...]:
-    """Shape of a program's one output, None where the program gives any size."""
+    """Shape of a program's one output; None for axes of free size."""
     return _shape(program, program.graph_signature.user_outputs[0])
 
 
@@ -106,10 +106,10 @@ def count(program: "ExportedProgram") -> dict[str, int]:
 
 
 def outputs_of(module: "GraphModule", image: "np.ndarray") -> "dict[str, np.ndarray]":
-    """What each operation of a network gives for float32 (N, 3, H, W), by the name of its node, in order.
+    """The output of each operation of a network for float32 (N, 3, H, W), by the name of its node, in order.
 
     Returns:
-        float32 arrays; operations that give no tensor of floating point are left out.
+        float32 arrays; operations without a floating-point output are left out.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A configuration whose models are known to be buildable: that their networks exist, and which form each came in."""
+"""A configuration whose networks are checked to exist, and the form of each model's checkpoint."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -40,14 +40,14 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
 
 
 def form(model: Model) -> str:
-    """`deploy` where the user's checkpoint is of a network that was folded already, else `training`."""
+    """`deploy` if the user's checkpoint is of a folded network, else `training`."""
     return _form_of(model.checkpoint, model.arch) if model.checkpoint else "training"
 
 
 def forms(config: Config, target: Target, model: str) -> tuple[str, ...]:
-    """The forms of a model that a target exports: the one that ships, and the baseline where there is one.
+    """The forms of a model that a target exports: the one that ships, then the baseline if there is one.
 
-    A network that came folded has no branched form.
+    A checkpoint of a folded network has no branched form.
     """
     came_folded = form(config.models[model]) == "deploy"
     return tuple(one for one in target.forms if not (came_folded and one == "branched"))

@@ -1,7 +1,8 @@
 """The training loop: SGD with Nesterov momentum, a warm-up and a cosine down to zero, label smoothing.
 
-Biases and batch norms have no weight decay. An average of the weights is kept beside them where that is asked for. A
-run that was killed goes on after its last whole epoch, and ends with the bytes of one that was not."""
+Biases and batch norms have no weight decay. A moving average of the weights is kept if that is configured. A run that
+was killed resumes after its last complete epoch, and ends with the same bytes as an uninterrupted run.
+"""
 
 import copy
 import math
@@ -18,7 +19,7 @@ from pipeline.config.project import Training
 from pipeline.data import splits
 from pipeline.errors import StageError
 from pipeline.models import distributed
-from pipeline.models.distributed import Team
+from pipeline.models.distributed import ProcessGroup
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +34,12 @@ _STATE = "after-the-last-epoch.pt"
 
 @dataclass(frozen=True)
 class Trained:
-    """What training ends with.
+    """The result of training.
 
     Attributes:
-        state: the weights that were validated last, by name.
+        state: the weights after the last epoch, by name.
         weights: ``raw`` or ``ema``.
-        records: a dict an epoch, as in metrics.jsonl.
+        records: a dict for each epoch, as in metrics.jsonl.
     """
 
     state: dict[str, "torch.Tensor"]
@@ -53,7 +54,7 @@ def fit(
     training: Training,
     *,
     scratch: Path | None = None,
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
     """The training loop.
@@ -61,10 +62,10 @@ def fit(
     Args:
         model: a network with fresh weights; it is trained in place.
         split: the data.
-        preprocessing: how they become the network's input.
+        preprocessing: how images become the network's input.
         training: the hyperparameters.
-        scratch: folder where the state after each epoch is kept, and looked for; None to keep none.
-        team: the processes that train together.
+        scratch: folder for the state after each epoch, from which a run resumes; None: no state is kept.
+        group: the processes that train together.
         report: called with the record of each epoch.
 
     Raises:
@@ -74,10 +75,10 @@ def fit(
     from torch.nn.functional import cross_entropy
     from tqdm import tqdm
 
-    team, report = team or Team(), report or (lambda record: None)
-    device = distributed.device_of(training.device, team)
+    group, report = group or ProcessGroup(), report or (lambda record: None)
+    device = distributed.device_of(training.device, group)
     model = distributed.for_device(model, device)
-    trained = distributed.distributed(model, team, device)
+    trained = distributed.distributed(model, group, device)
     average = copy.deepcopy(model) if training.ema_decay else None
     best_known = average or model
     optimizer = torch.optim.SGD(
@@ -104,16 +105,16 @@ def fit(
             augment=training.augment,
             device=str(device),
             workers=training.workers,
-            rank=team.rank,
-            world=team.world,
+            rank=group.rank,
+            world=group.world_size,
         )
         name = f"epoch {epoch + 1}/{training.epochs}"
-        bar = tqdm(batches, name, steps, leave=False, unit="batch", disable=True if team.rank else None)
+        bar = tqdm(batches, name, steps, leave=False, unit="batch", disable=True if group.rank else None)
         for step, (images, labels) in enumerate(bar):
             done = epoch * steps + step
             rate = _learning_rate(training, done, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate
             with autocast:
                 loss = cross_entropy(trained(images), labels, label_smoothing=training.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
@@ -123,30 +124,30 @@ def fit(
                 _blend(average, model, min(training.ema_decay, (1 + done) / (10 + done)))
             total_loss += loss.detach()
             seen += len(images)
-            if device.type == "cpu" or step % 20 == 19:  # looking at a GPU's loss waits for the GPU
+            if device.type == "cpu" or step % 20 == 19:  # reading a GPU's loss waits for the GPU
                 _refuse_diverged(total_loss, epoch, step, training)
         _refuse_diverged(total_loss, epoch, steps - 1, training)
-        seen, loss_sum = distributed.summed(team, device, seen, float(total_loss))
+        seen, loss_sum = distributed.summed_over_processes(group, device, seen, float(total_loss))
         training_seconds = time.perf_counter() - start
-        accuracy = _validate(best_known, split, preprocessing, device, autocast, team, training.workers)
+        accuracy = _validate(best_known, split, preprocessing, device, autocast, group, training.workers)
         records.append(
             {
                 "epoch": epoch + 1,
                 "learning_rate": rate,
-                "loss": loss_sum / steps / team.world,
+                "loss": loss_sum / steps / group.world_size,
                 "val_accuracy": accuracy,
                 "images_per_second": round(seen / training_seconds, 1),
                 "seconds": round(time.perf_counter() - start, 3),
             }
         )
-        if team.rank == 0:
+        if group.rank == 0:
             _keep(scratch, records, model, optimizer, average)
             report(records[-1])
     return Trained(best_known.state_dict(), "raw" if average is None else "ema", records)
 
 
 def _learning_rate(training: Training, done: int, steps: int) -> float:
-    """Peak times a straight warm-up, then a cosine that ends at zero; ``done`` steps lie behind."""
+    """A linear warm-up to the peak, then a cosine down to zero; after ``done`` steps."""
     warmup, total = round(training.warmup_epochs * steps), training.epochs * steps
     if done < warmup:
         return training.learning_rate * (done + 1) / (warmup + 1)
@@ -154,7 +155,7 @@ def _learning_rate(training: Training, done: int, steps: int) -> float:
 
 
 def _parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
-    """Biases and batch norms, which are vectors, are not pulled towards zero."""
+    """Parameter groups: biases and batch norms, which are vectors, have no weight decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [one for one in parameters if one.ndim > 1], "weight_decay": weight_decay},
@@ -163,7 +164,7 @@ def _parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict[str,
 
 
 def _blend(average: "nn.Module", model: "nn.Module", decay: float) -> None:
-    """Move an average of a network towards it, its batch statistics too."""
+    """Update the moving average of a network, its batch statistics included."""
     import torch
 
     with torch.no_grad():
@@ -190,23 +191,23 @@ def _validate(
     preprocessing: Preprocessing,
     device: "torch.device",
     autocast: "torch.autocast",
-    team: Team,
+    group: ProcessGroup,
     workers: int,
 ) -> float:
-    """Accuracy on the validation part, which all processes share out among them."""
+    """Accuracy on the validation part, which is divided among the processes."""
     import torch
 
-    if team.world > 1:
-        for buffer in model.buffers():  # each process has batch statistics of its own; rank 0's are written
+    if group.world_size > 1:
+        for buffer in model.buffers():  # batch statistics differ between processes; rank 0's are saved
             torch.distributed.broadcast(buffer, 0)
-    share = split.share("val", team.rank, team.world)
+    share = split.share("val", group.rank, group.world_size)
     model.eval()
     right = torch.zeros((), device=device, dtype=torch.int64)
     with torch.inference_mode(), autocast:
         for images, labels in share.batches("val", preprocessing, _VAL_BATCH_SIZE, workers):
             images = images.to(device, memory_format=torch.channels_last)
             right += (model(images).argmax(1) == labels.to(device)).sum()
-    (total,) = distributed.summed(team, device, int(right))
+    (total,) = distributed.summed_over_processes(group, device, int(right))
     return total / split.size("val")
 
 
@@ -217,7 +218,7 @@ def _keep(
     optimizer: "torch.optim.Optimizer",
     average: "nn.Module | None",
 ) -> None:
-    """Write down where training stands; a kill at any moment leaves this epoch's state or the last one's."""
+    """Save the state of training; a kill at any moment leaves this epoch's state or the one before."""
     import torch
 
     if scratch is None:
@@ -237,7 +238,7 @@ def _keep(
 def _resume(
     scratch: Path | None, model: "nn.Module", optimizer: "torch.optim.Optimizer", average: "nn.Module | None"
 ) -> list[dict[str, Any]]:
-    """Go back to where an interrupted run stood; the records of the epochs that are done."""
+    """Restore the state of an interrupted run; returns the records of its epochs."""
     import torch
 
     if scratch is None or not (scratch / _STATE).exists():

@@ -130,9 +130,10 @@ class _Repair:
         print(f"float: right on {self.done.float_accuracy:.2%} of the validation images", flush=True)
 
     def run(self) -> Repaired:
-        self._naive()
-        self._ranges()
-        self._equalization()
+        seen = self._observed()
+        self._naive(seen)
+        self._ranges(seen)
+        self._equalization(seen)
         self._rounding()
         self._bias()
         if not self._holds():
@@ -170,10 +171,10 @@ class _Repair:
         self.done.steps.append(step)
         print(step, flush=True)
 
-    def _naive(self) -> None:
+    def _naive(self, seen: Any) -> None:
         from repnets.quantization import ranges
 
-        ranges.set_activations(self._observed(), "max")
+        ranges.set_activations(seen, "max")
         ranges.set_weights(self.done.simulation, "max", per_tensor=True)
         self._note("naive, one scale a weight", "largest values", kept=False)
         ranges.set_weights(self.done.simulation, "max")
@@ -184,14 +185,17 @@ class _Repair:
 
         return ranges.observe(self.done.simulation, self.calibration)
 
-    def _ranges(self) -> None:
+    def _ranges(self, seen: Any) -> None:
         from repnets.quantization import ranges
 
-        seen = self._observed()
+        naive, reached = self.done.ways, self.done.accuracy
         choices = [(one, other) for one in ranges.ACTIVATIONS for other in ranges.WEIGHTS]
-        self.done.ways = min(choices, key=lambda ways: self._error_of(seen, ways))
+        errors = {ways: self.done.error if ways == naive else self._error_of(seen, ways) for ways in choices}
+        self.done.ways = min(choices, key=errors.__getitem__)
         self._set(seen)
-        self._note("range setting", "activations by {}, weights by {}".format(*self.done.ways))
+        accuracy = reached if self.done.ways == naive else None
+        told = "activations by {}, weights by {}".format(*self.done.ways)
+        self._note("range setting", told, error=errors[self.done.ways], accuracy=accuracy)
 
     def _set(self, seen: Any) -> None:
         from repnets.quantization import ranges
@@ -204,7 +208,7 @@ class _Repair:
         self._set(seen)
         return self._error()
 
-    def _equalization(self) -> None:
+    def _equalization(self, seen: Any) -> None:
         from repnets.quantization import equalization
 
         simulation = self.done.simulation
@@ -212,21 +216,15 @@ class _Repair:
             print("equalization: no two layers follow each other with a ReLU or a mean alone between them", flush=True)
             return
         before, start = self.done.error, simulation.save()
-        seen = self._observed()
-
-        def equalized(share: float) -> int:
+        tried = []
+        for share in equalization.SHARES:
             simulation.restore(start)
             count = equalization.equalize(simulation, seen, share)
             self._set(self._observed())
-            return count
-
-        def error_at(share: float) -> float:
-            equalized(share)
-            return self._error()
-
-        best = min(equalization.SHARES, key=error_at)
-        count = equalized(best)
-        self._keep_or_restore("equalization", f"{count} pairs of layers, share {best}", before, start)
+            tried.append((self._error(), f"{count} pairs of layers, share {share}", simulation.save()))
+        error, how, best = min(tried, key=lambda one: one[0])
+        simulation.restore(best)
+        self._keep_or_restore("equalization", how, before, start, error)
 
     def _rounding(self) -> None:
         """From here on the network's own weights are the equalized ones, which alone make the float network."""
@@ -260,8 +258,10 @@ class _Repair:
         if self._error() >= before:
             self.done.simulation.restore(start)
 
-    def _keep_or_restore(self, name: str, how: str, before: float, start: "dict[str, Tensor]") -> bool:
-        error = self._error()
+    def _keep_or_restore(
+        self, name: str, how: str, before: float, start: "dict[str, Tensor]", error: float | None = None
+    ) -> bool:
+        error = self._error() if error is None else error
         self._note(name, how, error < before, error)
         if not error < before:
             self.done.simulation.restore(start)

@@ -1,23 +1,23 @@
-"""Take a checkpoint that was trained elsewhere, instead of training one.
+"""Read a checkpoint that was trained elsewhere, instead of training one.
 
     python -m pipeline adopt --model repvgg_a0 --source mine.pth --split artifacts/split.json \\
         --checkpoint artifacts/repvgg_a0/checkpoint.safetensors
 
-The file is a .safetensors, or a .pth or .pt, of which the weights alone are read: code in it never runs.
-Its keys may be ours, those of the official RepVGG and MobileOne, or timm's, in training or in deploy form.
-Every tensor of the network must be there, and no other; the number of classes must be that of the data
-set; nothing may be NaN. The accuracy on the validation images is measured and printed: if it is that of
-guessing, the order of the classes or the preprocessing is not the one that the network was trained with.
+The file is a .safetensors, or a .pth or .pt of which only the weights are read: code in it never runs. Its keys may be
+those of repnets, of the official RepVGG and MobileOne, or of timm, in training or in deploy form. Every tensor of the
+network must be there, and no other; the number of classes must be that of the data set; no value may be NaN. The
+accuracy on the validation images is measured and printed: if it is no better than guessing, the order of the classes or
+the preprocessing is not the one that the network was trained with.
 
-What comes out is a checkpoint like that of the stage `train`. One of the deploy form says so in its header: it
-holds the weights of the fused network, and no branched network comes of it.
+The result is a checkpoint like that of the stage `train`. If it is of the deploy form, its header says so: it has the
+weights of the fused network, and there is no branched network.
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.artifacts import digests, store
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import AdoptSettings
 from pipeline.data import splits
@@ -27,16 +27,16 @@ from pipeline.models.accuracy import top1_accuracy
 
 
 def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path) -> None:
-    """Make a checkpoint of a file of the user's own.
+    """Make a checkpoint from a file of the user's.
 
     Args:
-        settings: which network it is, and how images are fed to it.
+        settings: the network, and its preprocessing.
         source: the file.
-        split: artifacts/split.json; its classes are those of the network, its validation images are tried.
+        split: artifacts/split.json: the classes of the network, and validation images for its accuracy.
         checkpoint: where checkpoint.safetensors goes.
 
     Raises:
-        InputError: the file is missing, broken, holds code, or does not fit the network or the data set.
+        InputError: the file is missing, damaged, contains code, or does not fit the network or the data set.
     """
     if not source.is_file():
         raise InputError(f"{source} does not exist. Check `checkpoint:` of the model `{settings.arch}` in config.yaml.")
@@ -59,7 +59,7 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
     state, weights, header = external_checkpoints.read(source)
     preprocessing = images.preprocessing(settings.image_size, settings.interpolation, settings.mean, settings.std)
     if header is not None:
-        preprocessing = _hold_header(header, settings, preprocessing, source)
+        preprocessing = _check_header(header, settings, preprocessing, source)
     state, form = external_checkpoints.as_ours(state, settings.arch, str(source))
     model = networks.build(settings.arch, len(images.classes), folded=form == "deploy")
     if form == "deploy":
@@ -81,29 +81,30 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
             "trained with.",
             file=sys.stderr,
         )
-    made = {
-        "arch": settings.arch,
-        "num_classes": len(images.classes),
-        "preprocessing": asdict(preprocessing),
-        "data_digest": images.digest,
-        "epoch": header["epoch"] if header else None,
-        "weights": weights,
-        "form": form,
-        "seed": header.get("seed") if header else None,
-        "metrics": {"val_accuracy": accuracy},
-        "adopted_from": digests.digest(source),
-    }
+    made = CheckpointHeader(
+        arch=settings.arch,
+        num_classes=len(images.classes),
+        preprocessing=preprocessing,
+        data_digest=images.digest,
+        epoch=header.epoch if header else None,
+        weights=weights,
+        form=form,
+        seed=header.seed if header else None,
+        metrics={"val_accuracy": accuracy},
+        adopted_from=digests.digest(source),
+    )
     checkpoints.write(checkpoint, model.state_dict(), made)
 
 
-def _hold_header(header: dict, settings: AdoptSettings, preprocessing: Preprocessing, source: Path) -> Preprocessing:
-    """What a file of this pipeline says of itself must fit; its own mean and std are kept, unless others are set."""
-    if header["arch"] != settings.arch:
+def _check_header(
+    header: CheckpointHeader, settings: AdoptSettings, preprocessing: Preprocessing, source: Path
+) -> Preprocessing:
+    """Check the header of a file of this pipeline; its mean and std are kept, unless others are configured."""
+    if header.arch != settings.arch:
         raise InputError(
-            f"{source} holds a `{header['arch']}`, but the model's `arch` is `{settings.arch}`. Set `arch: "
-            f"{header['arch']}`."
+            f"{source} holds a `{header.arch}`, but the model's `arch` is `{settings.arch}`. Set `arch: {header.arch}`."
         )
-    own = Preprocessing.from_dict(header["preprocessing"])
+    own = header.preprocessing
     if len(own.classes) != len(preprocessing.classes):
         raise InputError(
             f"{source} tells {len(own.classes)} classes apart, but the data set has "

@@ -1,16 +1,16 @@
-"""Measure what was gained: the file that ships against its baseline, on the target's own runtime.
+"""Measure the speed-up of the file that ships over its baseline, on the target's own runtime.
 
-That is the fused file against the branched one, or in int8 the quantized one against the fused one.
+That is the fused file over the branched one, or for int8 the quantized file over the fused one.
 
-Both are timed in turn (A B A B) on one random image, each in a process of its own that is started afresh a few times,
-and `speedup` is the median of the paired ratios with a 95 % interval over these launches. Every number of threads in
-the target's settings is measured by itself; the first is the headline. bench.json also holds load time, first
-inference, memory, the accuracy that check found, and the conditions: a figure without them is worth nothing, and
-little if something else was running (`busy`). profile.json tells where the time of the file that ships goes, where the
-runtime can. docs/benchmarks.md says what each key means.
+Both are timed in turn (A B A B) on one random image, each in a process of its own that is started afresh several times.
+`speedup` is the median of the paired ratios, with a 95 % interval over these launches. Each number of threads in the
+target's settings is measured separately; the first gives the headline figures. bench.json also has load time, first
+inference, memory, the accuracy that check found, and the conditions of the measurement; `busy` says whether other
+programs kept the machine busy. profile.json has the time of each layer of the file that ships, if the runtime has a
+profiler. docs/benchmarks.md says what each key means.
 
-Where the target's runtime is not on this machine, nothing is measured: `status` is `unavailable`, with the reason and
-what to do. The same network's figures on this CPU, which the stage `reference` measured, then stand under `reference`.
+If the target's runtime is not on this machine, nothing is measured: `status` is `unavailable`, with the reason and the
+remedy. The figures of the same network on this CPU, from the stage `reference`, are then given under `reference`.
 """
 
 from dataclasses import replace
@@ -23,8 +23,9 @@ from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.artifacts.profile_result import ProfileResult
-from pipeline.benchmark import headline, measurement, runners, stand_ins
+from pipeline.benchmark import measurement, runners, stand_ins
 from pipeline.config.stages import BenchSettings
+from pipeline.report import console
 
 
 def run(
@@ -44,19 +45,18 @@ def run(
     Args:
         settings: the backend, how long to measure, and on how many threads.
         manifest: the manifest.json that export wrote.
-        check: the check.json that check wrote: these files are proven, and as accurate as it says.
+        check: the check.json that check wrote: the gate on these files, and their accuracy.
         files: the exported files beside the manifest.
         fused: artifacts/<model>/fused.pt2, for the names of layers.
         output: where bench.json goes.
         profile: where profile.json goes.
-        quantized: artifacts/<model>/quantized.pt2, where the target is of int8.
+        quantized: artifacts/<model>/quantized.pt2, for a target of int8.
         reference: artifacts/<model>/reference-*.json, or the bench.json of a target that is the same measurement; read
-            where the target's runtime is not on this machine.
+            if the target's runtime is not on this machine.
 
     Raises:
-        InputError: a file that the manifest names is missing, or has other content than it says; the reference is of
-            other forms.
-        StageError: a runtime failed, or ended its process; what stood there before is left in place.
+        InputError: a file of the manifest is missing or has other content; the reference is of other forms.
+        StageError: a runtime failed, or ended its process; earlier results stay in place.
         DeviceError: the target's device cannot be reached or used; likewise.
     """
     backend = backends.load(settings.backend)
@@ -67,11 +67,11 @@ def run(
         stand_in = None
         if unavailable and reference:  # a bench.json has all that a reference.json has
             stand_in = stand_ins.reference(documents.read(ReferenceResult, reference), list(written.forms))
-        with runners.wanted(settings, written.opened(files), files, written) as runner:
+        with runners.open_runner(settings, written.opened(files), files, written) as runner:
             result = _bench(settings, unavailable, written, checked, runner, stand_in)
             documents.write(places["bench"], result)
-            told = measurement.profile(settings.backend, result, written.shipped, runner, quantized or fused)
-            documents.write(places["profile"], told)
+            profiled = measurement.profiled(settings.backend, result, written.shipped, runner, quantized or fused)
+            documents.write(places["profile"], profiled)
 
     store.cached(
         "bench",
@@ -85,8 +85,7 @@ def run(
         host=runners.host(settings, unavailable),
         build=build,
     )
-    lines = headline.dearest(documents.read(ProfileResult, profile))
-    print("\n".join([_headline(documents.read(BenchResult, output)), *lines]), flush=True)
+    print(console.bench(documents.read(BenchResult, output), documents.read(ProfileResult, profile)), flush=True)
 
 
 def _bench(
@@ -118,15 +117,3 @@ def _bench(
         conditions=runs[0].conditions if runs else None,
         files={name: tuple(form.files) for name, form in written.forms.items()},
     )
-
-
-def _headline(result: BenchResult) -> str:
-    name = f"{result.model} on {result.target}"
-    lines = []
-    if result.status == "ok":
-        lines += headline.in_words(name, result)
-    else:
-        lines.append(f"{name}: {result.status}: {result.reason}\n  to get a figure: {result.remedy}")
-    if reference := result.reference:
-        lines += headline.in_words(f"  reference, {reference.runtime} {reference.precision} here", reference)
-    return "\n".join(lines + headline.warnings((reference or result).runs))

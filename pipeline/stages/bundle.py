@@ -8,14 +8,13 @@ and bundle.json with lineage and the sha256 of every file. No date, path, user o
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline import backends
 from pipeline.artifacts import digests, documents, store
 from pipeline.artifacts.atomic import replacing
+from pipeline.artifacts.bundle_result import BundledCheck, BundledOutput, BundleManifest, BundleResult, GoldenCase
 from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.export_result import Manifest
-from pipeline.artifacts.manifest import write_json
 from pipeline.config.stages import BundleSettings
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
@@ -76,9 +75,9 @@ def run(
     signature = None
     if settings.bundle.signing_key:
         signature = bundle_file.sign(tar, Path(settings.bundle.signing_key))
-    told = {"bundle": str(tar), "digest": bundle.digest, "size_bytes": tar.stat().st_size}
+    result = BundleResult(str(tar), bundle.digest, tar.stat().st_size, signature and str(signature))
     with replacing(output) as fresh:
-        write_json(fresh, {**told, "signature": signature and str(signature)})
+        documents.write(fresh, result)
     print(f"bundle: {tar}{' and its signature' if signature else ''}", flush=True)
 
 
@@ -102,45 +101,47 @@ def _pack(
     with_engine = bool(settings.bundle.include_engine and parts.machine_suffix)
     if with_engine:
         parts.hold_machine_file(entry.facts, engine, engine in contents)
-    made = golden.make(contents[main], written, source, split, settings.bundle.golden_images, backend, scratch)
-    document: dict[str, Any] = {
-        "model": written.model,
-        "target": written.target,
-        "backend": written.backend,
-        "form": written.shipped,
-        "precision": written.precision,
-        "created_by": written.versions,
-        "file": main,
-        "sha256_of_file": entry.files[main].sha256,
-        "run": ["python3", "selftest.py"],
-        "time_limit_s": parts.time_limit_s,
-        "tolerance": golden.tolerance(checked_form, entry.precision),
-        "input": documents.plain(written.input),
-        "output": _output(written),
-        "preprocessing": documents.plain(written.preprocessing),
-        "golden": [
-            {"input": f"golden/input{at}.bin", "output": f"golden/output{at}.bin", "labels": list(one.labels)}
-            for at, one in enumerate(made)
-        ],
-        "checked": {
-            "by": checked.checked_by,
-            "images": checked.images,
-            "accuracy": checked.accuracy.file,
-            "converter": documents.plain(checked_form.converter),
-            "precision": documents.plain(checked_form.precision),
-            "agreement": checked_form.agreement,
-        },
-        "lineage": documents.plain(written.lineage),
-    }
+    made = golden.make(contents[main], written, source, split, settings.bundle.golden_images, backend)
+    described = None
     if parts.describe:
-        document |= parts.describe(settings.options, written.input, entry.facts if with_engine else None)
+        described = parts.describe(settings.options, written.input, entry.facts if with_engine else None)
+    document = BundleManifest(
+        model=written.model,
+        target=written.target,
+        backend=written.backend,
+        form=written.shipped,
+        precision=written.precision,
+        created_by=written.versions,
+        file=main,
+        sha256_of_file=entry.files[main].sha256,
+        run=("python3", "selftest.py"),
+        time_limit_s=parts.time_limit_s,
+        tolerance=golden.tolerance(checked_form, entry.precision),
+        input=written.input,
+        output=_output(written),
+        preprocessing=written.preprocessing,
+        golden=tuple(
+            GoldenCase(f"golden/input{at}.bin", f"golden/output{at}.bin", one.labels) for at, one in enumerate(made)
+        ),
+        checked=BundledCheck(
+            by=checked.checked_by,
+            images=checked.images,
+            accuracy=checked.accuracy.file,
+            converter=checked_form.converter,
+            precision=checked_form.precision,
+            agreement=checked_form.agreement,
+        ),
+        lineage=written.lineage,
+        facts=described or {},
+        files={},
+    )
     members: dict[str, Path | bytes] = {}
     for name, path in contents.items():
         if name != engine or with_engine:
             members |= _members(name, path)
     members["labels.txt"] = "".join(f"{label}\n" for label in written.preprocessing.classes).encode()
-    for case, one in zip(document["golden"], made, strict=True):
-        members |= {case["input"]: one.input, case["output"]: one.output}
+    for case, one in zip(document.golden, made, strict=True):
+        members |= {case.input: one.input, case.output: one.output}
     members |= templates.texts(document, members, entry.facts)
     os.replace(bundle_file.write(scratch, members, document), place)
 
@@ -161,9 +162,9 @@ def _members(name: str, path: Path) -> dict[str, Path | bytes]:
     return {f"{name}/{file.relative_to(path).as_posix()}": file for file in files}
 
 
-def _output(written: Manifest) -> dict[str, Any]:
+def _output(written: Manifest) -> BundledOutput:
     """Of the file: a classifier of Core ML gives probabilities, by the class, under a name of its own."""
     outputs = written.shipped_form.facts.get("outputs", {})
     by_class = [name for name, kind in outputs.items() if kind == "dictionaryType"]
-    kind = {"name": by_class[0], "kind": "probabilities"} if by_class else {"kind": "logits"}
-    return {**documents.plain(written.output), **kind}
+    name, kind = (by_class[0], "probabilities") if by_class else (written.output.name, "logits")
+    return BundledOutput(name, written.output.shape, written.output.dtype, kind)

@@ -1,6 +1,6 @@
 """Gate: the exported file computes what the program it came from computes, and is as accurate.
 
-The file itself runs, in a runtime that reads it on this machine. Held, in this order:
+The file itself runs, in a runtime that reads it on this machine. The gates, in order:
 
 1. each file is the one that the manifest describes, and the manifest's preprocessing is the network's;
 2. a census of its operations: as many convolutions as the fused network has, no batch norm and no branch left, and as
@@ -32,7 +32,9 @@ from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.backends import signatures
+from pipeline.backends.worker import client
 from pipeline.config.stages import CheckSettings
+from pipeline.data import splits
 from pipeline.errors import GateError
 from pipeline.models import programs
 from pipeline.verification import gates
@@ -103,7 +105,8 @@ def _check(
     _hold_preprocessing(manifest, written.preprocessing, proved.preprocessing)
     signature = signatures.read(places[written.shipped_form.file_name])  # the baseline is exported alike
     sources = {"fused": fused} | ({"quantized": quantized} if quantized else {})
-    held_against = _references(written, proved.preprocessing, sources, split, signature.takes_pixels)
+    images = splits.open_split(split)
+    held_against = _references(written, proved.preprocessing, sources, images, signature.takes_pixels)
     forms: dict[str, CheckedForm] = {}
     lost = None
     for form, entry in written.forms.items():
@@ -119,16 +122,18 @@ def _check(
         limits = settings.check
         if reference.spec.precision != written.precision:
             limits = limits.model_copy(update={"tolerance": None})  # the user's is for what ships
-        checked = gates.Checked(settings.backend, limits, file, form, reference, signature.gives_probabilities)
-        converter = checked.hold_network(proved.float32.branched_error)
-        forms[form] = CheckedForm(census, converter, checked.agreement, checked.accuracy)
-        try:
-            precision = checked.hold_precision(held_against["fused"].accuracy)
-            forms[form] = replace(forms[form], precision=precision)
-        except GateError as error:
-            if not settings.may_lose:
-                raise
-            lost = str(error)
+        gives_probabilities = signature.gives_probabilities
+        with client.predictor(settings.backend, file) as predict:
+            checked = gates.CheckedFile(settings.backend, limits, file, form, reference, gives_probabilities, predict)
+            converter = checked.check_network(proved.float32.branched_error)
+            forms[form] = CheckedForm(census, converter, checked.agreement, checked.accuracy)
+            try:
+                precision = checked.check_precision(held_against["fused"].accuracy)
+                forms[form] = replace(forms[form], precision=precision)
+            except GateError as error:
+                if not settings.may_lose:
+                    raise
+                lost = str(error)
     return CheckResult(
         status="lost" if lost else "ok",
         reason=lost,
@@ -140,7 +145,7 @@ def _check(
 
 
 def _references(
-    written: Manifest, preprocessing: Preprocessing, sources: dict[str, Path], split: Path, whole_pixels: bool
+    written: Manifest, preprocessing: Preprocessing, sources: dict[str, Path], images: splits.Split, whole_pixels: bool
 ) -> dict[str, Reference]:
     """What each form is held against, in its precision; and the fused network in any case, for its accuracy."""
     spec = spec_of(written, preprocessing)
@@ -149,7 +154,7 @@ def _references(
     for form, precision in precisions.items():
         key = sources.get(form, sources["fused"]), precision
         if key not in made:
-            made[key] = Reference(key[0], split, replace(spec, precision=precision), whole_pixels)
+            made[key] = Reference(key[0], images, replace(spec, precision=precision), whole_pixels)
     return {form: made[sources.get(form, sources["fused"]), precision] for form, precision in precisions.items()}
 
 

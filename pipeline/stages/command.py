@@ -1,7 +1,7 @@
 """The command line that every stage has: `python -m pipeline <stage> --help`.
 
-A stage module has one public ``run(settings, *, <name>: Path, ...)``. Its options are read off that
-signature, so a stage's function and its command line cannot drift apart.
+A stage module has one public ``run(settings, *, <name>: Path, ...)``. The options of its command line are taken from
+that signature, so that the two always agree.
 """
 
 import argparse
@@ -42,7 +42,7 @@ STAGES = (
 
 
 def by_name(argv: Sequence[str]) -> int:
-    """Run the stage that the first word names, with the other words as its options; see `main`."""
+    """Run the stage that the first argument names, with the other arguments as its options; see `main`."""
     about = {name: _first_sentence(name) for name in STAGES}
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
@@ -67,14 +67,14 @@ def _first_sentence(stage: str) -> str:
 
 
 def main(run: Callable[..., Any], argv: Sequence[str]) -> int:
-    """Read a stage's options, run it, and turn what goes wrong into one paragraph and an exit code.
+    """Parse a stage's options, run it, and turn errors into one paragraph and an exit code.
 
     Args:
         run: the stage's public function.
         argv: the options.
 
     Returns:
-        0, 2 where the input or the configuration is at fault, 1 for a failed gate, stage or device.
+        0; 2 for a mistake in the input or the configuration; 1 for a failed gate, stage or device.
     """
     signature = inspect.signature(run)
     parser, paths = _parser(run, signature)

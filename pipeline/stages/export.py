@@ -1,10 +1,11 @@
-"""Write the files that a target runs: the form of the network that ships, and another one as the baseline.
+"""Export the files of a target: the form of the network that ships, and another form as the baseline.
 
-The first is the fused network, or in int8 the quantized one; the baseline is the branched network, or the fused one.
+The form that ships is the fused network, or for int8 the quantized one; the baseline is the branched network, or for
+int8 the fused one.
 
-A target's backend (pipeline/backends/) makes them: an ONNX file and an engine for TensorRT, an ML program
-for Core ML, a .pte for ExecuTorch. manifest.json beside them says how to feed them, what they were made
-from, by what, and the sha256 of each.
+The target's backend (pipeline/backends/) writes the files: an ONNX file and an engine for TensorRT, an ML program for
+Core ML, a .pte for ExecuTorch. manifest.json beside them has their input and preprocessing, their lineage, the versions
+of the exporter, and the sha256 of each.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts import digests, documents, store
 from pipeline.artifacts.export_result import ExportedForm, FileFacts, FreeRange, Lineage, Manifest, TensorFacts
-from pipeline.artifacts.manifest import ExportSpec, Preprocessing, versions
+from pipeline.artifacts.manifest import ExportSpec, versions
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.stages import ExportSettings
@@ -38,14 +39,14 @@ def run(
         settings: the target: backend, precision, forms, batch, image size and the backend's own options.
         checkpoint: artifacts/<model>/checkpoint.safetensors, for the branched form.
         fused: artifacts/<model>/fused.pt2.
-        verify: artifacts/<model>/verify.json; the gate must have held for this very fused.pt2.
+        verify: artifacts/<model>/verify.json: the gate on this fused.pt2.
         manifest: where manifest.json goes; the files appear beside it.
         quantized: artifacts/<model>/quantized.pt2, for a target of int8.
 
     Raises:
-        InputError: the network does not run at the target's image size; or the branched form is asked for, but the
-            network came folded; or quantized.pt2 is missing, or was made of another fused.pt2.
-        StageError: the exporter failed, or what it needs is not installed.
+        InputError: the network does not run at the target's image size; the branched form is requested, but the
+            checkpoint is of a folded network; quantized.pt2 is missing, or was made from another fused.pt2.
+        StageError: the exporter failed, or a package that it needs is not installed.
     """
     backend = backends.load(settings.backend)
     names = backends.file_names(settings.backend, settings.forms)
@@ -71,7 +72,7 @@ def _export(
 ) -> None:
     backend = backends.load(settings.backend)
     header = checkpoints.read_header(checkpoint)
-    if checkpoints.is_folded(header) and "branched" in settings.forms:
+    if header.is_folded and "branched" in settings.forms:
         raise InputError(
             f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
@@ -80,12 +81,11 @@ def _export(
         raise InputError(
             f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
         )
-    trained = Preprocessing.from_dict(header["preprocessing"])
-    size = settings.image_size or trained.image_size
-    preprocessing = replace(trained, image_size=size)
+    size = settings.image_size or header.preprocessing.image_size
+    preprocessing = replace(header.preprocessing, image_size=size)
     modules = {form: programs.of_form(form, checkpoint, fused, quantized) for form in settings.forms}
     for module in modules.values():
-        networks.require_runs(module, header["arch"], header["num_classes"], size)
+        networks.require_runs(module, header.arch, header.num_classes, size)
     shape = (settings.batch, 3, size, size)
     spec = ExportSpec(
         precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
@@ -117,10 +117,10 @@ def _export(
             output=TensorFacts(spec.output_name, (shape[0], len(preprocessing.classes)), "float32"),
             preprocessing=preprocessing,
             lineage=Lineage(
-                arch=header["arch"],
-                weights=header["weights"],
-                form=header.get("form", "training"),
-                recalibrated=header.get("recalibrated"),
+                arch=header.arch,
+                weights=header.weights,
+                form=header.form,
+                recalibrated=header.recalibrated,
                 checkpoint=digests.digest(checkpoint),
                 fused=digests.digest(fused),
                 quantized=quantized and digests.digest(quantized),
@@ -132,13 +132,13 @@ def _export(
 
 
 def _precision_of(form: str, precision: str, rules: BackendRules | None) -> str:
-    """Of one form: the target's; where that is int8, the baseline has the float that the backend is best at."""
+    """The precision of one form: the target's; for int8, the baseline has the backend's preferred float precision."""
     if precision != "int8" or form == "quantized":
         return precision
     return rules.float_of_baseline if rules else "fp32"
 
 
 def _free_sizes(options: Mapping[str, Any]) -> dict[str, FreeRange]:
-    """The axes of the input that the files leave free; all others are as in ``shape``."""
+    """The axes of the input with free sizes; all others are as in ``shape``."""
     batches = options.get("dynamic_batch")
     return {"batch": FreeRange(batches["min"], batches["max"])} if batches else {}

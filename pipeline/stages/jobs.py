@@ -1,4 +1,4 @@
-"""What the rules in workflows/ ask for: the configuration, what each stage is told, and digests of code."""
+"""What the rules in workflows/ need: the configuration, the settings of each stage, and digests of code."""
 
 import hashlib
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import digests
-from pipeline.artifacts.manifest import read_json
+from pipeline.artifacts import digests, documents
+from pipeline.artifacts.bundle_result import BundleResult
 from pipeline.config import project, targets
 from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads wait without spinning: with more jobs than cores, ten times faster
     "THP_MEM_ALLOC_ENABLE": "1",  # large tensors in huge pages: else half of a stage at 224 x 224 is page faults
 }
-"""What torch is told in each stage, unless the user says otherwise; it reads this before it is imported."""
+"""Environment of every stage, unless the user sets these variables; torch reads them when it is imported."""
 
 
 def configure(values: Mapping[str, Any]) -> project.Config:
@@ -50,8 +50,8 @@ def configure(values: Mapping[str, Any]) -> project.Config:
 def split(workflow: Any) -> Callable[[Any], str]:
     """A function of a job's wildcards: the split, which every model begins with.
 
-    Snakemake calls it while it works out its jobs, before it looks at a date. So this is where it learns what it would
-    not see: it is noted in Snakemake's memory of files, and no file is changed.
+    Snakemake calls it while it builds its graph of jobs, before it reads the dates of files. What Snakemake could not
+    see itself is entered here into its cache of files; no file is changed.
 
     Args:
         workflow: Snakemake's.
@@ -67,17 +67,21 @@ def split(workflow: Any) -> Callable[[Any], str]:
 
 
 def _note_bundles(exists: MutableMapping[str, bool]) -> None:
-    """A file that names a bundle which was deleted counts as missing, so that the bundle is made again."""
+    """A bundle.json that is damaged, or whose bundle was deleted, counts as missing, so that it is made again."""
     for place in Path("targets").glob("*/*/bundle.json"):
-        if not Path(read_json(place)["bundle"]).is_file():
+        try:
+            is_there = Path(documents.read(BundleResult, place).bundle).is_file()
+        except InputError:
+            is_there = False
+        if not is_there:
             exists[place.as_posix()] = False
 
 
 def _note_dates(dates: MutableMapping[str, Any]) -> None:
-    """A file that was replaced by an older one (`cp -p`, rsync) counts as of the time of the replacement.
+    """A file that was replaced by an older one (`cp -p`, rsync) gets the time of the replacement as its date.
 
-    Snakemake compares contents only where an input is newer than its output, and a copy can carry a date of the past.
-    The time of the inode's last change cannot be set, so it tells. A folder's date is that of a file in it.
+    Snakemake compares contents only if an input is newer than its output, and a copy can have a date in the past. The
+    time of the inode's last change cannot be set, so it is used. A folder's date is that of a file in it.
     """
     from snakemake_interface_storage_plugins.io import Mtime
 
@@ -90,9 +94,8 @@ def _note_dates(dates: MutableMapping[str, Any]) -> None:
 def settings(
     read: project.Config, stage: str, target: str | None = None, precision: str | None = None
 ) -> Callable[[Any], str]:
-    """A function of a job's wildcards: what its stage is told, as JSON.
-
-    A rule runs again when that changes, and only then.
+    """A function of a job's wildcards: the settings of its stage, as JSON. They are a parameter of the rule, so the job
+    runs again when they change.
     """
 
     def of_job(wildcards: Any) -> str:
@@ -121,12 +124,12 @@ class Exports:
 
     @property
     def folder(self) -> str:
-        """Where the files of `{model}` lie."""
+        """Folder of the files of `{model}`."""
         return "/".join(["targets", self.target, "{model}", *filter(None, [self.candidate])])
 
     @property
     def logs(self) -> str:
-        """Where the stages' words on `{model}` go."""
+        """Folder of the stages' logs on `{model}`."""
         return "/".join(["logs", "{model}", self.target, *filter(None, [self.candidate])])
 
     @property
@@ -136,7 +139,7 @@ class Exports:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What they need besides fused.pt2 and the checkpoint, by the stages' names for it."""
+        """Inputs besides fused.pt2 and the checkpoint, by the stages' names for them."""
         return {"quantized": "artifacts/{model}/quantized.pt2"} if "quantized" in self.forms else {}
 
     @property
@@ -158,22 +161,22 @@ def exports(read: project.Config) -> list[Exports]:
 
 
 def exported_files(_wildcards: Any, input: Any) -> str:  # Snakemake knows the second one by this name
-    """How `bundle` is told of the files that ship: what a race chose lies in one folder with its manifest and check."""
+    """The options of `bundle` for the files that ship. A race's choice is one folder, with its manifest and check."""
     if "manifest" in input.keys():  # noqa: SIM118
         return f"--manifest {input.manifest} --check {input.check} --files {input.files}"
     return f"--manifest {input.files}/manifest.json --check {input.files}/check.json --files {input.files}/*"
 
 
 def races(read: project.Config) -> dict[str, list[Exports]]:
-    """Of each target of `precision: auto`, the files that it chooses from; the same of every model."""
+    """The candidates of each target of `precision: auto`; they are the same for every model."""
     made = exports(read)
     return {name: [one for one in made if one.target == name] for name in read.candidates}
 
 
 def priority(read: project.Config, target: str | None = None) -> Callable[[Any], int]:
-    """A function of a job's wildcards: which of the jobs that could start does.
+    """A function of a job's wildcards: its priority.
 
-    The first model comes first, so that its figures are on the terminal while the others are in work; of its targets
+    The first model comes first, so that its figures are printed while the others are being built; among its targets,
     those that are timed on this machine.
     """
     last = len(read.models)
@@ -186,13 +189,13 @@ def priority(read: project.Config, target: str | None = None) -> Callable[[Any],
 
 
 def is_measured_here(read: project.Config, target: str) -> bool:
-    """Whether the runtime that a target is timed by can be used: on this machine, or on the device that it names."""
+    """Whether a target can be timed: on the device that it names, or on this machine if its runtime is here."""
     one = read.targets[target]
     return one.device != "local" or backends.load(one.backend).unavailable() is None
 
 
 def references(read: project.Config) -> dict[str, dict[str, ReferenceSettings]]:
-    """What is measured of each model in place of runtimes that are not here, by the names of its reference files."""
+    """The reference measurements of each model, for runtimes that are not here, by the names of their files."""
     found: dict[str, dict[str, ReferenceSettings]] = {}
     for target in read.targets:
         for model in read.models:
@@ -203,14 +206,14 @@ def references(read: project.Config) -> dict[str, dict[str, ReferenceSettings]]:
 
 
 def measured(references: Mapping[str, Mapping[str, ReferenceSettings]]) -> Callable[[Any], ReferenceSettings]:
-    """A function of a job's wildcards: what is measured for a reference file; see `references`."""
+    """A function of a job's wildcards: the settings of a reference measurement; see `references`."""
     return lambda wildcards: references[wildcards.model][wildcards.reference]
 
 
 def reference(read: project.Config, target: str) -> Callable[[Any], list[str]]:
-    """A function of a job's wildcards: the figures that stand in for a target's runtime; none where that is here.
+    """A function of a job's wildcards: the file of a target's reference figures; none if its runtime is here.
 
-    Where a target of the stand-in's own is the same measurement, its bench.json has them.
+    If another target is the same measurement, the file is that target's bench.json.
     """
 
     def of_job(wildcards: Any) -> list[str]:
@@ -225,14 +228,14 @@ def reference(read: project.Config, target: str) -> Callable[[Any], list[str]]:
 
 
 def _reference(read: project.Config, target: str, model: str) -> ReferenceSettings | None:
-    """What stands in for a target's runtime; None where that is here, and for a race: no other runtime decides it."""
+    """A target's reference measurement; None if its runtime is here, or for a race, which needs its own runtime."""
     if target in read.candidates or is_measured_here(read, target):
         return None
     return settings_of("reference", read, model, target)
 
 
 def _same_bench(read: project.Config, model: str, settings: ReferenceSettings) -> str | None:
-    """The bench.json of a target that measures just that: the same forms, on this machine, by the stand-in."""
+    """The bench.json of a target that is the same measurement: the same forms and runtime, on this machine."""
     for name, one in read.targets.items():
         is_alike = (one.backend, one.precision, one.device) == (
             backends.stand_in(settings.precision).name,
@@ -245,8 +248,8 @@ def _same_bench(read: project.Config, model: str, settings: ReferenceSettings) -
 
 
 def _reference_name(settings: ReferenceSettings) -> str:
-    told = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
-    return f"reference-{settings.precision}-{told}"
+    digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
+    return f"reference-{settings.precision}-{digest}"
 
 
 def network(read: project.Config) -> Callable[[Any], str]:
@@ -260,7 +263,7 @@ def network(read: project.Config) -> Callable[[Any], str]:
 
 
 def checkpoint(read: project.Config) -> Callable[[Any], str]:
-    """A function of a job's wildcards: the checkpoint that is fused and shipped, recalibrated where that is wanted."""
+    """A function of a job's wildcards: the checkpoint that is fused and shipped, recalibrated if that is configured."""
 
     def of_job(wildcards: Any) -> str:
         name = "recalibrated" if read.models[wildcards.model].recalibrate_bn else "checkpoint"
@@ -270,5 +273,5 @@ def checkpoint(read: project.Config) -> Callable[[Any], str]:
 
 
 def shipped_texts(backend: str) -> str:
-    """Digest of the texts and the code that bundles of a backend are made with."""
+    """Digest of the texts and the code that go into bundles of a backend."""
     return hashlib.sha256("".join(map(digests.digest, templates.shipped(backend))).encode()).hexdigest()

@@ -1,14 +1,14 @@
-"""Choose the precision of a target of `precision: auto`: the fastest file that holds its gates, on the device at hand.
+"""Choose the precision of a target of `precision: auto`: the fastest file that passes its gates.
 
-Each candidate was exported and checked by itself. Those that hold their gates are timed against each other in turn
-(A B C A B C), on the target's own runtime, as `bench` times a file against its baseline. The fastest has the lowest
-median; where the 95 % interval of the paired ratios cannot tell another from it, the smaller file is taken. Where the
-target's runtime is not on this machine nothing is timed, and the smallest file that holds is taken: no other runtime
-can say what is fast on the target.
+Each candidate was exported and checked separately. Those that pass their gates are timed in turn (A B C A B C) on the
+target's own runtime, as in `bench`. The fastest is the one with the lowest median; if the 95 % interval of the paired
+ratios does not separate another candidate from it, the smaller file is chosen. If the target's runtime is not on this
+machine, nothing is timed and the smallest file that passes is chosen, because another runtime cannot say which is fast
+on the target.
 
-chosen/ gets the files, with their manifest.json and check.json. bench.json is of them, and has beside that the table of
-what was tried: accuracy, latency and size of each, why one was lost, and which are on the Pareto front, so that no
-other is at least as good in all three and better in one.
+The chosen files are written to chosen/, with their manifest.json and check.json. bench.json describes them, and lists
+all candidates: accuracy, latency and size of each, why one was dropped, and which are on the Pareto front, where no
+other candidate is at least as good in all three and better in one.
 """
 
 import shutil
@@ -25,9 +25,10 @@ from pipeline.artifacts.export_result import FileFacts, Manifest
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.artifacts.quantize_result import QuantizeResult
-from pipeline.benchmark import headline, measurement, runners, statistics
+from pipeline.benchmark import measurement, runners, statistics
 from pipeline.config.stages import RaceSettings
 from pipeline.errors import GateError, InputError
+from pipeline.report import console
 
 if TYPE_CHECKING:
     from pipeline.benchmark.measurement import Samples
@@ -40,11 +41,11 @@ class _Candidate:
     """One precision of the network.
 
     Attributes:
-        manifest: place of its manifest.json; check: likewise.
-        written, checked: what these hold.
-        files: all that the manifest names.
+        manifest, check: paths of its manifest.json and check.json.
+        written, checked: their content.
+        files: all files of the manifest.
         file: the one that a runtime opens.
-        lost: why it cannot be chosen, None where it holds its gates.
+        lost: why it cannot be chosen; None if it passes its gates.
     """
 
     manifest: Path
@@ -61,12 +62,12 @@ class _Candidate:
 
     @property
     def accuracy(self) -> float | None:
-        """Top-1 of the file, None where nothing here runs it."""
+        """Top-1 of the file; None if nothing here runs it."""
         return self.checked.accuracy.file
 
     @property
     def facts(self) -> FileFacts:
-        """What the manifest says of that file."""
+        """Size and digest of `file`."""
         return self.written.shipped_form.files[self.file.name]
 
 
@@ -83,7 +84,7 @@ def run(
     quantized: Path | None = None,
     report: Path | None = None,
 ) -> None:
-    """Time the candidates of one network for one target, choose one, and print the table.
+    """Time the candidates of one network for one target, choose one, and print them.
 
     Args:
         settings: the backend, how long to measure, and on how many threads; the first number of threads decides.
@@ -93,13 +94,13 @@ def run(
         fused: artifacts/<model>/fused.pt2, for the names of layers.
         output: where bench.json goes.
         profile: where profile.json goes.
-        chosen: the folder for what was chosen.
-        quantized: artifacts/<model>/quantized.pt2, where int8 is a candidate.
-        report: artifacts/<model>/quantize.json likewise, which says whether int8 held its gate.
+        chosen: folder for the chosen files.
+        quantized: artifacts/<model>/quantized.pt2, if int8 is a candidate.
+        report: artifacts/<model>/quantize.json, likewise; it says whether int8 passed its gate.
 
     Raises:
         InputError: a file is missing, or not the one that its manifest describes.
-        GateError: no candidate holds its gates; names each and why. What stood there before is left in place.
+        GateError: no candidate passes its gates; names each and why. Earlier results stay in place.
         StageError: a runtime failed, or ended its process.
         DeviceError: the target's device cannot be reached or used.
     """
@@ -109,14 +110,14 @@ def run(
 
     def build(places: dict[str, Path], _: Path) -> None:
         candidates = _candidates(manifests, checks, files, report)
-        held = _held(settings, candidates)
-        opened, written = {name: one.file for name, one in held.items()}, next(iter(held.values())).written
-        with runners.wanted(settings, opened, files, written) as runner:
-            best, result = _race(settings, candidates, held, unavailable, runner)
+        passed = _passed(settings, candidates)
+        opened, written = {name: one.file for name, one in passed.items()}, next(iter(passed.values())).written
+        with runners.open_runner(settings, opened, files, written) as runner:
+            best, result = _race(settings, candidates, passed, unavailable, runner)
             documents.write(places["bench"], result)
-            program = programs[held[best].written.shipped] or fused
-            documents.write(places["profile"], measurement.profile(settings.backend, result, best, runner, program))
-        _copy(held[best], places["chosen"])
+            program = programs[passed[best].written.shipped] or fused
+            documents.write(places["profile"], measurement.profiled(settings.backend, result, best, runner, program))
+        _copy(passed[best], places["chosen"])
 
     store.cached(
         "race",
@@ -129,16 +130,15 @@ def run(
         host=runners.host(settings, unavailable),
         build=build,
     )
-    lines = headline.dearest(documents.read(ProfileResult, profile))
-    print("\n".join([*_headline(documents.read(BenchResult, output)), *lines]), flush=True)
+    print(console.race(documents.read(BenchResult, output), documents.read(ProfileResult, profile)), flush=True)
 
 
 def fastest(size_bytes: Mapping[str, int], samples: "Samples") -> str:
-    """The smallest of those that cannot be told from the one of the lowest median.
+    """The smallest of the candidates whose latency is not separable from the lowest median.
 
     Args:
         size_bytes: of each candidate's file.
-        samples: latencies of each, taken in turn, as `intervals` takes them.
+        samples: latencies of each, measured in turn; see `benchmark.statistics`.
     """
     lowest = min(size_bytes, key=lambda name: statistics.percentile(samples[name], 50)["value"])
 
@@ -150,7 +150,7 @@ def fastest(size_bytes: Mapping[str, int], samples: "Samples") -> str:
 
 
 def on_front(rows: Sequence[Tried]) -> list[str]:
-    """The Pareto front: the precisions to which no other is at least as good in all, and better in one.
+    """The Pareto front: precisions for which no other is at least as good in all figures, and better in one.
 
     Args:
         rows: ``accuracy`` and ``p50_ms`` are None in all rows alike.
@@ -184,40 +184,41 @@ def _candidates(
     return found
 
 
-def _held(settings: RaceSettings, candidates: Mapping[str, _Candidate]) -> dict[str, _Candidate]:
-    """Those that hold their gates, at least one."""
-    held = {name: one for name, one in candidates.items() if one.lost is None}
-    if not held:
+def _passed(settings: RaceSettings, candidates: Mapping[str, _Candidate]) -> dict[str, _Candidate]:
+    """The candidates that pass their gates, at least one."""
+    passed = {name: one for name, one in candidates.items() if one.lost is None}
+    if not passed:
         reasons = " ".join(f"{name}: {one.lost}" for name, one in candidates.items())
         raise GateError(
             f"no precision of {settings.model} holds its gates on {settings.target}, so there is none to choose. "
             f"{reasons} Add another to `candidates`, or allow a larger `check.max_accuracy_drop`."
         )
-    return held
+    return passed
 
 
 def _race(
     settings: RaceSettings,
     candidates: Mapping[str, _Candidate],
-    held: Mapping[str, _Candidate],
+    passed: Mapping[str, _Candidate],
     unavailable: Unavailable | None,
     runner: runners.Runner,
 ) -> tuple[str, BenchResult]:
-    """The precision that won, and what is said of it."""
+    """The chosen precision, and its bench.json."""
     runs: list[Run] = []
-    shape = next(iter(held.values())).written.input.shape
+    shape = next(iter(passed.values())).written.input.shape
     if unavailable is None:
-        taken = [measurement.timed(runner, list(held), shape, n, settings.bench) for n in settings.bench.threads]
-        best = fastest({name: one.size_bytes for name, one in held.items()}, taken[0][1])
+        limits = measurement.until(settings.bench)
+        taken = [measurement.timed(runner, list(passed), shape, n, limits) for n in settings.bench.threads]
+        best = fastest({name: one.size_bytes for name, one in passed.items()}, taken[0][1])
     else:
-        taken, best = [], min(held, key=lambda name: held[name].size_bytes)
-    baseline = _baseline(best, held)
-    order = [best, *filter(None, [baseline]), *(name for name in held if name not in (best, baseline))]
+        taken, best = [], min(passed, key=lambda name: passed[name].size_bytes)
+    baseline = _baseline(best, passed)
+    order = [best, *filter(None, [baseline]), *(name for name in passed if name not in (best, baseline))]
     for run, samples in taken:
         speedup = measurement.speedup(samples, best, baseline) if baseline else None
         runs.append(replace(run, forms={name: run.forms[name] for name in order}, speedup=speedup))
-    power, sustained = measurement.beside(runner, order, shape, settings.bench) if runs else (None, None)
-    winner, timed = held[best], runs[0].forms if runs else dict.fromkeys(order, UNTIMED)
+    power, sustained = measurement.power_and_sustained(runner, order, shape, settings.bench) if runs else (None, None)
+    winner, timed = passed[best], runs[0].forms if runs else dict.fromkeys(order, UNTIMED)
     return best, BenchResult(
         status="unavailable" if unavailable else "ok",
         reason=unavailable and unavailable.reason,
@@ -230,7 +231,7 @@ def _race(
         chosen=best,
         chosen_by="latency" if runs else "size",
         tried=_tried(candidates, runs),
-        forms={name: replace(timed[name], **vars(held[name].facts)) for name in order},
+        forms={name: replace(timed[name], **vars(passed[name].facts)) for name in order},
         speedup=runs[0].speedup if runs else None,
         runs=tuple(runs),
         power=power,
@@ -238,13 +239,13 @@ def _race(
         reference=None,
         accuracy=BenchAccuracy(**vars(winner.checked.accuracy), checked_by=winner.checked.checked_by),
         conditions=runs[0].conditions if runs else None,
-        files={name: tuple(held[name].written.shipped_form.files) for name in order},
+        files={name: tuple(passed[name].written.shipped_form.files) for name in order},
     )
 
 
-def _baseline(best: str, held: Mapping[str, _Candidate]) -> str | None:
-    """The float candidate that the winner's speed-up is over; None where that is the winner, or there is none."""
-    floats = [name for name in _FLOATS if name in held]
+def _baseline(best: str, passed: Mapping[str, _Candidate]) -> str | None:
+    """The float candidate that the speed-up is over; None if that is the chosen one, or there is none."""
+    floats = [name for name in _FLOATS if name in passed]
     return floats[0] if floats and floats[0] != best else None
 
 
@@ -266,20 +267,3 @@ def _copy(winner: _Candidate, folder: Path) -> None:
             shutil.copytree(path, folder / path.name, ignore=lambda _, names: {digests.TIME_STAMP} & set(names))
         else:
             shutil.copy(path, folder / path.name)
-
-
-def _headline(result: BenchResult) -> list[str]:
-    name = f"{result.model} on {result.target}"
-    lines = [f"{name}: {result.chosen} of {len(result.tried)} candidates, chosen by {result.chosen_by}"]
-    if result.status != "ok":
-        lines.append(f"  nothing was timed: {result.reason}\n  to choose by latency: {result.remedy}")
-    lines += [f"  {_row(row)}" for row in result.tried]
-    lines += [f"  {line}" for line in headline.in_words(name, result)]
-    return lines + headline.warnings(result.runs)
-
-
-def _row(row: Tried) -> str:
-    accuracy = "accuracy unknown" if row.accuracy is None else f"{row.accuracy:.2%}"
-    latency = "" if row.p50_ms is None else f", {row.p50_ms:.3f} ms"
-    end = f"; lost: {row.reason}" if row.reason else "; on the Pareto front" if row.pareto else ""
-    return f"{row.precision}: {accuracy}{latency}, {row.size_bytes / 1e6:.2f} MB{end}"

@@ -9,10 +9,10 @@ inference, not augmented, and never taken from what is held out. Weights do not 
 validation images is measured and printed, before and after.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.artifacts import digests, store
-from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import RecalibrateSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
@@ -37,7 +37,7 @@ def run(settings: RecalibrateSettings, *, checkpoint: Path, split: Path, output:
     """
     if not settings.recalibrate_bn:
         raise InputError("recalibrate_bn is 0, so there is nothing to do. Set it under the model's name in `models:`.")
-    if checkpoints.is_folded(checkpoints.read_header(checkpoint)):
+    if checkpoints.read_header(checkpoint).is_folded:
         raise InputError(
             f"{checkpoint} is of a network that was folded before it came here, and its batch norms with it, so there "
             "are no statistics to estimate. Take `recalibrate_bn` away, or adopt the checkpoint of its training."
@@ -57,7 +57,7 @@ def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> No
     from repnets.batch_norms import recalibrated
 
     model, header = checkpoints.load_model(checkpoint)
-    preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    preprocessing = header.preprocessing
     images = splits.open_split(split)
     sample = images.sample("train", wanted)
     count = sample.size("train")
@@ -70,9 +70,9 @@ def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> No
         f"validation images, before on {before:.2%}",
         flush=True,
     )
-    made = {
-        **header,
-        "metrics": {**header.get("metrics", {}), "val_accuracy": after},
-        "recalibrated": {"images": count, "from": digests.digest(checkpoint)},
-    }
+    made = replace(
+        header,
+        metrics={**header.metrics, "val_accuracy": after},
+        recalibrated={"images": count, "from": digests.digest(checkpoint)},
+    )
     checkpoints.write(output, fresh.state_dict(), made)

@@ -1,8 +1,8 @@
 """Measure a network on this CPU, for the targets whose own runtime is not on this machine.
 
-ONNX Runtime measures it in fp32, ExecuTorch in int8, in the forms that the target has. The figures say what is gained
-on a CPU, and nothing about the target: in its bench.json they stand under `reference`. A network is measured once for
-all targets that have the same forms, image size, batch, and settings under `bench`.
+ONNX Runtime measures it in fp32, ExecuTorch in int8, in the forms of the target. The figures show the speed-up on a
+CPU, and nothing about the target: in its bench.json they are given under `reference`. A network is measured once for
+all targets that have the same forms, image size, batch and settings under `bench`.
 """
 
 from pathlib import Path
@@ -10,16 +10,18 @@ from pathlib import Path
 from pipeline import backends
 from pipeline.artifacts import documents, store
 from pipeline.artifacts.bench_result import ReferenceResult
-from pipeline.artifacts.manifest import ExportSpec, Preprocessing
-from pipeline.benchmark import conditions, headline, measurement, runners
+from pipeline.artifacts.manifest import ExportSpec
+from pipeline.backends.worker.client import Job
+from pipeline.benchmark import conditions, measurement, runners
 from pipeline.config.stages import ReferenceSettings
 from pipeline.models import checkpoints, programs
+from pipeline.report import console
 
 
 def run(
     settings: ReferenceSettings, *, checkpoint: Path, fused: Path, output: Path, quantized: Path | None = None
 ) -> None:
-    """Export the forms of one network for the runtime that stands in, time them, and print the speed-up.
+    """Export the forms of one network for the reference runtime, time them, and print the speed-up.
 
     Args:
         settings: precision, forms, batch, image size, and how long to measure.
@@ -35,7 +37,7 @@ def run(
 
     def build(places: dict[str, Path], scratch: Path) -> None:
         header = checkpoints.read_header(checkpoint)
-        preprocessing = Preprocessing.from_dict(header["preprocessing"])
+        preprocessing = header.preprocessing
         size = settings.image_size or preprocessing.image_size
         shape = (settings.batch, 3, size, size)
         files = {}
@@ -43,7 +45,8 @@ def run(
             files[form] = scratch / backend.file_name(form)
             program = programs.static(programs.of_form(form, checkpoint, fused, quantized), shape)
             backend.export(program, [files[form]], ExportSpec("fp32", shape, preprocessing))
-        measured = measurement.measure(runners.here(backend.name, files), list(files), shape, settings.bench)
+        runner = runners.here({form: Job(backend.name, file) for form, file in files.items()})
+        measured = measurement.measure(runner, list(files), shape, settings.bench)
         result = ReferenceResult(backend=backend.name, precision=settings.precision, **vars(measured))
         documents.write(places["reference"], result)
 
@@ -57,6 +60,5 @@ def run(
         host=conditions.fingerprint(),
         build=build,
     )
-    figures = documents.read(ReferenceResult, output)
-    lines = headline.in_words(f"{backend.title} {settings.precision} here", figures)
-    print("\n".join(lines + headline.warnings(figures.runs)), flush=True)
+    name = f"{backend.title} {settings.precision} here"
+    print(console.reference(name, documents.read(ReferenceResult, output)), flush=True)

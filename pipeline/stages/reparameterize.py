@@ -69,18 +69,18 @@ def _fuse(checkpoint: Path, split: Path, places: dict[str, Path]) -> None:
     from repnets.quantization.forecast import forecast
 
     model, header = checkpoints.load_model(checkpoint)
-    size = header["preprocessing"]["image_size"]
+    size = header.preprocessing.image_size
     example = torch.zeros(2, 3, size, size)
     result = fuse(model, example)
     lineage = {
         "checkpoint": digests.digest(checkpoint),
-        "arch": header["arch"],
-        "weights": header["weights"],
-        "data_digest": header["data_digest"],
-        "recalibrated": header.get("recalibrated"),
+        "arch": header.arch,
+        "weights": header.weights,
+        "data_digest": header.data_digest,
+        "recalibrated": header.recalibrated,
     }
     lineage = program_file.write(capture(result.module, example), places["fused"], lineage)
-    images = _images(split, Preprocessing.from_dict(header["preprocessing"]), result.report)
+    images = _images(split, header.preprocessing, result.report)
     told = {"bn_health": documents.plain(bn_health(model)), "forecast": forecast(model, result, images).to_dict()}
     documents.write(places["report"], documents.of(FuseResult, {"lineage": lineage, **told, **result.report.to_dict()}))
     print(result.report)

@@ -1,4 +1,4 @@
-"""Which part of a configuration a stage reads, so that it runs again only when that part changes."""
+"""The part of the configuration that each stage reads: a stage runs again only when that part changes."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.models import resolve
 def settings_of(
     stage: str, config: Config, model: str | None = None, target: str | None = None, precision: str | None = None
 ) -> Strict:
-    """The part of a configuration that one stage reads, so that it runs again only when that part changes.
+    """The part of the configuration that one stage reads.
 
     Args:
         stage: its name.

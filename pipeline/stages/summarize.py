@@ -1,6 +1,6 @@
-"""Gather what bench measured of each model for one target into targets/<target>/bench.json.
+"""Collect the bench.json of every model of one target in targets/<target>/bench.json.
 
-Its `status` is the worst of its models'; `models` holds each one's bench.json whole.
+Its `status` is the worst of the models'; `models` has the whole bench.json of each.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ _FROM_BEST = ("ok", "unavailable", "failed")
 
 
 def run(settings: NoSettings, *, benches: list[Path], output: Path) -> None:
-    """Gather the bench.json of each model of one target.
+    """Collect the bench.json of each model of one target.
 
     Args:
         settings: none.

@@ -18,17 +18,17 @@ Several GPUs, or several processes on the CPU:
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import store
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.config.stages import TrainSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, distributed, networks
 from pipeline.models import training as training_loop
-from pipeline.models.distributed import Team
+from pipeline.models.distributed import ProcessGroup
 
 if TYPE_CHECKING:
     pass
@@ -51,16 +51,16 @@ def run(settings: TrainSettings, *, split: Path, checkpoint: Path, metrics: Path
     from_settings = settings.model_dump()
     for where_only in ("workers", "device"):  # how it is computed, and not what
         del from_settings["training"][where_only]
-    team = distributed.own_team()
-    with distributed.joined(team, settings.training.device):
+    group = distributed.process_group()
+    with distributed.connected(group, settings.training.device):
 
         def build(outputs: dict[str, Path], scratch: Path) -> None:
-            distributed.tell_all(team, str(scratch))
-            _train(settings, split, scratch, team, outputs)
+            distributed.broadcast(group, str(scratch))
+            _train(settings, split, scratch, group, outputs)
 
-        if team.rank > 0:  # rank 0 looks into the store, and holds the lock there for all
-            if scratch := distributed.tell_all(team, None):
-                _train(settings, split, Path(scratch), team, {})
+        if group.rank > 0:  # rank 0 looks into the store, and holds the lock there for all
+            if scratch := distributed.broadcast(group, None):
+                _train(settings, split, Path(scratch), group, {})
             return
         hit = store.cached(
             "train",
@@ -72,17 +72,17 @@ def run(settings: TrainSettings, *, split: Path, checkpoint: Path, metrics: Path
             build=build,
         )
         if hit:
-            distributed.tell_all(team, None)
+            distributed.broadcast(group, None)
 
 
-def _train(settings: TrainSettings, split: Path, scratch: Path, team: Team, outputs: dict[str, Path]) -> None:
+def _train(settings: TrainSettings, split: Path, scratch: Path, group: ProcessGroup, outputs: dict[str, Path]) -> None:
     import torch
 
     training, images = settings.training, splits.open_split(split)
-    if training.batch_size < 2 * team.world:
+    if training.batch_size < 2 * group.world_size:
         raise InputError(
             f"training.batch_size: {training.batch_size} leaves less than two images to each of "
-            f"{team.world} processes, too few for a batch norm. Set it to {2 * team.world} or more."
+            f"{group.world_size} processes, too few for a batch norm. Set it to {2 * group.world_size} or more."
         )
     preprocessing = images.preprocessing(settings.image_size, settings.interpolation, settings.mean, settings.std)
     torch.manual_seed(training.seed)
@@ -97,19 +97,19 @@ def _train(settings: TrainSettings, split: Path, scratch: Path, team: Team, outp
             flush=True,
         )
 
-    made = training_loop.fit(model, images, preprocessing, training, scratch=scratch, team=team, report=report)
-    if team.rank > 0:
+    made = training_loop.fit(model, images, preprocessing, training, scratch=scratch, group=group, report=report)
+    if group.rank > 0:
         return
     last = made.records[-1]
-    header = {
-        "arch": settings.arch,
-        "num_classes": len(images.classes),
-        "preprocessing": asdict(preprocessing),
-        "data_digest": images.digest,
-        "epoch": last["epoch"],
-        "weights": made.weights,
-        "seed": training.seed,
-        "metrics": {"val_accuracy": last["val_accuracy"], "train_loss": last["loss"]},
-    }
+    header = CheckpointHeader(
+        arch=settings.arch,
+        num_classes=len(images.classes),
+        preprocessing=preprocessing,
+        data_digest=images.digest,
+        epoch=last["epoch"],
+        weights=made.weights,
+        seed=training.seed,
+        metrics={"val_accuracy": last["val_accuracy"], "train_loss": last["loss"]},
+    )
     checkpoints.write(outputs["checkpoint"], made.state, header)
     outputs["metrics"].write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in made.records))

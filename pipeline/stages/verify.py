@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import digests, documents, store
-from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import Float32, Float64, FormErrors, ProvedAccuracy, Tie, VerifyResult, Weights
 from pipeline.config.project import Verify
 from pipeline.errors import GateError
@@ -71,7 +70,7 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
 
     model, header = checkpoints.load_model(checkpoint)
     program, _ = program_file.read(fused)
-    preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    preprocessing = header.preprocessing
     size = preprocessing.image_size
     images = open_split(split)
 
@@ -81,10 +80,10 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
         refused = fuse(reference, torch.zeros(2, 3, size, size, dtype=torch.float64))
         real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
         inputs = {**_random_inputs(size, reference, refused.report.free), f"real {size} x {size}": real}
-        float64 = _hold_float64(reference, refused, inputs, settings.float64_tolerance)
+        float64, exact = _hold_float64(reference, refused, inputs, settings.float64_tolerance)
         weights = _hold_weights(program, refused.module)
         file = programs.as_module(program)
-        float32 = _hold_float32(reference, model, file, inputs, settings)
+        float32 = _hold_float32(exact, model, file, inputs, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
         seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding)
         again = fuse(refused.module, torch.zeros(2, 3, size, size, dtype=torch.float64))
@@ -97,13 +96,13 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
         status="ok",
         fused=digests.digest(fused),
         checkpoint=digests.digest(checkpoint),
-        form=header.get("form", "training"),
+        form=header.form,
         preprocessing=preprocessing,
         float64=float64,
         weights=weights,
         float32=float32,
         images=seen,
-        accuracy=replace(accuracy, branched=None) if checkpoints.is_folded(header) else accuracy,
+        accuracy=replace(accuracy, branched=None) if header.is_folded else accuracy,
         agreement=1 - len(ties) / seen,
         ties=ties,
         idempotent=True,
@@ -135,13 +134,16 @@ def _runs(model: "nn.Module", batch: "Tensor") -> bool:
     return True
 
 
-def _hold_float64(reference: "nn.Module", refused: Any, inputs: dict[str, "Tensor"], tolerance: float) -> Float64:
+def _hold_float64(
+    reference: "nn.Module", refused: Any, inputs: dict[str, "Tensor"], tolerance: float
+) -> tuple[Float64, dict[str, "Tensor"]]:
+    """What was found, and the logits of the branched network."""
     from repnets.relative_error import relative_error
 
-    errors = {}
+    errors, exact = {}, {}
     for name, batch in inputs.items():
-        want, got = reference(batch.double()), refused.module(batch.double())
-        errors[name] = relative_error(got, want)
+        exact[name], got = reference(batch.double()), refused.module(batch.double())
+        errors[name] = relative_error(got, exact[name])
         if not errors[name] <= tolerance:
             worst = max(refused.report.regions, key=lambda region: region.error_float64, default=None)
             where = f"the worst layer by itself is {worst.name} ({worst.error_float64:.1e})" if worst else "no region"
@@ -149,7 +151,7 @@ def _hold_float64(reference: "nn.Module", refused: Any, inputs: dict[str, "Tenso
                 f"float64: branched and fused differ by {errors[name]:.2e} of the largest logit on {name} input, "
                 f"tolerance {tolerance:.0e}; {where}. The fold is not exact for this network; report it with fuse.json."
             )
-    return Float64(tolerance, errors)
+    return Float64(tolerance, errors), exact
 
 
 def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> Weights:
@@ -177,16 +179,17 @@ def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> Weights:
 
 
 def _hold_float32(
-    reference: "nn.Module", model: "nn.Module", file: "nn.Module", inputs: dict[str, "Tensor"], settings: Verify
+    exact: dict[str, "Tensor"], model: "nn.Module", file: "nn.Module", inputs: dict[str, "Tensor"], settings: Verify
 ) -> Float32:
     from repnets.relative_error import relative_error
 
     rows, rounding = {}, 0.0
     for name, batch in inputs.items():
-        exact = reference(batch.double())
         outputs = {"branched": model(batch), "fused": file(batch)}
-        rows[name] = FormErrors(**{form: relative_error(logits.double(), exact) for form, logits in outputs.items()})
-        rounding = max([rounding, *(float((logits - exact).abs().max()) for logits in outputs.values())])
+        rows[name] = FormErrors(
+            **{form: relative_error(logits.double(), exact[name]) for form, logits in outputs.items()}
+        )
+        rounding = max([rounding, *(float((logits - exact[name]).abs().max()) for logits in outputs.values())])
         allowed = max(settings.float32_slack * rows[name].branched, settings.float32_tolerance)
         if not rows[name].fused <= allowed:
             raise GateError(

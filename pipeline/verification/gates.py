@@ -1,4 +1,4 @@
-"""The gates that an exported file is held to by running it; `check` says in which order, docs/proof.md why."""
+"""The gates on an exported file that run it; `check` lists them in order, docs/proof.md explains them."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import backends
-from pipeline.artifacts.check_result import Held
+from pipeline.artifacts.check_result import GateResult
 from pipeline.backends.worker import client
 from pipeline.config.targets import WEIGHTS_ALONE, Check
 from pipeline.errors import GateError
@@ -19,19 +19,18 @@ from pipeline.verification.reference import Reference
 if TYPE_CHECKING:
     import numpy as np
 
-_SLACK = 2  # times what rounding costs the network by itself: runtimes round in other places than torch
-
 
 @dataclass(frozen=True)
-class Checked:
-    """An exported file under check. It is run once; what holds a gate raises GateError where that fails.
+class CheckedFile:
+    """An exported file that is checked. It runs once; the gates raise a GateError if they fail.
 
     Attributes:
-        backend: what runs it.
-        gates: their limits.
-        form: of the network, ``fused`` say.
-        reference: what the file is held against.
-        gives_probabilities: instead of logits.
+        backend: that runs the file.
+        gates: the limits.
+        form: of the network, ``fused`` for example.
+        reference: that the file is compared with.
+        gives_probabilities: whether it gives them instead of logits.
+        predict: runs the file, in one process for all its sessions.
     """
 
     backend: str
@@ -40,11 +39,12 @@ class Checked:
     form: str
     reference: Reference
     gives_probabilities: bool
+    predict: client.Predict
 
     @cached_property
     def _logits(self) -> "np.ndarray":
         batch = self.reference.spec.input_shape[0]
-        return client.predict(self.backend, self.file, self.reference.images(), batch=batch)
+        return self.predict(self.reference.images(), batch=batch)
 
     @cached_property
     def _found(self) -> compare.Comparison:
@@ -60,26 +60,26 @@ class Checked:
         """Share of the validation images that the file and its reference give the same class."""
         return self._found.agreement
 
-    def hold_network(self, branched_error: float) -> Held:
-        """The file holds the network that it was made from, whatever its precision loses.
+    def check_network(self, branched_error: float) -> GateResult:
+        """Gate: the file computes the network that it was exported from, apart from the error of its precision.
 
         Args:
-            branched_error: what float32 costs the branched network by itself, of the largest logit.
+            branched_error: error of the branched network in float32, relative to the largest logit.
         """
         if self.form == "quantized":
-            return self._hold_integers(self._logits)
-        return self._hold_converter(self._logits, branched_error)
+            return self._check_integers(self._logits)
+        return self._check_converter(self._logits, branched_error)
 
-    def hold_precision(self, accuracy_of_fused: float) -> Held:
-        """Its precision loses little enough.
+    def check_precision(self, accuracy_of_fused: float) -> GateResult:
+        """Gate: the error and the accuracy of the file in its own precision.
 
         Args:
             accuracy_of_fused: top-1 of fused.pt2.
         """
         is_int8 = self.form == "quantized"
-        held = self._hold_int8(self._found, self._logits) if is_int8 else self._hold_precision(self._found)
-        self._hold_accuracy(accuracy_of_fused)
-        return held
+        result = self._check_int8(self._found, self._logits) if is_int8 else self._check_precision(self._found)
+        self._check_accuracy(accuracy_of_fused)
+        return result
 
     def _compare(self, got: "np.ndarray", want: "np.ndarray") -> compare.Comparison:
         return compare.compare(*self._comparable(got, want))
@@ -87,23 +87,25 @@ class Checked:
     def _comparable(self, *logits: "np.ndarray") -> "tuple[np.ndarray, ...]":
         return tuple(map(compare.probabilities, logits)) if self.gives_probabilities else logits
 
-    def _hold_converter(self, logits: "np.ndarray", branched_error: float) -> Held:
+    def _check_converter(self, logits: "np.ndarray", branched_error: float) -> GateResult:
         """The file in float32 on its stored weights, against the program with equally rounded ones in float64."""
         is_float32 = self.reference.spec.precision == "fp32"
         offers = backends.load(self.backend).runtime.open_exact_session is not None
         if not is_float32 and self.form != "fused":
-            return Held(not_checked="an exporter folds batch norms before it rounds weights, so these are not known")
+            return GateResult(
+                not_checked="an exporter folds batch norms before it rounds weights, so these are not known"
+            )
         if not is_float32 and not offers:
-            return Held(not_checked="this runtime has no float32 arithmetic for a float16 file")
+            return GateResult(not_checked="this runtime has no float32 arithmetic for a float16 file")
         images, want, own_error = self.reference.exact
         got = logits[: len(images)]
         if offers:
             batch = self.reference.spec.input_shape[0]
-            got = client.predict(self.backend, self.file, images, session="exact", batch=batch)
+            got = self.predict(images, session="exact", batch=batch)
         if self.form == "branched":
             own_error = max(own_error, branched_error)
         found = self._compare(got, want)
-        tolerance = max(compare.EXACT, _SLACK * own_error)
+        tolerance = max(compare.EXACT, compare.SLACK * own_error)
         constants: list[str] = []
         if not is_float32 and not found.relative_error <= tolerance:
             constants = ["mean and std"] * self.reference.whole_pixels
@@ -117,22 +119,24 @@ class Checked:
                 "Export it again; if it fails again, the exporter is at fault for that layer."
             )
         rounded = tuple(constants) or None
-        return Held(tolerance, found.relative_error, images=len(images), rounded_constants=rounded)
+        return GateResult(tolerance, found.relative_error, images=len(images), rounded_constants=rounded)
 
-    def _hold_precision(self, found: compare.Comparison) -> Held:
+    def _check_precision(self, found: compare.Comparison) -> GateResult:
         """The file in its own arithmetic, against fused.pt2 in float32, with the weights of a file that compresses."""
         if self.form == "branched" and self.reference.spec.precision in WEIGHTS_ALONE:
-            return Held(not_checked="its weights are compressed, and are those of no other file; its accuracy is held")
+            return GateResult(
+                not_checked="its weights are compressed, and are those of no other file; its accuracy is held"
+            )
         precision, error = self.reference.spec.precision, found.relative_error
         tolerance = self._tolerance
-        held = Held(tolerance, error)
+        result = GateResult(tolerance, error)
         if error <= tolerance:
-            return held
-        # a tolerance that the user set is held as it is
+            return result
+        # a tolerance that the user set is not widened
         allowance = precision != "fp32" and self.gates.tolerance is None
         by_itself = self.reference.loss_in_half if allowance else 0.0
         weights = " with the weights of the file" if self.reference.weights else ""
-        if not error <= _SLACK * by_itself:
+        if not error <= compare.SLACK * by_itself:
             moves = f"moves by {by_itself:.1e}" if math.isfinite(by_itself) else "overflows"
             program = f", and fused.pt2 itself {moves} in half precision" if by_itself else ""
             layer = _sentence(self._where(found.image, exact=False, tolerance=tolerance))
@@ -148,18 +152,18 @@ class Checked:
             "accuracy is held below.",
             file=sys.stderr,
         )
-        return replace(held, loss_of_fused=by_itself)
+        return replace(result, loss_of_fused=by_itself)
 
-    def _hold_integers(self, logits: "np.ndarray") -> Held:
+    def _check_integers(self, logits: "np.ndarray") -> GateResult:
         """The file, with what is not int8 in float32, against quantized.pt2 with numbers as the file stores them."""
         beside = backends.load(self.backend).float_beside_int8
         images, want = self.reference.stored(beside)
         got = logits[: len(images)]
         if beside != "fp32":
             batch = self.reference.spec.input_shape[0]
-            got = client.predict(self.backend, self.file, images, session="exact", batch=batch)
+            got = self.predict(images, session="exact", batch=batch)
         error, found = compare.mean_error(*self._comparable(got, want)), self._compare(got, want)
-        allowed, tolerance = max(compare.EXACT_INT8, _SLACK * self.reference.last_digits[0]), self._tolerance
+        allowed, tolerance = max(compare.EXACT_INT8, compare.SLACK * self.reference.last_digits[0]), self._tolerance
         if not error <= allowed:
             raise GateError(
                 f"{self.file}: {found} quantized.pt2, and on average an image is off by {error:.1e} of the largest "
@@ -168,9 +172,9 @@ class Checked:
                 f"{self._where(found.image, exact=True, tolerance=tolerance)}. Export it again; if it fails again, the "
                 "exporter is at fault for that layer."
             )
-        return Held(allowed, mean_relative_error=error, images=len(images))
+        return GateResult(allowed, mean_relative_error=error, images=len(images))
 
-    def _hold_int8(self, found: compare.Comparison, logits: "np.ndarray") -> Held:
+    def _check_int8(self, found: compare.Comparison, logits: "np.ndarray") -> GateResult:
         """The file in its own arithmetic, against quantized.pt2: its logits, and its classes, ties apart."""
         tolerance, error = self._tolerance, found.relative_error
         if not error <= tolerance:
@@ -187,18 +191,20 @@ class Checked:
                 f", whose logit is larger by {worst.margin:.1e} of the largest of all, and {tolerance:.0e} is a tie. "
                 f"{_sentence(self._where(worst.image, exact=False, tolerance=tolerance))}"
             )
-        return Held(tolerance, error, flips=tuple(flips))
+        return GateResult(tolerance, error, flips=tuple(flips))
 
     @property
     def _tolerance(self) -> float:
-        """Of the file's own arithmetic; where the user sets none, an int8 network's last digits may need more."""
+        """Tolerance of the file's own arithmetic; without one of the user's, an int8 network may need more."""
         precision = self.reference.spec.precision
         if self.gates.tolerance or self.form != "quantized":
             return self.gates.tolerance or compare.TOLERANCE["fp16" if precision in WEIGHTS_ALONE else precision]
         in_half = backends.load(self.backend).float_beside_int8 == "fp16"
-        return max(compare.TOLERANCE["int8"], _SLACK * self.reference.last_digits[1]) * (_SLACK if in_half else 1)
+        return max(compare.TOLERANCE["int8"], compare.SLACK * self.reference.last_digits[1]) * (
+            compare.SLACK if in_half else 1
+        )
 
-    def _hold_accuracy(self, fused: float) -> None:
+    def _check_accuracy(self, fused: float) -> None:
         share, allowed = self.accuracy, self.gates.max_accuracy_drop
         if fused - share > allowed:
             raise GateError(
@@ -217,7 +223,7 @@ class Checked:
         )
 
     def _where(self, index: int, *, exact: bool, tolerance: float) -> str:
-        """In words: the first layer at which the file departs from its program, for the image that showed it."""
+        """The first layer whose output differs from the program's, for the image that showed it, in words."""
         if self.form == "branched":
             return "its layers are not those of fused.pt2, so none can be named"
         backend, image = self.backend, self.reference.image(index)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.data import transforms
+from pipeline.data.splits import Split
 from pipeline.errors import GateError
 from pipeline.models import program_file, programs
 
@@ -29,7 +30,7 @@ class Reference:
 
     Attributes:
         source: the program: artifacts/<model>/fused.pt2, or quantized.pt2.
-        split: artifacts/split.json; its validation part is the images.
+        split: its validation part is the images.
         spec: precision, input shape and preprocessing of the file.
         whole_pixels: whether the file takes an image of 8-bit pixels, so that both sides are given such.
         weights: by the parameter's name, those that take the place of the program's: a file's own, where it compresses
@@ -37,7 +38,7 @@ class Reference:
     """
 
     source: Path
-    split: Path
+    split: Split
     spec: ExportSpec
     whole_pixels: bool = False
     weights: "Mapping[str, np.ndarray]" = field(default_factory=dict)
@@ -181,9 +182,7 @@ class Reference:
         return torch.cat(taken)[:_EXACT_IMAGES]
 
     def _batches(self) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-        from pipeline.data.splits import open_split
-
-        for images, labels in open_split(self.split).batches("val", self.spec.preprocessing, _BATCH):
+        for images, labels in self.split.batches("val", self.spec.preprocessing, _BATCH):
             yield (transforms.whole(images, self.spec.preprocessing) if self.whole_pixels else images), labels
 
 

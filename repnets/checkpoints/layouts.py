@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of others, to ours and back: official RepVGG and MobileOne, and timm's.
+"""Convert checkpoints between layouts: repnets, the official RepVGG and MobileOne, and timm.
 
 A network's tensors are the same in each, under other names. RepVGG's, as an example:
 

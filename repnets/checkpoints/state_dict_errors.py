@@ -1,4 +1,4 @@
-"""What of a state dict does not fit a network, in words that name every tensor."""
+"""Messages about state dicts that do not fit a network; they name every tensor."""
 
 from __future__ import annotations
 

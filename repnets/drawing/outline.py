@@ -1,4 +1,4 @@
-"""A network's graph as people think of it: steps with short labels, folded to the blocks that its author wrote."""
+"""Outline of a network's graph for a picture: steps with short labels, grouped by the author's blocks."""
 
 import re
 from collections import defaultdict, deque

@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+_LARGE = 2**19  # elements of a tensor
 
 Shape = tuple[int, ...]
 
@@ -46,29 +49,37 @@ class Recorder(TorchFunctionMode):
         return result
 
 
-def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor) -> list[Call] | None:
-    """The calls for an input of a shape, the input first, without computing anything; None where the model fails.
+def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor, *, dry: bool = False) -> list[Call] | None:
+    """The calls for an input of a shape, the input first; None where the model fails.
 
     Args:
         model: On the CPU.
         shape: Of the input.
-        example: An input of the dtype that the model takes. Where the model does not run without numbers, it is
-            repeated, and computed with.
+        example: An input that the model takes; it is repeated.
+        dry: Whether to compute nothing, if the model runs without numbers: sooner for large images, later for small
+            ones.
     """
     given = Call("input", (tuple(shape),))
     with torch.no_grad():
-        try:
-            with _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
+        if dry:
+            with suppress(Exception), _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
                 x = torch.empty(tuple(shape), dtype=example.dtype)
                 with Recorder() as recorder:
                     model(x)
-        except Exception:  # of the size, or because the model looks at numbers: the next lines tell
-            try:
-                with Recorder() as recorder:
-                    model(repeated(example, shape))
-            except Exception:  # whatever layer does not take that size
-                return None
+                return [given, *recorder.calls]
+        x = repeated(example, shape)
+        try:
+            with Recorder() as recorder:
+                model(x)
+        except Exception:  # whatever layer does not take that size
+            return None
     return [given, *recorder.calls]
+
+
+def are_large(calls: Sequence[Call]) -> bool:
+    """Whether calls without numbers, at some milliseconds each, are sooner done than those with them."""
+    elements = sum(prod(shape) for call in calls for shape in call.shapes)
+    return elements > _LARGE * len(calls)
 
 
 @contextmanager
@@ -95,5 +106,7 @@ def same_way(some: Sequence[Call] | None, others: Sequence[Call] | None) -> bool
 
 def repeated(example: Tensor, shape: Sequence[int]) -> Tensor:
     """An input of a shape that holds the example's values, over and over."""
+    if tuple(shape) == tuple(example.shape):
+        return example.clone()
     repeats = [-(-size // own) for size, own in zip(shape, example.shape, strict=True)]
     return example.repeat(repeats)[tuple(slice(size) for size in shape)].contiguous()

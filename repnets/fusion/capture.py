@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, TruncToInt
 
 from repnets.errors import RepnetsError
-from repnets.fusion.calls import calls_at, same_way
+from repnets.fusion.calls import Call, are_large, calls_at, same_way
 from repnets.fusion.inplace import without_overwriting
 from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
 from repnets.fusion.trial import Trial, random_input
@@ -169,7 +169,14 @@ class _StopAtRounding(TorchFunctionMode):
 
 def _freest(model: nn.Module, example: Tensor) -> ExportedProgram:
     """The export of a model of one input with as many free sizes as it allows, and the example among them."""
-    attempts = deque(_attempts(model, example))
+    way = calls_at(model, example.shape, example) or []
+    dry = are_large(way)
+
+    def calls(shape: Sequence[int]) -> list[Call] | None:
+        return calls_at(model, shape, example, dry=dry)
+
+    trial = Trial(model, example, way)
+    attempts = deque(_attempts(calls, way, tuple(example.shape)))
     while attempts:
         shape, axes = attempts.popleft()
         try:
@@ -182,67 +189,71 @@ def _freest(model: nn.Module, example: Tensor) -> ExportedProgram:
             return program
         known, fits = set(free_sizes(program)), _differing(shape, example.shape)
         if symbolic_axes(program) == known and fits <= known and known:
-            if settle_sizes(program, Trial(model, example, calls_at(model, shape, example))):
+            if settle_sizes(program, trial):
                 return program
         # an upper limit means that some feature map is 1 pixel at this size and was taken for a constant
-        elif has_upper_limit(program) and (roomy := _roomy(model, shape, axes, example)):
+        elif has_upper_limit(program) and same_way(way, calls(roomy := _roomy(shape, axes))) and roomy != shape:
             attempts.appendleft((roomy, axes))
         elif known and known != axes:
             attempts.appendleft((_replaced(shape, example.shape, fits - known), known))
     raise AssertionError("an export of fixed sizes is the last attempt, and returns or raises")
 
 
-def _attempts(model: nn.Module, example: Tensor) -> Iterator[tuple[tuple[int, ...], set[int]]]:
-    """Shapes to export at, and the axes to leave free there, the freest first."""
-    own = tuple(example.shape)
-    way = calls_at(model, own, example)
-    axes = {axis for axis in range(2, len(own)) if _is_free(model, own, axis, example)}
+_CallsAt = Callable[[Sequence[int]], list[Call] | None]
+
+
+def _attempts(calls: _CallsAt, way: Sequence[Call], own: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], set[int]]]:
+    """Shapes to export at, and the axes to leave free there, the freest first.
+
+    Args:
+        calls: Of the model at a shape.
+        way: Its calls at the example.
+        own: The example's shape.
+    """
+    doubled = {axis: calls(_enlarged(own, {axis}, 2)) for axis in range(2, len(own))}
+    axes = {axis for axis in doubled if doubled[axis] or calls(_enlarged(own, {axis}, 3))}
+    single = any(_has_single_pixels(way, doubled[axis]) for axis in axes if same_way(way, doubled[axis]))
+    shape = _without_single_pixels(calls, way, own, axes) if single else own
     # the exporter takes a size of 1 for a constant: two images stand for any number of them
-    several = (max(2, own[0]), *own[1:])
-    if several == own or same_way(way, calls_at(model, several, example)):
-        yield _without_single_pixels(model, several, axes, example), {0, *axes}
+    several = max(2, own[0])
+    if several == own[0] or same_way(way, calls((several, *own[1:]))):
+        yield (several, *shape[1:]), {0, *axes}
         if axes:
-            yield several, {0}
+            yield (several, *own[1:]), {0}
     elif axes:
-        yield _without_single_pixels(model, own, axes, example), axes
+        yield shape, axes
     yield own, set()
 
 
-def _is_free(model: nn.Module, shape: Sequence[int], axis: int, example: Tensor) -> bool:
-    """Whether a model runs at another size of an axis: twice, or three times as large."""
-    return any(calls_at(model, _enlarged(shape, {axis}, factor), example) is not None for factor in (2, 3))
-
-
 def _without_single_pixels(
-    model: nn.Module, shape: tuple[int, ...], axes: set[int], example: Tensor
+    calls: _CallsAt, way: Sequence[Call], own: tuple[int, ...], axes: set[int]
 ) -> tuple[int, ...]:
-    """The shape, or the next larger one at which no feature map is one pixel that would be more in a larger image.
+    """The next larger shape at which no feature map is one pixel that would be more in a larger image.
 
     It is left as it is where the network's own code would go another way there.
     """
-    if not axes:
-        return shape
-    factor, way = 1, calls_at(model, shape, example)
-    here, larger = way, calls_at(model, _enlarged(shape, axes, 2), example)
-    while same_way(here, way) and same_way(larger, way):
-        calls = zip(here, larger, strict=True)
-        pairs = [pair for one, other in calls for pair in zip(one.shapes, other.shapes, strict=False)]
-        if not any(a <= 1 < b for one, other in pairs for a, b in zip(one, other, strict=False)):
-            return _enlarged(shape, axes, factor)
-        if factor * min(shape[axis] for axis in axes) >= _ROOMY:
+    factor, here = 2, calls(_enlarged(own, axes, 2))
+    while factor * min(own[axis] for axis in axes) <= 2 * _ROOMY:
+        larger = calls(_enlarged(own, axes, 2 * factor))
+        if not (same_way(here, way) and same_way(larger, way)):
             break
-        factor *= 2
-        here, larger = larger, calls_at(model, _enlarged(shape, axes, 2 * factor), example)
-    return shape
+        if not _has_single_pixels(here, larger):
+            return _enlarged(own, axes, factor)
+        factor, here = 2 * factor, larger
+    return own
 
 
-def _roomy(model: nn.Module, shape: tuple[int, ...], axes: set[int], example: Tensor) -> tuple[int, ...] | None:
-    """A larger shape at which the network's code goes the same way, once."""
+def _has_single_pixels(calls: Sequence[Call], larger: Sequence[Call]) -> bool:
+    """Whether a size of 1 in some feature map is more in that of a larger image."""
+    maps = [
+        maps for pair in zip(calls, larger, strict=True) for maps in zip(*(call.shapes for call in pair), strict=False)
+    ]
+    return any(size <= 1 < other for pair in maps for size, other in zip(*pair, strict=False))
+
+
+def _roomy(shape: tuple[int, ...], axes: set[int]) -> tuple[int, ...]:
     spatial = axes - {0}
-    factor = -(-_ROOMY // min((shape[axis] for axis in spatial), default=_ROOMY))
-    roomy = _enlarged(shape, spatial, factor)
-    same = factor > 1 and same_way(calls_at(model, shape, example), calls_at(model, roomy, example))
-    return roomy if same else None
+    return _enlarged(shape, spatial, -(-_ROOMY // min((shape[axis] for axis in spatial), default=_ROOMY)))
 
 
 def _differing(some: Sequence[int], others: Sequence[int]) -> set[int]:

@@ -80,7 +80,7 @@ def by_name(sizes: Mapping[int, FreeSize], rank: int) -> dict[str, FreeSize]:
 def settle_sizes(program: ExportedProgram, trial: Trial) -> bool:
     """Let a program allow the sizes that it computes right, and no others, in place.
 
-    A size that a guard forbids is tried: it is allowed where the model makes the same calls as where it was captured,
+    A size that a guard forbids is tried: it is allowed where the model makes the same calls as at the example,
     and the program gives there what the model gives.
 
     Args:

@@ -23,12 +23,12 @@ class Trial:
     Attributes:
         model: In eval mode, on the CPU.
         example: An input that the model takes.
-        way: The calls of the model at the size where it was captured.
+        way: The calls of the model there.
     """
 
     model: nn.Module
     example: Tensor
-    way: Sequence[Call] | None
+    way: Sequence[Call]
 
     def agrees(self, network: Network, shape: Sequence[int], *, same_calls: bool = False) -> bool:
         """Whether the model runs at a shape, and the network gives there what it gives, for random numbers.
@@ -36,7 +36,7 @@ class Trial:
         Args:
             network: Takes what the model takes.
             shape: Of the input.
-            same_calls: Whether the model is also to make the calls there that it made where it was captured.
+            same_calls: Whether the model is also to make the calls there that it makes at the example.
         """
         x = random_input(self.example, shape)
         given = x.clone()  # a model may write into it

@@ -1,4 +1,4 @@
-"""What all the networks end and begin with: the classifier head and the initial weights."""
+"""The classifier head and the initial weights of all networks."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Bias correction: what rounding adds to a channel's mean is taken off its bias (arXiv 1906.04721, section 4.2)."""
+"""Bias correction: the shift of a channel's mean by rounding is subtracted from its bias (arXiv 1906.04721, 4.2)."""
 
 from __future__ import annotations
 

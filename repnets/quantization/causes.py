@@ -1,4 +1,4 @@
-"""What makes a channel of a fused layer wide: its identity, a batch norm's gain, or the sum of its branches."""
+"""Causes of a wide channel in a fused layer: its identity, a batch norm's gain, or the sum of its branches."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repnets.fusion.report import FoldedRegion
 
-_OUTSTANDING = 10.0  # times the median channel's: what a gain is called outstanding from
-_WIDE = 4.0  # likewise, of an identity's
+_OUTSTANDING = 10.0  # least ratio of an outstanding gain to that of the median channel
+_WIDE = 4.0  # the same for the gain of an identity branch
 _COSTLY = 10.0  # decibels
 
 _QAREPVGG = (
@@ -33,12 +33,12 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Blame:
-    """Why a channel of a layer is as wide as it is.
+class Cause:
+    """Why a channel of a layer has a wide range.
 
     Attributes:
         cause: `identity`, `gain`, `branches` or `wide channel`.
-        reason: The figures that say so, as a sentence.
+        reason: The figures behind it, as a sentence.
         remedy: What to do, as a sentence.
     """
 
@@ -47,7 +47,7 @@ class Blame:
     remedy: str
 
 
-def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weight: Tensor, tap: float | None) -> Blame:
+def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weight: Tensor, tap: float | None) -> Cause:
     """Why an output channel of a layer is wide.
 
     Args:
@@ -55,7 +55,7 @@ def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weig
         region: That the layer was folded from; None where it was not folded.
         channel: The channel.
         weight: (out, in // groups, *kernel size), of the layer.
-        tap: The weight of the channel for itself at the kernel's centre; None where the layer has no such.
+        tap: The weight from the same input channel at the kernel's centre; None if the layer has none.
     """
     norms = _norms(model, region)
     dead = {path: norm for path, norm in norms.items() if float(norm.running_var[channel]) < norm.eps}
@@ -71,7 +71,7 @@ def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weig
             f"The batch norm {path!r} multiplies channel {channel} by {gain:.3g}, the median channel by "
             f"{middle:.2g}{constant}."
         )
-        return Blame("gain", reason, _REMEDIES["dead" if path in dead else "gain"])
+        return Cause("gain", reason, _REMEDIES["dead" if path in dead else "gain"])
     wide = [path for path in identities if float(_gain(norms[path])[channel] / _gain(norms[path]).median()) >= _WIDE]
     if wide and _is_the_identity(norms, region, channel, weight, tap):
         path, gain = wide[0], _gain(norms[wide[0]])
@@ -84,31 +84,31 @@ def of_channel(model: nn.Module, region: FoldedRegion | None, channel: int, weig
             reason += f": a single tap on the kernel's centre, {times:.3g} times the root mean square of the channel's "
             reason += "other weights"
         reason += "."
-        return Blame("identity", reason, _REMEDIES["identity"])
+        return Cause("identity", reason, _REMEDIES["identity"])
     summed = {path: _scale(norms[path])[channel] for path in (region.branches if region else ()) if path in norms}
     if len(summed) > 1:
         scales = ", ".join(f"{float(scale):.2g} of {path!r}" for path, scale in summed.items())
         reason = f"It adds up {len(summed)} batch norms, whose standard deviations in channel {channel} are {scales}."
-        return Blame("branches", reason, _REMEDIES["branches"])
+        return Cause("branches", reason, _REMEDIES["branches"])
     size = weight.abs().flatten(1).amax(1)
     reason = (
         f"The largest weight of channel {channel} is {float(size[channel]):.3g}, that of the median channel "
         f"{float(size.median()):.3g}."
     )
-    return Blame("wide channel", reason, _REMEDIES["wide channel"])
+    return Cause("wide channel", reason, _REMEDIES["wide channel"])
 
 
-def of_tap(model: nn.Module, region: FoldedRegion | None, beside: float | None, without: float | None) -> Blame | None:
-    """Whether the taps of a layer's identity take the digits of its other branches.
+def of_tap(model: nn.Module, region: FoldedRegion | None, beside: float | None, without: float | None) -> Cause | None:
+    """Whether the identity branch of a layer costs its other branches their precision.
 
     Args:
         model: The branched network.
         region: That the layer was folded from; None where it was not folded.
-        beside: Signal to noise of the other branches in int8, dB; None where the layer has no such taps.
-        without: The same if there were no identity.
+        beside: Signal-to-noise ratio of the other branches in int8, dB; None if the layer has no identity.
+        without: The same without the identity.
 
     Returns:
-        None where they do not.
+        None if it does not.
     """
     if region is None or beside is None or without is None or without - beside < _COSTLY:
         return None
@@ -117,7 +117,7 @@ def of_tap(model: nn.Module, region: FoldedRegion | None, beside: float | None, 
         f"leaves the other branches {beside:.0f} dB, and {without:.0f} dB without the identity."
     )
     remedy = _REMEDIES["identity"] if region.identities[0] in _norms(model, region) else _EQUALIZE
-    return Blame("identity", reason, remedy)
+    return Cause("identity", reason, remedy)
 
 
 def _is_the_identity(

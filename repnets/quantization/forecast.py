@@ -1,10 +1,10 @@
-"""What int8 will do to a fused network, layer by layer, and why: before it is quantized, or trained to its end.
+"""A forecast of the error of int8 in a fused network, layer by layer, and its causes, before it is quantized.
 
-Rounding a layer's weight and its input to int8 adds an error to the logits. It is told here for each layer alone, as
-the mean square of that error over the variance of the logits: 0 is no error, 1 as much error as there is signal. Where
-it is large, the figures of the kernel, of the activation and of the folded batch norms say what makes it so.
+Rounding a layer's weight and its input to int8 adds an error to the logits. The forecast gives it for each layer alone,
+as the mean square of that error over the variance of the logits: 0 is no error, 1 as much error as signal. If it is
+large, the figures of the kernel, of the activation and of the folded batch norms show the cause.
 
-Range and roundness do not tell this by themselves: a kernel of 23 dB may serve the logits well and one of 40 dB not
+The range or precision of a kernel does not predict it: a kernel of 23 dB may be harmless and one of 40 dB not
 (docs/int8-forecast.md has the figures). So without images there are figures and no risks.
 """
 
@@ -19,7 +19,7 @@ from repnets.errors import RepnetsError
 from repnets.fusion.engine import FuseResult
 from repnets.fusion.report import FoldedRegion
 from repnets.quantization import causes
-from repnets.quantization.layer_errors import Layer, Probe, layers_of, probe, rounded_weight
+from repnets.quantization.layer_errors import Layer, LayerError, layers_of, measure, rounded_weight
 
 HURTS = 0.05
 """Error of the logits from which a layer is said to hurt: 22 % of their standard deviation."""
@@ -117,7 +117,7 @@ class Risk:
     """A layer that will hurt in int8.
 
     Attributes:
-        layer: The layer to blame.
+        layer: The name of the layer.
         hurts: The layer that loses its digits: itself, or one that reads what it makes.
         cause: `identity`, `gain`, `branches`, `wide channel` or `sensitive`.
         logit_error: Of `hurts`, both.
@@ -171,7 +171,7 @@ def forecast(model: nn.Module, result: FuseResult, batches: Iterable[Tensor] | N
     batches = list(batches or [])
     found, logits, reason = {}, torch.zeros(0), None
     try:
-        found, logits = probe(result.module, layers, batches)
+        found, logits = measure(result.module, layers, batches)
     except RepnetsError as error:
         reason = str(error)
     power = float((logits - logits.mean()).square().sum())
@@ -250,7 +250,7 @@ def _taps(weight: Tensor, region: FoldedRegion) -> tuple[Tensor, Tensor] | None:
     return channels, (channels % width) * taps + centre
 
 
-def _activation(one: Probe, makers: tuple[str, ...]) -> Activation:
+def _activation(one: LayerError, makers: tuple[str, ...]) -> Activation:
     largest = one.largest.double()
     return Activation(
         largest=float(largest.max()),
@@ -261,7 +261,7 @@ def _activation(one: Probe, makers: tuple[str, ...]) -> Activation:
     )
 
 
-def _error(one: Probe, power: float) -> LogitError:
+def _error(one: LayerError, power: float) -> LogitError:
     return LogitError(*(part / power for part in (one.from_weight, one.from_input, one.from_both)))
 
 
@@ -292,11 +292,15 @@ def _region(name: str, regions: Mapping[str, FoldedRegion]) -> FoldedRegion | No
     return regions.get(name) or regions.get(name.rpartition(".")[0])
 
 
-# Blame
+# Causes
 
 
 def _risk(
-    row: LayerForecast, one: Probe, layers: Mapping[str, Layer], regions: Mapping[str, FoldedRegion], model: nn.Module
+    row: LayerForecast,
+    one: LayerError,
+    layers: Mapping[str, Layer],
+    regions: Mapping[str, FoldedRegion],
+    model: nn.Module,
 ) -> Risk:
     """What makes a layer lose so much: its own weight, or a channel of what it reads, wider than all others."""
     error, read = row.logit_error, row.input
@@ -309,13 +313,13 @@ def _risk(
         why = (
             "int8 has one scale for all" if is_input else "what int8 rounds off the weights that read it grows with it"
         )
-        told = (
+        message = (
             f"Layer {layer.name!r} makes a channel that is far wider than the others, up to {read.largest:.3g}, "
             f"{read.spread:.3g} times the median channel, and {why}: of {row.name!r}, {lost}."
         )
     else:
         layer, channel = layers[row.name], row.weight.widest if is_input else int(one.by_channel.argmax())
-        told = f"Layer {layer.name!r} will hurt in int8: {lost}."
+        message = f"Layer {layer.name!r} will hurt in int8: {lost}."
     region = _region(layer.name, regions)
     weight = layer.weight.detach().double()
     at = None if region is None else _taps(weight, region)
@@ -326,12 +330,12 @@ def _risk(
         parts = (row.weight.snr_db_beside_tap, row.weight.snr_db_without_tap)
         found = None if is_input else causes.of_tap(model, region, *parts)
     if found is None:
-        return Risk(row.name, row.name, "sensitive", error.both, f"{told} {_SENSITIVE}")
-    return Risk(layer.name, row.name, found.cause, error.both, f"{told} {found.reason} {found.remedy}")
+        return Risk(row.name, row.name, "sensitive", error.both, f"{message} {_SENSITIVE}")
+    return Risk(layer.name, row.name, found.cause, error.both, f"{message} {found.reason} {found.remedy}")
 
 
 def _percent(logit_error: float) -> str:
-    """An error of the logits as it is told: its root, the share of their standard deviation."""
+    """An error of the logits as it is printed: its root, the share of their standard deviation."""
     return f"{logit_error**0.5 * 100:.3g} %" if logit_error < 1 else "all"
 
 

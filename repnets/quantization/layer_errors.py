@@ -1,11 +1,11 @@
-"""What int8 does to each layer of a fused network by itself: to its weight, its input, and through them to the logits.
+"""The error of int8 in each layer of a fused network alone: in its weight, in its input, and from them in the logits.
 
-Values are rounded as symmetric int8 holds them, q * scale with q from -127 to 127: a scale for each output channel of a
-weight, and one for the whole of an activation (arXiv 1806.08342).
+Values are rounded to symmetric int8, q * scale with q from -127 to 127: one scale for each output channel of a weight,
+and one for an activation (arXiv 1806.08342).
 
-The layers are not tried one after the other. To the first order, an error of a layer's output reaches the logits as
-its product with their gradient; and the gradient of the logits summed with random signs gives, squared and averaged,
-the sum of the squares of the errors of all logits. So two passes forwards and a few backwards tell of all layers.
+The layers are not quantized one after the other. To first order, an error in a layer's output changes the logits by its
+product with their gradient. The gradient of the logits, summed with random signs, gives the sum of squares of the
+errors of all logits, when it is squared and averaged. So two forward passes and a few backward ones measure all layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,16 +45,16 @@ class Layer:
 
 
 @dataclass
-class Probe:
-    """What was measured of a layer; powers are sums of squares over all images.
+class LayerError:
+    """The error of int8 in one layer; powers are sums of squares over all images.
 
     Attributes:
         largest: Largest absolute value of each channel of its input, (in,).
-        input_power: Of its input.
-        input_noise: Of what rounding changes of that.
-        from_weight: Of what rounding its weight adds to the logits.
-        from_input: Of what rounding its input adds to them.
-        from_both: Of what both add, which may be less than their sum.
+        input_power: Power of its input.
+        input_noise: Power of the rounding error of its input.
+        from_weight: Power of the error in the logits from rounding its weight.
+        from_input: The same from rounding its input.
+        from_both: The same from rounding both, which may be less than the sum.
         by_channel: `from_weight` if each output channel alone were rounded, float64 (out,).
     """
 
@@ -68,12 +68,12 @@ class Probe:
 
 
 def rounded_to(x: Tensor, largest: Tensor) -> Tensor:
-    """A tensor as int8 holds it, where `largest`, which broadcasts, is what 127 stands for."""
+    """A tensor rounded to int8, where 127 stands for `largest`, which broadcasts."""
     return rounded(x, (largest / LIMIT).clamp_min(torch.finfo(x.dtype).tiny))
 
 
 def rounded_weight(weight: Tensor, *, per_tensor: bool = False) -> Tensor:
-    """A weight as int8 holds it, with a scale for each output channel, or one for all of them."""
+    """A weight rounded to int8, with a scale for each output channel, or one for all of them."""
     size = weight.abs()
     return rounded_to(weight, size.max() if per_tensor else size.amax(tuple(range(1, weight.dim())), keepdim=True))
 
@@ -83,10 +83,10 @@ def layers_of(module: fx.GraphModule) -> list[Layer]:
     return [layer for node in module.graph.nodes if (layer := _layer(module, node)) is not None]
 
 
-def probe(
+def measure(
     module: fx.GraphModule, layers: Sequence[Layer], batches: Sequence[Tensor]
-) -> tuple[dict[str, Probe], Tensor]:
-    """Run images through a fused network, and see what int8 would do to each layer while all others stay float.
+) -> tuple[dict[str, LayerError], Tensor]:
+    """Run images through a fused network, and measure the error of int8 in each layer while all others stay float.
 
     Args:
         module: The network; it is not changed.
@@ -94,21 +94,23 @@ def probe(
         batches: Images, each (N, C, *spatial).
 
     Returns:
-        What was measured of each layer, by name; and the logits, float64 (N, logits).
+        The error of each layer, by name; and the logits, float64 (N, logits).
 
     Raises:
-        RepnetsError: There is no image, nothing that the network gives depends smoothly on its input, or its logits
-            are not finite, or all the same.
+        RepnetsError: There is no image, no output of the network is differentiable by its input, or its logits are not
+            finite or all the same.
     """
     if not sum(map(len, batches)):
         raise RepnetsError("no image was given")
     by_node = {layer.node: layer for layer in layers}
-    found: dict[str, Probe] = {}
+    found: dict[str, LayerError] = {}
     with torch.no_grad():
         for images in batches:
             for layer, x, _ in _run(module, images, by_node)[0]:
                 largest = x.abs().transpose(0, layer.axis).flatten(1).amax(1)
-                one = found.setdefault(layer.name, Probe(largest, torch.zeros(len(layer.weight), dtype=torch.float64)))
+                one = found.setdefault(
+                    layer.name, LayerError(largest, torch.zeros(len(layer.weight), dtype=torch.float64))
+                )
                 one.largest = torch.maximum(one.largest, largest)
     weights = {layer.name: rounded_weight(layer.weight.detach()) for layer in layers}
     generator = torch.Generator().manual_seed(_SEED)
@@ -127,7 +129,7 @@ def probe(
 
 
 def _gradients(output: Tensor, values: list[Tensor], generator: torch.Generator) -> list[tuple[Tensor, ...]]:
-    """Of the logits, summed with random signs, by the values: several draws."""
+    """Gradients by the values of the logits, summed with random signs: several draws."""
     signs = [torch.randint(0, 2, output.shape, generator=generator) * 2 - 1 for _ in range(_DRAWS)]
     return [
         torch.autograd.grad((output * one).sum(), values, retain_graph=True, allow_unused=True, materialize_grads=True)
@@ -135,7 +137,7 @@ def _gradients(output: Tensor, values: list[Tensor], generator: torch.Generator)
     ]
 
 
-def _add(one: Probe, layer: Layer, weight: Tensor, x: Tensor, y: Tensor, gradients: list[Tensor]) -> None:
+def _add(one: LayerError, layer: Layer, weight: Tensor, x: Tensor, y: Tensor, gradients: list[Tensor]) -> None:
     noise = rounded_to(x, one.largest.max()) - x
     one.input_power += _power(x)
     one.input_noise += _power(noise)
@@ -188,5 +190,5 @@ def _layer(module: fx.GraphModule, node: fx.Node) -> Layer | None:
 
 
 def _value(module: fx.GraphModule, one: object) -> object:
-    """What an argument of a call is: a parameter or buffer of the module, or itself."""
+    """The value of a call's argument: a parameter or buffer of the module, or itself."""
     return tensor_at(module, str(one.target)) if isinstance(one, fx.Node) else one

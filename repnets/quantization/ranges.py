@@ -1,4 +1,4 @@
-"""Scales of the roundings: what was seen of each activation, and how much of it int8 is to cover.
+"""Scales of the roundings: the observed range of each activation, and the part of it that int8 covers.
 
 The largest value seen sets the scale of a naive quantization; a single outlier then costs every other value its digits.
 So a range may end below the largest value: at a percentile, or where the mean squared error is least (arXiv 2106.08295,

@@ -1,4 +1,4 @@
-"""Rounding a layer's weights together: what one weight loses is made good by those that are not rounded yet.
+"""Joint rounding of a layer's weights: the error of one weight is compensated by those that are not rounded yet.
 
 Rounding each weight to the nearest integer makes the weights right, not what they compute: where an input hardly
 varies, as behind a saturated ReLU6, the errors of a kernel add up. Here they are rounded one after the other, and the

@@ -1,4 +1,4 @@
-"""Which layers lose most in int8: each alone is made int8, and the logits are compared."""
+"""Sensitivity of each layer: it alone is quantized to int8, and the logits are compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from repnets.quantization.simulation import Layer, Simulation, error
 
 
 def sensitivities(simulation: Simulation, batches: Sequence[Tensor], want: Tensor) -> dict[str, float]:
-    """What each layer by itself, its weight and its input in int8 and the rest in float32, does to the logits.
+    """The error in the logits if one layer alone, its weight and its input, is in int8 and the rest in float32.
 
     Args:
         simulation: With its scales set.

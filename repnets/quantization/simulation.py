@@ -1,4 +1,4 @@
-"""A network whose graph holds a `Rounding` wherever a tensor will be int8: it gives what the int8 network will give.
+"""A simulation of an int8 network: its graph has a `Rounding` wherever a tensor will be int8.
 
 int8 values are q = round(x / scale), clamped to -127..127, and stand for q * scale: symmetric, so that every runtime
 takes them. A weight has a scale for each output channel, an activation one for the whole tensor (arXiv 1806.08342).

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -64,20 +64,21 @@ def write_checkpoint(path: Path, split: Path, seed: int = 0) -> None:
     import torch
 
     import repnets
+    from pipeline.artifacts.checkpoint_header import CheckpointHeader
     from pipeline.data.splits import open_split
     from pipeline.models import checkpoints
 
     torch.manual_seed(seed)
     model = _randomised(repnets.create_model("toy", num_classes=10))
     data = open_split(split)
-    header = {
-        "arch": "toy",
-        "num_classes": 10,
-        "preprocessing": asdict(data.preprocessing(SIZE, "bilinear")),
-        "data_digest": data.digest,
-        "epoch": 0,
-        "weights": "raw",
-    }
+    header = CheckpointHeader(
+        arch="toy",
+        num_classes=10,
+        preprocessing=data.preprocessing(SIZE, "bilinear"),
+        data_digest=data.digest,
+        epoch=0,
+        weights="raw",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write(path, model.state_dict(), header)
 

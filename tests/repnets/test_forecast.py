@@ -153,7 +153,7 @@ def test_the_order_of_the_layers_is_the_one_of_trying_each(norm):
     assert float((told / tried).log().abs().max()) < math.log(2.5)
 
 
-# Blame
+# Causes
 
 
 @pytest.mark.parametrize("block", ["plain", "quantizable"])

@@ -32,7 +32,7 @@ def test_auto_chooses_builds_once_and_is_told_in_the_report(clone):
 
     assert clone.snakemake("targets/pixel/toy/bundle.json").jobs == {"bundle:pixel": 1}
     told = json.loads((clone.folder / "targets/pixel/toy/bundle.json").read_text())
-    assert bundle_file.open_bundle(clone.folder / told["bundle"]).manifest["precision"] == bench["chosen"]
+    assert bundle_file.open_bundle(clone.folder / told["bundle"]).manifest.precision == bench["chosen"]
 
     assert clone.snakemake("--cores", "2", "all").jobs == {}
     for bench in ("targets/pixel/toy/bench.json", "targets/pixel/bench.json"):

@@ -26,7 +26,7 @@ def test_bundles_are_made_on_demand_once_and_are_the_same_in_another_clone(built
     made = bundles(packed)
     assert sorted(name.rpartition("-")[0] for name in made) == ["toy-coreml", "toy-executorch", "toy-tensorrt"]
     for path in (packed.folder / "dist").glob("*.tar"):
-        assert bundle_file.open_bundle(path).manifest["model"] == "toy"
+        assert bundle_file.open_bundle(path).manifest.model == "toy"
 
     run = pack(clone)
     assert run.jobs == {"bundle:tensorrt": 1, "bundle:coreml": 1, "bundle:executorch": 1}

@@ -1,6 +1,6 @@
 """Core ML: an ML program (.mlpackage) for iPhone, iPad and Mac, written on any system.
 
-Where Core ML itself is not, `evaluator` runs the package.
+On systems without Core ML, `evaluator` runs the package.
 """
 
 import platform

@@ -1,4 +1,4 @@
-"""What goes into a bundle of Core ML's, and how an app takes it."""
+"""The parts of a bundle that are specific to Core ML, and the folders for an app's project."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Weights alone compressed, for size: the arithmetic stays float16, and Core ML unpacks the weights as it loads them.
+"""Weight-only compression, for size: the arithmetic stays float16, and Core ML unpacks the weights when it loads them.
 
 `w8` stores int8 with a scale and a zero point for each output channel; `w4` int4 with both for each block of 32
 weights, those of as many input channels at one place of the kernel; `palette6` six bits that choose one of 64 numbers

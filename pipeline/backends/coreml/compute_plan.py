@@ -1,6 +1,6 @@
-"""Which unit runs each operation of a package, and what part of the whole each costs, as Core ML estimates it.
+"""Core ML's compute plan of a package: the unit that runs each operation, and its estimated share of the whole.
 
-Written from coremltools' source. It has not run on a Mac or an iPhone yet.
+It follows coremltools' source. It has not run on a Mac or an iPhone yet.
 """
 
 import statistics

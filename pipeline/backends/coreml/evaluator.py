@@ -1,8 +1,8 @@
-"""Runs an ML program as it lies on disk, with torch, on any system.
+"""Run a saved ML program with torch, on any system.
 
 A program is read once into a flat list of steps: constants decoded, attributes resolved, every operation looked up.
 Two arithmetics: float32 throughout on the weights as they are stored, or the program's own, where each FLOAT16 output
-is rounded to half, an overflow to infinity. What it does not show is what Apple's kernels make of the program.
+is rounded to half, an overflow to infinity. It does not reproduce the rounding of Apple's kernels.
 """
 
 import inspect

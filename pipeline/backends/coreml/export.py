@@ -1,4 +1,4 @@
-"""A program as an ML program: coremltools' conversion, and a package whose bytes depend on the program alone."""
+"""Export a program as an ML program with coremltools; the bytes of the package depend only on the program."""
 
 import gc
 import json

@@ -1,6 +1,6 @@
 """A connected iPhone, through coremltools' experimental benchmarker: it builds, signs and starts an app on the phone.
 
-Written from coremltools' source. It has not run on an iPhone yet. It takes a Mac with Xcode, a phone in developer
+It follows coremltools' source, and has not run on an iPhone yet. It needs a Mac with Xcode, a phone in developer
 mode, unlocked and connected by cable, and a development team that Xcode can sign with.
 """
 
@@ -72,7 +72,7 @@ def plan(file: Path, image: "np.ndarray", runs: int) -> tuple[float, list[dict[s
     Returns:
         The average run, ms; and ``output``, ``kind``, ``unit`` and ``cost`` of each operation, as
         `compute_plan.entries` gives them. coremltools shares each run out by the estimated costs; as it does not
-        give these, they are told from that, as parts of all that was shared out.
+        give these costs, they are computed from the shares.
     """
     description = packages.read(file).description
     _check({"file": file}, {"file": description})
@@ -170,7 +170,7 @@ def _predict(file: Path, device: Any, inputs: dict[str, Any]) -> Predict:
 
 
 def _run(measuring: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run to the end. What coremltools raises (ValueError of its own, a tool that is missing) is told as it is."""
+    """Run to the end. What coremltools raises (ValueError of its own, a tool that is missing) is reported unchanged."""
     try:
         with quiet():
             return asyncio.run(measuring)

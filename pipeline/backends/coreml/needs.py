@@ -1,4 +1,4 @@
-"""What Core ML needs on this machine and on a Mac."""
+"""Requirements of Core ML on this machine and on a Mac."""
 
 from collections.abc import Mapping
 

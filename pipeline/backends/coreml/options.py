@@ -1,4 +1,4 @@
-"""What target.yaml may say of a Core ML target."""
+"""The options of a Core ML target in target.yaml."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Core ML packages as they lie on disk, read without loading them into Core ML."""
+"""Read Core ML packages from disk, without Core ML."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ class Package:
     Attributes:
         folder: the .mlpackage.
         specification: a protobuf ``Model``.
-        root: where it lies, under ``Data``.
+        root: its path under ``Data``.
         entries: what else the Manifest names, files and folders under ``Data``.
     """
 
@@ -98,14 +98,13 @@ def open_package(package: Path) -> Package:
         InputError: one of them is missing or damaged, or there is no ML program.
     """
     with quiet():
-        library.load()
-        from coremltools.proto import Model_pb2
+        Model = library.load_messages().Model_pb2.Model
         from google.protobuf.message import DecodeError
     try:
         manifest = json.loads((package / "Manifest.json").read_text())
         paths = {key: PurePosixPath(item["path"]) for key, item in manifest["itemInfoEntries"].items()}
         root = paths[manifest["rootModelIdentifier"]]
-        specification = Model_pb2.Model.FromString((package / "Data" / root).read_bytes())
+        specification = Model.FromString((package / "Data" / root).read_bytes())
     except OSError as error:
         raise InputError(
             f"{package} is not a Core ML package: {Path(error.filename).name}: {error.strerror}. {_AGAIN}"

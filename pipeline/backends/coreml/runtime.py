@@ -1,4 +1,4 @@
-"""Core ML itself, which runs on Apple's systems alone."""
+"""Core ML's own runtime, which runs only on Apple's systems."""
 
 import json
 import platform

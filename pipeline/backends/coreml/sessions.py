@@ -1,4 +1,4 @@
-"""Sessions of the evaluator: normalized images in, logits out, as the target's own runtime takes and gives them."""
+"""Sessions of the evaluator: normalized images in, logits out, like those of the target's own runtime."""
 
 import json
 from collections.abc import Callable

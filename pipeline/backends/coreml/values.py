@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.backends.coreml import library
 from pipeline.backends.coreml.weights import Kind, unpack
 from pipeline.errors import InputError
 
@@ -88,7 +89,7 @@ def decode(value: Any, read: Callable[[Any, Kind, int], "np.ndarray"]) -> Any:
 
     Args:
         value: a ``Value`` of the specification.
-        read: gives what lies in a weight file, flat, for a ``BlobFileValue``, its kind and the count of numbers.
+        read: returns the content of a weight file, flat, for a ``BlobFileValue``, its kind and the count of numbers.
 
     Raises:
         InputError: the value does not fill its own type.
@@ -120,10 +121,8 @@ def _plain(value: Any) -> Any:
 
 
 def _kind_name(tensor: Any) -> str:
-    from coremltools.proto import MIL_pb2
-
     number = tensor.dataType
-    known = {code: name.lower() for name, code in MIL_pb2.DataType.items()}
+    known = {code: name.lower() for name, code in library.load_messages().MIL_pb2.DataType.items()}
     name = known.get(number, str(number))
     if name != "string" and name not in KINDS:
         raise InputError(f"its data type, {name}, is not one that the evaluator computes with.")

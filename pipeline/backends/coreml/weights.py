@@ -1,4 +1,4 @@
-"""weight.bin of a Core ML package: the numbers that are too many to stand in the specification.
+"""weight.bin of a Core ML package: the large constants, which are not in the specification.
 
 The file opens with 64 bytes (a count and the format's version), then each record has 64 bytes that say what it holds,
 and its data where those say. A specification's offset points at the 64 bytes, not at the data. Everything is

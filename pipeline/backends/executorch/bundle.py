@@ -1,4 +1,4 @@
-"""What goes into a bundle of ExecuTorch's, and how an app takes it."""
+"""The parts of a bundle that are specific to ExecuTorch, and the folders for an app's project."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What ExecuTorch needs on this machine and on devices."""
+"""Requirements of ExecuTorch on this machine and on devices."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""ExecuTorch's lowering without the patterns that a program cannot hold.
+"""ExecuTorch's lowering without the patterns that a program cannot contain.
 
 XNNPACK's passes look for attention and for bilinear upsampling that were taken apart. In every process they first
 export both patterns, which is a quarter of what a small network's export takes.

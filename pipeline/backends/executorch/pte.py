@@ -1,4 +1,4 @@
-"""What is inside an ExecuTorch file: its kernels and the graphs that it hands to XNNPACK.
+"""Read an ExecuTorch file: its kernels and the graphs that it delegates to XNNPACK.
 
 Read from the bytes alone, without ExecuTorch's exporter (seconds of import) or its runtime (which a
 damaged file can kill). A .pte is a FlatBuffer by the schema `program.fbs`, followed by segments; a

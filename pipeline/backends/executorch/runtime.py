@@ -1,4 +1,4 @@
-"""ExecuTorch's runtime: a .pte opened, run, and its time told apart by operation."""
+"""ExecuTorch's runtime: open, run and profile a .pte."""
 
 import tempfile
 from collections.abc import Callable
@@ -154,7 +154,7 @@ def _set_threads(library: ModuleType, threads: int) -> None:
 def _executions(dump: bytes) -> list[list[tuple[str, float]]]:
     """Name and ms of each operation, for each execution in an ETDump (schema etdump_schema_flatcc.fbs).
 
-    What is told of is XNNPACK's operators, which carry an identifier of the delegate's, and ExecuTorch's own kernels
+    The trace has XNNPACK's operators, which carry an identifier of the delegate's, and ExecuTorch's own kernels
     (``native_call_``). The calls around them would count their time twice.
     """
     found = []

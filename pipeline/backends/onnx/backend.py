@@ -322,7 +322,7 @@ def _name_batch(graph: "onnx.GraphProto") -> None:
 
 
 def _joins(nodes: "Sequence[onnx.NodeProto]", inputs: Sequence[str]) -> int:
-    """How many nodes add values of which two or more depend on the input; the nodes are in order of execution."""
+    """Number of additions with two or more operands that depend on the input; nodes are in order of execution."""
     computed, joins = set(inputs), 0
     for node in nodes:
         depending = computed.intersection(node.input)

@@ -21,6 +21,12 @@ def can_run_on(device: Inventory, wanted: Mapping[str, str]) -> Can:
     return cannot("not known", "A device is not asked whether its Python has openvino.", how)
 
 
+def data_files(file: Path) -> tuple[Path, ...]:
+    """The weights of an .xml."""
+    weights = file.with_suffix(".bin")
+    return (weights,) if weights.exists() else ()
+
+
 RUNTIME = runtime.RUNTIME
 BACKEND = Backend(
     name=_NAME,
@@ -33,6 +39,7 @@ BACKEND = Backend(
     signature=runtime.signature,
     census=runtime.census,
     unavailable=runtime.unavailable,
+    data_files=data_files,
     export=export.export,
     files=lambda: ("{form}.xml", "{form}.bin"),
     rules=BackendRules(

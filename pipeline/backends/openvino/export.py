@@ -19,7 +19,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
 
     Args:
         program: float32, of static shape ``spec.input_shape``; for ``int8``, with quantize and dequantize operations.
-        files: where the .xml and the .bin go; without the latter, the .bin lies beside the .xml.
+        files: where the .xml and the .bin go; if only the .xml is given, the .bin is written beside it.
         spec: ``fp16`` stores weights in float16; a CPU computes with them in float32. ``int8`` stores weights in int8,
             each with the scales of the program; a CPU computes between two roundings on integers.
 

@@ -1,4 +1,4 @@
-"""OpenVINO's runtime on the CPU: a file opened, counted, run, and its time told apart by operation."""
+"""OpenVINO's runtime on the CPU: open, count, run and profile a file."""
 
 import statistics
 from collections import Counter

@@ -1,4 +1,4 @@
-"""build_engine.sh: builds and times the engines on a device that has trtexec and nothing of this project."""
+"""build_engine.sh, which builds and times the engines on a device that has trtexec."""
 
 from pipeline.backends.tensorrt import trtexec
 from pipeline.backends.tensorrt.options import Options

@@ -1,11 +1,11 @@
-"""Build one engine from an ONNX file, in a process of its own, which `exporting.build` starts.
+"""Build one engine from an ONNX file, in a process of its own, which `export.build` starts.
 
     python -m pipeline.backends.tensorrt.builder '{"onnx": "fused.onnx", "engine": "fused.engine", ...}'
 
 Full TensorRT builds for the GPU of this machine. Where it or the GPU is missing, TensorRT-RTX builds
-ahead of time for the compute capabilities that are named; that needs no GPU. What came of it is
-printed as one line of JSON. A process of its own, since a build that fails spoils the next one in the
-same process, and since the first logger of a process stays.
+ahead of time for the compute capabilities that are named; that needs no GPU. The result is printed as
+one line of JSON. It is a process of its own because a failed build breaks the next one in the same
+process, and because the first logger of a process stays.
 
 One way for TensorRT 10.3 to 11.4 and TensorRT-RTX: the network is strongly typed, so the ONNX file alone
 says the precision; flags go by their names, since their numbers differ.

@@ -17,18 +17,18 @@ _TIMING_CACHE = re.compile(r"build-v\d+\.timing")
 
 
 def describe(options: Mapping[str, Any], taken: TensorFacts, engine: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the self-test tells trtexec, as build_engine.sh does; and of an engine that goes along, what it is for."""
+    """The options of trtexec for the self-test, as in build_engine.sh; and the maker and GPU of an included engine."""
     chosen = Options.of(options)
     shape = trtexec.shape_option(taken.name, taken.shape) if chosen.batches() else []
     build = trtexec.build_options(chosen, taken.name, taken.shape)
-    told: dict[str, Any] = {"trtexec": {"build": build, "run": shape, "jetpack": JETPACK}}
+    facts: dict[str, Any] = {"trtexec": {"build": build, "run": shape, "jetpack": JETPACK}}
     if engine:
-        told["engine"] = {key: engine[key] for key in ("maker", "version", "compute_capabilities")}
-    return told
+        facts["engine"] = {key: engine[key] for key in ("maker", "version", "compute_capabilities")}
+    return facts
 
 
 def hold_engine(facts: Mapping[str, Any], name: str, is_there: bool) -> None:
-    """An engine goes along only where full TensorRT built it.
+    """An engine is included only if full TensorRT built it.
 
     Raises:
         InputError: it is another's, or not there.

@@ -1,4 +1,4 @@
-"""Engines as they lie on disk, and the GPU that is to run them: asked without TensorRT, and without loading."""
+"""Inspect engine files, and the GPU that is to run them, without TensorRT and without loading the engine."""
 
 import ctypes
 import re

@@ -1,4 +1,4 @@
-"""A program as an ONNX file and an engine, by whichever builder is on this machine."""
+"""Export a program as an ONNX file and an engine, with the builder that is on this machine."""
 
 import json
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def files() -> tuple[str, ...]:
-    """Names of what is written for each form: the ONNX file, and an engine where a builder is on this machine."""
+    """Names of the files of each form: the ONNX file, and an engine if a builder is on this machine."""
     return ("{form}.onnx", "{form}.engine") if _packages() or trtexec.find() else ("{form}.onnx",)
 
 
@@ -73,13 +73,13 @@ def build(onnx_file: Path, engine_file: Path, options: Mapping[str, Any]) -> dic
     cache = str(Path(wanted.timing_cache).expanduser().absolute() if wanted.timing_cache else mine)
     if not _packages() and trtexec.find() is not None:
         version = trtexec.build(onnx_file, engine_file, wanted, cache)
-        told = {"maker": "TensorRT", "version": version, "compute_capabilities": [], "passed_over": {}}
+        built = {"maker": "TensorRT", "version": version, "compute_capabilities": [], "passed_over": {}}
     else:
-        told = _build_by_python(onnx_file, engine_file, wanted, cache)
-    told["version"] = check_engine(engine_file, told["maker"], told["version"])
-    if told["maker"] == "TensorRT":
-        told["compute_capabilities"] = [capability] if (capability := compute_capability()) else []
-    return told
+        built = _build_by_python(onnx_file, engine_file, wanted, cache)
+    built["version"] = check_engine(engine_file, built["maker"], built["version"])
+    if built["maker"] == "TensorRT":
+        built["compute_capabilities"] = [capability] if (capability := compute_capability()) else []
+    return built
 
 
 def write_extras(files: Sequence[Path], spec: ExportSpec) -> None:
@@ -125,19 +125,19 @@ def _build_by_python(onnx_file: Path, engine_file: Path, options: Options, cache
     finally:
         os.close(progress)
     try:
-        told = json.loads(done.stdout.splitlines()[-1])
+        built = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        told = {"error": f"the builder ended with {done.returncode}: {done.stderr.strip()[-500:]}"}
-    if "missing" in told:
-        reasons = "; ".join(f"{maker}: {reason}" for maker, reason in told["missing"].items())
+        built = {"error": f"the builder ended with {done.returncode}: {done.stderr.strip()[-500:]}"}
+    if "missing" in built:
+        reasons = "; ".join(f"{maker}: {reason}" for maker, reason in built["missing"].items())
         raise StageError(
             f"no engine can be built from {onnx_file.name} on this machine ({reasons}). On Linux x86-64 or "
             f"Windows: pip install tensorrt-rtx-cu13. On a Jetson, TensorRT is part of JetPack. There is "
             f"none for a Mac: run this target on another machine."
         )
-    if "error" in told:
-        raise StageError(f"no engine could be built from {onnx_file}: {told['error']}")
-    return told
+    if "error" in built:
+        raise StageError(f"no engine could be built from {onnx_file}: {built['error']}")
+    return built
 
 
 def _timing_caches() -> Path:

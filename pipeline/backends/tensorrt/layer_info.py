@@ -1,4 +1,4 @@
-"""The layers of an engine: their times, and what kind each is of."""
+"""The layers of an engine: their times and kinds."""
 
 import json
 from collections.abc import Sequence

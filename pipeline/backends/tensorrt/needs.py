@@ -1,4 +1,4 @@
-"""What TensorRT needs on this machine and on devices."""
+"""Requirements of TensorRT on this machine and on devices."""
 
 from collections.abc import Mapping
 

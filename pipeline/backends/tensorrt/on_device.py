@@ -1,7 +1,7 @@
-"""TensorRT on a device by trtexec alone: engines are built there by build_engine.sh, then timed. Nothing is installed.
+"""TensorRT on a device with only trtexec: build_engine.sh builds the engines there, then they are timed.
 
 The builder's measurements (the timing cache) stay in the device's own folder of this project, by TensorRT's version,
-so that a second build is quick and chooses the same.
+so that a second build is quick and chooses the same kernels.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""What target.yaml may say of a TensorRT target; docs/tensorrt.md says what each option is for."""
+"""The options of a TensorRT target in target.yaml; docs/tensorrt.md describes them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,7 @@
 """Engines on a GPU. Written for TensorRT 10.3 to 11.4 and TensorRT-RTX; it has run on no GPU yet.
 
-Where this machine has a GPU and a Python package that runs engines on it, that is used; where it has a GPU
-and trtexec alone, as a Jetson does, trtexec times and profiles, and the sessions are unavailable.
+If this machine has a GPU and a Python package that runs engines on it, that is used. If it has a GPU and
+only trtexec, like a Jetson, trtexec times and profiles, and sessions are unavailable.
 """
 
 from collections.abc import Callable, Mapping
@@ -94,9 +94,9 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
 
 
 def open_clock(file: Path, threads: int, image: "np.ndarray") -> Callable[[], float]:
-    """What the GPU takes for one inference, told by its own clock, transfers left out.
+    """The GPU time of one inference by its own clock, without transfers.
 
-    The image lies on the GPU. CUDA events stand around the network, which is one CUDA graph; where the
+    The image is on the GPU. CUDA events enclose the network, which is one CUDA graph; where the
     driver cannot capture it, it is enqueued as it is.
 
     Args:

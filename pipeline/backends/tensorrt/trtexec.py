@@ -1,8 +1,8 @@
-"""trtexec, NVIDIA's own program, as the second way to TensorRT: a Jetson has it with JetPack, and needs no more.
+"""trtexec, NVIDIA's own program: TensorRT without its Python package. On a Jetson it is part of JetPack.
 
-Written for TensorRT 10.3 to 11.4 from its options and its code that writes the files read here; it has not
-run here, for want of a GPU. Versions differ in their defaults (CUDA graphs, spinning, transfers), so all
-options are given. It runs on this machine or on a device (`remote`); the calls are the same.
+Written for TensorRT 10.3 to 11.4, by its options and the source that writes the files read here; it has not run here,
+because there is no GPU. Versions differ in their defaults (CUDA graphs, spinning, transfers), so all options are given.
+It runs on this machine or on a device, with the same calls.
 """
 
 import json
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 STEADY = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
-"""One launch for the whole network, no sleep between runs, and the network alone on the clock."""
+"""One launch for the whole network, no sleep between runs, and no transfers in the latency."""
 
 _ROUNDS = 10
 _TRANSFERS = 50
 _BUILD_SECONDS = 4 * 3600
-_RUN_SECONDS = 600  # beside the seconds that are timed
+_RUN_SECONDS = 600  # added to the seconds that are timed
 _SUMMARY = re.compile(r"(?:\[[^\]]*\] \[\w\] )?(Latency|Enqueue Time|H2D Latency|GPU Compute Time|D2H Latency): (.*)")
 _FIGURE = re.compile(r"(\w+(?:\([\d.]+%\))?) = ([\d.e+-]+|inf) ms")
 _VERDICT = re.compile(r"&&&& (\w+) TensorRT\.trtexec \[TensorRT v(\d+)\](?: \[b(\d+)\])?")
@@ -48,7 +48,7 @@ class Place:
     Attributes:
         device: this machine, or another.
         program: trtexec's path there.
-        folder: there, for what it writes.
+        folder: there, for its output files.
         version: TensorRT's.
     """
 
@@ -57,22 +57,22 @@ class Place:
     folder: str
     version: str
 
-    def run(self, told: Sequence[str], what: str, seconds: float = 0) -> str:
-        """Run trtexec; gives what it printed.
+    def run(self, argv: Sequence[str], what: str, seconds: float = 0) -> str:
+        """Run trtexec and return its output.
 
         Args:
-            told: its options.
-            what: the file that it is about, for errors.
-            seconds: that it is asked to time.
+            argv: its options.
+            what: the file in question, for errors.
+            seconds: that it is to time.
 
         Raises:
             StageError: it failed; with its own last errors.
             DeviceError: the link to the device was cut.
         """
-        return run(self.device, self.program, told, what, _RUN_SECONDS + seconds)
+        return run(self.device, self.program, argv, what, _RUN_SECONDS + seconds)
 
     def read(self, name: str) -> str:
-        """A file that trtexec wrote into the folder. ValueError where there is none."""
+        """Content of a file that trtexec wrote into the folder. ValueError if there is none."""
         done = self.device.run(["cat", f"{self.folder}/{name}"])
         if done.returncode:
             raise ValueError(f"no {name}")
@@ -93,29 +93,29 @@ class Engine:
 
 
 def find() -> Path | None:
-    """Where trtexec is: on PATH, or where JetPack puts it; None where it is not."""
+    """Path of trtexec, on PATH or in JetPack's folder; None if it is not installed."""
     found = find_program("trtexec")
     return Path(found) if found else None
 
 
 def fingerprint() -> str | None:
-    """What changes when another TensorRT is installed, without a run of it: size and date of the program."""
+    """Size and date of the program, which change with the installed TensorRT; trtexec is not run."""
     found = find()
     return f"trtexec of {found.stat().st_size} bytes, {found.stat().st_mtime_ns}" if found else None
 
 
 def build_options(options: Options, input_name: str, input_shape: Sequence[int]) -> list[str]:
-    """What trtexec is told when it builds, files left out. ``--stronglyTyped`` does nothing from version 11 on."""
-    told = ["--stronglyTyped", "--profilingVerbosity=detailed", "--skipInference"]
+    """The options of trtexec for a build, without files. ``--stronglyTyped`` has no effect from version 11 on."""
+    argv = ["--stronglyTyped", "--profilingVerbosity=detailed", "--skipInference"]
     if not options.tf32:
-        told.append("--noTF32")
+        argv.append("--noTF32")
     if options.builder_optimization_level is not None:
-        told.append(f"--builderOptimizationLevel={options.builder_optimization_level}")
+        argv.append(f"--builderOptimizationLevel={options.builder_optimization_level}")
     if options.workspace_mb is not None:
-        told.append(f"--memPoolSize=workspace:{options.workspace_mb}M")
+        argv.append(f"--memPoolSize=workspace:{options.workspace_mb}M")
     for bound, batch in zip(("min", "opt", "max"), options.batches() or (), strict=False):
-        told += shape_option(input_name, (batch, *input_shape[1:]), f"{bound}Shapes")
-    return told
+        argv += shape_option(input_name, (batch, *input_shape[1:]), f"{bound}Shapes")
+    return argv
 
 
 def shape_option(input_name: str, shape: Sequence[int], option: str = "shapes") -> list[str]:
@@ -145,8 +145,8 @@ def build(onnx_file: Path, engine_file: Path, options: Options, timing_cache: st
     cache = Path(timing_cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     files = [f"--onnx={onnx_file}", f"--saveEngine={engine_file}", f"--timingCacheFile={cache}"]
-    told = [*files, *build_options(options, name, shape)]
-    return version(run(device, program, told, str(onnx_file), _BUILD_SECONDS))
+    argv = [*files, *build_options(options, name, shape)]
+    return version(run(device, program, argv, str(onnx_file), _BUILD_SECONDS))
 
 
 def time_files(
@@ -205,11 +205,11 @@ def time_engine(
     Raises:
         StageError, DeviceError: as `time_engines`.
     """
-    told = [
+    argv = [
         *STEADY, f"--warmUp={math.ceil(warmup_seconds * 1000)}", f"--duration={seconds:.3f}",
         f"--iterations={iterations}", *engine.shape, f"--exportTimes={place.folder}/times.json",
     ]  # fmt: skip
-    printed = place.run([f"--loadEngine={engine.path}", *told], engine.path, warmup_seconds + seconds)
+    printed = place.run([f"--loadEngine={engine.path}", *argv], engine.path, warmup_seconds + seconds)
     try:
         return read_times(place.read("times.json"))
     except ValueError:
@@ -238,11 +238,11 @@ def transfers_ms(place: Place, engine: Engine) -> dict[str, float]:
     Raises:
         StageError, DeviceError: as `time_engines`.
     """
-    # Version 10 makes transfers unless it is told not to, and does not know the option that 11 needs.
+    # Version 10 makes transfers by default, and does not know the option with which 11 makes them.
     asked = ["--includeDataTransfers"] if int(place.version.split(".")[0]) >= 11 else []
     steady = [option for option in STEADY if option != "--noDataTransfers"]
-    told = [*steady, *asked, "--warmUp=200", "--duration=0", f"--iterations={_TRANSFERS}", *engine.shape]
-    place.run([f"--loadEngine={engine.path}", *told, f"--exportTimes={place.folder}/transfers.json"], engine.path)
+    argv = [*steady, *asked, "--warmUp=200", "--duration=0", f"--iterations={_TRANSFERS}", *engine.shape]
+    place.run([f"--loadEngine={engine.path}", *argv, f"--exportTimes={place.folder}/transfers.json"], engine.path)
     try:
         text = place.read("transfers.json")
         found = {"host_to_device": read_times(text, "h2dMs"), "device_to_host": read_times(text, "d2hMs")}
@@ -345,9 +345,9 @@ def input_of(onnx_file: Path) -> tuple[str, list[int | None]]:
     return one.name, [None if size.dim_param else size.dim_value for size in one.type.tensor_type.shape.dim]
 
 
-def run(device: Device, program: str, told: Sequence[str], what: str = "", seconds: float = _RUN_SECONDS) -> str:
+def run(device: Device, program: str, argv: Sequence[str], what: str = "", seconds: float = _RUN_SECONDS) -> str:
     """Run trtexec; gives what it printed. See `Place.run`."""
-    done = device.run(f"{shlex.join([program, *told])} 2>&1", timeout=seconds)
+    done = device.run(f"{shlex.join([program, *argv])} 2>&1", timeout=seconds)
     if done.returncode:
         about = f" on {what}" if what else ""
         raise StageError(f"trtexec ended with {done.returncode}{about}; it said: {last_errors(done.stdout)}")
@@ -355,7 +355,7 @@ def run(device: Device, program: str, told: Sequence[str], what: str = "", secon
 
 
 def last_errors(printed: str) -> str:
-    """The last errors that trtexec tells of; where it tells of none, the end of what it printed."""
+    """The last errors in trtexec's output; if there are none, the end of the output."""
     errors = [line.partition("[E] ")[2] for line in printed.splitlines() if "[E] " in line]
     return " | ".join(errors[-3:]) or " ".join(printed.split())[-300:] or "nothing"
 

@@ -1,23 +1,23 @@
-"""Runs exported files in processes of their own, so that a runtime which aborts cannot take the pipeline with it.
+"""Run exported files in processes of their own, so that a runtime that aborts does not end the pipeline.
 
-Some runtimes end the whole process on a file they cannot read. So the functions here start
-`python -m pipeline.backends.worker.server`, which opens the file and predicts or times, and raise a StageError where
-that process dies. A runtime's number of threads holds for a whole process: it is set in the environment before
-anything is loaded.
+Some runtimes end the whole process on a file that they cannot read. So the functions here start
+`python -m pipeline.backends.worker.server`, which opens the file and predicts or times, and raise a StageError if that
+process dies. A runtime's number of threads applies to a whole process: it is set in the environment before anything is
+loaded.
 
-Arrays travel as .npy in a temporary folder, requests and replies as one line of JSON each over the process's
-stdin and stdout; what a runtime prints goes to a log, whose last lines are quoted where it fails. A job may run on a
-device (`remote`): then the process is started there, and all else is the same.
+Arrays are .npy files in a temporary folder; requests and replies are one line of JSON each over the process's stdin and
+stdout; the output of a runtime goes to a log, whose last lines are quoted in errors. The process may also be started on
+a device (`remote`).
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import backends, errors
+from pipeline.backends.runtime import Runtime
 from pipeline.backends.worker.process import Process, opened
 from pipeline.backends.worker.remote import Remote
 from pipeline.devices import transfer
@@ -35,7 +35,7 @@ class Job:
     Attributes:
         backend: module under pipeline.backends, or the dotted name of one elsewhere.
         file: the exported file.
-        on: the device that it was brought to; None for this machine.
+        on: the device that it was copied to; None for this machine.
     """
 
     backend: str
@@ -44,8 +44,63 @@ class Job:
 
     @property
     def place(self) -> str:
-        """Where the file lies for the process that opens it."""
+        """Path of the file for the process that opens it."""
         return str(self.file) if self.on is None else self.on.names[self.file]
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the backend's runtime can do, so that no process is started for what it cannot."""
+        return backends.load_runtime(self.backend)
+
+
+class Predict(Protocol):
+    """Puts images through an exported file."""
+
+    def __call__(
+        self, images: "np.ndarray | Iterable[np.ndarray]", *, session: str = "check", batch: int = 1
+    ) -> "np.ndarray":
+        """Predict.
+
+        Args:
+            images: float32 (M, 3, H, W), or an iterable of such pieces where they do not fit into memory at once.
+            session: how the file is opened: ``check``, the runtime that `check` uses; ``exact``, the same in float32
+                arithmetic on the stored weights; ``own``, the target's own runtime.
+            batch: N of the file's input. The last batch of each piece is padded with zeros, and its surplus cut.
+
+        Returns:
+            float32 logits (M, classes), in the order of the images.
+
+        Raises:
+            StageError: the runtime failed, or ended the process.
+            InputError: the file cannot be used; there is no image.
+        """
+
+
+@contextmanager
+def predictor(backend: str, file: Path, threads: int = 1) -> Iterator[Predict]:
+    """Start a process for an exported file, in which it can be opened in several ways, one after the other.
+
+    Args:
+        backend: module under pipeline.backends, or the dotted name of one elsewhere.
+        file: the exported file.
+        threads: for the runtime.
+    """
+    import numpy as np
+
+    with opened(backend, threads) as process:
+
+        def run(images: "np.ndarray | Iterable[np.ndarray]", *, session: str = "check", batch: int = 1) -> "np.ndarray":
+            logits = []
+            process.ask("open", file=str(file), session=session)
+            for piece in _pieces(images, batch):
+                process.give(piece)
+                process.ask("predict", batch=batch)
+                logits.append(np.load(process.folder / "logits.npy"))
+            if not logits:
+                raise errors.InputError(f"{file}: there is no image to predict from; the validation split is empty.")
+            return np.concatenate(logits)
+
+        yield run
 
 
 def predict(
@@ -57,40 +112,13 @@ def predict(
     session: str = "check",
     batch: int = 1,
 ) -> "np.ndarray":
-    """Put images through an exported file.
-
-    Args:
-        backend: module under pipeline.backends, or the dotted name of one elsewhere.
-        file: the exported file.
-        images: float32 (M, 3, H, W), or an iterable of such pieces where they do not fit into memory at once.
-        threads: for the runtime.
-        session: how the file is opened: ``check``, the runtime that `check` uses; ``exact``, the same in float32
-            arithmetic on the stored weights; ``own``, the target's own runtime.
-        batch: N of the file's input. The last batch of each piece is padded with zeros, and its surplus cut.
-
-    Returns:
-        float32 logits (M, classes), in the order of the images.
-
-    Raises:
-        StageError: the runtime failed, or ended the process.
-        InputError: the file cannot be used; there is no image.
-    """
-    import numpy as np
-
-    logits = []
-    with opened(backend, threads) as process:
-        process.ask("open", file=str(file), session=session)
-        for piece in _pieces(images, batch):
-            process.give(piece)
-            process.ask("predict", batch=batch)
-            logits.append(np.load(process.folder / "logits.npy"))
-    if not logits:
-        raise errors.InputError(f"{file}: there is no image to predict from; the validation split is empty.")
-    return np.concatenate(logits)
+    """Put images through an exported file once; see `predictor` and `Predict`."""
+    with predictor(backend, file, threads) as run:
+        return run(images, session=session, batch=batch)
 
 
 def outputs_by_layer(backend: str, file: Path, image: "np.ndarray", *, exact: bool = False) -> "dict[str, np.ndarray]":
-    """What each operation of an exported file gives for one image.
+    """The output of each operation of an exported file for one image.
 
     Args:
         backend: module under pipeline.backends, or the dotted name of one elsewhere, that offers this.
@@ -112,13 +140,8 @@ def outputs_by_layer(backend: str, file: Path, image: "np.ndarray", *, exact: bo
         return {name: np.load(process.folder / f"layer{index}.npy") for index, name in enumerate(names)}
 
 
-def is_able(job: Job, ability: str) -> bool:
-    """Whether the backend of a file offers a function of this name: seen here, so that no process is started for it."""
-    return getattr(import_module(backends.module_name(job.backend)).RUNTIME, ability) is not None
-
-
 def transfer_ms(job: Job, image: "np.ndarray") -> dict[str, float] | None:
-    """Time to bring one input to the device and its output back, or None where the backend has none to tell of.
+    """Time to copy one input to the device and its output back; None if the backend does not measure it.
 
     Args:
         job: the file.
@@ -130,14 +153,14 @@ def transfer_ms(job: Job, image: "np.ndarray") -> dict[str, float] | None:
     Raises:
         StageError: the runtime failed, or ended the process.
     """
-    if job.on is not None or not is_able(job, "transfer_ms"):  # what is served on a device computes on the CPU
+    if job.on is not None or job.runtime.transfer_ms is None:  # on a device, files run on the CPU
         return None
     with process_of(job, 1, image) as process:
         return process.ask("transfer", file=job.place)["ms"]
 
 
 def profile(job: Job, image: "np.ndarray", threads: int, runs: int) -> list[dict[str, Any]] | None:
-    """Where the time of one inference goes, or None where the backend cannot tell.
+    """The profile of one inference; None if the backend has no profiler.
 
     Args:
         job: the file.
@@ -151,14 +174,14 @@ def profile(job: Job, image: "np.ndarray", threads: int, runs: int) -> list[dict
     Raises:
         StageError: the runtime failed, or ended the process.
     """
-    if not is_able(job, "profile"):
+    if job.runtime.profile is None:
         return None
     with process_of(job, threads, image) as process:
         return process.ask("profile", file=job.place, runs=runs)["layers"]
 
 
 def trace(job: Job, image: "np.ndarray", threads: int, runs: int) -> bytes:
-    """What a runner on a device writes of its runs: the runtime's own event trace.
+    """The event trace that a runner on a device writes.
 
     Raises:
         StageError, DeviceError: as `profile`.

@@ -1,6 +1,6 @@
-"""A process that serves an exported file, here or on a device. Where it dies, the error quotes what it said last.
+"""A worker process, which serves an exported file, here or on a device. If it dies, the error quotes its last output.
 
-See `worker.client`, which says why there are such processes, and `worker.server`, which they run.
+`worker.client` explains why there are such processes; they run `worker.server`.
 """
 
 import json
@@ -34,9 +34,9 @@ class Process:
     """A running `pipeline.backends.worker.server`.
 
     Attributes:
-        folder: for arrays, and its log.
+        folder: for arrays and its log.
         on: the device that it runs on; None for this machine.
-        doing, subject: what it last said that it does, and with which file.
+        doing, subject: its latest report of what it does, and with which file.
     """
 
     popen: subprocess.Popen[str]
@@ -47,7 +47,7 @@ class Process:
     subject: str = field(default="the exported files")
 
     def give(self, image: "np.ndarray") -> None:
-        """Lay an image, or several, where it reads them."""
+        """Write one or several images where the process reads them."""
         import numpy as np
 
         np.save(self.folder / "images.npy", np.ascontiguousarray(image, dtype=np.float32))
@@ -60,14 +60,14 @@ class Process:
 
     def send(self, do: str, **request: Any) -> None:
         self.doing, self.subject = "starting", request.get("file", self.subject)
-        with suppress(BrokenPipeError):  # it has died: the replies have ended too
+        with suppress(BrokenPipeError):  # the process has died: `receive` says so
             self.popen.stdin.write(json.dumps({"do": do, **request}) + "\n")
             self.popen.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
         is_late = threading.Event()
         too_late = threading.Timer(_PATIENCE_SECONDS, lambda: (is_late.set(), self.popen.kill()))
-        if self.on is not None:  # on a link, silence may have many causes
+        if self.on is not None:  # over a link, a missing reply may have many causes
             too_late.start()
         try:
             for line in self.popen.stdout:
@@ -83,7 +83,7 @@ class Process:
                 raise errors.DeviceError(
                     f"{self.on.device.name}: the process of the {self.backend} runtime has not answered for "
                     f"{_PATIENCE_SECONDS} s while {self.doing} {self.subject}, and was ended. See whether the device "
-                    f"is busy or out of memory, and run again.{_last_words(self.folder)}"
+                    f"is busy or out of memory, and run again.{_last_output(self.folder)}"
                 )
             raise _death(returncode, self)
         finally:
@@ -94,12 +94,12 @@ class Process:
 def opened(
     backend: str, threads: int, image: "np.ndarray | None" = None, on: Remote | None = None
 ) -> Iterator[Process]:
-    """Start one, and end it.
+    """Start a worker process, and end it.
 
     Args:
         backend: module under pipeline.backends, or the dotted name of one elsewhere.
         threads: for the runtime.
-        image: float32, that it reads; None where it is given later, or not at all.
+        image: float32, for the process to read; None if it is given later, or not at all.
         on: the device that it runs on; None for this machine.
     """
     limits = {name: str(threads) for name in _THREAD_VARIABLES}
@@ -114,8 +114,8 @@ def opened(
                 if on is not None:
                     on.used_seconds.append(process.ask("usage")["cpu_seconds"])
             finally:
-                popen.kill()  # it has answered all that it was asked, so there is nothing to lose
-                with suppress(BrokenPipeError):  # a request that it died before reading
+                popen.kill()  # it has answered every request, so nothing is lost
+                with suppress(BrokenPipeError):  # it died before it read a request
                     popen.stdin.close()
 
 
@@ -139,22 +139,22 @@ def _as_exception(reply: dict[str, Any], process: Process) -> Exception:
     return errors.StageError(
         f"{process.subject}: the {process.backend} runtime failed while {process.doing} it: {kind}: "
         f"{message.rstrip('.')}. Export the file again; if it fails again, this runtime cannot run this network."
-        f"{_last_words(process.folder)}"
+        f"{_last_output(process.folder)}"
     )
 
 
 def _death(returncode: int, process: Process) -> Exception:
-    """Of a worker that ended without a reply: it or the link to it."""
+    """The error of a worker, or of the link to it, that ended without a reply."""
     if process.on is not None:
         said = (process.folder / "log").read_bytes().decode(errors="replace")
         if trouble := process.on.device.explain(returncode, said):
             return trouble
         returncode = 128 - returncode if returncode > 128 else returncode
-    return errors.StageError(_obituary(returncode, process))
+    return errors.StageError(_death_message(returncode, process))
 
 
-def _obituary(returncode: int, process: Process) -> str:
-    """What, why and how to mend it, of a worker that ended without a reply."""
+def _death_message(returncode: int, process: Process) -> str:
+    """What happened to a worker that ended without a reply, why, and how to fix it."""
     if returncode >= 0:
         cause = f"ended with exit code {returncode}"
         why = "that is most often a library that is missing or cannot be loaded"
@@ -168,11 +168,11 @@ def _obituary(returncode: int, process: Process) -> str:
         remedy = "Delete the file and run again, which exports it anew; its manifest.json names the versions"
     return (
         f"{process.subject}: the process of the {process.backend} runtime {cause} while {process.doing} it; {why}. "
-        f"{remedy}.{_last_words(process.folder)}"
+        f"{remedy}.{_last_output(process.folder)}"
     )
 
 
-def _last_words(folder: Path) -> str:
+def _last_output(folder: Path) -> str:
     lines = (folder / "log").read_bytes().decode(errors="replace").splitlines()
     said = [" ".join(line.split()) for line in lines if line.strip()][-_QUOTED_LINES:]
     return f" It said last: {' | '.join(said)}" if said else ""

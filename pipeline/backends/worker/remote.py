@@ -1,10 +1,10 @@
-"""The serving process on a device: what it needs is brought to a scratch folder there, and goes with it.
+"""Worker processes on a device. All that they need is copied to a temporary folder there, which is removed at the end.
 
-    code/       the few modules of this project that the process imports, where the device's own Python runs the file
+    code/       the few modules of this project that the process imports, if the device's Python runs the file
     files/      the exported files
-    images.npy  the image
+    images.npy  the input
 
-A device whose Python has no runtime has a runner instead, a program that answers the same requests
+A device whose Python has no runtime runs a runner instead, a program that answers the same requests
 (`devices/runner.cpp`).
 """
 
@@ -43,13 +43,14 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Remote:
-    """A device that everything was brought to.
+    """A device with the copied files.
 
     Attributes:
-        device, place: where, and its scratch folder there.
-        names: the path there of each exported file here.
-        command: the words that start the process; the number of threads and the folder come after them.
-        versions: of what runs there: ``python`` and distributions, or the runner's own.
+        device: the device.
+        place: its temporary folder.
+        names: path on the device of each exported file.
+        command: argv of the process, to which the number of threads and the folder are appended.
+        versions: of the software there: ``python`` and distributions, or the runner's.
         used_seconds: CPU time of each process that has ended.
     """
 
@@ -62,13 +63,13 @@ class Remote:
     _given: list[bytes] = field(default_factory=list)
 
     def start(self, threads: int, environment: Mapping[str, str], stderr: IO[bytes]) -> Popen[str]:
-        """Start it; see `Device.start`."""
+        """Start a process; see `Device.start`."""
         settings = {**environment, "TMPDIR": self.place, "PYTHONPATH": f"{self.place}/code"}
         assigned = [f"{name}={value}" for name, value in settings.items()]
         return self.device.start(["env", *assigned, *self.command, str(threads), self.place], stderr=stderr)
 
     def give(self, image: Path) -> None:
-        """Lay an image where the processes read it, unless it lies there already."""
+        """Copy an image to where the processes read it, unless it is there already."""
         content = image.read_bytes()
         if self._given != [content]:
             transfer.push(self.device, image, f"{self.place}/images.npy")
@@ -84,14 +85,14 @@ def by_python(
     made_by: Mapping[str, str | None],
     files: Sequence[Path],
 ) -> Iterator[Remote]:
-    """Bring files to a device whose own Python runs them.
+    """Copy files to a device whose own Python runs them.
 
     Args:
-        device: where.
-        python: the program there.
-        module: that opens a file: of `pipeline.backends`, importing little.
+        device: the device.
+        python: its Python.
+        module: of `pipeline.backends`, with a `RUNTIME`; it imports little.
         packages: distributions that it needs there.
-        made_by: versions of what exported the files; an older runtime there is refused.
+        made_by: versions of the packages that exported the files; an older runtime on the device is refused.
         files: exported files.
 
     Raises:
@@ -113,11 +114,11 @@ def by_python(
 
 @contextmanager
 def by_runner(device: Device, runner: str, files: Sequence[Path]) -> Iterator[Remote]:
-    """Bring files to a device that has a runner.
+    """Copy files to a device that has a runner.
 
     Args:
-        device: where.
-        runner: the program's path there.
+        device: the device.
+        runner: path of the runner there.
         files: exported files.
 
     Raises:
@@ -160,10 +161,10 @@ def _lay_out(files: Sequence[Path], folder: Path) -> dict[Path, str]:
 
 
 def python_versions(device: Device, python: str, packages: Sequence[str]) -> dict[str, str | None]:
-    """``python`` and distributions, as a device's own Python knows them; None for what is not installed.
+    """Versions of ``python`` and of distributions in a device's Python; None for those that are not installed.
 
     Raises:
-        DeviceError: the device cannot be reached; it has no such program, or none that can tell.
+        DeviceError: the device cannot be reached; it has no such Python, or one that cannot list its packages.
     """
     done = device.run([python, "-c", _FACTS, *packages])
     if done.returncode in (126, 127):
@@ -181,7 +182,7 @@ def python_versions(device: Device, python: str, packages: Sequence[str]) -> dic
 
 
 def runner_versions(device: Device, runner: str) -> dict[str, str | None]:
-    """What a runner says of itself: the version of ExecuTorch that it was built with.
+    """The version of ExecuTorch that a runner was built with.
 
     Raises:
         DeviceError: the device cannot be reached; the runner is not there, or is of another architecture.

@@ -1,8 +1,8 @@
 """The process that an exported file runs in: `python -m pipeline.backends.worker.server BACKEND THREADS FOLDER`.
 
-It serves one file for its whole life, since a runtime's number of threads and what it leaves in memory hold for
-a process. `worker.client` starts it and asks; requests and replies are one line of JSON each over stdin and
-stdout, arrays are .npy files in the folder, and what a runtime prints goes to stderr.
+It serves one file for its whole life, because a runtime's number of threads and its use of memory belong to a process.
+`worker.client` starts it and sends requests; requests and replies are one line of JSON each over stdin and stdout,
+arrays are .npy files in the folder, and the output of a runtime goes to stderr.
 """
 
 import json
@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backends import module_name
+from pipeline.backends import load_runtime
 from pipeline.backends.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ UNTIMED_MS = 2.0
 
 @dataclass
 class _State:
-    """What the process holds between requests.
+    """The state of the process between requests.
 
     Attributes:
-        session: the open file, as `predict` uses it.
-        run: runs the open file once on the one image; ms.
-        file: which file is open.
+        session: of the open file, for `predict`.
+        run: runs the open file once on the one image, and returns the ms.
+        file: path of the open file.
     """
 
     backend: str
@@ -44,7 +44,7 @@ class _State:
     file: str = field(default="")
 
     def runtime(self) -> Runtime:
-        return import_module(module_name(self.backend)).RUNTIME
+        return load_runtime(self.backend)
 
     def image(self) -> "np.ndarray":
         import numpy as np

@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def tested(time_limit: float | None, stand_in: bool) -> dict:
-    """What is told of this bundle on this device."""
+    """The result of the self-test of this bundle on this device."""
     try:
         about = json.loads((FOLDER / MANIFEST).read_text(encoding="utf-8"))
         wrong = damage(about)
@@ -65,13 +65,13 @@ def tested(time_limit: float | None, stand_in: bool) -> dict:
         outputs = Path(name, "outputs")
         outputs.mkdir()
         said = answer_of_child(outputs, Path(name), limit, stand_in)
-        told = {key: said.get(key) for key in ("runtime", "version")}
-        told["tolerance"] = about["tolerance"]
+        result = {key: said.get(key) for key in ("runtime", "version")}
+        result["tolerance"] = about["tolerance"]
         if "unavailable" in said:
-            return {**told, "status": "unavailable", "reason": said["unavailable"]}
+            return {**result, "status": "unavailable", "reason": said["unavailable"]}
         if "error" in said:
-            return {**told, "reason": said["error"]}
-        return {**told, **compared(about, outputs)}
+            return {**result, "reason": said["error"]}
+        return {**result, **compared(about, outputs)}
 
 
 def damage(about: dict) -> str | None:
@@ -148,11 +148,11 @@ def compared(about: dict, outputs: Path) -> dict:
     where = next((place for place, error in enumerate(errors) if math.isnan(error)), None)
     where = errors.index(max(errors)) if where is None else where
     worst = errors[where]
-    told = {"max_error": worst if math.isfinite(worst) else None, "images": images}
+    result = {"max_error": worst if math.isfinite(worst) else None, "images": images}
     if worst <= about["tolerance"]:
-        return {**told, "status": "ok"}
+        return {**result, "status": "ok"}
     reason = f"value {where} of the outputs is {got[where]:.6g} and must be {want[where]:.6g}"
-    return {**told, "reason": f"{reason}: off by {worst:.1e} of the largest, tolerance {about['tolerance']:.0e}"}
+    return {**result, "reason": f"{reason}: off by {worst:.1e} of the largest, tolerance {about['tolerance']:.0e}"}
 
 
 def floats(content: bytes) -> list[float]:
@@ -161,9 +161,9 @@ def floats(content: bytes) -> list[float]:
 
 
 def run_golden(outputs: Path, stand_in: bool) -> None:
-    """The child: put the golden inputs through the network, and lay what comes out into a folder."""
+    """The child: run the network on the golden inputs, and write its outputs to a folder."""
     threading.Thread(target=die_with_parent, daemon=True).start()
-    told = {}
+    result = {}
     try:
         predict = load_predict()
         make = getattr(predict, "OnnxRuntime", None) if stand_in else predict.Network
@@ -171,16 +171,16 @@ def run_golden(outputs: Path, stand_in: bool) -> None:
             raise predict.Unavailable("this bundle holds no ONNX file that ONNX Runtime could run")
         about = json.loads((FOLDER / MANIFEST).read_text(encoding="utf-8"))
         network = make(FOLDER)
-        told = {"runtime": network.runtime, "version": network.version}
+        result = {"runtime": network.runtime, "version": network.version}
         for number, case in enumerate(about["golden"]):
             values = network((FOLDER / case["input"]).read_bytes())
             (outputs / f"{number}.bin").write_bytes(struct.pack(f"<{len(values)}f", *values))
     except Exception as error:
         is_missing = type(error).__name__ == "Unavailable"
         said = " ".join(str(error).split())
-        told["unavailable" if is_missing else "error"] = said if is_missing else f"{type(error).__name__}: {said}"
+        result["unavailable" if is_missing else "error"] = said if is_missing else f"{type(error).__name__}: {said}"
     fresh = outputs / "told.json.new"
-    fresh.write_text(json.dumps(told), encoding="utf-8")
+    fresh.write_text(json.dumps(result), encoding="utf-8")
     os.replace(fresh, outputs / "told.json")
     sys.stdout.flush()
     os._exit(0)  # a runtime's own threads can keep Python from ending while the thread above reads

@@ -1,4 +1,4 @@
-"""A program that was traced for one batch as one for any, for the exporters that can leave the batch open."""
+"""Make the batch of a traced program free, for exporters that support it."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""A float32 program as a float16 one, for the exporters that take the precision from the program."""
+"""Convert a float32 program to float16, for exporters that take the precision from the program."""
 
 import copy
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolution before them, for an exporter that does the same, but slowly."""
+"""Fold batch norms into the convolution before them, for an exporter that does the same, but slowly."""
 
 from collections.abc import Mapping
 from dataclasses import replace

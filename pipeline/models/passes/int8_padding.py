@@ -1,4 +1,4 @@
-"""Padding in int8 written so that XNNPACK takes it as integers."""
+"""Rewrite padding in int8 so that XNNPACK computes it in integers."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Global means written so that XNNPACK takes them."""
+"""Rewrite global means so that they are delegated to XNNPACK."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any

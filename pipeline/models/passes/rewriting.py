@@ -1,4 +1,4 @@
-"""A program's graph, to be changed, and the program of the changed graph."""
+"""Change the graph of a program, and capture the changed graph again."""
 
 import copy
 from typing import TYPE_CHECKING

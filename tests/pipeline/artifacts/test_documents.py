@@ -5,8 +5,9 @@ import json
 import pytest
 
 from pipeline.artifacts import documents
-from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy, Flip, Held
-from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.bench_result import WarmUp
+from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy, Flip, GateResult
+from pipeline.artifacts.export_result import ExportedForm, Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.errors import InputError
 from tests.fixtures.documents import write_manifest
@@ -39,8 +40,8 @@ def test_what_is_written_is_read_again(place):
 
 
 def test_what_nothing_is_known_of_is_left_out_and_null_stays(tmp_path):
-    held = Held(0.1, 0.01, flips=(Flip(3, 1, 2, 0.0),))
-    forms = {"fused": CheckedForm({"join": 0}, Held(not_checked="no runtime"), 1.0, 0.5, held)}
+    held = GateResult(0.1, 0.01, flips=(Flip(3, 1, 2, 0.0),))
+    forms = {"fused": CheckedForm({"join": 0}, GateResult(not_checked="no runtime"), 1.0, 0.5, held)}
     result = CheckResult("ok", None, "ExecuTorch", 9, FileAccuracy(None, 0.5, 0.5), forms)
     documents.write(tmp_path / "check.json", result)
     assert documents.read(CheckResult, tmp_path / "check.json") == result
@@ -58,6 +59,16 @@ def test_what_nothing_is_known_of_is_left_out_and_null_stays(tmp_path):
             }
         },
     }  # fmt: skip
+
+
+def test_no_value_is_lost_on_the_way_to_a_document():
+    values = {"runs": 3, "seconds": 0.5, "steady": True}
+    assert documents.of(WarmUp, values) == WarmUp(3, 0.5, True)
+    with pytest.raises(TypeError, match=r"WarmUp has no field for joules$"):
+        documents.of(WarmUp, {**values, "joules": 1.0, "volts": None})
+    form = {"precision": "fp32", "files": {"a.pte": {"sha256": "00", "size_bytes": 1, "date": 0}}, "facts": {}}
+    with pytest.raises(TypeError, match=r"ExportedForm has no field for files\.a\.pte\.date$"):
+        documents.of(ExportedForm, form)
 
 
 def test_a_document_from_before_the_schema_is_of_the_first(place):

@@ -136,6 +136,25 @@ def test_the_disk_is_full_and_the_earlier_file_survives(source, tmp_path):
     assert place.read_text() == "WORDS"
 
 
+def test_what_is_kept_is_read_where_it_lies(tmp_path, capsys):
+    builds = []
+
+    def build(places, _):
+        builds.append(1)
+        places["result"].write_text("words")
+
+    def keep(**settings):
+        return store.kept("shout", settings=settings, outputs={"result": "a.txt"}, code=(), packages=(), build=build)
+
+    place = keep(a=1)["result"]
+    assert (keep(a=1)["result"], place.read_text(), len(builds)) == (place, "words", 1)
+    assert place.is_relative_to(tmp_path / "store")
+    assert keep(a=2)["result"] != place
+    place.write_text("other")
+    assert (keep(a=1)["result"].read_text(), len(builds)) == ("words", 3)
+    assert "thrown away, building again" in capsys.readouterr().err
+
+
 def test_two_runs_at_once_build_once(source, tmp_path):
     builds = []
 

@@ -149,6 +149,15 @@ def test_a_written_file_is_the_network(written, int8_program, programs, image, n
     assert compare.compare(got, want).relative_error <= compare.TOLERANCE[precision]
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_and_its_data_files_hold_the_whole_network(written, programs, name):
+    """What `repnets bench` shows as the size of a file: no part that its runtime reads is left out."""
+    file = written(name, "fp32")[0][0]
+    parts = [file, *LOADED[name].data_files(file)]
+    size_bytes = sum(one.stat().st_size for part in parts for one in (part, *part.rglob("*")) if one.is_file())
+    assert size_bytes > sum(4 * weight.numel() for weight in programs["fused"].parameters())
+
+
 @pytest.mark.parametrize(("name", "precision"), [case for case in CASES if case[1] in FLOATS])
 def test_the_exact_session_computes_in_float32(written, programs, image, name, precision):
     if LOADED[name].runtime.open_exact_session is None:

@@ -165,7 +165,7 @@ def test_functions_of_this_process_are_timed_by_the_wall_clock():
 
 
 def test_what_a_runtime_timed_in_its_own_way_is_one_launch():
-    timing = interleaved.taken_elsewhere({"a": [[1, 2], [3, 4]], "b": [[5], [6]]})
+    timing = interleaved.of_rounds({"a": [[1, 2], [3, 4]], "b": [[5], [6]]})
     assert [launch.tolist() for launch in timing.samples_ms["a"]] == [[[1.0, 2.0], [3.0, 4.0]]]
     assert timing.samples_ms["b"][0].dtype == np.float64
     assert timing.warmup == {"a": [], "b": []}

@@ -42,6 +42,7 @@ def test_files_of_several_runtimes_are_timed_in_turn(exported_files, engine, tmp
     (timed,) = written["runs"]
     assert timed["threads"] == timed["conditions"]["threads"] == 1
     assert {"torch", "onnxruntime", "executorch"} <= timed["conditions"]["versions"].keys()
+    assert written["schema"] == 1
     first, second, _, fourth = timed["files"]
     assert first["sha256"] == digests.digest(files[0]) and first["size_bytes"] == files[0].stat().st_size
     assert first["speedup"] is None and second["speedup"]["median"] > 0

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.deploy import app_layout, bundle_file
 from pipeline.errors import InputError
+from tests.fixtures.documents import bundle_manifest
 
 OK = 'print(\'{"status": "ok", "max_error": 1e-7, "tolerance": 1e-4, "images": 3, "runtime": "none"}\')'
 NAME = "toy-phone"
@@ -33,8 +35,8 @@ def make(folder: Path, content: str = "1", selftest: str = OK, backend: str = "e
         "integration/Classifier.swift": b"final class Classifier {}\n",
         "selftest.py": selftest.encode(),
     }
-    about = {"model": "toy", "target": "phone", "backend": backend, "file": file, "run": ["python3", "selftest.py"]}
-    return bundle_file.write(folder, members, about)
+    run = ["python3", "selftest.py"]
+    return bundle_file.write(folder, members, bundle_manifest(target="phone", backend=backend, file=file, run=run))
 
 
 @pytest.fixture
@@ -284,7 +286,6 @@ def test_a_real_bundle_on_a_real_device(checked_toy, pack, ssh_device, capsys):
 def again(tar: Path, **changed: bytes) -> Path:
     """The same bundle with other content in some files, packed as the first was."""
     opened = bundle_file.open_bundle(tar)
-    members = {name: opened.read(name) for name in opened.manifest["files"]} | changed
-    about = {key: value for key, value in opened.manifest.items() if key not in ("format", "digest", "files")}
-    about["sha256_of_file"] = hashlib.sha256(members[about["file"]]).hexdigest()
-    return bundle_file.write(tar.parent, members, about)
+    members = {name: opened.read(name) for name in opened.manifest.files} | changed
+    sha256 = hashlib.sha256(members[opened.manifest.file]).hexdigest()
+    return bundle_file.write(tar.parent, members, replace(opened.manifest, sha256_of_file=sha256))

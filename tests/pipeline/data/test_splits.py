@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import SplitSettings
 from pipeline.data import datasets, image_folder, splits, transforms
@@ -180,8 +182,8 @@ def test_workers_do_not_change_what_is_read(tmp_path):
     )
     assert plain[0][1].tolist() == alone[0][1].tolist()
     assert not torch.equal(plain[0][0], alone[0][0])
-    val = [list(images.batches("val", preprocessing, 2, workers=workers)) for workers in (0, 2)]
-    assert all(torch.equal(one[0], other[0]) for one, other in zip(*val, strict=True))
+    train = [list(images.batches("train", preprocessing, 2, workers=workers)) for workers in (0, 2)]
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(*train, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -197,6 +199,70 @@ def test_an_image_that_changed_since_the_split_is_noticed(tmp_path, workers):
     victim.unlink()
     with pytest.raises(InputError, match="cannot be read: No such file"):
         list(images.batches("val", images.preprocessing(24, "bilinear"), 2, workers=workers))
+
+
+def test_validation_images_are_decoded_once_for_every_process_and_network(tmp_path):
+    root = photographs(tmp_path / "photographs")
+    images = fix(tmp_path, "imagefolder", root)
+    first = everything(images, "val", images.preprocessing(24, "bilinear"))
+    shutil.rmtree(root)  # from here on they can only come out of the store
+    again = splits.open_split(tmp_path / "split.json")
+    assert torch.equal(first, everything(again, "val", again.preprocessing(24, "bilinear"), size=1))
+    labels = torch.cat([labels for _, labels in again.batches("val", again.preprocessing(24, "bilinear"), 1)])
+    assert labels.tolist() == [again.labels[number] for number in again.parts["val"]]
+    others = again.preprocessing(24, "bilinear", mean=(0.5, 0.4, 0.3), std=(1, 2, 4))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (again.facts.mean, again.facts.std))
+    levels = (first * std + mean - torch.tensor(others.mean)[:, None, None]) / torch.tensor(others.std)[:, None, None]
+    torch.testing.assert_close(everything(again, "val", others), levels, atol=1e-5, rtol=0)
+    for size, interpolation in ((23, "bilinear"), (24, "bicubic")):
+        with pytest.raises(InputError, match="cannot be read: No such file"):
+            everything(again, "val", again.preprocessing(size, interpolation))
+
+
+def test_a_part_of_the_validation_images_is_that_part(digits):
+    preprocessing = digits.preprocessing(8, "bilinear")
+    whole = everything(digits, "val", preprocessing)
+    assert torch.equal(everything(digits.share("val", 1, 2), "val", preprocessing), whole[1::2])
+    drawn = digits.sample("val", 5)
+    rows = [digits.parts["val"].index(number) for number in drawn.parts["val"]]
+    assert torch.equal(everything(drawn, "val", preprocessing), whole[rows])
+
+
+def test_prepared_images_that_were_damaged_are_noticed_and_prepared_again(tmp_path, capsys):
+    first = everything(fix(tmp_path), "val", fix(tmp_path).preprocessing(8, "bilinear"))
+    (file,) = (tmp_path / "store").glob("objects/*/pixels/pixels.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    images = splits.open_split(tmp_path / "split.json")
+    assert torch.equal(first, everything(images, "val", images.preprocessing(8, "bilinear")))
+    assert "pixels in the store no longer has the content that was put there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, array, told",
+    [
+        ("pixels", np.zeros((450, 3, 8, 8)), r"holds float64 \(450, 3, 8, 8\), and must hold float32"),
+        ("pixels", np.zeros((450, 3, 9, 8), np.float32), r"holds float32 \(450, 3, 9, 8\), and must hold float32"),
+        ("labels", np.zeros(12, np.int64), r"holds int64 \(12,\), and must hold int64 \(450,\)"),
+        ("pixels", b"words", "cannot be read as an array"),
+    ],
+)
+def test_an_array_that_something_else_put_into_the_store_is_refused(tmp_path, name, array, told):
+    """Its digest was put there too, so that shape and type have to tell."""
+    images = fix(tmp_path)
+    preprocessing = images.preprocessing(8, "bilinear")
+    everything(images, "val", preprocessing)
+    (file,) = (tmp_path / "store").glob(f"objects/*/{name}/*.npy")
+    if isinstance(array, bytes):
+        file.write_bytes(array)
+    else:
+        np.save(file, array)
+    entry = file.parents[1] / "entry.json"
+    entry.write_text(json.dumps({"outputs": {name: digests.digest(file.parent)}}))
+    with pytest.raises(InputError, match=told) as error:
+        everything(splits.open_split(tmp_path / "split.json"), "val", preprocessing)
+    assert f"Delete the folder {file.parents[1]} and run again" in str(error.value)
 
 
 def idx_files(root: Path, images: int = 6) -> Path:

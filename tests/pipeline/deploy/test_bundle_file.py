@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 
 import pytest
 
 from pipeline.deploy import bundle_file
 from pipeline.errors import InputError, StageError
+from tests.fixtures.documents import bundle_manifest
 
 MEMBERS = {
     "fused.pte": bytes(range(256)) * 9,
@@ -18,7 +20,7 @@ MEMBERS = {
     "selftest.py": b"#!/usr/bin/env python3\n",
     "package/Data/weights.bin": b"\1" * 512,
 }
-DOCUMENT = {"model": "toy", "target": "executorch", "backend": "executorch", "precision": "fp32", "tolerance": 1e-4}
+DOCUMENT = bundle_manifest(tolerance=1e-4)
 
 
 @pytest.fixture
@@ -55,9 +57,9 @@ def test_a_bundle_is_named_by_its_content_and_opens(tar):
     bundle = bundle_file.open_bundle(tar)
     assert tar.name == f"toy-executorch-{bundle.digest[:12]}.tar" == f"{bundle.name}.tar"
     assert list(bundle.members) == ["bundle.json", *sorted(MEMBERS)]
-    assert bundle.manifest["format"] == 1 and bundle.manifest["tolerance"] == 1e-4
+    assert bundle.manifest.tolerance == 1e-4 and json.loads(bundle.read("bundle.json"))["schema"] == 1
     assert bundle.read("labels.txt") == b"cat\ndog\n"
-    assert bundle.manifest["files"]["fused.pte"]["size_bytes"] == 2304
+    assert bundle.manifest.files["fused.pte"].size_bytes == 2304
 
 
 def test_tar_itself_reads_it(tar, tmp_path):
@@ -81,7 +83,7 @@ def test_the_same_content_gives_the_same_bytes(tar, tmp_path):
 
 @pytest.mark.parametrize(
     "members, document",
-    [(MEMBERS | {"labels.txt": b"dog\ncat\n"}, DOCUMENT), (MEMBERS, DOCUMENT | {"tolerance": 1e-3})],
+    [(MEMBERS | {"labels.txt": b"dog\ncat\n"}, DOCUMENT), (MEMBERS, replace(DOCUMENT, tolerance=1e-3))],
 )
 def test_another_content_has_another_name(tar, tmp_path, members, document):
     assert bundle_file.write(tmp_path, members, document).name != tar.name
@@ -97,7 +99,7 @@ def test_nothing_is_written_under_a_path_that_is_not_allowed(tmp_path, name):
 @pytest.mark.parametrize("key", ["model", "target"])
 def test_a_name_that_a_device_may_not_read_is_refused(tmp_path, key):
     with pytest.raises(InputError, match=f"the {key} `modèle` cannot be part of a bundle's name.*Rename it"):
-        bundle_file.write(tmp_path, MEMBERS, DOCUMENT | {key: "modèle"})
+        bundle_file.write(tmp_path, MEMBERS, replace(DOCUMENT, **{key: "modèle"}))
 
 
 def test_it_unpacks_whole(tar, tmp_path):
@@ -233,25 +235,45 @@ def test_bundle_json_must_come_first(tar):
     refused(tar, "its first file is not bundle.json")
 
 
-@pytest.mark.parametrize("text", [b"{", b"[]", b"{}", b'{"format": 1, "files": 3}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("text", [b"{", b"[]", b"{}", b'{"schema": 1, "files": 3}', b"\xff", b"[" * 100_000])
 def test_a_bundle_json_that_cannot_be_read_is_refused(tar, text):
     rewritten(tar, lambda members: [(members[0][0], text), *members[1:]])
-    refused(tar, "bundle.json cannot be read")
+    refused(tar, "bundle.json is no manifest of a bundle of this pipeline", "copy or build it again")
 
 
-@pytest.mark.parametrize("change", [{"model": "../toy"}, {"target": 3}, {"digest": None}])
-def test_a_bundle_json_whose_names_are_none_is_refused(tar, change):
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model": "../toy"}, "names no model or target as it must"),
+        ({"target": 3}, "target: input should be a valid string"),
+        ({"digest": None}, "digest: input should be a valid string"),
+        ({"files": {"labels.txt": {"sha256": 3, "size_bytes": 8}}}, "files.labels.txt.sha256: "),
+    ],
+)
+def test_a_bundle_json_whose_names_are_none_is_refused(tar, change, said):
     def changed(members):
         document = json.loads(members[0][1]) | change
         return [(members[0][0], json.dumps(document).encode()), *members[1:]]
 
     rewritten(tar, changed)
-    refused(tar, "names no model, target, backend or digest")
+    refused(tar, said)
 
 
-def test_a_later_format_says_what_to_do(tar):
-    rewritten(tar, lambda members: [(members[0][0], json.dumps({**json.loads(members[0][1]), "format": 2}).encode())])
-    refused(tar, "format 2", "Update repnets")
+@pytest.mark.parametrize(
+    "version, said",
+    [
+        ({"schema": 2}, ("of schema 2", "Update repnets")),
+        ({"format": 1}, ("made by an older version of repnets", "Build it again: snakemake bundles.")),
+    ],
+)
+def test_another_version_says_what_to_do(tar, version, said):
+    def changed(members):
+        document = json.loads(members[0][1])
+        del document["schema"]
+        return [(members[0][0], json.dumps(version | document).encode()), *members[1:]]
+
+    rewritten(tar, changed)
+    refused(tar, *said)
 
 
 def test_what_is_no_bundle_is_refused(tar, tmp_path):

@@ -16,6 +16,7 @@ import pytest
 from pipeline import devices
 from pipeline.deploy import bundle_file, install, installation, lock
 from pipeline.errors import DeviceError, GateError, InputError
+from tests.fixtures.documents import bundle_manifest
 
 OK = 'print(\'{"status": "ok", "max_error": 1e-7, "tolerance": 1e-4, "images": 3, "runtime": "none"}\')'
 HANGS = "import time\ntime.sleep(100000)"
@@ -29,8 +30,8 @@ def make(folder: Path, content: str = "1", selftest: str = OK, size: int = 0) ->
         "deep/labels.txt": b"a\nb\n",
         "selftest.py": selftest.encode(),
     }
-    document = {"model": "toy", "target": "executorch", "backend": "executorch", "run": ["python3", "selftest.py"]}
-    return bundle_file.write(folder, members, document)
+    manifest = bundle_manifest(run=["python3", "selftest.py"], time_limit_s=300)
+    return bundle_file.write(folder, members, manifest)
 
 
 def version(bundle: Path) -> str:
@@ -262,7 +263,7 @@ def test_a_dead_computers_lock_is_free_and_what_it_left_goes(board, tmp_path):
         from pipeline import devices
         from pipeline.deploy import lock
         device = devices.parse({board.device.name!r})
-        with lock.hold(device, {NAME!r}) as held:
+        with lock.acquire(device, {NAME!r}) as held:
             device.output(['mkdir', held.incoming])
             print('held', flush=True)
             sys.stdin.read()
@@ -272,12 +273,12 @@ def test_a_dead_computers_lock_is_free_and_what_it_left_goes(board, tmp_path):
         [sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=project
     ) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(DeviceError, match="holds"), lock.hold(board.device, NAME):
+        with pytest.raises(DeviceError, match="holds"), lock.acquire(board.device, NAME):
             pass
         other.kill()
     for _ in range(100):  # the device learns of it by the end of its input
         try:
-            with lock.hold(board.device, NAME):
+            with lock.acquire(board.device, NAME):
                 break
         except DeviceError as error:
             assert "holds" in str(error)
@@ -340,7 +341,7 @@ def test_a_link_that_is_cut_for_good(ssh_device, ssh_board, tmp_path, monkeypatc
     assert "cannot be reached" in str(raised[0])
     assert f"See what is current, once the link is back: repnets devices {ssh_board.device.name}" in str(raised[0])
     ssh_device.set_up()
-    with lock.hold(ssh_board.device, NAME):  # free again, once the device has found out
+    with lock.acquire(ssh_board.device, NAME):  # free again, once the device has found out
         pass
     assert ssh_board.lies_there() == installed
 
@@ -421,7 +422,7 @@ def test_over_adb(adb_stand_in, tmp_path):
     assert (shipped.folder, os.readlink(folder / "current")) == (str(folder), f"versions/{version(second)}")
     with pytest.raises(GateError, match=r"the self-test failed on adb:STANDIN, exit code 1: .*stays current there"):
         ship(make(tmp_path, "3", "import sys; sys.exit(1)"), device)
-    with lock.hold(device, NAME), pytest.raises(DeviceError, match="another ship to adb:STANDIN holds"):
+    with lock.acquire(device, NAME), pytest.raises(DeviceError, match="another ship to adb:STANDIN holds"):
         install.roll_back(NAME, device)
     install.roll_back(NAME, device)
     assert os.readlink(folder / "current") == f"versions/{version(first)}"
@@ -455,7 +456,7 @@ def test_the_scripts_run_on_small_tools(tmp_path, monkeypatch, box, shell, other
     ship(first, board.device, selftest=False)
     ship(second, board.device, selftest=False)
     assert board.current == version(second)
-    with lock.hold(board.device, NAME), pytest.raises(DeviceError, match="another ship to local holds"):
+    with lock.acquire(board.device, NAME), pytest.raises(DeviceError, match="another ship to local holds"):
         ship(first, board.device)
     install.roll_back(NAME, board.device)
     assert board.current == version(first)

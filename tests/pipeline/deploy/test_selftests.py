@@ -11,12 +11,14 @@ import signal
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from pipeline.deploy import bundle_file, templates
+from tests.fixtures.documents import bundle_manifest
 
 SHIPPED = Path(templates.__file__).with_name("shipped")
 PROJECT = SHIPPED.parents[2]
@@ -36,17 +38,15 @@ class Network:
 
 def packed(opening="pass", answer=RIGHT, want=(2.0, 4.0, 6.0, 8.0), limit=60):
     """The members and bundle.json of a bundle whose network doubles four numbers."""
-    document = {
-        "model": "toy", "target": "phone", "backend": "none", "precision": "fp32", "tolerance": 1e-4,
-        "time_limit_s": limit, "golden": [{"input": "in.bin", "output": "out.bin", "labels": [1]}],
-    }  # fmt: skip
+    golden = [{"input": "in.bin", "output": "out.bin", "labels": [1]}]
+    manifest = bundle_manifest(target="phone", backend="none", tolerance=1e-4, time_limit_s=limit, golden=golden)
     members = {
         "selftest.py": (SHIPPED / "selftest.py").read_bytes(),
         "predict.py": NETWORK.format(opening=opening, answer=answer).encode(),
         "in.bin": struct.pack("<4f", 1, 2, 3, 4),
         "out.bin": struct.pack("<4f", *want),
     }
-    return members, document
+    return members, manifest
 
 
 def installed(tmp_path, *made):
@@ -106,7 +106,7 @@ def test_a_missing_file_is_named(tmp_path):
     "old, new, said",
     [
         ('"tolerance": 0.0001', '"tolerance": 0.5001', "does not have the digest"),
-        ('"format"', "", "cannot be read"),
+        ('"schema"', "", "cannot be read"),
         ('"files"', '"filed"', "cannot be read"),
     ],
 )
@@ -158,8 +158,8 @@ def test_onnx_runtime_cannot_stand_in_where_there_is_no_onnx_file(tmp_path):
 
 
 def test_a_bundle_without_golden_images_does_not_pass(tmp_path):
-    members, document = packed()
-    told = run_selftest(installed(tmp_path, members, {**document, "golden": []}))
+    members, manifest = packed()
+    told = run_selftest(installed(tmp_path, members, replace(manifest, golden=())))
     assert told["status"] == "failed" and "nothing was compared" in told["reason"]
 
 
@@ -297,7 +297,7 @@ def test_a_core_ml_bundle_is_unavailable_off_a_mac_and_its_golden_outputs_are_th
     made.unpack(tmp_path / "bundle")
     told = run_selftest(tmp_path / "bundle", python=(sys.executable, "-I", "-S"))
     assert told["status"] == "unavailable" and "Apple's systems alone" in told["reason"]
-    about = made.manifest
+    about = json.loads(made.read("bundle.json"))
     inputs, want = (
         np.stack([np.frombuffer(made.read(case[key]), "<f4") for case in about["golden"]])
         for key in ("input", "output")
@@ -397,7 +397,7 @@ def test_the_cpp_snippet_compiles_and_gives_the_golden_outputs(checked_toy, pack
 
     first = shell(commands)
     assert first.returncode == 0, first.stderr
-    for case in made.manifest["golden"]:
+    for case in json.loads(made.read("bundle.json"))["golden"]:
         printed = shell(f"./classifier ../fused.pte ../labels.txt ../{case['input']}").stdout.splitlines()
         want = struct.unpack("<10f", made.read(case["output"]))
         got = [float(line) for line in printed[1:]]
@@ -413,7 +413,6 @@ def test_the_python_snippet_tells_the_class_of_an_image_file(checked_toy, pack, 
     import torch
     from PIL import Image
 
-    from pipeline.artifacts.manifest import Preprocessing
     from pipeline.backends.worker import client
     from pipeline.data import transforms
 
@@ -428,8 +427,10 @@ def test_the_python_snippet_tells_the_class_of_an_image_file(checked_toy, pack, 
     finally:
         sys.path.pop(0)
         del sys.modules["classify"]
-    got = torch.frombuffer(bytearray(classify.network_input(image, made.manifest)), dtype=torch.float32)
-    how = Preprocessing.from_dict(made.manifest["preprocessing"])
+    got = torch.frombuffer(
+        bytearray(classify.network_input(image, json.loads(made.read("bundle.json")))), dtype=torch.float32
+    )
+    how = made.manifest.preprocessing
     want = transforms.prepare(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], how)
     assert (got.view(1, 3, 32, 32) - want).abs().max() < 1.1 / 255 / min(how.std), "a pixel's rounding"
     script = tmp_path / "bundle" / "integration" / "classify.py"

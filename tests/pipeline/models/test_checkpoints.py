@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,23 @@ import torch
 from safetensors.torch import save_file
 
 import repnets
+from pipeline.artifacts import documents
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
+from pipeline.artifacts.manifest import Preprocessing
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints
 
 PROJECT = Path(__file__).resolve().parents[3]
-HEADER = {
-    "arch": "toy",
-    "num_classes": 10,
-    "epoch": 3,
-    "weights": "raw",
-    "seed": 0,
-    "metrics": {"val_accuracy": 0.5},
-}
+HEADER = CheckpointHeader(
+    arch="toy",
+    num_classes=10,
+    preprocessing=Preprocessing(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), tuple("0123456789")),
+    data_digest="0" * 64,
+    epoch=3,
+    weights="raw",
+    seed=0,
+    metrics={"val_accuracy": 0.5},
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def test_memory_order_and_process_do_not_change_the_bytes(tmp_path, state):
         name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
         for name, tensor in reversed(state.items())
     }
-    checkpoints.write(tmp_path / "second.safetensors", turned, dict(reversed(HEADER.items())))
+    checkpoints.write(tmp_path / "second.safetensors", turned, HEADER)
     script = (
         "import sys; from pathlib import Path; from pipeline.models import checkpoints\n"
         "checkpoints.write(Path(sys.argv[2]), *checkpoints.read(Path(sys.argv[1])))"
@@ -65,7 +71,7 @@ def test_a_network_comes_back_ready_to_use(tmp_path, state):
     path = tmp_path / "checkpoint.safetensors"
     checkpoints.write(path, state, HEADER)
     model, header = checkpoints.load_model(path)
-    assert header["arch"] == "toy"
+    assert header.arch == "toy"
     assert not any(module.training for module in model.modules())
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     reference = repnets.create_model("toy", num_classes=10)
@@ -205,12 +211,32 @@ def test_counters_alone_may_be_missing_and_half_precision_is_widened(state):
 
 
 def test_a_header_with_a_network_that_is_gone(tmp_path, state):
-    checkpoints.write(tmp_path / "checkpoint.safetensors", state, {**HEADER, "arch": "gone"})
+    checkpoints.write(tmp_path / "checkpoint.safetensors", state, replace(HEADER, arch="gone"))
     with pytest.raises(InputError, match=r"there is no network `gone`; known: toy, "):
         checkpoints.load_model(tmp_path / "checkpoint.safetensors")
 
 
 def test_nan_in_a_header_is_refused(tmp_path, state):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        checkpoints.write(tmp_path / "checkpoint.safetensors", state, {**HEADER, "loss": float("nan")})
-    assert json.loads(json.dumps(HEADER)) == HEADER
+        checkpoints.write(tmp_path / "checkpoint.safetensors", state, replace(HEADER, metrics={"loss": float("nan")}))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", r"the header in .* is no header of a checkpoint of this pipeline, .*Train the network again; or save"),
+        ('{"arch": "toy"}', r"num_classes: field required"),
+        ('{"schema": 2}', r"is a header of a checkpoint of schema 2, and this version of repnets reads 1: .*Update"),
+    ],
+)
+def test_a_header_that_cannot_be_read_is_refused(tmp_path, state, header, message):
+    save_file(state, tmp_path / "checkpoint.safetensors", metadata={"repnets": header})
+    with pytest.raises(InputError, match=message):
+        checkpoints.load_model(tmp_path / "checkpoint.safetensors")
+
+
+def test_a_header_from_before_the_schema_is_of_the_first(tmp_path, state):
+    old = documents.plain(HEADER)
+    assert old.pop("schema") == 1
+    save_file(state, tmp_path / "checkpoint.safetensors", metadata={"repnets": json.dumps(old)})
+    assert checkpoints.read_header(tmp_path / "checkpoint.safetensors") == HEADER

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import repnets
+from pipeline.artifacts import documents
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints
 from repnets.checkpoints.layouts import convert, shapes
+from tests.fixtures.documents import completed
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -146,9 +149,10 @@ def test_a_safetensors_file_is_read_with_its_header_if_it_is_ours(tmp_path, stat
     save_file(state, tmp_path / "bare.safetensors")
     found, weights, header = external_checkpoints.read(tmp_path / "bare.safetensors")
     assert (found.keys(), weights, header) == (state.keys(), "raw", None)
-    checkpoints.write(tmp_path / "ours.safetensors", state, {"arch": "toy", "weights": "ema"})
+    own = documents.of(CheckpointHeader, completed(CheckpointHeader, {"arch": "toy", "weights": "ema"}))
+    checkpoints.write(tmp_path / "ours.safetensors", state, own)
     _, weights, header = external_checkpoints.read(tmp_path / "ours.safetensors")
-    assert (weights, header) == ("ema", {"arch": "toy", "weights": "ema"})
+    assert (weights, header) == ("ema", own)
 
 
 # Layouts

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import repnets
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.config.stages import AdoptSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
@@ -22,12 +23,12 @@ SETTINGS = AdoptSettings(arch="toy", image_size=32, interpolation="bilinear")
 
 
 @pytest.fixture
-def brought(artifacts) -> tuple[dict[str, torch.Tensor], dict]:
+def brought(artifacts) -> tuple[dict[str, torch.Tensor], CheckpointHeader]:
     """Weights and header of a checkpoint of this pipeline."""
     return checkpoints.read(artifacts.checkpoint)
 
 
-def adopted(artifacts, source: Path, settings: AdoptSettings = SETTINGS) -> tuple[dict, dict]:
+def adopted(artifacts, source: Path, settings: AdoptSettings = SETTINGS) -> tuple[dict, CheckpointHeader]:
     """Run the stage; what it wrote."""
     target = source.parent / "adopted" / "checkpoint.safetensors"
     adopt.run(settings, source=source, split=artifacts.split, checkpoint=target)
@@ -42,10 +43,10 @@ def test_a_bare_state_dict_is_adopted(artifacts, brought, tmp_path, suffix):
     got, header = adopted(artifacts, source)
     assert all(torch.equal(got[name], tensor) for name, tensor in state.items())
     images = splits.open_split(artifacts.split)
-    assert (header["arch"], header["num_classes"], header["weights"]) == ("toy", 10, "raw")
-    assert header["data_digest"] == images.digest
-    assert header["preprocessing"]["classes"] == list(images.classes)
-    assert header["preprocessing"]["image_size"] == 32
+    assert (header.arch, header.num_classes, header.weights) == ("toy", 10, "raw")
+    assert header.data_digest == images.digest
+    assert header.preprocessing.classes == tuple(images.classes)
+    assert header.preprocessing.image_size == 32
 
 
 def test_the_accuracy_is_measured_on_the_validation_images(artifacts, brought, tmp_path, capsys):
@@ -58,9 +59,9 @@ def test_the_accuracy_is_measured_on_the_validation_images(artifacts, brought, t
     with torch.inference_mode():
         for batch, labels in images.batches("val", images.preprocessing(32, "bilinear"), 50):
             right += int((model(batch).argmax(1) == labels).sum())
-    assert header["metrics"]["val_accuracy"] == pytest.approx(right / images.size("val"), abs=1 / images.size("val"))
+    assert header.metrics["val_accuracy"] == pytest.approx(right / images.size("val"), abs=1 / images.size("val"))
     said = capsys.readouterr()
-    assert f"is right on {header['metrics']['val_accuracy']:.2%} of 359 validation images" in said.out
+    assert f"is right on {header.metrics['val_accuracy']:.2%} of 359 validation images" in said.out
     # the network was never trained
     assert "no better than guessing among 10 classes" in said.err
 
@@ -70,19 +71,17 @@ def test_an_average_is_called_one(artifacts, brought, tmp_path):
     wrong = {name: tensor + 1 for name, tensor in state.items()}
     torch.save({"state_dict": wrong, "state_dict_ema": state}, tmp_path / "mine.pth")
     got, header = adopted(artifacts, tmp_path / "mine.pth")
-    assert header["weights"] == "ema"
+    assert header.weights == "ema"
     assert torch.equal(got["head.linear.weight"], state["head.linear.weight"])
 
 
 def test_a_file_of_our_own_keeps_what_its_header_says(artifacts, brought, tmp_path):
     state, header = brought
-    preprocessing = {**header["preprocessing"], "mean": [0.1, 0.2, 0.3]}
-    checkpoints.write(
-        tmp_path / "ours.safetensors", state, {**header, "weights": "ema", "preprocessing": preprocessing}
-    )
+    preprocessing = replace(header.preprocessing, mean=(0.1, 0.2, 0.3))
+    checkpoints.write(tmp_path / "ours.safetensors", state, replace(header, weights="ema", preprocessing=preprocessing))
     _, got = adopted(artifacts, tmp_path / "ours.safetensors")
-    assert got["weights"] == "ema"
-    assert got["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert got.weights == "ema"
+    assert got.preprocessing.mean == (0.1, 0.2, 0.3)
 
 
 def test_mean_and_std_that_are_set_hold_against_the_data_sets_and_the_headers(artifacts, brought, tmp_path):
@@ -92,8 +91,8 @@ def test_mean_and_std_that_are_set_hold_against_the_data_sets_and_the_headers(ar
     settings = SETTINGS.model_copy(update={"mean": (0.5, 0.4, 0.3)})
     for name in ("mine.pth", "ours.safetensors"):
         _, got = adopted(artifacts, tmp_path / name, settings)
-        assert got["preprocessing"]["mean"] == [0.5, 0.4, 0.3]
-        assert got["preprocessing"]["std"] == header["preprocessing"]["std"]
+        assert got.preprocessing.mean == (0.5, 0.4, 0.3)
+        assert got.preprocessing.std == header.preprocessing.std
 
 
 def test_a_size_that_the_network_does_not_run_at_is_told(artifacts, tmp_path):
@@ -125,7 +124,7 @@ def test_a_file_of_our_own_for_another_network_is_refused(artifacts, brought, tm
 )
 def test_a_file_of_our_own_with_other_classes_is_refused(artifacts, brought, tmp_path, classes, message):
     state, header = brought
-    header = {**header, "preprocessing": {**header["preprocessing"], "classes": classes}}
+    header = replace(header, preprocessing=replace(header.preprocessing, classes=tuple(classes)))
     checkpoints.write(tmp_path / "ours.safetensors", state, header)
     with pytest.raises(InputError, match=message):
         adopted(artifacts, tmp_path / "ours.safetensors")
@@ -192,7 +191,7 @@ def test_another_split_is_another_result(artifacts, brought, tmp_path, capsys):
         split=tmp_path / "other.json",
         checkpoint=tmp_path / "o.safetensors",
     )
-    assert checkpoints.read_header(tmp_path / "o.safetensors")["data_digest"] == other.digest
+    assert checkpoints.read_header(tmp_path / "o.safetensors").data_digest == other.digest
 
 
 # Layouts of others, and networks that came folded
@@ -204,7 +203,7 @@ def test_a_checkpoint_in_the_layout_of_others_is_adopted(artifacts, randomise, t
     theirs = {f"module.{name}": tensor for name, tensor in convert(model.state_dict(), "mobileone_s1", naming).items()}
     torch.save({"state_dict": theirs}, tmp_path / "mine.pth")
     got, header = adopted(artifacts, tmp_path / "mine.pth", SETTINGS.model_copy(update={"arch": "mobileone_s1"}))
-    assert header["form"] == "training"
+    assert header.form == "training"
     assert got.keys() == model.state_dict().keys()
     assert all(torch.equal(got[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -218,7 +217,7 @@ def folded(artifacts) -> dict[str, torch.Tensor]:
 def test_a_network_that_came_folded_says_so_and_is_loaded_fused(artifacts, folded, tmp_path):
     torch.save({"model": folded}, tmp_path / "mine.pth")
     got, header = adopted(artifacts, tmp_path / "mine.pth")
-    assert header["form"] == "deploy"
+    assert header.form == "deploy"
     assert len(got) == len(folded) == 8
     model, _ = checkpoints.load_model(tmp_path / "adopted/checkpoint.safetensors")
     images = torch.randn(3, 3, 40, 32)
@@ -232,7 +231,7 @@ def test_a_network_that_came_folded_is_adopted_again(artifacts, folded, tmp_path
     first, header = adopted(artifacts, tmp_path / "mine.pth")
     checkpoints.write(tmp_path / "again.safetensors", first, header)
     again, header = adopted(artifacts, tmp_path / "again.safetensors")
-    assert header["form"] == "deploy"
+    assert header.form == "deploy"
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
 
@@ -244,7 +243,7 @@ def test_deploy_weights_of_others_are_loaded_by_block(artifacts, randomise, tmp_
     fused = repnets.fuse(model, torch.zeros(1, 3, 64, 64)).module
     torch.save(convert(fused.state_dict(), "mobileone_s4", naming), tmp_path / "mine.pth")
     got, header = adopted(artifacts, tmp_path / "mine.pth", SETTINGS.model_copy(update={"arch": "mobileone_s4"}))
-    assert header["form"] == "deploy"
+    assert header.form == "deploy"
     assert got.keys() == fused.state_dict().keys()
     assert all(torch.equal(got[name], tensor) for name, tensor in fused.state_dict().items())
 

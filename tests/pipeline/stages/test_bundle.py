@@ -11,11 +11,16 @@ import pytest
 import torch
 
 from pipeline import backends
-from pipeline.artifacts.check_result import CheckedForm, Held
+from pipeline.artifacts.check_result import CheckedForm, GateResult
 from pipeline.config import project
 from pipeline.data import splits
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
+
+
+def about_of(made):
+    """bundle.json, as JSON types."""
+    return json.loads(made.read("bundle.json"))
 
 
 def floats(content):
@@ -25,7 +30,7 @@ def floats(content):
 def test_what_is_in_it(checked_toy, pack, artifacts):
     folder = checked_toy("executorch")
     made = pack(folder)
-    about = made.manifest
+    about = about_of(made)
     assert {name for name in about["files"] if not name.startswith("golden/")} == {
         "README.md", "fused.pte", "labels.txt", "predict.py", "preprocessing.txt", "selftest.py",
         "integration/Classifier.kt", "integration/Classifier.swift", "integration/classifier.cpp",
@@ -47,7 +52,7 @@ def test_golden_images_are_of_the_validation_set_and_of_different_classes(checke
     preprocessing = split.preprocessing(32, "bilinear")
     images, labels = next(iter(split.batches("val", preprocessing, split.size("val"))))
     program = torch.export.load(artifacts.fused).module()
-    cases = made.manifest["golden"]
+    cases = about_of(made)["golden"]
     assert len(cases) == 8 == len({case["labels"][0] for case in cases})
     for case in cases:
         values = floats(made.read(case["input"])).view(1, 3, 32, 32)
@@ -135,23 +140,23 @@ def test_golden_images_are_spread_over_the_classes():
 @pytest.mark.parametrize(
     "held, want",
     [
-        (Held(1e-4, max_relative_error=1e-7), 1e-4),
-        (Held(2e-2, loss_of_fused=0.03), 0.06),
-        (Held(0.1, flips=()), 0.1),
+        (GateResult(1e-4, max_relative_error=1e-7), 1e-4),
+        (GateResult(2e-2, loss_of_fused=0.03), 0.06),
+        (GateResult(0.1, flips=()), 0.1),
     ],
 )
 def test_the_tolerance_is_what_check_allowed(held, want):
-    assert golden.tolerance(CheckedForm({}, Held(), 1.0, 0.9, held), "fp16") == want
+    assert golden.tolerance(CheckedForm({}, GateResult(), 1.0, 0.9, held), "fp16") == want
 
 
 def test_where_check_had_no_runtime_the_precision_s_own_tolerance_holds():
-    assert golden.tolerance(CheckedForm({}, Held(), 1.0, 0.9), "fp16") == 2e-2
-    assert golden.tolerance(CheckedForm({}, Held(), 1.0, 0.9), "w4") == 2e-2
+    assert golden.tolerance(CheckedForm({}, GateResult(), 1.0, 0.9), "fp16") == 2e-2
+    assert golden.tolerance(CheckedForm({}, GateResult(), 1.0, 0.9), "w4") == 2e-2
 
 
 def test_nothing_is_left_to_fill_in(checked_toy, pack):
     made = pack(checked_toy("executorch"))
-    for name in made.manifest["files"]:
+    for name in made.manifest.files:
         if name.endswith((".md", ".txt", ".cpp", ".kt", ".swift")):
             text = made.read(name).decode()
             assert "@" not in text.replace("@Experimental", ""), name
@@ -189,7 +194,7 @@ def test_a_timing_cache_goes_along_under_the_name_that_build_engine_sh_reads(tmp
 @pytest.mark.slow
 def test_a_larger_batch_is_filled_up(checked_toy, pack):
     made = pack(checked_toy("executorch", batch=3), golden_images=4)
-    cases = made.manifest["golden"]
+    cases = about_of(made)["golden"]
     assert [len(case["labels"]) for case in cases] == [3, 3]
     first, last = (floats(made.read(case["input"])).view(3, -1) for case in cases)
     assert torch.equal(last[1], first[0]) and torch.equal(last[2], first[1])
@@ -199,7 +204,7 @@ def test_a_larger_batch_is_filled_up(checked_toy, pack):
 @pytest.mark.slow
 def test_a_core_ml_classifier_that_takes_pixels(checked_toy, pack, artifacts):
     made = pack(checked_toy("coreml", "fp16", class_labels=True, normalization=True))
-    about, case = made.manifest, made.manifest["golden"][0]
+    about, case = about_of(made), about_of(made)["golden"][0]
     assert {name for name in about["files"] if name.startswith("fused.mlpackage/")} >= {
         "fused.mlpackage/Manifest.json",
         "fused.mlpackage/Data/com.apple.CoreML/model.mlmodel",
@@ -224,12 +229,14 @@ def test_a_core_ml_classifier_that_takes_pixels(checked_toy, pack, artifacts):
 def test_tensorrt_ships_the_onnx_file_and_no_engine(checked_toy, pack):
     folder = checked_toy("tensorrt", "fp16", compute_capabilities=["8.6"])
     made = pack(folder)
-    top = {name for name in made.manifest["files"] if "/" not in name}
+    top = {name for name in made.manifest.files if "/" not in name}
     assert top == {"README.md", "fused.onnx", "build_engine.sh", "labels.txt", "predict.py", "preprocessing.txt",
                    "selftest.py"}  # fmt: skip
-    assert made.manifest["trtexec"]["build"][0] == "--stronglyTyped" and made.manifest["trtexec"]["run"] == []
+    assert (
+        made.manifest.facts["trtexec"]["build"][0] == "--stronglyTyped" and made.manifest.facts["trtexec"]["run"] == []
+    )
     script = made.read("build_engine.sh").decode()
-    assert all(option in script for option in made.manifest["trtexec"]["build"])
+    assert all(option in script for option in made.manifest.facts["trtexec"]["build"])
     with pytest.raises(InputError, match=r"it is TensorRT-RTX's|there is none"):
         pack(folder, include_engine=True)
 
@@ -246,14 +253,14 @@ def test_an_engine_goes_along_where_tensorrt_built_it_here(checked_toy, pack, tm
         pytest.skip("no builder of engines is installed")
     made = pack(folder, include_engine=True)
     assert made.read("fused.engine") == (folder / "fused.engine").read_bytes()
-    assert made.manifest["engine"] == {"maker": "TensorRT", "version": "10.3.0", "compute_capabilities": ["8.7"]}
+    assert made.manifest.facts["engine"] == {"maker": "TensorRT", "version": "10.3.0", "compute_capabilities": ["8.7"]}
 
 
 @pytest.mark.slow
 def test_an_int8_bundle_holds_the_int8_program_s_outputs(checked_toy, pack, quantized):
     made = pack(checked_toy("executorch", "int8", form="quantized"))
-    assert made.manifest["file"] == "quantized.pte" and made.manifest["tolerance"] >= 0.05
+    assert made.manifest.file == "quantized.pte" and made.manifest.tolerance >= 0.05
     program = torch.export.load(quantized).module()
-    case = made.manifest["golden"][3]
+    case = about_of(made)["golden"][3]
     want = program(floats(made.read(case["input"])).view(1, 3, 32, 32)).detach().flatten()
     assert torch.allclose(floats(made.read(case["output"])), want, atol=0.02 * float(want.abs().max()))

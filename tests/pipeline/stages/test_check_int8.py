@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from pipeline import backends
 from pipeline.artifacts import digests, documents
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, read_json
+from pipeline.backends.worker import client
 from pipeline.config.stages import BenchSettings, ExportSettings
 from pipeline.config.targets import Bench, Check
 from pipeline.data.splits import open_split
@@ -198,7 +200,7 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
     """Of a file that adds to two logits, to each less than the tolerance, and turns their order round."""
     folder = copied("onnx")
     written = documents.read(Manifest, folder / "manifest.json")
-    reference = Reference(quantized, artifacts.split, spec_of(written, written.preprocessing))
+    reference = Reference(quantized, open_split(artifacts.split), spec_of(written, written.preprocessing))
     largest, (second, first) = np.abs(reference.logits).max(), reference.logits[0].argsort()[-2:]
     gap = (reference.logits[0, first] - reference.logits[0, second]) / largest
     shift = np.zeros(reference.logits.shape[1], np.float32)
@@ -212,13 +214,15 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
     onnx.save(model, file)
 
     def checked(tolerance):
-        return gates.Checked("onnx", Check(tolerance=float(tolerance)), file, "quantized", reference, False)
+        predict = partial(client.predict, "onnx", file)
+        limits = Check(tolerance=float(tolerance))
+        return gates.CheckedFile("onnx", limits, file, "quantized", reference, False, predict)
 
     with pytest.raises(
         GateError, match=r"image \d+ is of class \d, but by quantized\.pt2 of class \d, whose logit is "
     ):
-        checked(0.6 * gap).hold_precision(0.0)
-    assert len(checked(1.2 * gap).hold_precision(0.0).flips) >= 1
+        checked(0.6 * gap).check_precision(0.0)
+    assert len(checked(1.2 * gap).check_precision(0.0).flips) >= 1
 
 
 def test_the_bench_tells_what_int8_gained(artifacts, quantized, copied, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import repnets
 from pipeline.artifacts import digests
+from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.config.project import Training
 from pipeline.config.stages import NoSettings, RecalibrateSettings
 from pipeline.data import splits
@@ -20,7 +22,7 @@ from repnets.batch_norms import bn_health
 
 
 @pytest.fixture(scope="module")
-def learned(artifacts) -> tuple[dict[str, torch.Tensor], dict]:
+def learned(artifacts) -> tuple[dict[str, torch.Tensor], CheckpointHeader]:
     """Weights and header of a toy network that knows digits."""
     images = splits.open_split(artifacts.split)
     torch.manual_seed(0)
@@ -29,8 +31,8 @@ def learned(artifacts) -> tuple[dict[str, torch.Tensor], dict]:
     made = training.fit(model, images, preprocessing, Training(epochs=3))
     assert made.records[-1]["val_accuracy"] > 0.9
     _, header = checkpoints.read(artifacts.checkpoint)
-    header["preprocessing"]["image_size"] = 16
-    return made.state, {**header, "metrics": {"val_accuracy": made.records[-1]["val_accuracy"], "train_loss": 0.5}}
+    metrics = {"val_accuracy": made.records[-1]["val_accuracy"], "train_loss": 0.5}
+    return made.state, replace(header, preprocessing=replace(header.preprocessing, image_size=16), metrics=metrics)
 
 
 def spoiled(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -44,7 +46,7 @@ def spoiled(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def recalibrated(folder: Path, artifacts, images: int) -> tuple[dict[str, torch.Tensor], dict]:
+def recalibrated(folder: Path, artifacts, images: int) -> tuple[dict[str, torch.Tensor], CheckpointHeader]:
     recalibrate.run(
         RecalibrateSettings(recalibrate_bn=images),
         checkpoint=folder / "checkpoint.safetensors",
@@ -65,7 +67,7 @@ def test_a_spoiled_network_gets_its_accuracy_back(learned, artifacts, tmp_path, 
     said = capsys.readouterr().out
     after = top1_accuracy(checkpoints.load_model(tmp_path / "recalibrated.safetensors")[0], images, preprocessing)
     assert before < 0.5
-    assert after > header["metrics"]["val_accuracy"] - 0.03
+    assert after > header.metrics["val_accuracy"] - 0.03
     assert f"statistics of 300 training images; right on {after:.2%} of 359 validation images" in said
     assert f"before on {before:.2%}" in said
     assert all(
@@ -73,11 +75,11 @@ def test_a_spoiled_network_gets_its_accuracy_back(learned, artifacts, tmp_path, 
         for name, tensor in state.items()
         if "running" not in name and "num_b" not in name
     )
-    assert told == {
-        **header,
-        "metrics": {"val_accuracy": after, "train_loss": 0.5},
-        "recalibrated": {"images": 300, "from": digests.digest(path)},
-    }
+    assert told == replace(
+        header,
+        metrics={"val_accuracy": after, "train_loss": 0.5},
+        recalibrated={"images": 300, "from": digests.digest(path)},
+    )
 
 
 def test_images_held_out_play_no_part_and_training_images_do(learned, artifacts, tmp_path):
@@ -109,7 +111,7 @@ def test_images_held_out_play_no_part_and_training_images_do(learned, artifacts,
 def test_more_images_than_there_are_takes_them_all(learned, artifacts, tmp_path):
     checkpoints.write(tmp_path / "checkpoint.safetensors", learned[0], learned[1])
     _, told = recalibrated(tmp_path, artifacts, 10**6)
-    assert told["recalibrated"]["images"] == splits.open_split(artifacts.split).size("train")
+    assert told.recalibrated["images"] == splits.open_split(artifacts.split).size("train")
 
 
 def test_the_same_images_give_the_same_bytes_and_their_number_is_in_the_key(

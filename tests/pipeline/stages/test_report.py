@@ -109,9 +109,9 @@ def test_the_whole_page(written):
 # What the fold gained
 
 `branched` is the network as it was trained, `fused` the same network with its branches folded into single
-convolutions, `file` what a device runs: the fused network, exported, or in int8 the quantized one. % is top-1
-accuracy on the validation images, ms the median of one inference. `speed-up` is how many times as fast `file`
-is as `branched`, or where that is said below as `fused`, for the same runtime, with its 95% interval.
+convolutions, `file` what a device runs: the fused network, exported, or for int8 the quantized one. % is
+top-1 accuracy on the validation images, ms the median latency. `speed-up` is how many times as fast `file` is
+as `branched` on the same runtime, with its 95% interval; a note below says where it is over `fused` instead.
 
 | model | target | status      | threads | file MB | branched % | fused % | file % | file ms |          speed-up |
 | ----- | ------ | ----------- | ------: | ------: | ---------: | ------: | -----: | ------: | ----------------: |
@@ -120,13 +120,13 @@ is as `branched`, or where that is said below as `fused`, for the same runtime, 
 
 - tablet: unavailable. Core ML runs on macOS alone, and this is Linux. To get figures: Run the same command on
   a Mac.
-- phone: file % was taken with ExecuTorch.
-- tablet: file % is unknown, nothing here runs the file.
+- phone: file % was measured with ExecuTorch.
+- tablet: file % is unknown: nothing here runs the file.
 
 ## Reference: ONNX Runtime, fp32
 
-NOT the target's figures. Its runtime is not on this machine, so the same network, in fp32, was timed with
-ONNX Runtime on this machine's CPU. They show what is gained on a CPU; a device can differ.
+These are NOT figures of the target. Its runtime is not on this machine, so the same network was timed in fp32
+with ONNX Runtime on this machine's CPU. They show what is gained on a CPU; a device can differ.
 
 | model | stands in for | threads | branched ms | fused ms |          speed-up |
 | ----- | ------------- | ------: | ----------: | -------: | ----------------: |
@@ -134,9 +134,9 @@ ONNX Runtime on this machine's CPU. They show what is gained on a CPU; a device 
 
 ## Where the time goes
 
-The operations of `file` that take the longest, at most 10 of each model and target, and their share of the
-time of all operations. A runtime that is made to tell takes longer, and what lies between operations is in
-none of them: so their sum is not the time of an inference.
+The slowest operations of `file`, at most 10 for each model and target, and their share of the time of all
+operations. Profiling slows a runtime down, and the time between operations is counted in none of them, so
+their sum is not the latency of an inference.
 
 | model | target | layer  | operation      |    ms | share % |
 | ----- | ------ | ------ | -------------- | ----: | ------: |
@@ -146,16 +146,16 @@ none of them: so their sum is not the time of an inference.
 
 ## What int8 will do
 
-A forecast from training images, before anything is quantized: what int8 adds to the logits, as a share of
-their standard deviation; `all` by all layers together, `worst` by the worst one alone, with the digits that
-its weight and its input have in int8. A layer that adds more than 22 % will hurt. docs/int8-forecast.md tells
-more.
+A forecast from training images, made before anything is quantized. `all` is the error that int8 adds to the
+logits when every layer is quantized, as a percentage of their standard deviation; `worst` is the error from
+the worst layer alone, and the two columns in dB are the precision of its weight and of its input in int8. A
+layer that adds more than 22 % will lose accuracy. See docs/int8-forecast.md.
 
 | model | all % | worst layer | worst % | weight dB | input dB |
 | ----- | ----: | ----------- | ------: | --------: | -------: |
 | toy   |   5.4 | stage2      |     5.0 |        41 |        - |
 
-- toy: no layer will hurt.
+- toy: no layer will lose accuracy.
 
 ## Conditions
 
@@ -207,7 +207,7 @@ def test_an_int8_file_stands_beside_the_fused_network(written):
     ]  # fmt: skip
     assert "- phone-int8, tablet-int8: speed-up is over `fused`." in text
     section = text[text.index("## Reference: ONNX Runtime, int8") :]
-    assert "so the same network, in int8, was timed" in section
+    assert "so the same network was timed in" in section
     assert "| fused ms | quantized ms |" in section
 
 
@@ -243,7 +243,7 @@ def test_a_speedup_without_an_interval_is_shown_without(written):
     assert "| 2.00x |" in written(measured(runs=[once])).replace("   ", "").replace("  ", " ")
 
 
-def test_of_many_operations_the_ten_dearest_stand_there(written):
+def test_of_many_operations_the_ten_slowest_stand_there(written):
     text = written(measured(), profiles=[profile(count=30)])
     told = [line for line in text.splitlines() if "Convolution #" in line]
     assert [f"#{place} " in line for place, line in zip(range(30, 20, -1), told, strict=True)] == [True] * 10
@@ -266,7 +266,7 @@ def test_layers_that_will_hurt_in_int8_are_told_with_the_reason(written):
     )
     section = text[text.index("## What int8 will do") : text.index("## Conditions")].replace("\n  ", " ")
     assert [line for line in section.splitlines() if line.startswith("- ")] == [
-        f"- b: {sick}", "- b: And another.", "- d: not known, no logits.", "- a, c: no layer will hurt.",
+        f"- b: {sick}", "- b: And another.", "- d: not known, no logits.", "- a, c: no layer will lose accuracy.",
     ]  # fmt: skip
     assert [line.split()[1] for line in section.splitlines() if line.startswith("| ")][1:] == ["-----", "a", "b", "c"]
 

@@ -255,7 +255,7 @@ def test_swapped_channels_in_a_packages_metadata(copied, run_check, believed):
 
 def test_swapped_channels_inside_a_package(artifacts, tmp_path, run_check, believed):
     """A package that takes an image has mean and std inside: here those of another order of the colours."""
-    preprocessing = Preprocessing.from_dict(checkpoints.read_header(artifacts.checkpoint)["preprocessing"])
+    preprocessing = checkpoints.read_header(artifacts.checkpoint).preprocessing
     program = programs.static(torch.export.load(artifacts.fused).module(), (1, 3, 32, 32))
     export_fused(artifacts, tmp_path, "coreml", "fp32", {"normalization": True})
     assert run_check(tmp_path, "coreml")["forms"]["fused"]["agreement"] == 1.0

@@ -91,14 +91,14 @@ def test_the_header_tells_the_accuracy_of_these_very_weights(few, tmp_path, ema_
             right += int((model(batch).argmax(1) == labels).sum())
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
-    assert header["metrics"] == {
+    assert header.metrics == {
         "val_accuracy": records[-1]["val_accuracy"],
         "train_loss": records[-1]["loss"],
     }
-    assert abs(header["metrics"]["val_accuracy"] - right / 100) <= 0.01  # a tie within rounding
-    assert header["weights"] == ("raw" if ema_decay is None else "ema")
-    assert (header["arch"], header["num_classes"], header["epoch"], header["seed"]) == ("toy", 10, 2, 0)
-    assert header["data_digest"] == images.digest
+    assert abs(header.metrics["val_accuracy"] - right / 100) <= 0.01  # a tie within rounding
+    assert header.weights == ("raw" if ema_decay is None else "ema")
+    assert (header.arch, header.num_classes, header.epoch, header.seed) == ("toy", 10, 2, 0)
+    assert header.data_digest == images.digest
     assert records[-1].keys() == {
         "epoch", "learning_rate", "loss", "val_accuracy", "images_per_second", "seconds"
     }  # fmt: skip
@@ -251,7 +251,7 @@ def test_each_operation_has_the_right_gradients_in_the_order_it_is_trained_in(na
 
 def test_a_batch_too_small_to_share_out_is_refused(few, tmp_path):
     with pytest.raises(InputError, match="batch_size: 6 leaves less than two images to each of 4 processes"):
-        train._train(settings(batch_size=6), few, tmp_path, distributed.Team(rank=0, world=4), {})
+        train._train(settings(batch_size=6), few, tmp_path, distributed.ProcessGroup(rank=0, world_size=4), {})
 
 
 @pytest.mark.slow
@@ -271,7 +271,7 @@ def test_two_processes_train_one_network_and_one_of_them_publishes(few, tmp_path
     _, header = checkpoints.load_model(tmp_path / "first" / "checkpoint.safetensors")
     records = [json.loads(line) for line in (tmp_path / "first" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["loss"] < records[0]["loss"] < math.log(10) * 1.5
-    assert header["metrics"]["val_accuracy"] == records[-1]["val_accuracy"]
+    assert header.metrics["val_accuracy"] == records[-1]["val_accuracy"]
     # a hit for two processes, and for one
     assert run("second", *torchrun).count("train: from the store") == 1
     assert run("third").count("train: from the store") == 1
@@ -316,6 +316,6 @@ def test_photographs_are_learned_from_a_folder(tmp_path):
     split.run(of, output=tmp_path / "split.json")
     first = trained(tmp_path, tmp_path / "split.json", settings(epochs=3, batch_size=8, workers=2))
     header = checkpoints.read_header(tmp_path / "checkpoint.safetensors")
-    assert header["num_classes"] == 2
-    assert header["metrics"]["val_accuracy"] >= 0.9
+    assert header.num_classes == 2
+    assert header.metrics["val_accuracy"] >= 0.9
     assert first

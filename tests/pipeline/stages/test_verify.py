@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_a_network_that_takes_one_size_alone_is_compared_at_that_size(artifacts,
     torch.manual_seed(0)
     model = networks.build("tied:build", 10)
     model(3 * torch.randn(16, 3, 32, 32))
-    checkpoints.write(path, model.state_dict(), {**header, "arch": "tied:build"})
+    checkpoints.write(path, model.state_dict(), replace(header, arch="tied:build"))
     reparameterize.run(NoSettings(), checkpoint=path, split=artifacts.split, fused=fused, report=tmp_path / "fuse.json")
     assert json.loads((tmp_path / "fuse.json").read_text())["after"]["convolutions"] == 1
     run_verify(artifacts, tmp_path, checkpoint=path, fused=fused)

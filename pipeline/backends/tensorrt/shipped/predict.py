@@ -38,7 +38,7 @@ class Network:
 
     def __init__(self, folder=FOLDER):
         self._about = json.loads((Path(folder) / "bundle.json").read_text(encoding="utf-8"))
-        found = shutil.which("trtexec") or shutil.which("trtexec", path=self._about["trtexec"]["jetpack"])
+        found = shutil.which("trtexec") or shutil.which("trtexec", path=self._about["facts"]["trtexec"]["jetpack"])
         if found is None:
             raise Unavailable(
                 "trtexec is not on PATH, nor where JetPack puts it: install JetPack's or NVIDIA's TensorRT. (Where "
@@ -49,28 +49,34 @@ class Network:
         version = re.search(r"\[TensorRT v(\d+)\]", said.decode(errors="replace"))
         digits = int(version.group(1)) if version else 0
         self.version = f"{digits // 10000}.{digits // 100 % 100}.{digits % 100}" if version else None
-        # version 11 leaves transfers out unless it is told not to, and 10 does not know that option
+        # version 11 leaves transfers out by default, and 10 does not know the option that includes them
         self._transfers = ["--includeDataTransfers"] if digits >= 110000 else []
         self._folder = tempfile.TemporaryDirectory()
         onnx = Path(folder) / self._about["file"]
         self._engine = onnx.with_suffix(".engine")
         if not self._engine.is_file():
             self._engine = Path(self._folder.name, "own.engine")
-            self._run([f"--onnx={onnx}", f"--saveEngine={self._engine}", *self._about["trtexec"]["build"]])
+            self._run([f"--onnx={onnx}", f"--saveEngine={self._engine}", *self._about["facts"]["trtexec"]["build"]])
 
     def __call__(self, values: bytes) -> list[float]:
         taken, given = Path(self._folder.name, "input.bin"), Path(self._folder.name, "output.json")
         taken.write_bytes(values)
-        once = ["--iterations=1", "--warmUp=0", "--duration=0", *self._transfers, *self._about["trtexec"]["run"]]
+        once = [
+            "--iterations=1",
+            "--warmUp=0",
+            "--duration=0",
+            *self._transfers,
+            *self._about["facts"]["trtexec"]["run"],
+        ]
         name = self._about["input"]["name"]
         files = [f"--loadEngine={self._engine}", f"--loadInputs={name}:{taken.name}", f"--exportOutput={given}"]
         self._run([*files, *once])
         outputs = {one["name"]: one["values"] for one in json.loads(given.read_text())}
         return [float(value) for value in outputs[self._about["output"]["name"]]]
 
-    def _run(self, told):
+    def _run(self, argv):
         done = subprocess.run(
-            [self._trtexec, *told], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self._folder.name
+            [self._trtexec, *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self._folder.name
         )
         if done.returncode:
             lines = done.stdout.decode(errors="replace").splitlines()

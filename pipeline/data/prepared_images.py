@@ -1,0 +1,114 @@
+"""Images of a split at one size, decoded, resized and cropped once: an array in the store that every stage maps.
+
+The array holds what is left before `transforms.normalised`: float32 in [0, 1], since resizing gives fractions. Its key
+is the digest of the split, which images, their size, and the code: mean and std play no part, so all networks of one
+size share it. It takes 4 bytes a value: 600 MB for 1,000 photographs at 224 x 224.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts import store
+from pipeline.artifacts.manifest import Preprocessing
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Batches = Iterator[tuple["torch.Tensor", "torch.Tensor"]]
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """Images that only have to be normalised.
+
+    Attributes:
+        pixels: float32 (n, 1 or 3, image_size, image_size) in [0, 1], mapped from a file.
+        labels: int64 (n,).
+    """
+
+    pixels: "torch.Tensor"
+    labels: "torch.Tensor"
+
+
+def prepare_once(
+    split_digest: str, numbers: Sequence[int], preprocessing: Preprocessing, read: Callable[[], Batches]
+) -> PreparedImages:
+    """Images out of the store; read and put there where they are missing, or no longer what was put there.
+
+    Args:
+        split_digest: of the split.
+        numbers: of the images, in order; at least one.
+        preprocessing: size and interpolation.
+        read: gives the images in order and in batches, as `PreparedImages` holds them.
+
+    Raises:
+        InputError: an image cannot be read, or what lies in the store is no array of such images.
+        StageError: the disk is full.
+    """
+    size = preprocessing.image_size
+
+    def build(places: dict[str, Path], _scratch: Path) -> None:
+        print(f"preparing {len(numbers)} images at {size} x {size} pixels, once for all stages", flush=True)
+        _write(read(), len(numbers), places["pixels"], places["labels"])
+
+    files = store.kept(
+        "images",
+        settings={
+            "split": split_digest,
+            "numbers": list(numbers),
+            "image_size": size,
+            "interpolation": preprocessing.interpolation,
+        },
+        outputs={"pixels": "pixels.npy", "labels": "labels.npy"},
+        code=("pipeline.data.splits",),
+        packages=("torch", "torchvision", "pillow", "numpy"),
+        build=build,
+    )
+    return _mapped(files["pixels"], files["labels"], len(numbers), size)
+
+
+def _write(batches: Batches, count: int, pixels: Path, labels: Path) -> None:
+    """Write as batches come. A file that is written, not mapped: a full disk then raises, and kills no process."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    seen = []
+    with pixels.open("wb") as file, tqdm(total=count, unit="image", leave=False, disable=None) as bar:
+        for images, classes in batches:
+            if not seen:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (count, *images.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(images.contiguous().numpy())
+            seen.append(classes)
+            bar.update(len(images))
+    np.save(labels, torch.cat(seen).numpy())
+
+
+def _mapped(pixels: Path, labels: Path, count: int, size: int) -> PreparedImages:
+    import torch
+
+    shapes = [(count, channels, size, size) for channels in (1, 3)]
+    # copy on write: torch wants memory that it could write to, and the file stays as it is
+    images = _array(pixels, "float32", shapes, "c")
+    return PreparedImages(torch.from_numpy(images), torch.from_numpy(_array(labels, "int64", [(count,)], None)))
+
+
+def _array(file: Path, dtype: str, shapes: Sequence[tuple[int, ...]], mmap_mode: str | None) -> "np.ndarray":
+    import numpy as np
+
+    try:
+        array = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
+        holds = f"holds {array.dtype} {array.shape}"
+        if array.dtype == dtype and array.shape in shapes:
+            return array
+    except (OSError, EOFError, ValueError) as error:
+        holds = f"cannot be read as an array ({error})"
+    raise InputError(
+        f"{file} {holds}, and must hold {dtype} {' or '.join(map(str, shapes))}: something else than this pipeline "
+        f"wrote it into the store. Delete the folder {file.parents[1]} and run again."
+    )
