@@ -16,7 +16,7 @@ from repnets.drawing.outline import Block, Step, blocks, change_text, origins, r
 from repnets.errors import RepnetsError
 from repnets.fusion.capture import capture
 from repnets.fusion.engine import FuseResult, fuse
-from repnets.fusion.graph import drop_whole_slices, flatten_batch_norms, node_shapes
+from repnets.fusion.graph import node_shapes, simplify
 from repnets.fusion.report import Totals
 from repnets.fusion.sizes import graph_module
 
@@ -92,8 +92,7 @@ class Scene:
 def scene(model: nn.Module, example_input: Tensor, result: FuseResult) -> Scene:
     """What `draw` draws; worth keeping where several pictures are made, since it captures the model."""
     captured = graph_module(capture(model, example_input))
-    flatten_batch_norms(captured.graph)
-    drop_whole_slices(captured.graph)
+    simplify(captured)
     original = read(captured, node_shapes(captured.graph, (1, *example_input.shape[1:])))
     shapes = {step.name: step.shape for step in original}
     fused = read(result.module)

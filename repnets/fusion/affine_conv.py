@@ -316,8 +316,8 @@ def _reaches_in(op: AffineConv, band: Band, lo: Axes, hi: Axes) -> bool:
 
 def _aligned(ops: Sequence[AffineConv]) -> list[AffineConv]:
     """The same operators with one window: that of the largest padding."""
-    pad_lo = tuple(map(max, *(op.pad_lo for op in ops)))
-    pad_hi = tuple(map(max, *(op.pad_hi for op in ops)))
+    pad_lo = tuple(map(max, zip(*(op.pad_lo for op in ops), strict=True)))
+    pad_hi = tuple(map(max, zip(*(op.pad_hi for op in ops), strict=True)))
     extent = tuple(n + lo + hi for n, lo, hi in zip(ops[0].shrinkage, pad_lo, pad_hi, strict=True))
     shifts = [tuple(lo - own for lo, own in zip(pad_lo, op.pad_lo, strict=True)) for op in ops]
     return [

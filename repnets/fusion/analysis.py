@@ -36,10 +36,20 @@ def analyse(graph: fx.Graph, constants: Constants, border: bool = False) -> Anal
     return analysis
 
 
+def _kind(node: fx.Node) -> str:
+    return str(node.meta["val"].dtype).removeprefix("torch.")
+
+
 def _apply(rules: Mapping[object, Rule], node: fx.Node, analysis: Analysis, itself: AffineConv) -> None:
     found: Operators = {}
     if node.target in rules:
         found, obstacle = rules[node.target](node, analysis)
+        other = next((one for one in found if one.meta["val"].dtype != node.meta["val"].dtype), None)
+        if other is not None:  # a layer's weights have the dtype of what it reads
+            found, obstacle = (
+                {},
+                f"it gives {_kind(node)} for the {_kind(other)} that it reads, and a layer has one dtype",
+            )
         if obstacle is not None:
             analysis.obstacles[node] = obstacle
     analysis.operators[node] = {**found, node: itself}

@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, TruncToInt
@@ -294,5 +295,6 @@ def _not_captured(error: Exception) -> RepnetsError:
 
 
 def _writes_in_place(program: ExportedProgram) -> bool:
-    schemas = [getattr(node.target, "_schema", None) for node in program.graph.nodes]
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, GraphModule)]
+    schemas = [getattr(node.target, "_schema", None) for graph in graphs for node in graph.nodes]
     return any(schema is not None and schema.is_mutable for schema in schemas)

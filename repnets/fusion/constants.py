@@ -52,7 +52,7 @@ class Constants:
     def _is_spread(self, node: fx.Node) -> bool | None:
         """Whether a constant node is spread over free sizes; None where the node is no constant."""
         if node.op == "get_attr":
-            return False
+            return False if node.target in self._tensors else None
         if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
             return None
         if node.target in _FILLS or node.target in _FULL:

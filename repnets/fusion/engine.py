@@ -1,5 +1,6 @@
 """Fold the linear regions of a captured network into single convolutions, and report."""
 
+import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +28,10 @@ from repnets.fusion.graph import (
     aten,
     calls,
     common_path,
-    drop_whole_slices,
-    flatten_batch_norms,
     module_path,
     multiply_accumulates,
     node_shapes,
+    simplify,
 )
 from repnets.fusion.input_sizes import InputSizes
 from repnets.fusion.network_check import checked_sizes
@@ -97,11 +97,11 @@ def fuse(
     free = free_sizes(program)
     captured = graph_module(program)
     graph = captured.graph
-    flatten_batch_norms(graph)
-    drop_whole_slices(graph)
+    simplify(captured)
     clock.append(perf_counter())
 
-    tensors = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
+    held = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
+    tensors = {name: one for name, one in held.items() if isinstance(one, Tensor)}
     constants = Constants(graph, tensors)
     shapes = node_shapes(graph, (1, *examples[0].shape[1:]))
     with torch.no_grad():
@@ -112,7 +112,7 @@ def fuse(
     live = _live_nodes(graph, folds)
     folds = {region: fold for region, fold in folds.items() if region.target in live}
     names = _names(folds, [node.target for node in live if node.op == "get_attr"])
-    module = _rebuild(live, folds, names, tensors, program.call_spec.out_spec)
+    module = _rebuild(live, folds, names, held, program.call_spec.out_spec)
     rows = tuple(_account(region, fold, names[fold], tensors, shapes) for region, fold in folds.items())
     clock.append(perf_counter())
     free = checked_sizes(private, module, examples, free)
@@ -228,7 +228,7 @@ def _rebuild(
     live: Iterable[fx.Node],
     folds: Mapping[Region, _Fold],
     names: Mapping[_Fold, str],
-    tensors: Mapping[str, Tensor],
+    held: Mapping[str, Tensor | nn.Module],
     out_spec: pytree.TreeSpec,
 ) -> fx.GraphModule:
     by_target = {region.target: region for region in folds}
@@ -245,7 +245,7 @@ def _rebuild(
             copies[node] = graph.node_copy(node, copies.__getitem__)
             copies[node].meta = {}
     modules = {names[fold]: fold.layer for fold in folds.values()}
-    own = {node.target: _copied(tensors[node.target]) for node in graph.nodes if node.op == "get_attr"}
+    own = {node.target: _copied(held[node.target]) for node in graph.nodes if node.op == "get_attr"}
     return fx.GraphModule({**own, **modules}, graph, class_name="FusedNetwork").eval()
 
 
@@ -263,8 +263,10 @@ def _hold_at_entry(module: fx.GraphModule, examples: Sequence[Tensor], free: Map
     module.recompile()
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def _copied(tensor: Tensor | nn.Module) -> Tensor | nn.Module:
     """The captured graph shares the model's parameters, and the fused network shares none."""
+    if isinstance(tensor, nn.Module):  # the graph of a branch that is run under a condition
+        return copy.deepcopy(tensor)
     copied = tensor.detach().clone()
     return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
 

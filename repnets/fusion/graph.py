@@ -7,6 +7,8 @@ from math import prod
 import torch
 from torch import Tensor, fx, nn
 
+from repnets.fusion.nested_graphs import inline_blocks
+
 aten = torch.ops.aten
 
 CONVOLUTIONS = {
@@ -27,6 +29,33 @@ VIEWS = {
         for packet in (aten.slice, aten.view, aten.reshape, aten.flatten, aten.squeeze, aten.unsqueeze, aten.transpose)
         for overload in (getattr(packet, name) for name in packet.overloads())
     ),
+}
+_DROPOUTS = {
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+}
+_CASTS = {
+    *(getattr(aten.to, name) for name in aten.to.overloads()),
+    aten._to_copy.default,
+    aten.type_as.default,
+    aten.alias.default,
+    aten.detach.default,
+    *_DROPOUTS,
+}
+_RESHAPES = {  # to the same shape these give the input itself; those that move axes are not among them
+    aten.view.default,
+    aten.view_as.default,
+    aten.reshape.default,
+    aten.reshape_as.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.expand.default,
+    aten.expand_as.default,
 }
 WHOLE = 2**31  # a slice that ends past this ends where its input does
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
@@ -56,6 +85,41 @@ def common_path(paths: list[str]) -> str:
             break
         shared.append(names[0])
     return ".".join(shared)
+
+
+def simplify(module: fx.GraphModule) -> None:
+    """Write a captured network's graph as the rules read it, in place: no blocks, tuples or calls that do nothing."""
+    inline_blocks(module)
+    flatten_batch_norms(module.graph)
+    drop_whole_slices(module.graph)
+    drop_calls_without_effect(module.graph)
+
+
+def drop_calls_without_effect(graph: fx.Graph) -> None:
+    """Take out the calls that give their input back as it is, such as `x.to(x.dtype)`, and those that nothing reads.
+
+    The exporter asserts the dtype of what is cast; no value depends on it.
+    """
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_function":
+            continue
+        if not node.users:
+            graph.erase_node(node)
+        elif node.target in _CASTS | _RESHAPES and _gives_its_input(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _gives_its_input(node: fx.Node) -> bool:
+    before, after = node.args[0].meta["val"], node.meta["val"]
+    # shapes as text: to compare two free sizes would tie them
+    same = (before.dtype, before.device, str(before.shape)) == (after.dtype, after.device, str(after.shape))
+    if node.target in _RESHAPES or not same:
+        return same
+    named = arguments(node)
+    if node.target in _DROPOUTS:
+        return not named["train"]
+    return not named.get("copy") and named.get("memory_format") in (None, torch.preserve_format)
 
 
 def flatten_batch_norms(graph: fx.Graph) -> None:

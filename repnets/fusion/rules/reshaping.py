@@ -14,6 +14,8 @@ from repnets.fusion.operators import Analysis, Found, Frame, Rule, gather
 def _concatenation(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
     parts = named["tensors"]
+    if len(parts) == 1:
+        return analysis.through(parts[0], lambda op: op)
     if named["dim"] % node.meta["val"].dim() != 1 or any(part not in analysis.operators for part in parts):
         return {}, None
     first, *others = (analysis.operators[part] for part in parts)
@@ -140,6 +142,9 @@ def _is_from_end(start: object, width: int, size: object) -> bool:
 
 def same(node: fx.Node, analysis: Analysis) -> Found:
     before, after = node.args[0].meta["val"], node.meta["val"]
+    if node.args[0] in analysis.operators and before.dtype != after.dtype:
+        kinds = (str(one.dtype).removeprefix("torch.") for one in (before, after))
+        return {}, "it casts {} to {}, which rounds or keeps what was rounded".format(*kinds)
     if before.dtype != after.dtype or before.shape != after.shape or arguments(node).get("train"):
         return {}, None
     return analysis.through(node.args[0], lambda op: op)
@@ -153,10 +158,12 @@ COPIES = (
     aten.dropout.default,
     aten.feature_dropout.default,
     aten._to_copy.default,
+    aten.type_as.default,
+    *(getattr(aten.to, name) for name in aten.to.overloads()),
 )
 
 RULES: dict[object, Rule] = {
-    aten.cat.default: _concatenation,
+    **dict.fromkeys((aten.cat.default, aten.concat.default, aten.concatenate.default), _concatenation),
     operator.getitem: _part,
     aten.index_select.default: _selection,
     aten.slice.Tensor: _slice,
