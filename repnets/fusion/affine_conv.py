@@ -184,7 +184,7 @@ def take_rows(op: AffineConv, index: Tensor) -> AffineConv:
 
 def pool(op: AffineConv) -> AffineConv:
     """The mean of Y over all positions: a pointwise operator commutes with it, and no other does."""
-    band = replace(op.band, weight=lambda: op.band.weight().flatten(1), taps=())
+    band = replace(op.band, make_weight=lambda: op.band.weight().flatten(1), taps=())
     return replace(op, band=band, extent=(), stride=(), pad_lo=(), pad_hi=(), pooled=True)
 
 
@@ -301,7 +301,10 @@ def _is_rounding(gap: Tensor, op: AffineConv) -> bool:
     if largest <= _SAME * float(op.bias.abs().max()):
         return True
     # the weight is made only where the answer may depend on it
-    return largest < _SAME * 1e6 and largest <= _SAME * float(op.band.weight().abs().max())
+    if largest >= _SAME * 1e6:
+        return False
+    with bands.weights_kept():
+        return largest <= _SAME * float(op.band.weight().abs().max())
 
 
 def _reaches_in(op: AffineConv, band: Band, lo: Axes, hi: Axes) -> bool:

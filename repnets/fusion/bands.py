@@ -5,7 +5,9 @@ bands, so one form serves them all. Weights are made when they are asked for, in
 more operators than it has regions worth folding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd, prod
@@ -16,20 +18,21 @@ from torch import Tensor
 Axes = tuple[int, ...]  # one number for each spatial axis
 Taps = tuple[Axes, ...]  # for each spatial axis the ascending positions of the taps
 
+_kept: ContextVar[dict[Callable[[], Tensor], Tensor] | None] = ContextVar("kept", default=None)
+
 
 @dataclass(frozen=True, eq=False)
 class Band:
     """A linear map from input channels and taps to output channels.
 
     Attributes:
-        weight: Makes the float64 weight (out_channels, width, *tap counts). Row o, column w belongs to input
-            channel start[o] + w, and is zero from stop[o] on; `width` is the widest row's.
+        make_weight: Makes what `weight` gives.
         start: First input channel that each row reads, int64 (out_channels,).
         stop: One past the last one.
         taps: Positions at which the kernel may differ from zero.
     """
 
-    weight: Callable[[], Tensor]
+    make_weight: Callable[[], Tensor]
     start: Tensor
     stop: Tensor
     taps: Taps
@@ -37,6 +40,36 @@ class Band:
     @property
     def width(self) -> int:
         return int((self.stop - self.start).max())
+
+    def weight(self) -> Tensor:
+        """The weight, float64 (out_channels, width, *tap counts).
+
+        Row o, column w belongs to input channel start[o] + w, and is zero from stop[o] on; `width` is the widest row's.
+        """
+        kept = _kept.get()
+        if kept is None:
+            return self.make_weight()
+        if self.make_weight not in kept:
+            kept[self.make_weight] = self.make_weight()
+        return kept[self.make_weight]
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """Make each weight once within this block.
+
+    The weight of one kernel reads those of its terms, and without this, a chain of residual blocks would make its
+    first ones once for every way through the blocks. They are dropped at the end: kept for a whole network they would
+    take many times its memory.
+    """
+    if _kept.get() is not None:
+        yield
+        return
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def grouped(weight: Callable[[], Tensor], out_channels: int, group_width: int, groups: int, taps: Taps) -> Band:
@@ -52,7 +85,7 @@ def scaled(band: Band, scale: Tensor) -> Band:
         made = band.weight()
         return made * scale.reshape(-1, *[1] * (made.dim() - 1))
 
-    return replace(band, weight=weight)
+    return replace(band, make_weight=weight)
 
 
 def moved(band: Band, shift: Axes) -> Band:
@@ -64,7 +97,9 @@ def moved(band: Band, shift: Axes) -> Band:
 def rows(band: Band, index: Tensor) -> Band:
     """The rows at `index`, int64 (n,), in that order."""
     width = int((band.stop - band.start)[index].max())
-    return replace(band, weight=lambda: band.weight()[index, :width], start=band.start[index], stop=band.stop[index])
+    return replace(
+        band, make_weight=lambda: band.weight()[index, :width], start=band.start[index], stop=band.stop[index]
+    )
 
 
 def stacked(bands: Sequence[Band]) -> Band:
@@ -122,7 +157,8 @@ def composed(outer: Band, inner: Band, step: Axes) -> Band:
 
 def total(band: Band, values: Tensor) -> Tensor:
     """What the band makes of a constant map, `values` (in_channels,) at every position: (out_channels,)."""
-    weight = _flat(band.weight()).sum(2)
+    with weights_kept():
+        weight = _flat(band.weight()).sum(2)
     channel = (band.start[:, None] + torch.arange(weight.shape[1])).clamp_max(len(values) - 1)
     return (weight * values[channel]).sum(1)  # beyond its stop a row's weight is zero
 
@@ -144,7 +180,8 @@ def blocks(band: Band, in_channels: int, count: int) -> Tensor:
     """The weight of a convolution of `count` groups: float64 (out_channels, in_channels // count, *tap counts)."""
     block = torch.arange(count).repeat_interleave(len(band.start) // count)
     width = in_channels // count
-    return _placed(band, block * width, width, band.taps)
+    with weights_kept():
+        return _placed(band, block * width, width, band.taps)
 
 
 def grid(places: Sequence[Sequence[int]]) -> tuple:

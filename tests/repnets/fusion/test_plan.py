@@ -173,6 +173,24 @@ def test_a_batch_norm_without_running_statistics_stays(fold):
     assert reason.startswith("it normalises with the statistics of each batch (track_running_stats=False)")
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_long_chain_of_residual_blocks_folds(fold, kernel):
+    """Every block reads the one before it twice: made anew for each reader, weights would take 2**24 times as long."""
+    count = 24 if kernel == 1 else 6
+
+    def forward(m, x):
+        for at in range(count):
+            x = x + m.get_submodule(f"n{at}")(m.get_submodule(f"c{at}")(x))
+        return x.relu()
+
+    layers = {f"n{at}": norm() for at in range(count)}
+    layers |= {f"c{at}": conv(kernel=kernel, padding=kernel // 2) for at in range(count)}
+    result = fold(Net(forward, **layers))
+    assert result.report.after.batch_norms == 0
+    if kernel == 1:
+        assert result.report.after.convolutions == 1
+
+
 def test_a_weighted_sum_and_a_computed_weight_fold(fold):
     def forward(m, x):
         return torch.add(m.c(x), F.conv2d(x, m.d.weight * 2, padding=1), alpha=3).relu()

@@ -114,6 +114,15 @@ def test_what_is_claimed_runs_as_anybody_loads_it_and_the_rest_is_refused(case, 
                     run(torch.randn(shape["batch"], 3, shape["height"], shape["width"]))
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.InstanceNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False), nn.ReflectionPad2d(1)], ids=repr
+)
+def test_what_takes_no_single_pixel_is_free_from_two_on(layer):
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), layer).double().eval()
+    result = repnets.fuse(net, torch.zeros(1, 4, 12, 12, dtype=torch.float64))
+    assert result.report.free == {"batch": FreeSize(1), "height": FreeSize(2), "width": FreeSize(2)}
+
+
 def test_the_report_tells_which_sizes_are_free():
     report = repnets.fuse(Windows().eval(), torch.zeros(1, 3, 28, 28)).report
     assert report.input_shape == (None, 3, None, None)
