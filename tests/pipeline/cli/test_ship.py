@@ -82,7 +82,7 @@ def test_shipped_listed_and_taken_back(tmp_path, home, capsys):
     assert run("devices", "local") == 0
     assert [line.split()[1:4] for line in capsys.readouterr().out.splitlines()[1:3]] == [
         [version(first), "current", before.split()[3]],
-        [version(second), "taken", "back"],
+        [version(second), "rolled", "back"],
     ]
     assert run("ship", NAME, "local", "--rollback") == 2
     assert f"no version of {NAME} from before {version(first)}" in capsys.readouterr().err
