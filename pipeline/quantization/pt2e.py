@@ -109,7 +109,7 @@ def convert(prepared: "GraphModule", found: "Simulation", image_size: int) -> "E
         import torch
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        from repnets.fusion.engine import capture
+        from repnets.fusion.capture import capture
         from repnets.quantization.ranges import snap_biases
         from repnets.quantization.simulation import LIMIT
 

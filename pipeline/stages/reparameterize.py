@@ -65,7 +65,8 @@ def _fuse(checkpoint: Path, split: Path, places: dict[str, Path]) -> None:
     import torch
 
     from repnets.batch_norms import bn_health
-    from repnets.fusion.engine import capture, fuse
+    from repnets.fusion.capture import capture
+    from repnets.fusion.engine import fuse
     from repnets.quantization.forecast import forecast
 
     model, header = checkpoints.load_model(checkpoint)

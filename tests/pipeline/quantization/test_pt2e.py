@@ -7,7 +7,7 @@ from torch import nn
 import repnets
 from pipeline.models import programs
 from pipeline.quantization import pt2e
-from repnets.fusion.engine import capture
+from repnets.fusion.capture import capture
 from repnets.networks.blocks import RepVGGBlock
 from repnets.quantization import ranges
 

@@ -13,7 +13,7 @@ from pipeline.errors import GateError, InputError
 from pipeline.models import program_file, programs
 from pipeline.stages import quantize
 from repnets.batch_norms import recalibrated
-from repnets.fusion.engine import capture
+from repnets.fusion.capture import capture
 from repnets.networks.blocks import RepVGGBlock
 
 

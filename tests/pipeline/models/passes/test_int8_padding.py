@@ -9,7 +9,7 @@ from pipeline.backends.executorch import backend
 from pipeline.models import programs
 from pipeline.models.passes.int8_padding import round_before_pads
 from pipeline.quantization import pt2e
-from repnets.fusion.engine import capture
+from repnets.fusion.capture import capture
 from repnets.quantization import ranges
 
 QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
