@@ -91,9 +91,8 @@ def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path
     done = ptq.repair(network, calibration, accuracy, limits)
     outside = pt2e.in_float(done.prepared)
     written = pt2e.convert(done.prepared, done.simulation, preprocessing.image_size)
-    programs.narrow(
-        written, program
-    )  # what the fused network asserts of its sizes is not in the one that was quantized
+    # what the fused network asserts of its sizes is not in the one that was quantized
+    programs.narrow(written, program)
     reached = accuracy(programs.as_module(written))
     result = _result(done, reached, about, outside, lineage | {"fused": digests.digest(fused)})
     if done.float_accuracy - reached > settings.max_accuracy_drop:

@@ -44,13 +44,16 @@ _CASTS = {
     aten.detach.default,
     *_DROPOUTS,
 }
-_RESHAPES = {  # to the same shape these give the input itself; those that move axes are not among them
+GROUPINGS = (
     aten.view.default,
     aten.view_as.default,
     aten.reshape.default,
     aten.reshape_as.default,
     aten.flatten.using_ints,
     aten.unflatten.int,
+)
+_RESHAPES = {  # to the same shape these give the input itself; those that move axes are not among them
+    *GROUPINGS,
     aten.squeeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,

@@ -31,7 +31,7 @@ class InputSizes(nn.Module):
             if free is None:
                 if size != own:
                     raise RepnetsError(self._refusal(axis, size, f"{own} alone"))
-            elif size < free.min or (size - free.min) % free.step != 0:
+            elif size not in free:
                 raise RepnetsError(self._refusal(axis, size, str(free)))
         return x
 

@@ -126,7 +126,7 @@ def narrow_sizes(program: ExportedProgram, free: Mapping[int, FreeSize]) -> None
             example.
     """
     name = program.graph_signature.user_inputs[0]
-    source = next((found.group(1) for found in map(_SIZE.search, program._guards_code) if found), f"L['{name}']")
+    source = _source_in_guards(program) or f"L['{name}']"
     shape = program.example_inputs[0][0].shape
     kept = {}
     for axis, own in free_sizes(program).items():
@@ -253,10 +253,14 @@ def _assert_sizes(program: ExportedProgram, claimed: Mapping[int, FreeSize], sou
 
 def _source(program: ExportedProgram, model: nn.Module) -> str:
     """The input as guards name it."""
-    if found := next(filter(None, map(_SIZE.search, program._guards_code)), None):
-        return found.group(1)
+    if source := _source_in_guards(program):
+        return source
     name, parameter = next(iter(inspect.signature(model.forward).parameters.items()))
     return f"L['{name}'][0]" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else f"L['{name}']"
+
+
+def _source_in_guards(program: ExportedProgram) -> str | None:
+    return next((found.group(1) for found in map(_SIZE.search, program._guards_code) if found), None)
 
 
 def _set_least(program: ExportedProgram, least: Mapping[int, int]) -> None:
