@@ -51,13 +51,15 @@ def of_outputs(root: Path) -> dict[str, int]:
     """
     dates: dict[str, int] = {}
     files = sorted(_files(root), key=lambda file: file.rank)
+    of_model: dict[str | None, list[_File]] = {None: files}
+    for file in files:
+        if file.model:
+            of_model.setdefault(file.model, [one for one in files if one.rank == 0]).append(file)
     for file in files:
         before = [
             dates.get(str(one.path), one.dated) - _STEP_NS
-            for one in files
-            if one.rank < file.rank
-            and (one.model == file.model or None in (one.model, file.model))
-            and one.placed > file.dated + _STEP_NS
+            for one in of_model[file.model]
+            if one.placed > file.dated + _STEP_NS and one.rank < file.rank
         ]
         if before and min(before) < file.dated:
             dates[str(file.path)] = min(before)
