@@ -11,13 +11,14 @@ from typing import Any
 from pipeline import backends
 from pipeline.artifacts import digests, documents
 from pipeline.artifacts.bundle_result import BundleResult
-from pipeline.config import project
+from pipeline.config import project, targets
 from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
 from pipeline.errors import InputError
 from pipeline.models import networks, resolve
-from pipeline.stages import dates
 from pipeline.stages.settings import settings_of
+
+_BUILT = ("artifacts/*/*.*", "targets/*/*/*.*", *(f"targets/*/*/{one}/*.*" for one in targets.PRECISIONS))
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads wait without spinning: with more jobs than cores, ten times faster
@@ -76,12 +77,18 @@ def _note_bundles(exists: MutableMapping[str, bool]) -> None:
             exists[place.as_posix()] = False
 
 
-def _note_dates(known: MutableMapping[str, Any]) -> None:
-    """What was built before one of its inputs was replaced counts as older than that; see `dates`."""
+def _note_dates(dates: MutableMapping[str, Any]) -> None:
+    """A file that was replaced by an older one (`cp -p`, rsync) gets the time of the replacement as its date.
+
+    Snakemake compares contents only if an input is newer than its output, and a copy can have a date in the past. The
+    time of the inode's last change cannot be set, so it is used. A folder's date is that of a file in it.
+    """
     from snakemake_interface_storage_plugins.io import Mtime
 
-    for path, date in dates.of_outputs(Path()).items():
-        known[path] = Mtime(local=date / 1e9)
+    for file in (file for pattern in _BUILT for file in Path().glob(pattern) if file.is_file()):
+        status = file.stat()
+        if status.st_ctime_ns > status.st_mtime_ns + 1_000_000_000:
+            dates[file.as_posix()] = Mtime(local=status.st_ctime)
 
 
 def settings(
