@@ -20,7 +20,7 @@ from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, Trun
 
 from repnets.errors import RepnetsError
 from repnets.fusion.calls import Call, are_large, calls_at, quietly, same_way
-from repnets.fusion.inplace import without_overwriting
+from repnets.fusion.inplace import without_overwriting, write_elsewhere
 from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
 from repnets.fusion.trial import Trial, random_input
 
@@ -280,6 +280,7 @@ def _exported(model: nn.Module, inputs: Sequence[Tensor], axes: set[int]) -> Exp
     sizes = (dict.fromkeys(sorted(axes), Dim.AUTO), *[None] * (len(inputs) - 1))
     with _StopAtRounding(), quietly("torch.fx.experimental.symbolic_shapes"), redirect_stderr(StringIO()):
         program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes)
+    write_elsewhere(program)
     return program.run_decompositions({}) if _writes_in_place(program) else program
 
 

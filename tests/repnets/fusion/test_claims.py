@@ -306,6 +306,27 @@ def test_the_report_says_free_fixed_or_in_steps(even, randomise):
     assert even[1].report.to_dict()["free"]["width"] == {"min": 2, "step": 2}
 
 
+@pytest.mark.parametrize(
+    ("between", "written"),
+    [
+        (lambda s, y, x: s.a(x).__iadd__(y), False),  # nobody reads it again
+        (lambda s, y, x: y.view(y.shape).__iadd__(s.a(x)) + y, True),  # a view of it is written
+        (lambda s, y, x: torch.cat([y + (z := y.relu()), z.mul_(y)], 1)[:, 4:12], False),
+        (lambda s, y, x: y.__iadd__(s.a(x)) + y[:, :1], True),
+    ],
+)
+def test_sums_that_overwrite_are_read_as_sums(between, written, randomise, relative_error, monkeypatch):
+    traced_again = []
+    again = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda program, table: traced_again.append(program) or again(program, table),
+    )
+    hold(relative_error, randomise(net(between)).double(), torch.randn(1, 3, 32, 32, dtype=torch.float64), 1e-12)
+    assert bool(traced_again) <= written
+
+
 class Pair(nn.Module):
     """Two images, of which one may be smaller."""
 
