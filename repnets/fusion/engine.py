@@ -54,10 +54,13 @@ class FuseResult:
             other parameter keeps its name. It can be copied, pickled and captured again. Its behaviour is
             fixed at capture: `train()` changes a flag and no result.
         report: What was folded, and what was not and why.
+        original: The graph of ATen calls that was captured of the model, with its parameters: what the report's node
+            names stand for.
     """
 
     module: fx.GraphModule
     report: FuseReport
+    original: fx.GraphModule
 
 
 def fuse(
@@ -128,7 +131,7 @@ def fuse(
         refusals=(*refusals, *failures),
         seconds=dict(zip(("capture", "analysis", "emission", "check"), _differences(clock), strict=True)),
     )
-    return FuseResult(module, report)
+    return FuseResult(module, report, captured)
 
 
 def _images(example: Tensor, free: Mapping[int, FreeSize]) -> list[tuple[int, ...]]:

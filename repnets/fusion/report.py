@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
 from repnets.fusion.plan import Refusal
-from repnets.fusion.sizes import FreeSize, axis_names
+from repnets.fusion.sizes import FreeSize, in_words
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,7 @@ class FuseReport:
         """Which sizes the network takes, in a line."""
         if isinstance(self.input_shape[0], tuple):
             return f"input sizes: all fixed, {' and '.join(map(str, self.input_shape))}"
-        names = axis_names(len(self.input_shape))
-        sizes = [self.free.get(name, size) for name, size in zip(names, self.input_shape, strict=True)]
-        return "input sizes: " + "; ".join(
-            f"{name} {size if name in self.free else f'fixed at {size}'}"
-            for name, size in zip(names, sizes, strict=True)
-        )
+        return f"input sizes: {in_words(self.input_shape, self.free)}"
 
 
 _TOTALS_HEAD = ("", "operations", "convolutions", "batch norms", "additions", "parameters", "MMAC")
