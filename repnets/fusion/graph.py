@@ -11,6 +11,7 @@ from repnets.fusion.nested_graphs import inline_blocks
 
 aten = torch.ops.aten
 
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 CONVOLUTIONS = {
     aten.conv1d.default,
     aten.conv1d.padding,
@@ -18,6 +19,7 @@ CONVOLUTIONS = {
     aten.conv2d.padding,
     aten.conv3d.default,
     aten.conv3d.padding,
+    *TRANSPOSED,
 }
 LAYERS = {*CONVOLUTIONS, aten.linear.default}
 BATCH_NORM = aten.batch_norm.default
@@ -196,7 +198,8 @@ def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]
     """MACs of a convolution or linear layer at the sizes in `shapes`; 0 for every other node."""
     if node.target not in LAYERS:
         return 0
-    return prod(shapes[node]) * prod(shapes[node.args[1]][1:])
+    # a transposed convolution does for each number that it reads what the others do for each that they make
+    return prod(shapes[node.args[0] if node.target in TRANSPOSED else node]) * prod(shapes[node.args[1]][1:])
 
 
 def pads_zeros(node: fx.Node) -> bool:

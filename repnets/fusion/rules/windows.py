@@ -1,4 +1,4 @@
-"""Convolutions, linear layers and average pools."""
+"""Convolutions, transposed ones, linear layers and average pools."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,8 +9,9 @@ from torch import fx
 from repnets.fusion import affine_conv
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.constants import Constants
-from repnets.fusion.graph import CONVOLUTIONS, arguments, aten
+from repnets.fusion.graph import CONVOLUTIONS, TRANSPOSED, arguments, aten
 from repnets.fusion.operators import Analysis, Found, Rule, gather
+from repnets.fusion.transposed_conv import from_transposed_conv
 
 
 def _convolution(node: fx.Node, analysis: Analysis) -> Found:
@@ -38,6 +39,18 @@ def _convolution(node: fx.Node, analysis: Analysis) -> Found:
         groups=named["groups"],
     )
     return _after(op, source, analysis)
+
+
+def _transposed_convolution(node: fx.Node, analysis: Analysis) -> Found:
+    named = arguments(node)
+    source, weights = named["input"], _weights(named, analysis.constants)
+    if weights is None:
+        return {}, "its weight depends on the input"
+    rank = len(weights["shape"]) - 2
+    if source.meta["val"].dim() != rank + 2:
+        return {}, "its input has no batch dimension"
+    axes = {name: _axes(named[name], rank) for name in ("stride", "padding", "output_padding", "dilation")}
+    return _after(from_transposed_conv(**weights, **axes, groups=named["groups"]), source, analysis)
 
 
 def linear(node: fx.Node, analysis: Analysis) -> Found:
@@ -152,7 +165,8 @@ _ADAPTIVE = (aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default,
 _FLATTENINGS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dims)
 
 RULES: dict[object, Rule] = {
-    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(CONVOLUTIONS - TRANSPOSED, _convolution),
+    **dict.fromkeys(TRANSPOSED, _transposed_convolution),
     aten.linear.default: linear,
     **dict.fromkeys(_POOLS, _average_pool),
     **dict.fromkeys((aten.mean.dim, *_ADAPTIVE), _global_pool),
