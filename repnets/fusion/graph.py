@@ -98,6 +98,7 @@ def simplify(module: fx.GraphModule) -> None:
     flatten_batch_norms(module.graph)
     drop_whole_slices(module.graph)
     drop_calls_without_effect(module.graph)
+    settle_channels(module.graph)
 
 
 def drop_calls_without_effect(graph: fx.Graph) -> None:
@@ -156,6 +157,29 @@ def drop_whole_slices(graph: fx.Graph) -> None:
             node.replace_all_uses_with(named["src" if "src" in named else "self"])
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def settle_channels(graph: fx.Graph) -> None:
+    """Note the channels of feature maps as numbers where they are the same for every input.
+
+    After a pixel unshuffle the exporter has them as c * (h // (h // 2)) * (w // (w // 2)), in place of 4 * c.
+    """
+    inputs = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:  # all sizes are fixed
+        return
+    images = [tuple(_times(size, factor) for size in inputs[0].shape) for factor in (1, 2, 3)]
+    sizes = [sizes_at(graph, image) for image in images]
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.dim() > 1 and isinstance(value.shape[1], torch.SymInt):
+            channels = {size_of(value.shape[1]) for size_of in sizes}
+            if len(channels) == 1:
+                node.meta["val"] = value.new_empty((value.shape[0], channels.pop(), *value.shape[2:]))
+
+
+def _times(size: int | torch.SymInt, factor: int) -> int:
+    """A size at capture, `factor` times if it is free."""
+    return int(size.node.hint) * factor if isinstance(size, torch.SymInt) else size
 
 
 def sizes_at(graph: fx.Graph, input_shape: tuple[int, ...]) -> Callable[[int | torch.SymInt], int]:

@@ -17,8 +17,8 @@ from repnets.fusion.transposed_conv import from_transposed_conv
 def _convolution(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
     source, weights = named["input"], _weights(named, analysis.constants)
-    if weights is None:
-        return {}, "its weight depends on the input"
+    if isinstance(weights, str):
+        return {}, weights
     shape = weights["shape"]
     rank = len(shape) - 2
     if source.meta["val"].dim() != rank + 2:
@@ -44,8 +44,8 @@ def _convolution(node: fx.Node, analysis: Analysis) -> Found:
 def _transposed_convolution(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
     source, weights = named["input"], _weights(named, analysis.constants)
-    if weights is None:
-        return {}, "its weight depends on the input"
+    if isinstance(weights, str):
+        return {}, weights
     rank = len(weights["shape"]) - 2
     if source.meta["val"].dim() != rank + 2:
         return {}, "its input has no batch dimension"
@@ -56,19 +56,20 @@ def _transposed_convolution(node: fx.Node, analysis: Analysis) -> Found:
 def linear(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
     source, weights = named["input"], _weights(named, analysis.constants)
-    if weights is None:
-        return {}, "its weight depends on the input"
+    if isinstance(weights, str):
+        return {}, weights
     if source.meta["val"].dim() > 2 and analysis.axis != -1:
         return {}, None  # the channels of its input come last, and not second
     op = affine_conv.from_conv(**weights, **dict.fromkeys(("stride", "pad_lo", "pad_hi", "dilation"), ()))
     return _after(op, source, analysis)
 
 
-def _weights(named: Mapping[str, object], constants: Constants) -> dict[str, object] | None:
-    """What `from_conv` takes of a layer's weight and bias, or None if one of them is no constant."""
+def _weights(named: Mapping[str, object], constants: Constants) -> dict[str, object] | str:
+    """What `from_conv` takes of a layer's weight and bias, or why one of them is no constant."""
     weight, bias = named["weight"], named["bias"]
-    if not constants.is_whole(weight) or (bias is not None and not constants.is_whole(bias)):
-        return None
+    for name, one in (("weight", weight), ("bias", bias)):
+        if one is not None and not constants.is_whole(one):
+            return f"its {name} {constants.why_not(one)}"
     return {
         "weight": partial(constants.value, weight),
         "shape": tuple(weight.meta["val"].shape),
