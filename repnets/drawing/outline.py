@@ -10,7 +10,7 @@ from operator import attrgetter, getitem
 import torch
 from torch import fx, nn
 
-from repnets.fusion.fused_layers import BorderConv, PooledLinear
+from repnets.fusion.fused_layers import BorderConv, PooledLinear, ScaleShift
 from repnets.fusion.graph import arguments
 from repnets.fusion.input_sizes import InputSizes
 from repnets.fusion.report import FoldedRegion
@@ -148,6 +148,8 @@ def _of_module(made: nn.Module) -> tuple[str, str, str]:
     if isinstance(made, PooledLinear):
         kind, label, detail = _of_module(made.linear)
         return kind, f"mean, {label}", detail
+    if isinstance(made, ScaleShift):
+        return "other", "× constant + constant", ""
     if isinstance(made, nn.Linear):
         return "linear", "linear", f"{made.in_features} → {made.out_features}"
     return _convolution(made.weight.shape, made.stride, made.groups, transposed=made.transposed)

@@ -83,6 +83,18 @@ class AffineConv:
         axes = zip(self.extent, self.stride, self.pad_lo, self.pad_hi, self.spread, strict=True)
         return self.border is None and all(axis == (1, 1, 0, 0, 1) for axis in axes)
 
+    @property
+    def is_channelwise(self) -> bool:
+        """Each output channel is the input channel of its number, times a factor, plus a term."""
+        own = torch.arange(self.in_channels)
+        return (
+            self.is_pointwise
+            and not self.pooled
+            and self.out_channels == self.in_channels
+            and torch.equal(self.band.start, own)
+            and torch.equal(self.band.stop, own + 1)
+        )
+
 
 # Single operators
 

@@ -71,8 +71,8 @@ def works_of_operator(op: AffineConv, source: fx.Node, target: fx.Node, shapes: 
         return [Work(0, 4 * (read + pooled)), Work(shape.weights, 4 * (pooled + shape.weights + 2 * made))]
     padding = 0
     if ends := conv_params.uneven_padding(op):
-        sizes = shapes[source][-len(ends) :]
-        padded = read // prod(sizes) * prod(size + sum(both) for size, both in zip(sizes, ends, strict=True))
+        outer, sizes = shapes[source][: -len(ends)], shapes[source][-len(ends) :]
+        padded = prod(outer) * prod(size + sum(both) for size, both in zip(sizes, ends, strict=True))
         padding, read = read + padded, padded
     works = [
         Work(shape.macs(prod(shapes[source]), made), 4 * (padding + read + shape.weights + op.out_channels + made))
@@ -82,3 +82,11 @@ def works_of_operator(op: AffineConv, source: fx.Node, target: fx.Node, shapes: 
         read //= op.in_channels
         works += [Work(ones.macs(read, made), 4 * (read + ones.weights + made)), Work(0, 12 * made)]
     return works
+
+
+def works_of_scale(op: AffineConv, target: fx.Node, shapes: Shapes) -> list[Work]:
+    """The work of the two calls that make `target` by a factor and a term for each channel.
+
+    Each is counted as one batch norm, so that they take the place of more than two calls and never of two.
+    """
+    return [Work(0, 4 * (2 * prod(shapes[target]) + 4 * op.out_channels))] * 2

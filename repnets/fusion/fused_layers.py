@@ -1,4 +1,4 @@
-"""The modules that folded regions become: plain layers of torch, and two that hold one of them."""
+"""The modules that folded regions become: plain layers of torch, two that hold one of them, and one without any."""
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,29 @@ class PooledLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x.mean(tuple(range(2, x.dim()))))
         return y.reshape(*y.shape, *[1] * self.trailing) if self.trailing else y
+
+
+class ScaleShift(nn.Module):
+    """A factor and a term for each channel.
+
+    Args:
+        weight: The factors, with as many axes of size 1 after the channels as the map has.
+        bias: The terms, of the same shape.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias
+
+
+def scale_of(op: AffineConv) -> nn.Module:
+    """The float64 module that computes `op`, which is channelwise, without a layer; in eval mode."""
+    ones = [1] * len(op.stride)
+    return ScaleShift(*(one.reshape(-1, *ones).clone() for one in (op.band.weight(), op.bias))).eval()
 
 
 def layer_of(op: AffineConv, target_rank: int) -> nn.Module:

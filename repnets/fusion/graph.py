@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from math import prod
 
 import torch
@@ -191,8 +192,12 @@ def sizes_at(graph: fx.Graph, input_shape: tuple[int, ...]) -> Callable[[int | t
         if isinstance(size, torch.SymInt)
     }
 
+    @cache
+    def value_of(expression: object) -> int:
+        return int(expression.subs(sizes))
+
     def size_of(size: int | torch.SymInt) -> int:
-        return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else size
+        return value_of(size.node.expr) if isinstance(size, torch.SymInt) else size
 
     return size_of
 

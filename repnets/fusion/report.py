@@ -13,8 +13,9 @@ class FoldedRegion:
 
     Attributes:
         name: Qualified name of the new layer in the fused module.
-        kind: Class of the new layer: Conv1d, Conv2d, Conv3d, Linear, PooledLinear, or BorderConv, which is two
-            convolutions. A transposed convolution is a ConvTranspose1d, 2d or 3d.
+        kind: Class of the new layer: Conv1d, Conv2d, Conv3d, Linear, PooledLinear, BorderConv, which is two
+            convolutions, or ScaleShift, which is none but a factor and a term for each channel: two calls. A
+            transposed convolution is a ConvTranspose1d, 2d or 3d.
         output: Name of the captured graph's node whose value the convolution now makes.
         nodes: Names of the nodes folded, in the order of the graph.
         paths: Qualified names of the modules they belong to.
@@ -23,7 +24,7 @@ class FoldedRegion:
         operations: Calls folded.
         convolutions: Convolutions folded.
         batch_norms: Batch norms folded.
-        kernel_size: Of the new layer, a number for each spatial axis, as the next three; () for a linear one.
+        kernel_size: Of the new layer, a number for each spatial axis, as the next three; () for a linear one or none.
         stride: Step of its window.
         padding: Zeros at both ends.
         dilation: Step of its taps.

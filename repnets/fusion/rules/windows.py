@@ -141,16 +141,12 @@ def regrouped(node: fx.Node, tokens: Analysis) -> Found:
 
 
 def _pooled(source: fx.Node, analysis: Analysis) -> Found:
-    """What a mean over all positions commutes with: the changes of each channel by itself.
-
-    It commutes with a 1x1 convolution too; but where that is computed anyway, as before a gate, nothing is
-    gained by a second way around it.
-    """
+    """What a mean over all positions commutes with: what treats each position by itself."""
     found = {}
     for one, op in analysis.operators.get(source, {}).items():
         if op.pooled:
             found[one] = op
-        elif op.is_pointwise and op.groups == op.in_channels == op.out_channels:
+        elif op.is_pointwise:
             found[one] = affine_conv.pool(op)
     return found, None
 
