@@ -16,6 +16,7 @@ _PLUMBING = {
         "artifacts.digests",
         "artifacts.source_files",
         "artifacts.store",
+        "artifacts.store_access",
         "config.backend_options",
         "config.project",
         "config.schema",
