@@ -24,10 +24,12 @@ _PLUMBING = {
         "config.targets",
         "errors",
         "exit_codes",
+        "lifetime",
         "models.resolve",
         "report.console",
         "stages.command",
         "stages.settings",
+        "temporary",
     )
 }
 """Modules that only pass values to a stage, or copy or print its results: the values themselves are in the key."""
