@@ -19,6 +19,7 @@ _PLUMBING = {
         "artifacts.digests",
         "artifacts.source_files",
         "artifacts.store",
+        "artifacts.store_access",
         "config.backend_options",
         "config.project",
         "config.schema",
@@ -26,10 +27,12 @@ _PLUMBING = {
         "config.targets",
         "errors",
         "exit_codes",
+        "lifetime",
         "models.resolve",
         "report.console",
         "stages.command",
         "stages.settings",
+        "temporary",
     )
 }
 """Modules that only pass values to a stage, or copy or print its results: the values themselves are in the key."""

@@ -6,6 +6,7 @@ Images of the validation part, which also calibrates and proves, are never augme
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import Preprocessing
-from pipeline.data import image_folder, prepared_images, transforms
+from pipeline.data import folder_layout, image_folder, prepared_images, transforms
 from pipeline.data.datasets import FACTS, FOLDER, Facts, Images, files_of, read_images
 from pipeline.errors import InputError
 
@@ -304,18 +305,25 @@ def training_batches(
         yield transforms.laid_out(transforms.normalised(images, preprocessing)), labels[mine]
 
 
-def listing(name: str, root: str | None) -> str:
+def listing(name: str, root: str | None, order: str | Sequence[str] = "sorted") -> str:
     """What tells, without reading any image, that a data set may have changed since its split was made.
 
-    Sha256 over name, size and date of each file of an image folder; its name alone for the others, which
-    are published once and for all. The stage `split` then looks at the contents.
+    Sha256 over name, size and date of each file of an image folder, and of the file that gives the order of its
+    classes; its name alone for the others, which are published once and for all. The stage `split` then looks at the
+    contents, and says what is wrong where this only notes it.
     """
     if name != FOLDER:
         return name
     total = hashlib.sha256()
-    for path in image_folder.files_in(Path(root or "").expanduser()):
-        status = path.stat()
-        total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    named = [Path(order).expanduser()] if isinstance(order, str) else []
+    try:
+        for path in [*named, *folder_layout.files_in(Path(root or "").expanduser())]:
+            total.update(os.fsencode(path))
+            if path.exists():
+                status = path.stat()
+                total.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    except (InputError, OSError) as error:
+        total.update(str(error).encode(errors="backslashreplace"))
     return total.hexdigest()
 
 
