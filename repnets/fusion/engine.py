@@ -334,7 +334,7 @@ def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tenso
         batch_norms=sum(node.target is BATCH_NORM for node in region.removed),
         **vars(shape),
         macs_before=sum(multiply_accumulates(node, shapes) for node in region.removed),
-        macs_after=shape.weights * prod(shapes[region.target]) // shape.out_channels,
+        macs_after=shape.macs(prod(shapes[region.source]), prod(shapes[region.target])),
         parameters_before=sum(tensors[c].numel() for c in constants if isinstance(tensors[c], nn.Parameter)),
         parameters_after=sum(tensor.numel() for tensor in fold.layer.parameters()),
         error_float64=fold.error_float64,

@@ -179,8 +179,8 @@ def _is_layer(op: AffineConv, source: fx.Node, target: fx.Node) -> bool:
 
 
 def _own_cost(node: fx.Node, constants: Constants, shapes: Shapes, cost: Cost) -> float:
-    computed = [one for one in node.all_input_nodes if one in constants and one.op == "call_function"]
-    return cost(work_of_node(node, shapes)) + sum(_own_cost(one, constants, shapes, cost) for one in computed)
+    computed = [one for one in constants.behind(node) if one.op == "call_function" and one in shapes]
+    return sum(cost(work_of_node(one, shapes)) for one in (*computed, node))
 
 
 def _cheapest(ways: Mapping[fx.Node, Sequence[_Way]], outputs: Iterable[fx.Node]) -> dict[fx.Node, _Way]:

@@ -14,7 +14,7 @@ class FoldedRegion:
     Attributes:
         name: Qualified name of the new layer in the fused module.
         kind: Class of the new layer: Conv1d, Conv2d, Conv3d, Linear, PooledLinear, or BorderConv, which is two
-            convolutions.
+            convolutions. A transposed convolution is a ConvTranspose1d, 2d or 3d.
         output: Name of the captured graph's node whose value the convolution now makes.
         nodes: Names of the nodes folded, in the order of the graph.
         paths: Qualified names of the modules they belong to.
@@ -28,6 +28,7 @@ class FoldedRegion:
         padding: Zeros at both ends.
         dilation: Step of its taps.
         groups: Blocks of its channels.
+        output_padding: Positions that it adds at the end, of a transposed convolution; None of every other layer.
         in_channels: Channels it reads.
         out_channels: Channels it makes.
         macs_before: Multiply-accumulates at the example size that folding removes.
@@ -54,6 +55,7 @@ class FoldedRegion:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    output_padding: tuple[int, ...] | None
     in_channels: int
     out_channels: int
     macs_before: int
@@ -70,7 +72,7 @@ class Totals:
 
     Attributes:
         operations: Calls that make a tensor.
-        convolutions: Those that are convolutions.
+        convolutions: Those that are convolutions, transposed ones too.
         batch_norms: Those that are batch norms.
         additions: Those that add two tensors.
         parameters: Elements of all parameters.
