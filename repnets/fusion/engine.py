@@ -56,10 +56,13 @@ class FuseResult:
             other parameter keeps its name. It can be copied, pickled and captured again. Its behaviour is
             fixed at capture: `train()` changes a flag and no result.
         report: What was folded, and what was not and why.
+        original: The graph of ATen calls that was captured of the model, with its parameters: what the report's node
+            names stand for.
     """
 
     module: fx.GraphModule
     report: FuseReport
+    original: fx.GraphModule
 
 
 def fuse(
@@ -135,7 +138,7 @@ def fuse(
         refusals=(*refusals, *failures),
         seconds=dict(zip(("capture", "analysis", "emission", "check"), _differences(clock), strict=True)),
     )
-    return FuseResult(module, report)
+    return FuseResult(module, report, captured)
 
 
 def _images(example: Tensor, free: Mapping[int, FreeSize]) -> list[tuple[int, ...]]:
@@ -348,7 +351,7 @@ def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tenso
         batch_norms=sum(node.target is BATCH_NORM for node in region.removed),
         **vars(shape),
         macs_before=sum(multiply_accumulates(node, shapes) for node in region.removed),
-        macs_after=0 if region.is_scale else shape.weights * prod(shapes[region.target]) // shape.out_channels,
+        macs_after=0 if region.is_scale else shape.macs(prod(shapes[region.source]), prod(shapes[region.target])),
         parameters_before=sum(tensors[c].numel() for c in constants if isinstance(tensors[c], nn.Parameter)),
         parameters_after=sum(tensor.numel() for tensor in fold.layer.parameters()),
         error_float64=fold.error_float64,

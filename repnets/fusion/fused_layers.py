@@ -7,6 +7,7 @@ from repnets.fusion import conv_params
 from repnets.fusion.affine_conv import AffineConv
 
 CONV_MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_MODULES = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class BorderConv(nn.Module):
@@ -80,12 +81,13 @@ def layer_of(op: AffineConv, target_rank: int) -> nn.Module:
         _set(linear, weight, op.bias)
         return (PooledLinear(linear, target_rank) if op.pooled else linear).eval()
     shape = conv_params.conv_shape(op)
-    make = CONV_MODULES[len(op.stride)]
-    conv = make(**vars(shape), bias=True, device="meta", dtype=torch.float64)
+    make = (TRANSPOSED_MODULES if op.transposed else CONV_MODULES)[len(op.stride)]
+    settings = {name: value for name, value in vars(shape).items() if value is not None}
+    conv = make(**settings, bias=True, device="meta", dtype=torch.float64)
     _set(conv, weight, op.bias)
     if op.border is None:
         return conv.eval()
-    settings = {**vars(shape), "in_channels": 1, "groups": 1}
+    settings |= {"in_channels": 1, "groups": 1}
     border = make(**settings, bias=False, device="meta", dtype=torch.float64)
     border.weight = nn.Parameter(conv_params.border_weight(op), requires_grad=False)
     return BorderConv(conv, border).eval()

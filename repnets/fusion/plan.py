@@ -178,8 +178,8 @@ def _is_layer(op: AffineConv, source: fx.Node, target: fx.Node) -> bool:
 
 def _cost_of_constants(node: fx.Node, constants: Constants, shapes: Shapes, cost: Cost) -> float:
     """The cost of the constants that are computed for a node."""
-    computed = [one for one in node.all_input_nodes if one in constants and one.op == "call_function"]
-    return sum(cost(work_of_node(one, shapes)) + _cost_of_constants(one, constants, shapes, cost) for one in computed)
+    computed = [one for one in constants.behind(node) if one.op == "call_function" and one in shapes]
+    return sum(cost(work_of_node(one, shapes)) for one in computed)
 
 
 # Accounts
