@@ -1,6 +1,6 @@
-"""Layers that treat each position by itself, moved to the smaller side of an upsampling or a pooling next to them.
+"""Layers that treat each position by itself, moved before the upsampling that they read.
 
-Upsampling and average pooling make each position of a channel a mean of positions of the same channel, with weights
+Upsampling makes each position of a channel a mean of positions of the same channel, with weights
 that sum to one. A 1x1 convolution makes each position a linear map of the channels there, plus a term. So they commute,
 exactly and at every size, borders included; what differs is how many positions the convolution computes.
 """
@@ -11,7 +11,7 @@ from math import prod
 from torch import fx
 
 from repnets.fusion.cost_model import Cost, Shapes, Work
-from repnets.fusion.graph import CONVOLUTIONS, arguments, aten, multiply_accumulates
+from repnets.fusion.graph import CONVOLUTIONS, aten, multiply_accumulates
 from repnets.fusion.operators import Analysis
 from repnets.fusion.rules import CHANNELWISE
 
@@ -21,8 +21,6 @@ _UPSAMPLINGS = {
                  "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")
     for overload in ("default", "vec")
 }  # fmt: skip
-_POOLS = {aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}
-_ADAPTIVE = {aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default}
 
 
 def move_to_fewer_positions(graph: fx.Graph, analysis: Analysis, shapes: Shapes, cost: Cost) -> bool:
@@ -45,19 +43,19 @@ def move_to_fewer_positions(graph: fx.Graph, analysis: Analysis, shapes: Shapes,
         source = None if first is None else _map_read(first, analysis)
         if source is None or len(first.users) > 1 or {source, first, second} & swapped:
             continue
-        moves_up = _moves_up(first, second, source, analysis)
-        if not moves_up and not _moves_down(first, second, source, analysis):
+        if not _may_move(second, first, source, analysis):
             continue
-        channels, sizes = (second, source) if moves_up else (source, second)
-        between = (*shapes[source][:1], shapes[channels][1], *shapes[sizes][2:])
+        if prod(shapes[source][2:]) >= prod(shapes[first][2:]):
+            continue
+        between = (*shapes[source][:1], shapes[second][1], *shapes[source][2:])
         now = _cost(first, shapes[source], shapes[first], shapes, cost)
         now += _cost(second, shapes[first], shapes[second], shapes, cost)
         then = _cost(second, shapes[source], between, shapes, cost)
         then += _cost(first, between, shapes[second], shapes, cost)
         if then < now:
-            value = [one.meta["val"] for one in (source, channels, sizes)]
-            shape = (value[0].shape[0], value[1].shape[1], *value[2].shape[2:])
-            first.meta["val"], second.meta["val"] = second.meta["val"], value[0].new_empty(shape)
+            value = source.meta["val"]
+            shape = (value.shape[0], second.meta["val"].shape[1], *value.shape[2:])
+            first.meta["val"], second.meta["val"] = second.meta["val"], value.new_empty(shape)
             second.replace_all_uses_with(first)
             second.replace_input_with(first, source)
             first.replace_input_with(source, second)
@@ -74,18 +72,11 @@ def _map_read(node: fx.Node, analysis: Analysis) -> fx.Node | None:
     return maps[0] if len(maps) == 1 else None
 
 
-def _moves_up(first: fx.Node, second: fx.Node, source: fx.Node, analysis: Analysis) -> bool:
-    """Whether `second` may be computed before the upsampling or pooling `first`."""
-    if not (_is_mean_of_positions(first) and _is_pointwise(second, analysis)) or _folds_after(first, analysis):
+def _may_move(node: fx.Node, upsampling: fx.Node, source: fx.Node, analysis: Analysis) -> bool:
+    """Whether a call may be computed before the upsampling that it reads."""
+    if upsampling.target not in _UPSAMPLINGS or not _is_pointwise(node, analysis) or _folds_after(upsampling, analysis):
         return False
-    return second.target in CONVOLUTIONS or _folds_before(source, analysis)
-
-
-def _moves_down(first: fx.Node, second: fx.Node, source: fx.Node, analysis: Analysis) -> bool:
-    """Whether the convolution `first` may be computed after the upsampling or pooling `second`."""
-    if not (_is_mean_of_positions(second) and _is_pointwise(first, analysis)):
-        return False
-    return first.target in CONVOLUTIONS and not _folds_before(source, analysis)
+    return node.target in CONVOLUTIONS or _folds_before(source, analysis)
 
 
 def _folds_before(source: fx.Node, analysis: Analysis) -> bool:
@@ -102,15 +93,6 @@ def _is_pointwise(node: fx.Node, analysis: Analysis) -> bool:
     """Whether each position of a call's output is a linear map of the channels there, plus a term."""
     op = analysis.operators[node].get(_map_read(node, analysis))
     return node.target in (CONVOLUTIONS | CHANNELWISE.keys()) and op is not None and op.is_pointwise and not op.pooled
-
-
-def _is_mean_of_positions(node: fx.Node) -> bool:
-    """Whether each position of a call's output is a mean of positions of its input, channel by channel."""
-    if node.target in _POOLS:
-        named = arguments(node)
-        padded = any(named["padding"]) and named["count_include_pad"]
-        return not padded and named.get("divisor_override") is None
-    return node.target in _UPSAMPLINGS | _ADAPTIVE
 
 
 def _cost(

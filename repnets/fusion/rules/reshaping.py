@@ -73,21 +73,7 @@ def _slice(node: fx.Node, analysis: Analysis) -> Found:
             else affine_conv.compose(every, affine_conv.padded(op, lo, hi))
         )
 
-    return _further(analysis.through(source, cropped), analysis)
-
-
-def _further(cropped: Found, analysis: Analysis) -> Found:
-    """What a crop is made of beyond its sources: where it cuts off a border that was in the way, it goes on."""
-    found, obstacle = cropped
-    more = [
-        (source, affine_conv.compose(outer, inner, border=analysis.border))
-        for middle, outer in found.items()
-        if outer.border is None and not outer.pooled
-        for source, inner in analysis.operators[middle].items()
-        if source not in found and not inner.pooled
-    ]
-    further, _ = gather(more)
-    return {**further, **found}, None if further else obstacle
+    return analysis.through(source, cropped)
 
 
 def _constant_pad(node: fx.Node, analysis: Analysis) -> Found:
@@ -144,8 +130,7 @@ def _framed(node: fx.Node, frame: Frame, analysis: Analysis) -> Found:
             return "the image is a single pixel here"
         return affine_conv.padded(op, frame.lo, frame.hi, fill, border=analysis.border)
 
-    found = analysis.through(frame.inner, change)
-    return found if any(n > 0 for n in (*frame.lo, *frame.hi)) else _further(found, analysis)
+    return analysis.through(frame.inner, change)
 
 
 def _is_from_end(start: object, width: int, size: object) -> bool:

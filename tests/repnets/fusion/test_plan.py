@@ -240,7 +240,7 @@ def test_padding_that_is_the_same_at_both_ends_becomes_the_layers_own(fold):
 
 
 def test_what_reads_a_needed_convolution_becomes_no_second_one(fold):
-    """A chain of calls for each channel is a factor and a term, two calls; a depthwise convolution would do it in one."""
+    """A chain of calls for each channel is a factor and a term; a depthwise convolution would be a layer more."""
 
     def forward(m, x):
         y = m.d(m.c(x).relu())
@@ -250,18 +250,6 @@ def test_what_reads_a_needed_convolution_becomes_no_second_one(fold):
     assert (report.after.convolutions, report.after.batch_norms, report.after.macs) == (2, 0, report.before.macs)
     assert [region.kind for region in report.regions] == ["ScaleShift"]
     assert report.after.operations == report.before.operations - 5 + 2
-
-
-def test_a_crop_lets_through_what_a_border_held_back(fold):
-    """The crop takes off the border at which the two convolutions differ from one."""
-
-    def forward(m, x):
-        return -m.d(m.n(m.c(x)))[:, :, 1:-1, 1:-1]
-
-    net = Net(forward, c=conv(padding=0), n=norm(), d=conv(kernel=1, padding=1, stride=1))
-    result = fold(net)
-    assert [(region.convolutions, region.kernel_size) for region in result.report.regions] == [(2, (3, 3))]
-    assert fold(result.module).report.regions == ()
 
 
 def test_a_map_without_channels_is_left(fold):
