@@ -29,7 +29,7 @@ from typing import Any
 
 from pipeline.artifacts import store_access
 from pipeline.artifacts.atomic import replacing
-from pipeline.artifacts.digests import code_digest, digest
+from pipeline.artifacts.digests import Inputs, code_digest, digest
 from pipeline.artifacts.manifest import versions
 from pipeline.errors import StageError
 
@@ -53,7 +53,7 @@ def cached(
     stage: str,
     *,
     settings: Mapping[str, Any],
-    inputs: Mapping[str, Path | None],
+    inputs: Inputs | Mapping[str, Path | None],
     outputs: Mapping[str, Path],
     code: Sequence[str],
     packages: Sequence[str],
@@ -66,7 +66,7 @@ def cached(
         stage: name of the stage.
         settings: of the stage, as JSON types.
         inputs: files and folders that it reads; their content is part of the key, names and dates are not; None for an
-            input that is not given.
+            input that is not given. They are read again after a build, which must have seen the content of the key.
         outputs: paths of its results. Each appears by a rename, whole or not at all.
         code: modules whose code the result depends on; their imports are included.
         packages: distributions whose versions the result depends on.
@@ -79,10 +79,17 @@ def cached(
 
     Raises:
         StageError: the disk is full or the store cannot be written; earlier results stay in place.
+        InputError: an input was replaced while the stage ran; nothing is kept.
     """
-    key = _key(stage, settings, inputs, code, packages, host)
+    read = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+    key = _key(stage, settings, read, code, packages, host)
+
+    def build_from_these(places: dict[str, Path], scratch: Path) -> None:
+        build(places, scratch)
+        read.require_unchanged()
+
     with _disk_refusals(stage), _lock(key):
-        entry, hit = _entry(key, stage, {name: place.name for name, place in outputs.items()}, build)
+        entry, hit = _entry(key, stage, {name: place.name for name, place in outputs.items()}, build_from_these)
         for name, place in outputs.items():
             _publish(next((entry / name).iterdir()), place)
     print(f"{stage}: {'from the store' if hit else 'built'} ({key[:12]})", flush=True)
@@ -110,7 +117,7 @@ def kept(
     Raises:
         StageError: as for `cached`.
     """
-    key = _key(stage, settings, {}, code, packages, None)
+    key = _key(stage, settings, Inputs({}), code, packages, None)
     with _disk_refusals(stage), _lock(key):
         entry, _ = _entry(key, stage, outputs, build)
     return {name: next((entry / name).iterdir()) for name in outputs}
@@ -119,7 +126,7 @@ def kept(
 def _key(
     stage: str,
     settings: Mapping[str, Any],
-    inputs: Mapping[str, Path | None],
+    inputs: Inputs,
     code: Sequence[str],
     packages: Sequence[str],
     host: str | None,
@@ -128,7 +135,7 @@ def _key(
         "stage": stage,
         "code": code_digest(*code),
         "settings": settings,
-        "inputs": {name: path and digest(path) for name, path in inputs.items()},
+        "inputs": {name: inputs.sha256.get(name) for name in inputs.paths},
         "packages": versions(*packages),
         "python": list(sys.version_info[:2]),
         "host": host,

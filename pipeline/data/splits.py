@@ -209,16 +209,22 @@ def write_split(path: Path, split: Split) -> None:
     manifest.write_json(path, document)
 
 
-def open_split(path: Path) -> Split:
+def open_split(path: Path, trained_with: str | None = None) -> Split:
     """Read split.json.
 
+    Args:
+        path: of the file.
+        trained_with: digest of the split that a checkpoint was made with, by its header: it must be this one, or images
+            that the network was trained on may be among those that are held out.
+
     Raises:
-        InputError: it is missing, is not a split, or was edited since it was written.
+        InputError: it is missing, is not a split, was edited since it was written, or is not the one of the checkpoint.
     """
     try:
         values = manifest.read_json(path)
         parts = {part: values[part] for part in ("train", "val")}
         split = new_split(values["name"], values["root"], values["classes"], values["sources"], values["labels"], parts)
+        both = set(parts["train"]) & set(parts["val"])
         edited = split.digest != values["digest"] or split.name not in FACTS
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Make it with `python -m pipeline split --output {path}`.") from None
@@ -228,6 +234,17 @@ def open_split(path: Path) -> Split:
         raise InputError(
             f"{path} does not have the digest that it was written with, so it was edited or cut short. "
             f"Delete it and make it anew with `python -m pipeline split --output {path}`."
+        )
+    if both:
+        raise InputError(
+            f"{path}: {len(both)} images are in both parts, number {min(both)} for one, so they are trained on and "
+            f"held out. Delete it and make it anew with `python -m pipeline split --output {path}`."
+        )
+    if trained_with not in (None, split.digest):
+        raise InputError(
+            f"{path} is not the split that the checkpoint was made with (digest {split.digest[:12]}, and in the "
+            f"checkpoint's header {trained_with[:12]}), so images that it was trained on may be held out. Train or "
+            "adopt it with this split, or bring back the other one."
         )
     return split
 
