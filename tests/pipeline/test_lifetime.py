@@ -43,8 +43,8 @@ RUN = """
     lifetime.begin_run()
     stage = subprocess.Popen([sys.executable, "-c", sys.argv[1] if sys.argv[1:] else STAGE], stdout=subprocess.PIPE)
     stage.stdout.readline()
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         sys.exit(1)
