@@ -43,8 +43,8 @@ RUN = """
     lifetime.begin_run()
     stage = subprocess.Popen([sys.executable, "-c", sys.argv[1] if sys.argv[1:] else STAGE], stdout=subprocess.PIPE)
     stage.stdout.readline()
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         sys.exit(1)
@@ -102,7 +102,8 @@ def test_a_worker_does_not_outlive_its_stage(tmp_path):
     stage = start(
         """
         import subprocess, sys, time
-        text = "from pipeline import lifetime as l; l.end_with_parent(); print(1, flush=True); import time; time.sleep(60)"
+        text = "import time; from pipeline import lifetime; lifetime.end_with_parent(); print(1, flush=True); "
+        text += "time.sleep(60)"
         worker = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE)
         worker.stdout.readline()
         print("ready", flush=True)
