@@ -29,11 +29,17 @@ class Data(Strict):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
     split_seed: int = 0
+    classes: str | tuple[str, ...] = Field(
+        "sorted",
+        description="order of an imagefolder's classes: sorted, natural, a list of names, or a JSON file of them",
+    )
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> "Data":
         if self.name == "imagefolder" and self.root is None:
             raise ValueError("data.root is not set; name the folder that holds one folder of images per class")
+        if self.classes != "sorted" and self.name != "imagefolder":
+            raise ValueError(f"data.classes orders the folders of an imagefolder; {self.name} has an order of its own")
         return self
 
 

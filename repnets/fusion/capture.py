@@ -1,9 +1,14 @@
 """Capture a network as a graph, having checked what the user hands in."""
 
 import copy
+import os
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, TruncToInt
 
 from repnets.errors import RepnetsError
-from repnets.fusion.calls import Call, are_large, calls_at, same_way
-from repnets.fusion.inplace import without_overwriting
+from repnets.fusion.calls import Call, are_large, calls_at, quietly, same_way
+from repnets.fusion.inplace import without_overwriting, write_elsewhere
 from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
 from repnets.fusion.trial import Trial, random_input
 
@@ -273,8 +278,9 @@ def _enlarged(shape: Sequence[int], axes: set[int], factor: int) -> tuple[int, .
 def _exported(model: nn.Module, inputs: Sequence[Tensor], axes: set[int]) -> ExportedProgram:
     """The functional export at the inputs' sizes, of which `axes` of the first one are left free."""
     sizes = (dict.fromkeys(sorted(axes), Dim.AUTO), *[None] * (len(inputs) - 1))
-    with _StopAtRounding():
+    with _StopAtRounding(), quietly("torch.fx.experimental.symbolic_shapes"), redirect_stderr(StringIO()):
         program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes)
+    write_elsewhere(program)
     return program.run_decompositions({}) if _writes_in_place(program) else program
 
 
@@ -287,11 +293,20 @@ def _fixed(model: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
 
 
 def _not_captured(error: Exception) -> RepnetsError:
-    reason = str(error).strip().partition("\n")[0]
+    reason = str(error).strip().partition("\n")[0].rstrip(". ")
+    line = _line_of_model(error)
     return RepnetsError(
-        f"torch.export cannot capture the model: {reason}. The usual cause is Python code that branches on "
-        "the values of a tensor; write it with torch.where, or decide it before the forward."
+        f"torch.export cannot capture the model{f', at {line}' if line else ''}: {reason}. The usual cause is Python "
+        "code that branches on the values of a tensor; write it with torch.where, or decide it before the forward."
     )
+
+
+def _line_of_model(error: Exception) -> str:
+    """The last line of the model's own code that led to an error; empty where it is in no file."""
+    libraries = [f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}"]
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(tuple(libraries))]
+    last = next((one for one in reversed(frames) if one.line), None)
+    return f"{Path(last.filename).name}:{last.lineno} ({last.line})" if last else ""
 
 
 def _writes_in_place(program: ExportedProgram) -> bool:

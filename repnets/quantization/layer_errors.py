@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from repnets.errors import RepnetsError
 from repnets.fusion.fused_layers import CONV_MODULES, BorderConv, PooledLinear
-from repnets.fusion.graph import LAYERS, tensor_at
+from repnets.fusion.graph import LAYERS, TRANSPOSED, tensor_at
 from repnets.quantization.simulation import LIMIT, rounded
 
 _DRAWS = 4  # of random signs
@@ -185,7 +185,7 @@ def _value_of(node: fx.Node, interpreter: fx.Interpreter) -> object:
 
 
 def _layer(module: fx.GraphModule, node: fx.Node) -> Layer | None:
-    if node.op == "call_function" and node.target in LAYERS and node.args[1].op == "get_attr":
+    if node.op == "call_function" and node.target in LAYERS - TRANSPOSED and node.args[1].op == "get_attr":
         name, rest = str(node.args[1].target), [_value(module, one) for one in node.args[2:]]
         axis = -1 if node.target is torch.ops.aten.linear.default else 1
         owner = name.rpartition(".")[0] or name

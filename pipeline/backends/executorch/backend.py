@@ -125,8 +125,8 @@ def unavailable() -> Unavailable | None:
 
 def signature(file: Path) -> Signature:
     """What a .pte takes and gives. InputError where it is not a whole ExecuTorch program."""
-    taken, given = pte.shapes(file)
-    return Signature(taken, given, taken)
+    (taken, taken_type), (given, given_type) = pte.tensors(file)
+    return Signature(taken, given, taken, dtypes=(taken_type, given_type))
 
 
 RUNTIME = runtime.RUNTIME

@@ -9,6 +9,7 @@ from repnets.fusion import affine_conv
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.graph import SPLITS, WHOLE, arguments, aten
 from repnets.fusion.operators import Analysis, Found, Frame, Rule, gather
+from repnets.fusion.rules.channelwise import channel_line
 
 
 def _concatenation(node: fx.Node, analysis: Analysis) -> Found:
@@ -72,7 +73,21 @@ def _slice(node: fx.Node, analysis: Analysis) -> Found:
             else affine_conv.compose(every, affine_conv.padded(op, lo, hi))
         )
 
-    return analysis.through(source, cropped)
+    return _further(analysis.through(source, cropped), analysis)
+
+
+def _further(cropped: Found, analysis: Analysis) -> Found:
+    """What a crop is made of beyond its sources: where it cuts off a border that was in the way, it goes on."""
+    found, obstacle = cropped
+    more = [
+        (source, affine_conv.compose(outer, inner, border=analysis.border))
+        for middle, outer in found.items()
+        if outer.border is None and not outer.pooled
+        for source, inner in analysis.operators[middle].items()
+        if source not in found and not inner.pooled
+    ]
+    further, _ = gather(more)
+    return {**further, **found}, None if further else obstacle
 
 
 def _constant_pad(node: fx.Node, analysis: Analysis) -> Found:
@@ -106,15 +121,14 @@ def _overwrite(node: fx.Node, analysis: Analysis) -> Found:
     size = base.meta["val"].shape[axis + 2]
     if start == 0 and end == frame.lo[axis]:
         side = (axis, False)
-    elif _is_from_end(start, frame.hi[axis], size) and (not isinstance(end, int) or end >= WHOLE):
+    elif _is_from_end(start, frame.hi[axis], size) and _is_end(end, size):
         side = (axis, True)
     else:
         return {}, "it writes over a part of the image that is not one side of its padding"
-    value = analysis.constants.value(source)
-    value = value.reshape([1] * (node.meta["val"].dim() - value.dim()) + list(value.shape))
-    if value.numel() not in (1, value.shape[1]):
+    value = channel_line(analysis.constants.value(source), node.meta["val"].dim())
+    if value is None:
         return {}, "what it writes into the padding is not one value a channel"
-    sides = {**frame.sides, side: value.flatten().expand(node.meta["val"].shape[1])}
+    sides = {**frame.sides, side: value.expand(node.meta["val"].shape[1])}
     return _framed(node, Frame(frame.inner, frame.lo, frame.hi, sides), analysis)
 
 
@@ -130,14 +144,22 @@ def _framed(node: fx.Node, frame: Frame, analysis: Analysis) -> Found:
             return "the image is a single pixel here"
         return affine_conv.padded(op, frame.lo, frame.hi, fill, border=analysis.border)
 
-    return analysis.through(frame.inner, change)
+    found = analysis.through(frame.inner, change)
+    return found if any(n > 0 for n in (*frame.lo, *frame.hi)) else _further(found, analysis)
 
 
 def _is_from_end(start: object, width: int, size: object) -> bool:
     """Whether a slice that begins at `start` is the last `width` positions of `size`."""
     if isinstance(start, int):
         return start == -width or (isinstance(size, int) and start == size - width)
-    return bool(start.meta["val"].node.expr == getattr(size, "node", size).expr - width)
+    return not isinstance(size, int) and bool(start.meta["val"].node.expr == size.node.expr - width)
+
+
+def _is_end(end: object, size: object) -> bool:
+    """Whether a slice that ends at `end` goes to the last of `size` positions."""
+    if isinstance(end, int):
+        return end >= (size if isinstance(size, int) else WHOLE)
+    return not isinstance(size, int) and bool(end.meta["val"].node.expr == size.node.expr)
 
 
 def same(node: fx.Node, analysis: Analysis) -> Found:
