@@ -2,10 +2,16 @@
 
 The file itself runs, in a runtime that reads it on this machine. The gates, in order:
 
+<<<<<<< HEAD
+1. each file is the one that the manifest describes, and the manifest's preprocessing is the network's;
+2. a census of its operations: the convolutions of the fused network, no batch norm and no branch that it does not have,
+   and as many layers in int8 as the program has;
+=======
 1. each file is the one that the manifest describes, and was exported from these programs; the manifest's preprocessing
    is the network's, and its shapes, types and names are those that each file itself declares;
 2. a census of its operations: as many convolutions as the fused network has, no batch norm and no branch left, and as
    many layers in int8 as the program has;
+>>>>>>> main
 3. the converter is exact: in float32, with the weights rounded as the file stores them, the file gives what the program
    gives, to 1e-5 of the largest logit, or within twice what float32 itself costs the network; to 5e-4 where the file
    rounds numbers other than weights, as the square root of 2 in a GELU that is written by its formula. Weights that
@@ -169,12 +175,26 @@ def _hold_preprocessing(manifest: Path, written: Preprocessing, proved: Preproce
 
 
 def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> None:
+    """The file has every convolution of the program, and of what the program has no more.
+
+    A batch norm that the program has a runtime writes as one, as a depthwise convolution, or not at all, folded; a
+    normalization of another kind, or a scale, it may write as a batch norm.
+    """
     wanted = programs.count(reference.program)
-    if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
+    more = census["convolution"] - wanted["convolution"]
+    normalizations = programs.count_normalizations(reference.program)
+    kind = None
+    if not 0 <= more <= wanted["batch_norm"]:
+        kind = "conv"
+    elif census["batch_norm"] > normalizations - more:
+        kind = "batch"
+    if kind:
+        names = [name for name in census if kind in name.lower() and name not in ("convolution", "batch_norm")]
         raise GateError(
-            f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms, but the fused "
-            f"network has {wanted['convolution']} and none. The exporter undid the fold, or was given the branched "
-            "network."
+            f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms "
+            f"({', '.join(f'{census[name]} {name}' for name in names)}), but the fused network has "
+            f"{wanted['convolution']} and {wanted['batch_norm'] or 'none'}. The exporter undid the fold, left a layer "
+            "out, or was given the branched network."
         )
     if census["join"] > wanted["join"]:
         raise GateError(
