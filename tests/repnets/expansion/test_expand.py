@@ -94,6 +94,7 @@ def test_as_papers_start_it_trains_and_folds(style, trained, relative_error):
     assert fused.report.after.batch_norms == 0
 
 
+@pytest.mark.slow
 def test_a_resnet_of_any_style_has_the_layers_of_a_resnet(trained, relative_error):
     plain = repnets.create_model("resnet18", num_classes=4)
     x = torch.randn(1, 3, 32, 32)
