@@ -224,7 +224,8 @@ def _preprocessing(files: Sequence[Exported], size: int) -> Preprocessing:
 
 
 def _of_folder(folder: Path, preprocessing: Preprocessing) -> Images:
-    from pipeline.data.image_folder import SUFFIXES, files_in, read
+    from pipeline.data.folder_layout import files_in
+    from pipeline.data.image_file import SUFFIXES, read
 
     paths = [path for path in files_in(folder) if path.suffix.lower() in SUFFIXES]
     if not paths:

@@ -161,8 +161,10 @@ def _ways(piece: Sequence[fx.Node], analysis: Analysis, shapes: Shapes, cost: Co
         for source, op in reversed(upstream):  # of two equally cheap ones the nearer is taken
             if source in below_a_layer[node]:
                 if _is_layer(op, source, node):
-                    works = works_of_operator(op, source, node, shapes)
-                    ways[node].append(Way(op, (source,), sum(map(cost, works)), 1))
+                    price = sum(map(cost, works_of_operator(op, source, node, shapes)))
+                    if op.pooled:  # it is a mean and a layer again: worth it only where a layer before them goes
+                        price = max(price, _cost_of_mean_and_layer(node, source, ways, analysis))
+                    ways[node].append(Way(op, (source,), price, 1))
             elif op.is_channelwise and len(op.stride) == node.meta["val"].dim() - 2:
                 # exporters compute the constants: not to need them is no reason to make one call two
                 ways[node].append(Way(op, (source,), sum(map(cost, works_of_scale(op, node, shapes)), constants), 0))
@@ -174,6 +176,20 @@ def _is_layer(op: AffineConv, source: fx.Node, target: fx.Node) -> bool:
     if op.stride or op.pooled:
         return True
     return str(source.meta["val"].shape[:-1]) == str(target.meta["val"].shape[:-1])
+
+
+def _cost_of_mean_and_layer(
+    node: fx.Node, source: fx.Node, ways: Mapping[fx.Node, Sequence[Way]], analysis: Analysis
+) -> float:
+    """The cost of a layer's own call and of those that make its input of a map's mean over the image."""
+    own = ways[node][0]
+    pooled = [one for one in own.reads if one in ways and _is_pooled(one, source, analysis)]
+    return own.cost + sum(_cost_of_mean_and_layer(one, source, ways, analysis) for one in pooled)
+
+
+def _is_pooled(node: fx.Node, source: fx.Node, analysis: Analysis) -> bool:
+    op = dict(analysis.upstream(node)).get(source)
+    return op is not None and op.pooled
 
 
 def _cost_of_constants(node: fx.Node, constants: Constants, shapes: Shapes, cost: Cost) -> float:

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from pipeline import backends
-from pipeline.artifacts.check_result import CheckedForm, GateResult
+from pipeline.artifacts.check_result import CheckedForm, CheckResult, GateResult
 from pipeline.config import project
 from pipeline.data import splits
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
+from tests.fixtures.documents import rebind
 
 
 def about_of(made):
@@ -249,6 +250,7 @@ def test_an_engine_goes_along_where_tensorrt_built_it_here(checked_toy, pack, tm
     written = json.loads((folder / "manifest.json").read_text())
     written["forms"]["fused"]["facts"] |= {"maker": "TensorRT", "version": "10.3.0", "compute_capabilities": ["8.7"]}
     (folder / "manifest.json").write_text(json.dumps(written))
+    rebind(CheckResult, folder / "check.json", manifest=folder / "manifest.json")
     if "fused.engine" not in written["forms"]["fused"]["files"]:
         pytest.skip("no builder of engines is installed")
     made = pack(folder, include_engine=True)
