@@ -10,7 +10,7 @@
 import os
 from pathlib import Path
 
-from pipeline import backends
+from pipeline import backends, lifetime
 from pipeline.artifacts import digests
 from pipeline.data import splits
 from pipeline.stages import jobs
@@ -20,6 +20,10 @@ configfile: "config.yaml"
 
 
 CONFIG = jobs.configure(config)
+
+
+onstart:
+    lifetime.begin_run()  # stages end with this run, even if it is killed
 
 
 wildcard_constraints:

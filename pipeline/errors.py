@@ -6,6 +6,9 @@ Every message says what happened, why, and how to fix it, in one short paragraph
 import difflib
 from collections.abc import Sequence
 
+QUOTED = 200
+"""Characters that a message quotes of a value at most."""
+
 
 class InputError(Exception):
     """An input cannot be used: a configuration, a data set, a checkpoint, a file."""
@@ -45,7 +48,14 @@ def first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return text[:300].rstrip('". ')
+    return quoted(text).rstrip('". ')
+
+
+def quoted(value: object) -> str:
+    """A value as a message quotes it: on one line, without control characters, at most 200 characters."""
+    text = " ".join(str(value)[:1000].split())
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ def answered(act: Callable[[], None], debug: bool) -> int:
         debug: also show the traceback.
 
     Returns:
-        0; 2 for a mistake in the input or the configuration; 1 for a failed gate, stage or device.
+        0; 2 for a mistake in the input or the configuration; 1 for a failed gate, stage or device; 130 after Ctrl-C.
     """
     try:
         act()
@@ -25,6 +25,9 @@ def answered(act: Callable[[], None], debug: bool) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except FileNotFoundError as error:
         if debug:
             traceback.print_exc()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from repnets.batch_norms import Finding, bn_health, recalibrated
     from repnets.drawing.svg import draw
     from repnets.errors import RepnetsError
+    from repnets.expansion.expand import expand
     from repnets.fusion.capture import capture
     from repnets.fusion.engine import FuseResult, fuse
     from repnets.fusion.report import FuseReport
@@ -31,6 +32,7 @@ _HOMES = {
     "capture": "repnets.fusion.capture",
     "create_model": "repnets.networks",
     "draw": "repnets.drawing.svg",
+    "expand": "repnets.expansion.expand",
     "forecast": "repnets.quantization.forecast",
     "fuse": "repnets.fusion.engine",
     "list_models": "repnets.networks",
@@ -47,6 +49,7 @@ __all__ = [
     "capture",
     "create_model",
     "draw",
+    "expand",
     "forecast",
     "fuse",
     "list_models",

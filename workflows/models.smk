@@ -15,7 +15,7 @@ rule split:
     params:
         name=CONFIG.data.name,
         settings=jobs.settings(CONFIG, "split"),
-        sources=splits.listing(CONFIG.data.name, CONFIG.data.root),
+        sources=splits.listing(CONFIG.data.name, CONFIG.data.root, CONFIG.data.classes),
         code=digests.code_digest("pipeline.stages.split"),
     message:
         "reading {params.name}, and fixing what is held out for validation"

@@ -209,12 +209,17 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceResult:
-    """What reference.json says: a `Measured`, with the backend and the precision."""
+    """What reference.json says: a `Measured`, with the backend and the precision.
+
+    Attributes:
+        subjects: sha256 of checkpoint and programs; see `artifacts.evidence`.
+    """
 
     TITLE: ClassVar[str] = "measured reference"
     STAGE: ClassVar[str] = "reference"
     SCHEMA: ClassVar[int] = 1
 
+    subjects: Mapping[str, str]
     backend: str
     precision: str
     forms: Mapping[str, Figures]
@@ -273,6 +278,7 @@ class BenchResult:
 
     Attributes:
         status, reason, remedy: whether it was measured; if not, why, and how to get a figure.
+        subjects: sha256 of the files, their manifest, check.json, programs and reference; see `artifacts.evidence`.
         target, model, backend, precision, input: as in the manifest.
         chosen, chosen_by, tried: for a target of `precision: auto`; otherwise left out.
         forms, speedup, runs, power, sustained: see `Measured`.
@@ -289,6 +295,7 @@ class BenchResult:
     status: Status
     reason: str | None
     remedy: str | None
+    subjects: Mapping[str, str]
     target: str
     model: str
     backend: str
@@ -315,7 +322,11 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class TargetBench:
-    """What targets/<target>/bench.json says: the worst status of its models, and the bench.json of each."""
+    """What targets/<target>/bench.json says: the worst status of its models, and the bench.json of each.
+
+    Attributes:
+        subjects: sha256 of each model's bench.json, by the model; see `artifacts.evidence`.
+    """
 
     TITLE: ClassVar[str] = "summary of benchmarks"
     STAGE: ClassVar[str] = "summarize"
@@ -323,4 +334,5 @@ class TargetBench:
 
     target: str
     status: Status
+    subjects: Mapping[str, str]
     models: Mapping[str, BenchResult]

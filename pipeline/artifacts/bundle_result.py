@@ -1,7 +1,7 @@
 """The two files called bundle.json: one in a bundle, that describes it; one beside a target's files, that names it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pipeline.artifacts.check_result import GateResult
@@ -47,6 +47,7 @@ class BundledCheck:
         images: of the validation set.
         accuracy: top-1 of the file.
         converter, precision, agreement: see `CheckedForm`.
+        subjects: sha256 of all that `check` saw; see `artifacts.evidence`. Empty in bundles of older versions.
     """
 
     by: str
@@ -55,6 +56,7 @@ class BundledCheck:
     converter: GateResult
     precision: GateResult | None
     agreement: float
+    subjects: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
+
+from pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class CheckResult:
     Attributes:
         status: ``lost`` for a candidate of `precision: auto` that fails a gate.
         reason: why it was lost.
+        subjects: sha256 of the files, manifest, programs, verify.json and split; see `artifacts.evidence`.
         checked_by: the runtime.
         images: of the validation set.
         accuracy: on them.
@@ -100,7 +104,13 @@ class CheckResult:
 
     status: Literal["ok", "lost"]
     reason: str | None
+    subjects: Mapping[str, str]
     checked_by: str
     images: int
     accuracy: FileAccuracy
     forms: Mapping[str, CheckedForm]
+
+    def require_passed(self, path: Path) -> None:
+        """InputError where a gate was lost; `path` is where this was read."""
+        if self.status != "ok":
+            raise InputError(f"{path} says that the file did not pass its check: {self.reason} It is not used.")

@@ -3,10 +3,13 @@
 import ast
 import hashlib
 import json
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 from pipeline.artifacts import source_files
+from pipeline.errors import InputError
 
 TIME_STAMP = ".snakemake_timestamp"
 _PLUMBING = {
@@ -16,6 +19,7 @@ _PLUMBING = {
         "artifacts.digests",
         "artifacts.source_files",
         "artifacts.store",
+        "artifacts.store_access",
         "config.backend_options",
         "config.project",
         "config.schema",
@@ -23,10 +27,12 @@ _PLUMBING = {
         "config.targets",
         "errors",
         "exit_codes",
+        "lifetime",
         "models.resolve",
         "report.console",
         "stages.command",
         "stages.settings",
+        "temporary",
     )
 }
 """Modules that only pass values to a stage, or copy or print its results: the values themselves are in the key."""
@@ -44,6 +50,32 @@ def digest(path: Path) -> str:
     for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != TIME_STAMP):
         total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files and folders that a stage reads. Each is digested once: for the store's key, and for what is written.
+
+    Attributes:
+        paths: by name; None for an input that is not given.
+    """
+
+    paths: Mapping[str, Path | None]
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """The digest of each one that is given, by name."""
+        return {name: digest(path) for name, path in self.paths.items() if path}
+
+    def require_unchanged(self) -> None:
+        """Read them again: InputError if the content of one is no longer what `sha256` says."""
+        for name, sha256 in self.sha256.items():
+            path = self.paths[name]
+            if not path.exists() or digest(path) != sha256:
+                raise InputError(
+                    f"{path} was replaced while it was being read, so the result may be of either content. Nothing was "
+                    "kept. Run again, and let nothing write to it meanwhile."
+                )
 
 
 @cache

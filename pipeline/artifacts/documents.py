@@ -3,8 +3,12 @@
 The fields are the keys, in the order of the file; a field with the default None is left out if it is None. `schema`
 comes first. It is the version of the kind, and increases when a key is renamed, removed or changes its meaning; a
 document without it is of version 1.
+
+Documents that others rely on, those with a field `subjects` (`artifacts.evidence`), end with ``digest``: sha256 over
+all their other keys. It shows that one was edited or cut short. Whoever knows how it is made can make it anew.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -44,7 +48,8 @@ def read(kind: type[_D], path: Path) -> _D:
         path: of the file.
 
     Raises:
-        InputError: it is missing, is no JSON, lacks a key, holds a value of another type, or is of another schema.
+        InputError: it is missing, is no JSON, lacks a key, holds a value of another type, is of another schema, or was
+            edited.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist. Build it first: snakemake {path}")
@@ -78,7 +83,10 @@ def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
             )
         if type(schema) is not int or schema != kind.SCHEMA:
             raise ValueError(f"schema: {schema!r} is not known")
-        return _adapter(kind).validate_json(content, strict=True)
+        parsed = _adapter(kind).validate_json(content, strict=True)
+        if _is_sealed(kind) and document.pop("digest", None) != _digest(document):
+            raise InputError(f"{name} does not have the digest that it was written with, so it was edited. {remedy}")
+        return parsed
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         why = f"{'.'.join(map(str, problem['loc']))}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
@@ -88,9 +96,11 @@ def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
 
 
 def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:
-    """Read a document that is of one of two kinds; see `read`, which raises what is wrong with it as the second."""
-    with suppress(InputError):
-        return read(kind, path)
+    """Read a document that is of one of two kinds: of the first where it has all keys of that; see `read`."""
+    with suppress(OSError, ValueError, RecursionError):  # which `read` tells of
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and {one.name for one in fields(kind)} <= content.keys():
+            return read(kind, path)
     return read(other, path)
 
 
@@ -108,7 +118,16 @@ def of(kind: type[_T], values: Mapping[str, Any]) -> _T:
 
 def write(path: Path, document: Document) -> None:
     """Write a document."""
-    write_json(path, plain(document))
+    content = plain(document)
+    write_json(path, content | {"digest": _digest(content)} if _is_sealed(type(document)) else content)
+
+
+def _is_sealed(kind: type) -> bool:
+    return any(field.name == "subjects" for field in fields(kind))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,9 @@ from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import ProvedAccuracy
 from pipeline.errors import InputError
 
+FORMS = ("quantized", "fused", "branched")
+"""All forms of a network; of those that are exported, the first is the one that ships."""
+
 
 @dataclass(frozen=True)
 class FileFacts:
@@ -87,6 +90,7 @@ class Lineage:
         recalibrated: by the stage `recalibrate`; None if it did not run.
         checkpoint, fused, quantized: sha256 of each.
         accuracy: that verify found.
+        verify: sha256 of verify.json; left out in bundles of older versions.
     """
 
     arch: str
@@ -97,6 +101,7 @@ class Lineage:
     fused: str
     quantized: str | None
     accuracy: ProvedAccuracy
+    verify: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.forms or not all(form.files for form in self.forms.values()):
             raise ValueError("it names no file")
+        if list(self.forms) != [form for form in FORMS if form in self.forms]:
+            raise ValueError(f"its forms are {', '.join(self.forms)}; there are {', '.join(FORMS)}, in this order")
 
     @property
     def shipped(self) -> str:
@@ -153,6 +160,16 @@ class Manifest:
     def files(self) -> dict[str, FileFacts]:
         """All files, by name."""
         return {name: facts for form in self.forms.values() for name, facts in form.files.items()} | dict(self.extras)
+
+    @property
+    def subjects(self) -> dict[str, str]:
+        """Sha256 of what the files were exported from, and of each file, by name; see `artifacts.evidence`.
+
+        The manifest itself has no digest: it is what check.json is evidence of.
+        """
+        made_from = {name: getattr(self.lineage, name) for name in ("checkpoint", "fused", "quantized", "verify")}
+        files = {name: facts.sha256 for name, facts in self.files.items()}
+        return {name: sha256 for name, sha256 in (made_from | files).items() if sha256}
 
     def describes(self, file: Path) -> bool:
         """Whether a file has the content that the manifest describes under its name."""

@@ -95,6 +95,7 @@ class FuseResult:
     """What fuse.json says.
 
     Attributes:
+        subjects: sha256 of checkpoint, split and fused.pt2; see `artifacts.evidence`.
         lineage: of fused.pt2.
         bn_health: batch norms out of the ordinary.
         forecast: what int8 will do.
@@ -107,6 +108,7 @@ class FuseResult:
     STAGE: ClassVar[str] = "reparameterize"
     SCHEMA: ClassVar[int] = 1
 
+    subjects: Mapping[str, str]
     lineage: Mapping[str, Any]
     bn_health: tuple[BatchNormFinding, ...]
     forecast: Forecast

@@ -14,7 +14,9 @@ class Preprocessing:
     """How an image becomes the network's input; it is stored with every artifact.
 
     An RGB image in [0, 255] is divided by 255, resized so that its shorter side is ``image_size``,
-    cropped at the centre to a square, then ``(x - mean) / std`` per channel.
+    cropped at the centre to a square, then ``(x - mean) / std`` per channel. A gray image of more than 8
+    bits is brought to [0, 255] first: 16-bit values divided by 257, floats in [0, 1] times 255. EXIF rotations
+    are not applied.
 
     Attributes:
         image_size: side of the square input, pixels.

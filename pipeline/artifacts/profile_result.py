@@ -1,5 +1,6 @@
 """profile.json: where the time of an inference goes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +40,7 @@ class ProfileResult:
 
     Attributes:
         status, reason: whether the runtime tells; else why not.
+        subjects: sha256 of bench.json; see `artifacts.evidence`.
         target, model, backend, precision, form: of the file.
         threads, runs: that each operation's time was measured with.
         inference_ms: median latency of the whole inference, without a profile.
@@ -53,6 +55,7 @@ class ProfileResult:
 
     status: Status
     reason: str | None
+    subjects: Mapping[str, str]
     target: str
     model: str
     backend: str

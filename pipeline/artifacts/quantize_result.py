@@ -105,6 +105,7 @@ class QuantizeResult:
     Attributes:
         status: ``lost`` for a candidate of `precision: auto` that does not hold its gate.
         reason: why it was lost.
+        subjects: sha256 of fused.pt2, verify.json, the split and quantized.pt2; see `artifacts.evidence`.
         scheme, calibration: how.
         accuracy: what it came to.
         steps: of the repair, in their order.
@@ -121,6 +122,7 @@ class QuantizeResult:
 
     status: Literal["ok", "lost"]
     reason: str | None
+    subjects: Mapping[str, str]
     scheme: Scheme
     calibration: Calibration
     accuracy: QuantizedAccuracy

@@ -8,6 +8,9 @@ of its packages. Dates and paths are not part of it, so a fresh clone finds its 
         work/<key>/              temporary files of a run; `scratch` in it survives a kill
         locks/<key>              locked while a key is built, so that two runs never build it twice
 
+An entry of any other shape than this module writes is thrown away. Whose entries are taken: `store_access`.
+A store that cannot be written still gives hits.
+
 This module and all that a hit imports are light: a hit takes a fraction of a second.
 """
 
@@ -18,17 +21,22 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import store_access
 from pipeline.artifacts.atomic import replacing
-from pipeline.artifacts.digests import code_digest, digest
+from pipeline.artifacts.digests import Inputs, code_digest, digest
 from pipeline.artifacts.manifest import versions
 from pipeline.errors import StageError
 
 _ROOM = 1 << 20  # bytes; a disk with less free space counts as full
+_ENTRY_BYTES = 1 << 20
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_ODD = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # where a folder of the store should be
 
 Build = Callable[[dict[str, Path], Path], None]
 
@@ -45,7 +53,7 @@ def cached(
     stage: str,
     *,
     settings: Mapping[str, Any],
-    inputs: Mapping[str, Path | None],
+    inputs: Inputs | Mapping[str, Path | None],
     outputs: Mapping[str, Path],
     code: Sequence[str],
     packages: Sequence[str],
@@ -58,7 +66,7 @@ def cached(
         stage: name of the stage.
         settings: of the stage, as JSON types.
         inputs: files and folders that it reads; their content is part of the key, names and dates are not; None for an
-            input that is not given.
+            input that is not given. They are read again after a build, which must have seen the content of the key.
         outputs: paths of its results. Each appears by a rename, whole or not at all.
         code: modules whose code the result depends on; their imports are included.
         packages: distributions whose versions the result depends on.
@@ -71,10 +79,17 @@ def cached(
 
     Raises:
         StageError: the disk is full or the store cannot be written; earlier results stay in place.
+        InputError: an input was replaced while the stage ran; nothing is kept.
     """
-    key = _key(stage, settings, inputs, code, packages, host)
+    read = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+    key = _key(stage, settings, read, code, packages, host)
+
+    def build_from_these(places: dict[str, Path], scratch: Path) -> None:
+        build(places, scratch)
+        read.require_unchanged()
+
     with _disk_refusals(stage), _lock(key):
-        entry, hit = _entry(key, stage, {name: place.name for name, place in outputs.items()}, build)
+        entry, hit = _entry(key, stage, {name: place.name for name, place in outputs.items()}, build_from_these)
         for name, place in outputs.items():
             _publish(next((entry / name).iterdir()), place)
     print(f"{stage}: {'from the store' if hit else 'built'} ({key[:12]})", flush=True)
@@ -102,16 +117,16 @@ def kept(
     Raises:
         StageError: as for `cached`.
     """
-    key = _key(stage, settings, {}, code, packages, None)
+    key = _key(stage, settings, Inputs({}), code, packages, None)
     with _disk_refusals(stage), _lock(key):
         entry, _ = _entry(key, stage, outputs, build)
-    return {name: entry / name / file for name, file in outputs.items()}
+    return {name: next((entry / name).iterdir()) for name in outputs}
 
 
 def _key(
     stage: str,
     settings: Mapping[str, Any],
-    inputs: Mapping[str, Path | None],
+    inputs: Inputs,
     code: Sequence[str],
     packages: Sequence[str],
     host: str | None,
@@ -120,7 +135,7 @@ def _key(
         "stage": stage,
         "code": code_digest(*code),
         "settings": settings,
-        "inputs": {name: path and digest(path) for name, path in inputs.items()},
+        "inputs": {name: inputs.sha256.get(name) for name in inputs.paths},
         "packages": versions(*packages),
         "python": list(sys.version_info[:2]),
         "host": host,
@@ -138,16 +153,22 @@ def _disk_refusals(stage: str) -> Iterator[None]:
         if reason is None:
             raise
         raise StageError(
-            f"{stage}: {reason}. Nothing was lost: what stood there before still does. Make room, or set "
+            f"{stage}: {reason}. Nothing was lost: what stood there before still does. Make room there, or set "
             f"REPNETS_STORE (now {root()}) to a folder that can be written, and run again."
         ) from error
 
 
 @contextmanager
 def _lock(key: str) -> Iterator[None]:
-    path = root() / "locks" / key
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        locks = store_access.folder(root(), "locks")
+        descriptor = store_access.open_lock(store_access.mine(locks, key), root())
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        yield  # nothing can be built here, but what is there can be read
+        return
+    with open(descriptor) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -161,35 +182,53 @@ def _lock(key: str) -> Iterator[None]:
 
 def _entry(key: str, stage: str, outputs: Mapping[str, str], build: Build) -> tuple[Path, bool]:
     """The folder of a key, built where it is missing or damaged; and whether it was there. The lock is held."""
-    entry = root() / "objects" / key
-    hit = _is_whole(entry, stage)
+    objects = root() / "objects"
+    entry = store_access.mine(objects, key)
+    hit = _is_whole(entry, key, stage, outputs)
     if not hit:
+        if entry.name != key:
+            print(f"{stage}: the store's entry is of another user, and REPNETS_STORE_TRUST does not let it be taken")
         _build_entry(entry, key, stage, outputs, build)
     return entry, hit
 
 
-def _is_whole(entry: Path, stage: str) -> bool:
-    try:
-        recorded = json.loads((entry / "entry.json").read_text())["outputs"]
-        broken = [name for name, found in recorded.items() if digest(entry / name) != found]
-    except FileNotFoundError:
-        if not entry.exists():
-            return False
-        broken = ["entry.json"]
-    except (ValueError, KeyError):
-        broken = ["entry.json"]
+def _is_whole(entry: Path, key: str, stage: str, outputs: Mapping[str, str]) -> bool:
+    if not os.path.lexists(entry):
+        return False
+    broken = _damage(entry, key, outputs)
     if broken:
-        print(f"{stage}: {', '.join(broken)} in the store no longer has the content that was put there; "
+        print(f"{stage}: {', '.join(broken[:3])} in the store no longer has the content that was put there; "
               f"thrown away, building again", file=sys.stderr, flush=True)  # fmt: skip
-        shutil.rmtree(entry)
+        store_access.throw_away(entry)
     return not broken
 
 
+def _damage(entry: Path, key: str, outputs: Mapping[str, str]) -> list[str]:
+    """The parts of an entry that are not what was put there."""
+    if wrong := store_access.untrusted(entry):
+        return wrong
+    try:
+        with (entry / "entry.json").open("rb") as file:
+            document = json.loads(file.read(_ENTRY_BYTES))
+        recorded = document["outputs"]
+        if document["key"] != key or not isinstance(recorded, dict) or set(recorded) != set(outputs):
+            return ["entry.json"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ["entry.json"]
+    return [name for name in outputs if not _holds(entry / name, recorded[name])]
+
+
+def _holds(place: Path, recorded: str) -> bool:
+    return place.is_dir() and len(os.listdir(place)) == 1 and digest(place) == recorded
+
+
 def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, str], build: Build) -> None:
-    work = root() / "work" / key
+    work = store_access.private(store_access.folder(root(), "work"), key)
     fresh, scratch = work / "entry", work / "scratch"
-    shutil.rmtree(fresh, ignore_errors=True)
-    scratch.mkdir(parents=True, exist_ok=True)
+    store_access.throw_away(fresh)
+    if scratch.is_symlink() or not scratch.is_dir():
+        store_access.throw_away(scratch)
+        scratch.mkdir()
     places = {name: fresh / name / file for name, file in outputs.items()}
     for place in places.values():
         place.parent.mkdir(parents=True)
@@ -198,20 +237,37 @@ def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, str], 
     if missing:
         raise StageError(f"{stage} ended without writing {', '.join(missing)}; this is a defect of the stage.")
     recorded = {name: digest(fresh / name) for name in places}
-    (fresh / "entry.json").write_text(json.dumps({"stage": stage, "outputs": recorded}, indent=2))
-    entry.parent.mkdir(parents=True, exist_ok=True)
+    (fresh / "entry.json").write_text(json.dumps({"stage": stage, "key": key, "outputs": recorded}, indent=2))
+    store_access.folder(root(), "objects")
+    store_access.share(fresh, root())
     os.replace(fresh, entry)
     shutil.rmtree(work)
 
 
 def _cannot_write(error: Exception) -> str | None:
     """Why writing failed, if an error is about the disk; libraries hide a full disk behind errors of their own."""
-    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-    if isinstance(error, OSError) and error.errno in refusals:
-        return f"{error.strerror} while writing {error.filename or 'a file'}"
-    if shutil.disk_usage(_nearest_folder(root())).free < _ROOM:
-        return f"no space left on the disk ({error})"
-    return None
+    full = [place for place in (root(), Path.cwd(), Path(tempfile.gettempdir())) if _is_full(place)]
+    mounts = " and ".join(dict.fromkeys(str(_mount(place)) for place in full))
+    is_odd = isinstance(error, OSError) and error.errno in _ODD and _is_in_store(error.filename)
+    if is_odd or (isinstance(error, OSError) and error.errno in _REFUSALS):
+        at = f"; the file system at {mounts} is full" if full and error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.strerror} while writing {error.filename or 'a file'}{at}"
+    return f"no space left on the file system at {mounts} ({error})" if full else None
+
+
+def _is_in_store(name: object) -> bool:
+    """Whether a path lies in the store, whose folders may be something else than folders."""
+    return isinstance(name, str | os.PathLike) and Path(name).is_relative_to(root())
+
+
+def _is_full(place: Path) -> bool:
+    free = os.statvfs(_nearest_folder(place))
+    return free.f_bavail * free.f_frsize < _ROOM or (free.f_files > 0 and free.f_favail == 0)
+
+
+def _mount(place: Path) -> Path:
+    folder = _nearest_folder(place).resolve()
+    return next(one for one in (folder, *folder.parents) if one.is_mount())
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -99,7 +99,7 @@ class VerifyResult:
     """What verify.json says.
 
     Attributes:
-        fused, checkpoint: sha256 of both files.
+        subjects: sha256 of checkpoint, split and fused.pt2; see `artifacts.evidence`.
         form: of the checkpoint, ``training`` or ``deploy``.
         preprocessing: that the network was trained and verified with.
         float64, weights, float32: what was compared.
@@ -112,11 +112,10 @@ class VerifyResult:
 
     TITLE: ClassVar[str] = "proof of fusing"
     STAGE: ClassVar[str] = "verify"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
     status: Literal["ok"]
-    fused: str
-    checkpoint: str
+    subjects: Mapping[str, str]
     form: str
     preprocessing: Preprocessing
     float64: Float64

@@ -19,6 +19,7 @@ class Signature:
         example: sizes that the file is known to take, None where that is unknown.
         takes_pixels: an image of whole numbers from 0 to 255 goes in, and its session rounds to such.
         gives_probabilities: its session gives their logarithms in the place of logits.
+        names, dtypes: of the input and the output, types as numpy calls them; None for what the file does not declare.
     """
 
     input_shape: Shape
@@ -26,6 +27,8 @@ class Signature:
     example: Shape
     takes_pixels: bool = False
     gives_probabilities: bool = False
+    names: tuple[str | None, str | None] = (None, None)
+    dtypes: tuple[str | None, str | None] = (None, None)
 
 
 def read(file: Path) -> Signature | None:

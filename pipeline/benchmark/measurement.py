@@ -67,7 +67,14 @@ def power_and_sustained(
     return power_drawn and documents.of(Power, power_drawn), lasting and documents.of(Sustained, lasting)
 
 
-def profiled(backend: str, bench: BenchResult, form: str, runner: runners.Runner, program: Path) -> ProfileResult:
+def profiled(
+    backend: str,
+    bench: BenchResult,
+    form: str,
+    runner: runners.Runner,
+    program: Path,
+    subjects: Mapping[str, str],
+) -> ProfileResult:
     """The profile of the file that ships, on the headline's number of threads.
 
     Args:
@@ -76,8 +83,9 @@ def profiled(backend: str, bench: BenchResult, form: str, runner: runners.Runner
         form: that ships.
         runner: runs the file.
         program: the .pt2 that the file was exported from, for the names of its layers.
+        subjects: sha256 of the bench.json.
     """
-    of_file = bench.target, bench.model, bench.backend, bench.precision, form
+    of_file = subjects, bench.target, bench.model, bench.backend, bench.precision, form
     if bench.status != "ok":
         return ProfileResult(bench.status, bench.reason, *of_file)
     run = bench.runs[0]

@@ -13,6 +13,8 @@ from pipeline.cli.bench import bench
 from pipeline.cli.check import check
 from pipeline.cli.convert import LAYOUTS, SUFFIXES, convert
 from pipeline.cli.models import models
+from pipeline.cli.verify_tree import HELP as VERIFY_TREE_HELP
+from pipeline.cli.verify_tree import verify_tree
 
 _CONVERT = """\
 Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
@@ -99,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(_command(commands, models, "list the networks that `arch:` in config.yaml can name"))
     _add_convert(_command(commands, convert, "convert a checkpoint to the layout of another tool", _CONVERT))
     _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
+    _add_verify_tree(
+        _command(commands, verify_tree, "say whether everything built is what its proofs are of", VERIFY_TREE_HELP)
+    )
     _add_bench(_command(commands, bench, "time exported files against each other", _BENCH))
     _add_doctor(
         _command(commands, doctors.doctor, "say what this machine and devices can build, check and bench", doctors.HELP)
@@ -113,7 +118,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     """A command whose options are the parameters of the function that does its work."""
     command = commands.add_parser(
-        act.__name__,
+        act.__name__.replace("_", "-"),
         help=text,
         description=description or text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -148,6 +153,12 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tolerance", type=float, metavar="T", help="largest difference, of the largest logit")
     command.add_argument("--exact", action="store_true", help="both in float32 on the weights as they are stored")
     command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
+
+
+def _add_verify_tree(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "folder", type=Path, nargs="?", default=Path(), metavar="FOLDER", help="of the project; default: this one"
+    )
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from pipeline.config.backend_rules import BackendRules
 from pipeline.config.schema import Strict, unknown_key, validate, where
 from pipeline.config.targets import Target
 from pipeline.errors import InputError
+from repnets.expansion import STYLES
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
@@ -29,11 +30,17 @@ class Data(Strict):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
     split_seed: int = 0
+    classes: str | tuple[str, ...] = Field(
+        "sorted",
+        description="order of an imagefolder's classes: sorted, natural, a list of names, or a JSON file of them",
+    )
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> "Data":
         if self.name == "imagefolder" and self.root is None:
             raise ValueError("data.root is not set; name the folder that holds one folder of images per class")
+        if self.classes != "sorted" and self.name != "imagefolder":
+            raise ValueError(f"data.classes orders the folders of an imagefolder; {self.name} has an order of its own")
         return self
 
 
@@ -58,6 +65,9 @@ class Model(Strict):
     """One network of the run. Its key in `models:` names the artifacts; `arch` defaults to that key."""
 
     arch: str = Field(description="a name of repnets.list_models(), `timm:NAME`, or `module.path:factory`")
+    expand: Literal[STYLES] | None = Field(
+        None, description="style of the training branches around its convolutions; `arch` is told as `arch+style`"
+    )
     checkpoint: str | None = Field(None, description="a .safetensors or .pth of the user's own; skips training")
     image_size: int = Field(ge=1)
     mean: tuple[_Share, _Share, _Share] | None = Field(None, description="of R, G, B in [0, 1]; default: the data's")
@@ -66,6 +76,12 @@ class Model(Strict):
         0, ge=0, description="training images to estimate the batch norms' statistics from; 0: leave them"
     )
     training: Training
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arch_tells_the_style(cls, values: dict[str, Any]) -> dict[str, Any]:
+        style = values.get("expand")
+        return {**values, "arch": f"{values['arch']}+{style}"} if style in STYLES else values
 
     @model_validator(mode="after")
     def _enough_images(self) -> "Model":

@@ -20,6 +20,7 @@ class SplitSettings(Strict):
     root: str | None
     val_fraction: float
     split_seed: int
+    classes: str | tuple[str, ...] = "sorted"
 
 
 class AdoptSettings(Strict):
@@ -62,6 +63,9 @@ class CheckSettings(Strict):
 
     backend: str
     check: Check
+    target: str | None = Field(None, description="what the manifest must be of, as `model` and `precision`; None: any")
+    model: str | None = None
+    precision: str | None = None
     may_lose: bool = Field(
         False,
         description="a candidate of `precision: auto`; if its precision loses too much, it is only dropped",

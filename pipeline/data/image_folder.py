@@ -4,20 +4,17 @@ Every image is held against the sha256 that its split recorded as it is read, wh
 decoding it.
 """
 
-import hashlib
-import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.data import class_order, folder_layout
+from pipeline.data.image_file import SUFFIXES, read, shown
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,12 @@ class Tree:
     """What an image folder holds.
 
     Attributes:
-        classes: names of the class folders, sorted.
+        classes: names of the class folders, in the order of their labels.
         images: paths relative to the root, sorted.
         labels: of each image.
-        own_val: whether each image lies in val/; None where the folder has no val/ of its own.
+        own_val: whether each image lies in the validation part; None where the folder has none of its own.
         other: files that are not images, which are not used.
+        notes: sentences on parts that are not used, or not as their names say.
     """
 
     classes: tuple[str, ...]
@@ -47,119 +45,86 @@ class Tree:
     labels: tuple[int, ...]
     own_val: tuple[bool, ...] | None
     other: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def files_in(root: Path) -> Iterator[Path]:
-    """All files under a folder but hidden ones, links followed, in the order of their names."""
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from files_in(Path(entry.path))
-        elif entry.is_file():
-            yield Path(entry.path)
-
-
-def scan(root: Path) -> Tree:
-    """Find the images of a folder of class folders, or of train/ and val/ with class folders in each.
+def scan(root: Path, order: str | Sequence[str] = "sorted") -> Tree:
+    """Find the images of a folder of class folders, or of a training and a validation part with class folders in each.
 
     The class of an image is the name of the class folder, however deep below it the image lies.
 
+    Args:
+        root: the folder; see `folder_layout` for its parts.
+        order: of the classes; see `class_order.ordered`.
+
     Raises:
-        InputError: the folder is missing or empty, has one class, images outside any class folder, an
-            empty class folder, or classes in val/ that train/ lacks.
+        InputError: the folder is missing or empty, has one class, images outside any class folder, an empty class
+            folder, parts that cannot be told from classes, classes in the validation part that the training part lacks,
+            a link that leads back up, or a name that is not UTF-8 or not printable.
     """
     if not root.is_dir():
         raise InputError(
-            f"data.root: {root} is not a folder. Name the folder that holds one folder of images per class."
+            f"data.root: {shown(root)} is not a folder. Name the folder that holds one folder of images per class."
         )
-    parts = _parts(root)
-    top = [f"{part}/" for part in parts] or [""]
+    layout = folder_layout.find(root)
+    top = [layout.train] if layout.val is None else [layout.train, layout.val]
     found, other = [], []
-    for prefix in top:
-        for path in files_in(root / prefix):
+    for part in top:
+        for path in folder_layout.files_in(root / part):
             name = path.relative_to(root).as_posix()
             (found if path.suffix.lower() in SUFFIXES else other).append(name)
-    loose = [name for name in found if name.count("/") < (2 if parts else 1)]
     if not found:
         raise InputError(
-            f"data.root: {root} holds no images ({', '.join(SUFFIXES)}). Put the images of each class into "
-            f"a folder of its own, e.g. {root / 'cat' / '1.jpg'}."
+            f"data.root: {shown(root)} holds no images ({', '.join(SUFFIXES)}). Put the images of each class into "
+            f"a folder of its own, e.g. {shown(root / 'cat' / '1.jpg')}."
         )
-    if loose:
+    _check_names(root, found)
+    inside = {part: f"{part}/" if part else "" for part in top}
+    parts = [next(part for part in reversed(top) if name.startswith(inside[part])) for name in found]
+    class_of = [name.removeprefix(inside[part]).rpartition("/")[0].partition("/")[0]
+                for name, part in zip(found, parts, strict=True)]  # fmt: skip
+    if loose := [name for name, one in zip(found, class_of, strict=True) if not one]:
         raise InputError(
             f"data.root: {root / loose[0]} lies in no class folder, so its class is unknown; {len(loose)} "
             "such. Move each into the folder of its class."
         )
-    folders = {prefix: _folders(root / prefix) for prefix in top}
-    classes = tuple(folders[top[0]])
-    for name in classes:
-        if not any(image.startswith(f"{top[0]}{name}/") for image in found):
-            raise InputError(
-                f"data.root: the class folder {root / top[0] / name} holds no image. Fill it or delete it."
-            )
+    classes = folder_layout.folders(root / layout.train)
+    filled = {one for one, part in zip(class_of, parts, strict=True) if part == layout.train}
+    if empty := [name for name in classes if name not in filled]:
+        raise InputError(
+            f"data.root: the class folder {shown(root / layout.train / empty[0])} holds no image. Fill it or delete it."
+        )
     if len(classes) < 2:
         raise InputError(
-            f"data.root: {root / top[0]} holds one class folder, `{classes[0]}`, and a classifier needs two "
+            f"data.root: {root / layout.train} holds one class folder, `{classes[0]}`, and a classifier needs two "
             "or more. Name the folder that holds one folder per class."
         )
-    unknown = sorted(set(folders[top[-1]]) - set(classes))
-    if unknown:
+    if unknown := sorted(set(folder_layout.folders(root / top[-1])) - set(classes)):
         raise InputError(
-            f"data.root: {root / 'val' / unknown[0]} is a class that train/ does not have; train/ has "
-            f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}. Give both the same class "
-            "folders."
+            f"data.root: {shown(root / top[-1] / unknown[0])} is a class that {layout.train}/ does not have; "
+            f"{layout.train}/ has {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}. Give both the same "
+            "class folders."
         )
-    place = 1 if parts else 0
-    numbers = {name: number for number, name in enumerate(classes)}
+    in_order = class_order.ordered(classes, order)
+    numbers = {name: number for number, name in enumerate(in_order)}
     return Tree(
-        classes=classes,
+        classes=in_order,
         images=tuple(found),
-        labels=tuple(numbers[name.split("/")[place]] for name in found),
-        own_val=tuple(name.startswith("val/") for name in found) if "val" in parts else None,
+        labels=tuple(numbers[one] for one in class_of),
+        own_val=None if layout.val is None else tuple(part == layout.val for part in parts),
         other=tuple(other),
+        notes=layout.notes,
     )
 
 
-def read(path: Path, sha256: str | None = None) -> "torch.Tensor":
-    """Decode an image to uint8 RGB of shape (3, H, W).
-
-    Args:
-        path: of the image.
-        sha256: what its file must have; None to take it as it is.
-
-    Raises:
-        InputError: it cannot be decoded, or is no longer the image that the split was made from.
-    """
-    import numpy as np
-    import torch
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        content = path.read_bytes()
-    except OSError as error:
+def _check_names(root: Path, names: Sequence[str]) -> None:
+    """Split and bundle hold names as text, labels.txt one a line."""
+    bad = [name for name in names if not name.isprintable()]
+    if bad:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}. Restore it, or run the stage split again."
-        ) from None
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(
-            f"{path} is not the image that the split was made from; it has changed since. "
-            f"Run `python -m pipeline split` again, so that split and data belong together."
+            f"data.root: {shown(root / bad[0])} has a name that is not UTF-8 or not printable (shown escaped); "
+            f"{len(bad)} such. Rename them: convmv or a file manager converts names from another encoding."
         )
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is empty" if not content else str(error).replace(repr(io.BytesIO()), "")
-        reason = (
-            "its content is no known image format" if isinstance(error, UnidentifiedImageError) and content else reason
-        )
-        raise InputError(f"{path} cannot be decoded: {reason}. Replace the file or delete it.") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def batches(
@@ -172,7 +137,7 @@ def batches(
 
     Args:
         items: the images of each batch.
-        view: what makes (1, c, H, W) of one size out of uint8 (1, 3, H, W); it can be pickled.
+        view: what makes (1, c, H, W) of one size out of (1, 3, H, W) as `image_file.read` gives it; it can be pickled.
         workers: processes that read ahead; 0 reads in this one.
         seed: of whatever ``view`` draws at random; each image has a seed of its own, so what comes out
             does not depend on the number of workers.
@@ -213,16 +178,3 @@ class _Reader:
                 except InputError as error:
                     return str(error)
         return torch.cat(images), torch.tensor([item.label for item in self.items[number]])
-
-
-def _parts(root: Path) -> tuple[str, ...]:
-    """("train", "val"), ("train",), or () where the class folders lie in the root itself."""
-    if not (root / "train").is_dir() or not _folders(root / "train"):
-        return ()
-    return ("train", "val") if _folders(root / "val") else ("train",)
-
-
-def _folders(root: Path) -> list[str]:
-    if not root.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))

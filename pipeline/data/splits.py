@@ -6,6 +6,7 @@ Images of the validation part, which also calibrates and proves, are never augme
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import Preprocessing
-from pipeline.data import image_folder, prepared_images, transforms
+from pipeline.data import folder_layout, image_folder, prepared_images, transforms
 from pipeline.data.datasets import FACTS, FOLDER, Facts, Images, files_of, read_images
 from pipeline.errors import InputError
 
@@ -208,16 +209,22 @@ def write_split(path: Path, split: Split) -> None:
     manifest.write_json(path, document)
 
 
-def open_split(path: Path) -> Split:
+def open_split(path: Path, trained_with: str | None = None) -> Split:
     """Read split.json.
 
+    Args:
+        path: of the file.
+        trained_with: digest of the split that a checkpoint was made with, by its header: it must be this one, or images
+            that the network was trained on may be among those that are held out.
+
     Raises:
-        InputError: it is missing, is not a split, or was edited since it was written.
+        InputError: it is missing, is not a split, was edited since it was written, or is not the one of the checkpoint.
     """
     try:
         values = manifest.read_json(path)
         parts = {part: values[part] for part in ("train", "val")}
         split = new_split(values["name"], values["root"], values["classes"], values["sources"], values["labels"], parts)
+        both = set(parts["train"]) & set(parts["val"])
         edited = split.digest != values["digest"] or split.name not in FACTS
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Make it with `python -m pipeline split --output {path}`.") from None
@@ -227,6 +234,17 @@ def open_split(path: Path) -> Split:
         raise InputError(
             f"{path} does not have the digest that it was written with, so it was edited or cut short. "
             f"Delete it and make it anew with `python -m pipeline split --output {path}`."
+        )
+    if both:
+        raise InputError(
+            f"{path}: {len(both)} images are in both parts, number {min(both)} for one, so they are trained on and "
+            f"held out. Delete it and make it anew with `python -m pipeline split --output {path}`."
+        )
+    if trained_with not in (None, split.digest):
+        raise InputError(
+            f"{path} is not the split that the checkpoint was made with (digest {split.digest[:12]}, and in the "
+            f"checkpoint's header {trained_with[:12]}), so images that it was trained on may be held out. Train or "
+            "adopt it with this split, or bring back the other one."
         )
     return split
 
@@ -287,18 +305,25 @@ def training_batches(
         yield transforms.laid_out(transforms.normalised(images, preprocessing)), labels[mine]
 
 
-def listing(name: str, root: str | None) -> str:
+def listing(name: str, root: str | None, order: str | Sequence[str] = "sorted") -> str:
     """What tells, without reading any image, that a data set may have changed since its split was made.
 
-    Sha256 over name, size and date of each file of an image folder; its name alone for the others, which
-    are published once and for all. The stage `split` then looks at the contents.
+    Sha256 over name, size and date of each file of an image folder, and of the file that gives the order of its
+    classes; its name alone for the others, which are published once and for all. The stage `split` then looks at the
+    contents, and says what is wrong where this only notes it.
     """
     if name != FOLDER:
         return name
     total = hashlib.sha256()
-    for path in image_folder.files_in(Path(root or "").expanduser()):
-        status = path.stat()
-        total.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    named = [Path(order).expanduser()] if isinstance(order, str) else []
+    try:
+        for path in [*named, *folder_layout.files_in(Path(root or "").expanduser())]:
+            total.update(os.fsencode(path))
+            if path.exists():
+                status = path.stat()
+                total.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    except (InputError, OSError) as error:
+        total.update(str(error).encode(errors="backslashreplace"))
     return total.hexdigest()
 
 

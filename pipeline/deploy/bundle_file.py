@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from pipeline.artifacts import documents
@@ -187,6 +187,7 @@ def open_bundle(path: Path) -> Bundle:
             raise InputError(f"{path}: `{name}` does not have the sha256 that bundle.json names. {damaged(path)}")
     if manifest.digest != right_digest:
         raise InputError(f"{path}: bundle.json does not have the digest that it names. {damaged(path)}")
+    _require_checked(path, manifest)
     return Bundle(path, manifest, members)
 
 
@@ -299,6 +300,18 @@ def _read_manifest(tar: BinaryIO, path: Path, members: Mapping[str, Member]) -> 
     if not all(ustar.is_part(name) for name in (manifest.model, manifest.target)):
         raise InputError(f"{path}: bundle.json names no model or target as it must. {DISTRUST}")
     return manifest, digest(json.loads(content))
+
+
+def _require_checked(path: Path, manifest: BundleManifest) -> None:
+    """The check that a bundle tells of was of the file in it, and of the programs in its lineage."""
+    below = {name: f"{name.removeprefix(f'{manifest.file}/')}" for name in manifest.files}
+    parts = sorted((PurePosixPath(part), manifest.files[name].sha256) for name, part in below.items() if part != name)
+    package = hashlib.sha256("".join(f"{part}\0{sha256}\n" for part, sha256 in parts).encode()).hexdigest()
+    held = {name: facts.sha256 for name, facts in manifest.files.items()} | ({manifest.file: package} if parts else {})
+    held |= {name: getattr(manifest.lineage, name) for name in ("fused", "quantized", "verify")}
+    for name, sha256 in manifest.checked.subjects.items():
+        if held.get(name) not in (None, sha256):
+            raise InputError(f"{path}: its check was of another {name} than the bundle holds or names. {DISTRUST}")
 
 
 def _is_without_schema(content: bytes) -> bool:

@@ -233,7 +233,7 @@ def _selftest(locked: LockedInstallation, manifest: BundleManifest, python: str,
         raise DeviceError(f"the self-test was ended: {error} --timeout gives it longer.") from error
     verdict = _last_json(done.stdout)
     status = verdict.get("status")
-    said = verdict.get("reason") or " ".join((done.stderr or done.stdout).split())[-300:] or "nothing"
+    said = str(verdict.get("reason") or "")[:500] or " ".join((done.stderr or done.stdout).split())[-300:] or "nothing"
     if done.returncode in (126, 127) or _VERDICTS.get(done.returncode) == status == "unavailable":
         lacks = f"there is no {words[0]}" if done.returncode in (126, 127) else str(said).rstrip(".")
         raise DeviceError(
@@ -253,7 +253,7 @@ def _last_json(printed: str) -> dict[str, Any]:
     lines = printed.strip().splitlines()
     try:
         found = json.loads(lines[-1]) if lines else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -263,5 +263,5 @@ def _summary(verdict: Mapping[str, Any] | None) -> str:
         return "left out"
     figures = ((key.replace("_", " "), verdict.get(key)) for key in ("max_error", "tolerance", "images"))
     about = [f"{name} {value:.2g}" for name, value in figures if isinstance(value, int | float)]
-    runtime = " ".join(str(verdict[key]) for key in ("runtime", "version") if verdict.get(key))
+    runtime = " ".join(str(verdict[key])[:80] for key in ("runtime", "version") if verdict.get(key))
     return ", ".join(["ok", *about, *([runtime] if runtime else [])])

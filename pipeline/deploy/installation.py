@@ -144,10 +144,11 @@ def _with(state: State, key: str, value: str, device: Device) -> State:
     elif key == "history" and value:
         try:
             about["history"] = tuple(Entry(**entry) for entry in json.loads(value))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DeviceError(
-                f"{home(device)}/{state.name}/history.json on {device.name} is damaged ({error}), so it is not known "
-                f"what was installed before. Remove that file there, and ship again; nothing else has to be removed."
+                f"{home(device)}/{state.name}/history.json on {device.name} is damaged ({str(error)[:100]}), so it is "
+                "not known what was installed before. Remove that file there, and ship again; nothing else has to be "
+                "removed."
             ) from None
     return State(**about)
 

@@ -25,6 +25,7 @@ from pipeline.errors import DeviceError, InputError
 _HEARTBEAT_SECONDS = 5.0
 _LONG_SECONDS = 600  # for unpacking, reading or removing large files
 _SILENCE_SECONDS = 60  # without a heartbeat, after which the process on the device ends
+_LINES, _LINE = 10_000, 65_536  # that the description of an installation may have; characters of a line
 _NAME = re.compile(r"[\w.-]+")
 
 # 9>&9: Android's shell does not pass its own descriptors on to the programs that it starts.
@@ -222,7 +223,7 @@ def acquire(device: Device, name: str) -> Iterator[LockedInstallation]:
         try:
             process = subprocess.Popen(
                 device.link.argv(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
-                start_new_session=True,
+                errors="replace", start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError:
             raise DeviceError(device.link.missing()) from None
@@ -234,9 +235,11 @@ def acquire(device: Device, name: str) -> Iterator[LockedInstallation]:
             too_late.start()
             try:
                 printed = []
-                while (line := process.stdout.readline()) and line != "locked\n":
+                while (line := process.stdout.readline(_LINE)) and line != "locked\n" and len(printed) < _LINES:
                     printed.append(line.rstrip("\n"))
                 too_late.cancel()
+                if len(printed) == _LINES:
+                    raise device.no_answer(f"more than {_LINES} lines where it is asked what is installed")
                 if not line:
                     code = process.wait()
                     stderr.seek(0)
@@ -265,7 +268,7 @@ def _state(printed: Sequence[str], locked: LockedInstallation) -> State:
 
 def _free_bytes(printed: Sequence[str]) -> int | None:
     """Read df's line: file system, size, used, available in KiB. The file system's name may contain spaces."""
-    found = re.search(r"^df .* \d+ +\d+ +(\d+) +\d+%", "\n".join(printed), re.MULTILINE)
+    found = re.search(r"^df .* \d+ +\d+ +(\d{1,15}) +\d+%", "\n".join(printed), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 

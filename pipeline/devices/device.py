@@ -3,10 +3,8 @@
 No process or temporary folder on the device outlives the link; see `shell`.
 """
 
-import os
 import re
 import shlex
-import signal
 import subprocess
 import tempfile
 import threading
@@ -19,8 +17,10 @@ from typing import IO, Protocol
 
 from pipeline.devices import shell
 from pipeline.devices.shell import SHORT_SECONDS, Completed
+from pipeline.devices.watch import MOST_BYTES, kill, watched
 from pipeline.errors import DeviceError
 
+_LINE = 4096  # of a path
 _FULL = re.compile(r"No space left|quota exceeded|File too large|File size limit|not enough space", re.IGNORECASE)
 
 
@@ -160,18 +160,19 @@ class Device:
         with tempfile.TemporaryFile() as stderr, self._popen(
             shell.SCRATCH, stdout=subprocess.PIPE, stderr=stderr
         ) as process:  # fmt: skip
-            too_late = threading.Timer(SHORT_SECONDS, _kill, [process])
             try:
-                too_late.start()
-                place = process.stdout.readline().strip()
+                with watched(process, (stderr,), SHORT_SECONDS) as watch:
+                    place = process.stdout.readline(_LINE).strip()
+                    returncode = None if place else process.wait()
+                if watch.cause == "time":
+                    raise self.too_late(SHORT_SECONDS)
+                if watch.cause == "size":
+                    raise self.too_much(MOST_BYTES)
                 if not place:
-                    returncode = process.wait()
-                    if not too_late.is_alive():
-                        raise self.too_late(SHORT_SECONDS)
                     said = shell.read_back(stderr)
                     raise self.explain(returncode, said) or self.failure("mktemp -d", Completed(returncode, "", said))
-                too_late.cancel()
                 if not place.startswith("/"):
+                    kill(process)  # it may print without end
                     raise DeviceError(
                         f"the shell on {self.name} prints `{place[:80]}` before it runs a command, so what commands "
                         "print cannot be told from it. Let its startup files (~/.bashrc, say) print nothing where it "
@@ -187,14 +188,15 @@ class Device:
                 finally:
                     self.scratches.remove(place)
             finally:
-                too_late.cancel()
                 with suppress(BrokenPipeError):
                     process.stdin.close()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(SHORT_SECONDS)
-                _kill(process)
+                kill(process)
 
-    def attend(self, line: str, source: IO[bytes] | None, stdout: IO[bytes], timeout: float) -> tuple[int, str]:
+    def attend(
+        self, line: str, source: IO[bytes] | None, stdout: IO[bytes], timeout: float, most_bytes: int = MOST_BYTES
+    ) -> tuple[int, str]:
         """Run a line to its end. The link's stdin stays open until then: closing it would kill the command."""
         with tempfile.TemporaryFile() as stderr, self._popen(line, stdout=stdout, stderr=stderr) as popen:
             feeder = threading.Thread(target=_feed, args=(source, popen), daemon=True)
@@ -202,15 +204,18 @@ class Device:
                 if source is not None:
                     source.seek(0)
                     feeder.start()
-                returncode = popen.wait(timeout)
-            except subprocess.TimeoutExpired:
-                raise self.too_late(timeout) from None
+                with watched(popen, (stdout, stderr), timeout, most_bytes) as watch:
+                    returncode = popen.wait()
             finally:
-                _kill(popen)
+                kill(popen)
                 if source is not None:
                     feeder.join()
                 with suppress(BrokenPipeError):
                     popen.stdin.close()
+            if watch.cause == "time":
+                raise self.too_late(timeout)
+            if watch.cause == "size":
+                raise self.too_much(most_bytes)
             said = shell.read_back(stderr)
         if trouble := self.explain(returncode, said):
             raise trouble
@@ -220,9 +225,15 @@ class Device:
         """Start a line in a session of its own, so that its process group can be killed and no terminal can prompt."""
         argv = self.link.argv(line)
         try:
-            return subprocess.Popen(argv, stdin=subprocess.PIPE, text=True, start_new_session=True, **where)
+            return subprocess.Popen(
+                argv, stdin=subprocess.PIPE, text=True, errors="replace", start_new_session=True, **where
+            )
         except FileNotFoundError:
             raise DeviceError(self.link.missing()) from None
+        except OSError as error:
+            raise DeviceError(
+                f"`{argv[0]}`, by which {self.name} is reached, cannot be run: {error.strerror}."
+            ) from None
 
     def too_late(self, seconds: float) -> DeviceError:
         return DeviceError(
@@ -230,12 +241,18 @@ class Device:
             "stuck (`top` there), and run again."
         )
 
+    def too_much(self, most_bytes: int) -> DeviceError:
+        return DeviceError(
+            f"{self.name} printed more than {most_bytes:,} bytes, which no reply has, and was told to stop. See what "
+            "its shell prints at its start, and whether it is the device that you mean."
+        )
 
-def _kill(popen: subprocess.Popen[str]) -> None:
-    """Kill the process group: it may include a jump host's connection, or on this machine the command itself."""
-    if popen.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(popen.pid, signal.SIGKILL)
+    def no_answer(self, what: str) -> DeviceError:
+        """The error of a reply that cannot be one; what it is, in a few words of ours."""
+        return DeviceError(
+            f"{self.name} answers what no such device does: {what}. See whether it is the device that you mean, and "
+            "what is installed there."
+        )
 
 
 def _feed(source: IO[bytes], popen: subprocess.Popen[str]) -> None:

@@ -5,17 +5,19 @@ They are parsed from the output of one shell script; see `facts_script`. None st
 
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from types import MappingProxyType
+from typing import TypeVar
 
 from pipeline.devices import Device, parse
 from pipeline.devices.facts_script import MARK, SCRIPT
 from pipeline.devices.shell import SHORT_SECONDS
 
 _CPU = "/sys/devices/system/cpu"
+_T = TypeVar("_T")
 _POSSIBLE_C = (-40, 150)
 
 
@@ -148,7 +150,7 @@ def machine(device: Device) -> Machine:
     Raises:
         DeviceError: the device cannot be reached.
     """
-    return machine_of(_ask(device, "machine"))
+    return _parsed(device, machine_of, "machine")
 
 
 def moment(device: Device) -> Moment:
@@ -157,7 +159,7 @@ def moment(device: Device) -> Moment:
     Raises:
         DeviceError: as `machine`.
     """
-    return moment_of(_ask(device, "moment"))
+    return _parsed(device, moment_of, "moment")
 
 
 def inventory(device: Device, home: str, python: str) -> Inventory:
@@ -171,11 +173,15 @@ def inventory(device: Device, home: str, python: str) -> Inventory:
     Raises:
         DeviceError: as `machine`.
     """
-    return inventory_of(_ask(device, "inventory", home, python))
+    return _parsed(device, inventory_of, "inventory", home, python)
 
 
-def _ask(device: Device, *words: str) -> Texts:
-    return Texts.of(device.output(["sh", "-c", SCRIPT, "sh", *words], timeout=SHORT_SECONDS))
+def _parsed(device: Device, parse: Callable[[Texts], _T], *words: str) -> _T:
+    printed = device.output(["sh", "-c", SCRIPT, "sh", *words], timeout=SHORT_SECONDS)
+    try:
+        return parse(Texts.of(printed))
+    except (ValueError, OverflowError, ArithmeticError) as error:
+        raise device.no_answer(f"where it is asked for its {words[0]}, {str(error)[:80]}") from None
 
 
 def machine_of(printed: Texts) -> Machine:
@@ -228,7 +234,7 @@ def tensorrt_version(digits: str) -> str | None:
 
 
 def _whole(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _line(text: str) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.devices.shell import last_line
+from pipeline.errors import InputError
 
 CONNECT_SECONDS = 10
 _ALIVE_SECONDS = 5
@@ -132,4 +133,11 @@ class Ssh:
 
 
 def _client() -> list[str]:
-    return shlex.split(os.environ.get("REPNETS_SSH") or "ssh")
+    named = os.environ.get("REPNETS_SSH") or "ssh"
+    try:
+        argv = shlex.split(named)
+    except ValueError as error:
+        raise InputError(f"REPNETS_SSH is `{named[:80]}`, which is no command ({error}). Close its quotes.") from None
+    if not argv:
+        raise InputError("REPNETS_SSH names no command. Unset it, or set it to the ssh that you use.")
+    return argv

@@ -1,6 +1,7 @@
 """Copy files to and from a device, through its shell or by the link's own command; verified there by sha256."""
 
 import hashlib
+import re
 import shlex
 import subprocess
 import tarfile
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.devices import shell
 from pipeline.devices.device import Device
 from pipeline.devices.shell import SHORT_SECONDS, Completed
+from pipeline.devices.watch import MOST_BYTES
 from pipeline.errors import DeviceError
 
 TRIES_AFTER_SECONDS = (1.0, 3.0, 9.0)
@@ -100,12 +102,13 @@ def _pull(device: Device, place: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     if kind == "file" and (argv := device.link.pull_argv(place, part)):
-        _copy(device, argv, int(device.output(f"wc -c < {there}")))
+        _copy(device, argv, _count(device, f"wc -c < {there}"))
     else:
         line = f"cat {there}" if kind == "file" else f"tar -cf - -C {there} ."
         with part.open("w+b") as written:
-            size = int(device.output(f"du -sk {there}").split()[0]) * 1024
-            returncode, said = device.attend(shell.bounded(line, 0), None, written, _seconds_for(size))
+            size = _count(device, f"du -sk {there}") * 1024
+            most = 2 * size + MOST_BYTES  # a tar file is larger than its content
+            returncode, said = device.attend(shell.bounded(line, 0), None, written, _seconds_for(size), most)
         if returncode:
             part.unlink()
             raise device.failure(line, Completed(returncode, "", said))
@@ -162,6 +165,14 @@ def _copy(device: Device, argv: Sequence[str], size: int) -> None:
     said = (done.stderr + done.stdout).decode(errors="replace")
     if done.returncode:
         raise device.explain(done.returncode, said) or device.failure(argv, Completed(done.returncode, "", said))
+
+
+def _count(device: Device, line: str) -> int:
+    """The number that a command prints first."""
+    first = (device.output(line).split() or [""])[0]
+    if not re.fullmatch(r"[0-9]{1,10}", first):
+        raise device.no_answer(f"`{first[:40]}` where the size of a file is asked for")
+    return int(first)
 
 
 def _seconds_for(size_bytes: int) -> float:

@@ -3,6 +3,7 @@
     repvgg_a0               a network of `repnets.list_models()`
     timm:fastvit_t8         a network of timm (the extra `timm`), in its training form, with random weights
     my.module:factory       the user's own: a callable `factory(num_classes=...)` that returns an nn.Module
+    resnet18+dbb            any of these with training branches around its convolutions, by `repnets.expand`
 
 Each takes float32 images (N, 3, H, W) and gives logits (N, num_classes). The user's module is looked up in
 the folder of the run first, then on Python's path.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import source_files
 from pipeline.errors import InputError, nearest
+from repnets.expansion import STYLES
 from repnets.networks import MODELS
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _TIMM = "timm:"
 _FUSED = "repnets.deploy"
+_EXPANDED = "repnets.expansion.expand"
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _STAR = re.compile(r"^\s*from\s.*\simport\s*\*", re.MULTILINE)
 
@@ -41,7 +44,12 @@ def check(arch: str) -> None:
         InputError: no network of that name, timm is not installed, or a module that is not there, is not
             Python, or has no such factory. Whether timm has a network of that name is seen by `build`.
     """
-    if arch.startswith(_TIMM):
+    base, style = _parts(arch)
+    if style is not None:
+        if style not in STYLES:
+            raise InputError(f"`{arch}`: there is no style `{style}` to expand a network in{nearest(style, STYLES)}")
+        check(base)
+    elif arch.startswith(_TIMM):
         if source_files.find("timm") is None:
             raise InputError(
                 f'`{arch}` is a network of timm, which is not installed. Install it with `pip install "repnets[timm]"`.'
@@ -54,7 +62,8 @@ def check(arch: str) -> None:
 
 def min_image_size(arch: str) -> int | None:
     """Least height and width of a network's input, pixels; None if only `require_runs` can find out."""
-    return MODELS[arch].min_image_size if arch in MODELS else None
+    base, _ = _parts(arch)
+    return MODELS[base].min_image_size if base in MODELS else None
 
 
 def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
@@ -65,6 +74,9 @@ def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
     check(arch)
     if folded:
         return (*code_modules(arch), _FUSED)
+    base, style = _parts(arch)
+    if style is not None:
+        return (*code_modules(base), _EXPANDED)
     if arch.startswith(_TIMM):
         return ("timm",)
     return (arch.partition(":")[0] if ":" in arch else f"repnets.networks.{MODELS[arch].family}",)
@@ -83,6 +95,10 @@ def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
     check(arch)
     if folded:
         return importlib.import_module(_FUSED).fused_network(arch, num_classes=num_classes)
+    base, style = _parts(arch)
+    if style is not None:
+        plain = build(base, num_classes)
+        return _made(arch, lambda: importlib.import_module(_EXPANDED).expand(plain, style, keep_function=False))
     if arch.startswith(_TIMM):
         return _build_timm(arch, num_classes)
     if ":" in arch:
@@ -120,6 +136,12 @@ def require_runs(model: "nn.Module", arch: str, num_classes: int, image_size: in
             f"{mode} mode, and must give logits, a tensor (2, {num_classes}): one row an image, one column a "
             "class. Make its forward return them alone."
         )
+
+
+def _parts(arch: str) -> tuple[str, str | None]:
+    """The plain network of an `arch`, and the style in which it is expanded."""
+    base, plus, style = arch.rpartition("+")
+    return (base, style) if plus else (arch, None)
 
 
 def _check_own(arch: str) -> None:

@@ -1,42 +1,56 @@
 """Read and write .pt2 files, which contain a program of torch.export. No other module of the pipeline does."""
 
+import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, first_line
+from pipeline.models import program_archive
 from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 _LINEAGE = "lineage.json"
+_LINEAGE_ROOM = 1 << 20  # bytes
 
 
 def read(file: Path) -> "tuple[ExportedProgram, dict[str, Any]]":
     """A program, and its lineage where this pipeline wrote it, as `write` returned it; or empty.
 
+    The file is read once; nothing in it is run (see `program_archive`).
+
     Raises:
-        InputError: the file is missing, damaged, of another kind, or of another version of torch.
+        InputError: the file is missing, damaged, of another kind, or of another version of torch; it holds more than
+            a network, which would run code.
     """
     import torch
 
     _require_archive(file)
     extra = {_LINEAGE: ""}
+    content = file.read_bytes()
     with quiet():
         import torch.ao.quantization.fx._decomposed  # the operators of quantized programs
 
         try:
-            program = torch.export.load(file, extra_files=extra)
-        except Exception as error:
+            program_archive.require_safe(content)
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                program_archive.require_one_folder(archive.namelist())
+            program = torch.export.load(io.BytesIO(content), extra_files=extra)
+            lineage = _lineage(extra[_LINEAGE])
+        except program_archive.UnsafeError as error:
+            raise InputError(program_archive.unsafe(file, error)) from None
+        except Exception as error:  # torch's readers raise many kinds
             raise InputError(
                 f"{file} is no torch.export program that torch {torch.__version__} can read ({first_line(error)}). "
                 "Build it again with the installed version."
             ) from error
-    return program, json.loads(extra[_LINEAGE] or "{}")
+    return program, lineage
 
 
 def read_lineage(file: Path) -> dict[str, Any]:
@@ -48,7 +62,13 @@ def read_lineage(file: Path) -> dict[str, Any]:
     _require_archive(file)
     with zipfile.ZipFile(file) as archive:
         name = next((name for name in archive.namelist() if name.endswith(f"/extra/{_LINEAGE}")), None)
-        return json.loads(archive.read(name)) if name else {}
+        if name is None:
+            return {}
+        try:
+            with archive.open(name) as file_of_lineage:
+                return _lineage(file_of_lineage.read(_LINEAGE_ROOM))
+        except (ValueError, RecursionError, NotImplementedError, OSError, zlib.error, zipfile.BadZipFile) as error:
+            raise InputError(f"{file}: its {_LINEAGE} cannot be read ({first_line(error)}). Build it again.") from None
 
 
 def write(program: "ExportedProgram", file: Path, lineage: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +93,13 @@ def write(program: "ExportedProgram", file: Path, lineage: Mapping[str, Any]) ->
     written = {**lineage, "free": free}
     torch.export.save(program, file, extra_files={_LINEAGE: json.dumps(written)})
     return written
+
+
+def _lineage(content: str | bytes) -> dict[str, Any]:
+    lineage = json.loads(content or "{}")
+    if not isinstance(lineage, dict):
+        raise ValueError(f"{_LINEAGE} holds no object")
+    return lineage
 
 
 def _require_archive(file: Path) -> None:

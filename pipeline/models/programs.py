@@ -105,6 +105,25 @@ def count(program: "ExportedProgram") -> dict[str, int]:
     }
 
 
+def count_normalizations(program: "ExportedProgram") -> int:
+    """How many operations of a program a runtime may write as a batch norm.
+
+    These are batch, group, instance and layer norms, and products of a value that depends on the input with a
+    constant, such as a scale of each channel.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    computed, found = set(program.graph.find_nodes(op="placeholder")[-1:]), 0
+    for node in program.graph.nodes:
+        depending = computed.intersection(node.all_input_nodes)
+        is_scale = node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
+        found += bool(depending) and ("_norm" in str(node.target) or (is_scale and len(depending) == 1))
+        if depending:
+            computed.add(node)
+    return found
+
+
 def outputs_of(module: "GraphModule", image: "np.ndarray") -> "dict[str, np.ndarray]":
     """The output of each operation of a network for float32 (N, 3, H, W), by the name of its node, in order.
 

@@ -8,9 +8,11 @@ quantizer says, so that ExecuTorch computes them as integers; Core ML and Tensor
 import copy
 from collections import Counter
 from collections.abc import Container
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models import programs
+from pipeline.models.passes.conv_paddings import number_paddings
 from pipeline.models.passes.keep_mean_dims import keep_dimensions_in
 from pipeline.quiet import quiet
 
@@ -40,6 +42,11 @@ def network(program: "ExportedProgram") -> "GraphModule":
     import torch
 
     module = copy.deepcopy(programs.graph_module(program))
+    number_paddings(module)
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
+        target, source = node.args[:2]  # left by a write in place; it has no gradient to train with
+        if target.meta["val"].dtype == source.meta["val"].dtype:
+            node.target, node.args, node.kwargs = torch.ops.aten.expand_as.default, (source, target), {}
     keep_dimensions_in(module, lambda mean, _: (torch.ops.aten.flatten.using_ints, (mean, 1)))
     return module
 
@@ -60,24 +67,31 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
 
         prepared = copy.deepcopy(module)
         config = _config()
+        left = {node for node in prepared.graph.nodes if node.name in in_float or not _can_be_int8(node)}
+        for node in left:
+            if node.op == "call_function":
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)  # no annotator touches it
         for node in prepared.graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim):
             # a range of its own: the mean's is narrower than that of what it averages
             reads = {node.args[0]: config.input_activation}
             annotation = QuantizationAnnotation(reads, config.output_activation, _annotated=True)
             node.meta[Q_ANNOTATION_KEY] = annotation
-        for pad in _pads(prepared, in_float):
+        for pad in _pads(prepared, left):
             # zeros are whole steps, so one range serves what comes and what goes
             shared = SharedQuantizationSpec((pad.args[0], pad))
             reads = {pad.args[0]: config.input_activation}
             pad.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, shared, _annotated=True)
         for layer, clamp in _clamped(prepared):
             # rounded after the clamp alone: what it cuts off would take most digits of what it leaves
-            if layer.name not in in_float:
+            if layer not in left:
                 image, weight = layer.args[:2]
                 reads = {image: config.input_activation, weight: config.weight}
                 layer.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, None, _annotated=True)
                 clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({}, config.output_activation, _annotated=True)
-        quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(lambda node: node.name not in in_float)
+        quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(lambda node: node not in left)
+        # batch norms of training, which no fused program has; to look for them takes seconds
+        quantizer.SUPPORTED_PATTERNS = [one for one in quantizer.SUPPORTED_PATTERNS if "_bn" not in one.name]
+        quantizer.transform_for_annotation = partial(_numbers_as_constants, but_for=left)
         prepared = prepare_pt2e(prepared, quantizer)
     return _in_evaluation(prepared)
 
@@ -87,10 +101,9 @@ def simulation(prepared: "GraphModule") -> "Simulation":
     from repnets.quantization.simulation import Rounding, Simulation
 
     module = copy.deepcopy(prepared)
-    roundings: dict[int, Rounding] = {}
-    for name, observer in _observers(module):
-        axis = observer.ch_axis if _is_per_channel(observer) else None
-        rounding = roundings.setdefault(id(observer), Rounding(axis))
+    observers = _observers(module)  # held, so that no two have the id of one
+    for name, observer in observers:
+        rounding = Rounding(observer.ch_axis if _is_per_channel(observer) else None, group=id(observer))
         rounding.enabled = True
         setattr(module, name, rounding)
     module.recompile()
@@ -137,22 +150,64 @@ def copy_tensors(source: "GraphModule", target: "GraphModule") -> None:
 
 
 def in_float(prepared: "GraphModule") -> dict[str, int]:
-    """Operations that compute in float32 in a prepared network, by type: those that the quantizer does not know."""
+    """Operations that compute in float32 in a prepared network, by type: those that the quantizer does not take."""
     import torch
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    def is_int8(node: "Node") -> bool:
+        found = node.meta.get(Q_ANNOTATION_KEY)
+        return found is not None and bool(found.input_qspec_map or found.output_qspec)
 
     return dict(
         Counter(
             str(node.target).removesuffix(".default")
             for node in prepared.graph.nodes
             if isinstance(node.target, torch._ops.OpOverload)
-            and Q_ANNOTATION_KEY not in node.meta
+            and not is_int8(node)
             and not str(node.target).startswith(_MOVES)
         )
     )
 
 
-def _pads(module: "GraphModule", in_float: Container[str]) -> "list[Node]":
+def _can_be_int8(node: "Node") -> bool:
+    """Whether int8 has what an operation computes: a layer of stored weights, or float32 of the input without a factor.
+
+    Of the layers that is what a `Simulation` knows. What the quantizer asks for beyond these it would make int8 by
+    numbers that nobody has set.
+    """
+    import torch
+
+    from repnets.quantization.simulation import LAYERS
+
+    if str(node.target).startswith(("aten.conv", "aten.linear.")):
+        return node.target in LAYERS and all(one is None or one.op == "get_attr" for one in node.args[1:3])
+    values = [one.meta.get("val") for one in (node, *node.all_input_nodes)]
+    are_float = all(isinstance(one, torch.Tensor) and one.dtype is torch.float32 for one in values)
+    return are_float and node.kwargs.get("alpha", 1) == 1
+
+
+def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> "GraphModule":
+    """Write the numbers that int8 additions and products take as constants of no dimension, in place."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(module.graph.nodes):
+        if node.target not in (aten.add.Tensor, aten.mul.Tensor) or node in but_for:
+            continue
+        for place, value in enumerate(node.args):
+            if isinstance(value, (int, float)):
+                name = f"number_of_{node.name}_{place}"
+                number = torch.tensor(float(value))
+                module.register_buffer(name, number)
+                with module.graph.inserting_before(node):
+                    constant = module.graph.get_attr(name)
+                constant.meta["val"] = node.meta["val"].fake_mode.from_tensor(number, static_shapes=True)
+                node.update_arg(place, constant)
+    module.recompile()
+    return module
+
+
+def _pads(module: "GraphModule", in_float: "Container[Node]") -> "list[Node]":
     """Paddings by zeros that int8 convolutions alone read."""
     import torch
 
@@ -162,7 +217,7 @@ def _pads(module: "GraphModule", in_float: Container[str]) -> "list[Node]":
     return [
         node
         for node in filter(pads_zeros, module.graph.nodes)
-        if all(user.target is conv2d and user.name not in in_float for user in node.users)
+        if all(user.target is conv2d and user not in in_float for user in node.users)
     ]
 
 
@@ -171,7 +226,7 @@ def _clamped(module: "GraphModule") -> "list[tuple[Node, Node]]":
     import torch
 
     aten = torch.ops.aten
-    layers = (aten.conv2d.default, aten.linear.default)
+    layers = (aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default)
     clamps = [node for target in (aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default)
               for node in module.graph.find_nodes(op="call_function", target=target)]  # fmt: skip
     return [(node.args[0], node) for node in clamps if node.args[0].target in layers and len(node.args[0].users) == 1]

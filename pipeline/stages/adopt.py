@@ -13,17 +13,19 @@ The result is a checkpoint like that of the stage `train`. If it is of the deplo
 weights of the fused network, and there is no branched network.
 """
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import AdoptSettings
-from pipeline.data import splits
+from pipeline.data import class_order, splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints, networks
-from pipeline.models.accuracy import top1_accuracy
+from pipeline.models.accuracy import better_order, predictions
 
 
 def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path) -> None:
@@ -69,12 +71,16 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
     checkpoints.load_strict(model, state, settings.arch, str(source))
     model.eval()
     networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
-    accuracy = top1_accuracy(model, images, preprocessing)
+    guessed, labels = predictions(model, images, preprocessing)
+    accuracy = int((guessed == labels).sum()) / len(labels)
     print(
         f"adopt: {source.name} is right on {accuracy:.2%} of {images.size('val')} validation images",
         flush=True,
     )
-    if accuracy <= 1.5 / len(images.classes):
+    if better := better_order(guessed, labels, len(images.classes)):
+        order = [images.classes[label] for label in better[0]]
+        print(_another_order(order, images.classes, *better), file=sys.stderr)
+    elif accuracy <= 1.5 / len(images.classes):
         print(
             f"warning: that is no better than guessing among {len(images.classes)} classes. Compare the "
             "order of the classes and the preprocessing (size, mean, std) with those that the network was "
@@ -94,6 +100,17 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
         adopted_from=digests.digest(source),
     )
     checkpoints.write(checkpoint, model.state_dict(), made)
+
+
+def _another_order(order: list[str], classes: Sequence[str], labels: Sequence[int], accuracy: float) -> str:
+    """The warning about a network whose classes are in another order than the data set's."""
+    number = next(number for number, label in enumerate(labels) if number != label)
+    known = "natural" if tuple(order) == class_order.natural(classes) else json.dumps(order, ensure_ascii=False)
+    return (
+        f"warning: the network fits another order of the classes much better: {accuracy:.2%}. Its class {number} is "
+        f"`{order[number]}`, say, and not `{classes[number]}`. If it was trained in that order, set it for an "
+        f"imagefolder: `data: {{classes: {known}}}`, or name the JSON file that came with the checkpoint there."
+    )
 
 
 def _check_header(

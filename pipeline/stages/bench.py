@@ -13,13 +13,15 @@ If the target's runtime is not on this machine, nothing is measured: `status` is
 remedy. The figures of the same network on this CPU, from the stage `reference`, are then given under `reference`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline import backends
-from pipeline.artifacts import documents, store
+from pipeline.artifacts import digests, documents, evidence, store
 from pipeline.artifacts.bench_result import UNTIMED, BenchAccuracy, BenchResult, Measured, Reference, ReferenceResult
 from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.artifacts.profile_result import ProfileResult
@@ -55,30 +57,40 @@ def run(
             if the target's runtime is not on this machine.
 
     Raises:
-        InputError: a file of the manifest is missing or has other content; the reference is of other forms.
+        InputError: a file of the manifest is missing or has other content; check.json or the reference is of other
+            files; the check was not passed; the reference is of other forms.
         StageError: a runtime failed, or ended its process; earlier results stay in place.
         DeviceError: the target's device cannot be reached or used; likewise.
     """
     backend = backends.load(settings.backend)
     unavailable = runners.unavailable(settings)
+    programs = {"fused": fused, "quantized": quantized}
+    exported = {file.name: file for file in files}
+    inputs = Inputs(
+        {"manifest": manifest, "check": check, "reference": reference if unavailable else None} | programs | exported
+    )
 
     def build(places: dict[str, Path], _: Path) -> None:
-        written, checked = documents.read(Manifest, manifest), documents.read(CheckResult, check)
+        written = evidence.read(Manifest, manifest, inputs, *programs)
+        opened = written.opened(files)
+        checked = evidence.read(CheckResult, check, inputs, "manifest", *programs, *exported)
+        checked.require_passed(check)
         stand_in = None
         if unavailable and reference:  # a bench.json has all that a reference.json has
-            stand_in = stand_ins.reference(documents.read(ReferenceResult, reference), list(written.forms))
-        with runners.open_runner(settings, written.opened(files), files, written) as runner:
-            result = _bench(settings, unavailable, written, checked, runner, stand_in)
+            figures = evidence.read(ReferenceResult, reference, inputs, *programs)
+            stand_in = stand_ins.reference(figures, list(written.forms))
+        with runners.open_runner(settings, opened, files, written) as runner:
+            result = _bench(settings, unavailable, written, checked, runner, stand_in, inputs.sha256)
             documents.write(places["bench"], result)
-            profiled = measurement.profiled(settings.backend, result, written.shipped, runner, quantized or fused)
+            subjects = {"bench": digests.digest(places["bench"])}
+            program = quantized or fused
+            profiled = measurement.profiled(settings.backend, result, written.shipped, runner, program, subjects)
             documents.write(places["profile"], profiled)
 
     store.cached(
         "bench",
         settings=settings.model_dump(mode="json"),
-        inputs={"manifest": manifest, "check": check, "fused": fused, "quantized": quantized}
-        | {"reference": reference if unavailable else None}
-        | {file.name: file for file in files},
+        inputs=inputs,
         outputs={"bench": output, "profile": profile},
         code=("pipeline.stages.bench", backends.module_name(settings.backend)),
         packages=("torch", *backend.packages),
@@ -95,6 +107,7 @@ def _bench(
     checked: CheckResult,
     runner: runners.Runner,
     reference: Reference | None,
+    subjects: Mapping[str, str],
 ) -> BenchResult:
     if unavailable is None:
         measured = measurement.measure(runner, list(written.forms), written.input.shape, settings.bench)
@@ -106,6 +119,7 @@ def _bench(
         status="unavailable" if unavailable else "ok",
         reason=unavailable and unavailable.reason,
         remedy=unavailable and unavailable.remedy,
+        subjects=subjects,
         target=written.target,
         model=written.model,
         backend=written.backend,

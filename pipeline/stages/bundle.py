@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import backends
-from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts import digests, documents, evidence, store
 from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.bundle_result import BundledCheck, BundledOutput, BundleManifest, BundleResult, GoldenCase
 from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest
 from pipeline.config.stages import BundleSettings
 from pipeline.deploy import bundle_file, golden, templates
@@ -46,27 +47,33 @@ def run(
         quantized: artifacts/<model>/quantized.pt2, where the file that ships is of int8.
 
     Raises:
-        InputError: a file is missing, or not the one that the manifest describes; an engine is asked for that no
-            device can use; the key cannot be used.
+        InputError: a file is missing, or not the one that the manifest describes; check.json is of other files, or was
+            not passed; an engine is asked for that no device can use; the key cannot be used.
     """
     backend = backends.load(settings.backend)
     written = documents.read(Manifest, manifest)
-    source = _source(written, fused, quantized)
-    contents = {file.name: file for file in files if file.name in written.shipped_files}
-    if backend.bundle.beside:
-        contents |= backend.bundle.beside(settings.options)
+    source, program = _source(written, fused, quantized)
+    exported = {file.name: file for file in files if file.name in written.shipped_files}
+    contents = exported | (backend.bundle.beside(settings.options) if backend.bundle.beside else {})
     texts = {f"text {text.name}": text for text in templates.shipped(settings.backend)}
+    inputs = Inputs({"manifest": manifest, "check": check, program: source, "split": split} | contents | texts)
+
+    def build(places: dict[str, Path], scratch: Path) -> None:
+        written.require(exported, exported)
+        evidence.require(written, manifest, inputs, program)
+        checked = evidence.read(CheckResult, check, inputs, "manifest", program, "split", *exported)
+        checked.require_passed(check)
+        _pack(settings, written, checked, contents, source, split, places["bundle"], scratch)
+
     unnamed = dist / f".{written.model}-{written.target}.tar"
     store.cached(
         "bundle",
         settings=settings.model_dump(mode="json", exclude={"bundle": {"signing_key"}}),
-        inputs={"manifest": manifest, "check": check, "program": source, "split": split} | contents | texts,
+        inputs=inputs,
         outputs={"bundle": unnamed},
         code=("pipeline.stages.bundle", backends.module_name(settings.backend)),
         packages=("torch", "torchvision", "scikit-learn", *backend.packages),
-        build=lambda places, scratch: _pack(
-            settings, written, documents.read(CheckResult, check), contents, source, split, places["bundle"], scratch
-        ),
+        build=build,
     )
     # Its name holds its digest, which nobody knows before: so the rule's output is a small file that names it.
     bundle = bundle_file.open_bundle(unnamed)
@@ -130,6 +137,7 @@ def _pack(
             converter=checked_form.converter,
             precision=checked_form.precision,
             agreement=checked_form.agreement,
+            subjects=checked.subjects,
         ),
         lineage=written.lineage,
         facts=described or {},
@@ -146,13 +154,13 @@ def _pack(
     os.replace(bundle_file.write(scratch, members, document), place)
 
 
-def _source(written: Manifest, fused: Path, quantized: Path | None) -> Path:
-    """The program that the file was made of."""
+def _source(written: Manifest, fused: Path, quantized: Path | None) -> tuple[Path, str]:
+    """The program that the file was made of, and its name among the inputs."""
     if written.shipped != "quantized":
-        return fused
+        return fused, "fused"
     if quantized is None:
         raise InputError("the golden outputs of an int8 file are quantized.pt2's; name it with --quantized.")
-    return quantized
+    return quantized, "quantized"
 
 
 def _members(name: str, path: Path) -> dict[str, Path | bytes]:

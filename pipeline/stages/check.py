@@ -2,9 +2,16 @@
 
 The file itself runs, in a runtime that reads it on this machine. The gates, in order:
 
+<<<<<<< HEAD
 1. each file is the one that the manifest describes, and the manifest's preprocessing is the network's;
+2. a census of its operations: the convolutions of the fused network, no batch norm and no branch that it does not have,
+   and as many layers in int8 as the program has;
+=======
+1. each file is the one that the manifest describes, and was exported from these programs; the manifest's preprocessing
+   is the network's, and its shapes, types and names are those that each file itself declares;
 2. a census of its operations: as many convolutions as the fused network has, no batch norm and no branch left, and as
    many layers in int8 as the program has;
+>>>>>>> main
 3. the converter is exact: in float32, with the weights rounded as the file stores them, the file gives what the program
    gives, to 1e-5 of the largest logit, or within twice what float32 itself costs the network; to 5e-4 where the file
    rounds numbers other than weights, as the square root of 2 in a GELU that is written by its formula. Weights that
@@ -26,8 +33,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline import backends
-from pipeline.artifacts import documents, store
+from pipeline.artifacts import documents, evidence, store
 from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import VerifyResult
@@ -37,7 +45,7 @@ from pipeline.config.stages import CheckSettings
 from pipeline.data import splits
 from pipeline.errors import GateError
 from pipeline.models import programs
-from pipeline.verification import gates
+from pipeline.verification import declared, gates
 from pipeline.verification.reference import Reference, spec_of
 
 _SHOWN_FIELDS = ("mean", "std", "color_order", "interpolation", "classes")
@@ -67,45 +75,41 @@ def run(
         quantized: artifacts/<model>/quantized.pt2, where the target is of int8.
 
     Raises:
+        InputError: verify.json is of another fused.pt2 or split; the manifest is of other programs.
         GateError: a file departs from its program, lost accuracy, is not fused, or not in int8; names the file, the
             image, the figures, the tolerance and the layer. A candidate of `precision: auto` may lose by its precision
             or its accuracy: then check.json says so.
     """
     backend = backends.load(settings.backend)
+    inputs = Inputs(
+        {"manifest": manifest, "fused": fused, "quantized": quantized, "verify": verify, "split": split}
+        | {file.name: file for file in files}
+    )
     store.cached(
         "check",
         settings=settings.model_dump(mode="json"),
-        inputs={"manifest": manifest, "fused": fused, "quantized": quantized, "verify": verify, "split": split}
-        | {file.name: file for file in files},
+        inputs=inputs,
         outputs={"check": output},
         code=("pipeline.stages.check", "pipeline.backends.worker.client", backends.module_name(settings.backend)),
         packages=("torch", "torchvision", "scikit-learn", *backend.packages),
-        build=lambda places, _: documents.write(
-            places["check"], _check(settings, manifest, files, fused, quantized, verify, split)
-        ),
+        build=lambda places, _: documents.write(places["check"], _check(settings, inputs)),
     )
 
 
-def _check(
-    settings: CheckSettings,
-    manifest: Path,
-    files: list[Path],
-    fused: Path,
-    quantized: Path | None,
-    verify: Path,
-    split: Path,
-) -> CheckResult:
-    backend = backends.load(settings.backend)
-    written, proved = documents.read(Manifest, manifest), documents.read(VerifyResult, verify)
-    places = {file.name: file for file in files}
-    for form in written.forms.values():
-        for file in [places[name] for name in form.files]:
-            if not written.describes(file):
-                raise GateError(f"{file} is not the file that its manifest describes; export it again.")
+def _check(settings: CheckSettings, inputs: Inputs) -> CheckResult:
+    backend, places = backends.load(settings.backend), inputs.paths
+    manifest = places["manifest"]
+    proved = evidence.read(VerifyResult, places["verify"], inputs, "fused", "split")
+    written = documents.read(Manifest, manifest)
+    declared.hold(settings, manifest, written, inputs)
+    evidence.require(written, manifest, inputs, "fused", "quantized", "verify")
     _hold_preprocessing(manifest, written.preprocessing, proved.preprocessing)
-    signature = signatures.read(places[written.shipped_form.file_name])  # the baseline is exported alike
-    sources = {"fused": fused} | ({"quantized": quantized} if quantized else {})
-    images = splits.open_split(split)
+    found = {name: signatures.read(places[form.file_name]) for name, form in written.forms.items()}
+    for form, one in found.items():
+        declared.hold_signature(places[written.forms[form].file_name], manifest, written, one)
+    signature = found[written.shipped]  # the baseline is exported alike
+    sources = {name: places[name] for name in ("fused", "quantized") if places[name]}
+    images = splits.open_split(places["split"])
     held_against = _references(written, proved.preprocessing, sources, images, signature.takes_pixels)
     forms: dict[str, CheckedForm] = {}
     lost = None
@@ -137,6 +141,7 @@ def _check(
     return CheckResult(
         status="lost" if lost else "ok",
         reason=lost,
+        subjects=inputs.sha256,
         checked_by=backend.checked_by,
         images=len(held_against[written.shipped].labels),
         accuracy=FileAccuracy(**asdict(proved.accuracy), file=forms[written.shipped].accuracy),
@@ -170,12 +175,26 @@ def _hold_preprocessing(manifest: Path, written: Preprocessing, proved: Preproce
 
 
 def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> None:
+    """The file has every convolution of the program, and of what the program has no more.
+
+    A batch norm that the program has a runtime writes as one, as a depthwise convolution, or not at all, folded; a
+    normalization of another kind, or a scale, it may write as a batch norm.
+    """
     wanted = programs.count(reference.program)
-    if census["batch_norm"] or census["convolution"] != wanted["convolution"]:
+    more = census["convolution"] - wanted["convolution"]
+    normalizations = programs.count_normalizations(reference.program)
+    kind = None
+    if not 0 <= more <= wanted["batch_norm"]:
+        kind = "conv"
+    elif census["batch_norm"] > normalizations - more:
+        kind = "batch"
+    if kind:
+        names = [name for name in census if kind in name.lower() and name not in ("convolution", "batch_norm")]
         raise GateError(
-            f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms, but the fused "
-            f"network has {wanted['convolution']} and none. The exporter undid the fold, or was given the branched "
-            "network."
+            f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms "
+            f"({', '.join(f'{census[name]} {name}' for name in names)}), but the fused network has "
+            f"{wanted['convolution']} and {wanted['batch_norm'] or 'none'}. The exporter undid the fold, left a layer "
+            "out, or was given the branched network."
         )
     if census["join"] > wanted["join"]:
         raise GateError(

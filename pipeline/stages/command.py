@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline import backends, exit_codes
+from pipeline import backends, exit_codes, lifetime
 from pipeline.config import schema
 from pipeline.errors import InputError, nearest
 from pipeline.models import resolve
@@ -81,6 +81,7 @@ def main(run: Callable[..., Any], argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     def act() -> None:
+        lifetime.end_with_run()
         settings = _settings(options, signature.parameters["settings"].annotation)
         run(settings, **{name: getattr(options, name) for name in paths})
 

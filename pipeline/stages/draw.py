@@ -46,7 +46,7 @@ def _draw(checkpoint: Path, places: dict[str, Path]) -> None:
     model, header = checkpoints.load_model(checkpoint)
     size = header.preprocessing.image_size
     example = torch.zeros(1, 3, size, size)
-    shown = svg.scene(model, example, fuse(model, example))
+    shown = svg.scene(example, fuse(model, example))
     name = svg.busiest_block(shown)
     title = f"{header.arch} {name}".strip()
     places["structure"].write_text(svg.draw_network(shown, header.arch))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts import documents, evidence, store
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import ExportedForm, FileFacts, FreeRange, Lineage, Manifest, TensorFacts
 from pipeline.artifacts.manifest import ExportSpec, versions
 from pipeline.artifacts.verify_result import VerifyResult
@@ -45,39 +46,36 @@ def run(
 
     Raises:
         InputError: the network does not run at the target's image size; the branched form is requested, but the
-            checkpoint is of a folded network; quantized.pt2 is missing, or was made from another fused.pt2.
+            checkpoint is of a folded network; quantized.pt2 is missing, or was made from another fused.pt2;
+            verify.json is of another checkpoint or fused.pt2.
         StageError: the exporter failed, or a package that it needs is not installed.
     """
     backend = backends.load(settings.backend)
     names = backends.file_names(settings.backend, settings.forms)
+    inputs = Inputs({"checkpoint": checkpoint, "fused": fused, "quantized": quantized, "verify": verify})
     store.cached(
         "export",
         settings=settings.model_dump(mode="json"),
-        inputs={"checkpoint": checkpoint, "fused": fused, "quantized": quantized, "verify": verify},
+        inputs=inputs,
         outputs={name: manifest.with_name(name) for name in names} | {"manifest": manifest},
         code=("pipeline.stages.export", backends.module_name(settings.backend), *checkpoints.code_modules(checkpoint)),
         packages=("torch", *backend.packages),
         host=backend.host(),
-        build=lambda places, _: _export(settings, checkpoint, fused, verify, quantized, places),
+        build=lambda places, _: _export(settings, inputs, places),
     )
 
 
-def _export(
-    settings: ExportSettings,
-    checkpoint: Path,
-    fused: Path,
-    verify: Path,
-    quantized: Path | None,
-    places: dict[str, Path],
-) -> None:
+def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -> None:
     backend = backends.load(settings.backend)
+    checkpoint, fused, quantized, verify = inputs.paths.values()
+    proved = evidence.read(VerifyResult, verify, inputs, "checkpoint", "fused")
     header = checkpoints.read_header(checkpoint)
     if header.is_folded and "branched" in settings.forms:
         raise InputError(
             f"{checkpoint} is of a network that was folded before it came here, so there is no branched form of it to "
             "export as the baseline. Export `fused` alone; for a baseline, adopt the checkpoint of its training."
         )
-    if quantized and program_file.read_lineage(quantized).get("fused") != digests.digest(fused):
+    if quantized and program_file.read_lineage(quantized).get("fused") != inputs.sha256["fused"]:
         raise InputError(
             f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
         )
@@ -121,10 +119,11 @@ def _export(
                 weights=header.weights,
                 form=header.form,
                 recalibrated=header.recalibrated,
-                checkpoint=digests.digest(checkpoint),
-                fused=digests.digest(fused),
-                quantized=quantized and digests.digest(quantized),
-                accuracy=documents.read(VerifyResult, verify).accuracy,
+                checkpoint=inputs.sha256["checkpoint"],
+                fused=inputs.sha256["fused"],
+                quantized=inputs.sha256.get("quantized"),
+                verify=inputs.sha256["verify"],
+                accuracy=proved.accuracy,
             ),
             versions=versions("torch", *backend.packages),
         ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import backends
+from pipeline import backends, lifetime
 from pipeline.artifacts import digests, documents
 from pipeline.artifacts.bundle_result import BundleResult
 from pipeline.config import project, targets
@@ -28,7 +28,8 @@ ENVIRONMENT = {
 
 
 def configure(values: Mapping[str, Any]) -> project.Config:
-    """Validate the configuration that Snakemake read, and set the environment of its jobs. No file is changed.
+    """Validate the configuration that Snakemake read, and set the environment of its jobs. No file is changed, but
+    locks of runs that were killed are released.
 
     A mistake of the user's ends the process with exit code 2 and one paragraph on stderr.
     """
@@ -36,6 +37,7 @@ def configure(values: Mapping[str, Any]) -> project.Config:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    lifetime.release_locks_of_dead_runs()
     try:
         read = resolve.load(values, backends.rules())
         for name, model in read.models.items():

@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts import digests, documents, evidence, store
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.manifest import Preprocessing, versions
 from pipeline.artifacts.quantize_result import (
     Calibration,
@@ -59,25 +60,28 @@ def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, q
         report: where quantize.json goes.
 
     Raises:
-        InputError: there is no training image, or the network does not take images of that size.
+        InputError: there is no training image, the network does not take images of that size, or verify.json is of
+            another fused.pt2 or split.
         GateError: the accuracy cannot be held; says what was reached, by which layers it is lost and what to try.
     """
+    inputs = Inputs({"fused": fused, "verify": verify, "split": split})
     store.cached(
         "quantize",
         settings=settings.model_dump(mode="json"),
-        inputs={"fused": fused, "verify": verify, "split": split},
+        inputs=inputs,
         outputs={"quantized": quantized, "report": report},
         code=("pipeline.stages.quantize",),
         packages=(*_PACKAGES, "torchvision", "pillow", "scikit-learn"),
-        build=lambda places, _: _quantize(settings, fused, verify, split, places),
+        build=lambda places, _: _quantize(settings, inputs, places),
     )
     print(_headline(documents.read(QuantizeResult, report)), flush=True)
 
 
-def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path, places: dict[str, Path]) -> None:
+def _quantize(settings: QuantizeSettings, inputs: Inputs, places: dict[str, Path]) -> None:
+    fused, verify = inputs.paths["fused"], inputs.paths["verify"]
+    preprocessing = evidence.read(VerifyResult, verify, inputs, "fused", "split").preprocessing
     program, lineage = program_file.read(fused)
-    preprocessing = documents.read(VerifyResult, verify).preprocessing
-    images = splits.open_split(split)
+    images = splits.open_split(inputs.paths["split"])
     calibration, about = _calibration(images, settings.calibration_images, preprocessing)
     network = pt2e.network(program)
     _require_runs(network, calibration[0][:1], fused)
@@ -94,13 +98,15 @@ def _quantize(settings: QuantizeSettings, fused: Path, verify: Path, split: Path
     # what the fused network asserts of its sizes is not in the one that was quantized
     programs.narrow(written, program)
     reached = accuracy(programs.as_module(written))
-    result = _result(done, reached, about, outside, lineage | {"fused": digests.digest(fused)})
+    result = _result(done, reached, about, outside, lineage | {"fused": inputs.sha256["fused"]})
     if done.float_accuracy - reached > settings.max_accuracy_drop:
         if not settings.may_lose:
             raise GateError(_refusal(fused, settings, result))
         result = replace(result, status="lost", reason=_refusal(fused, settings, result))
     lineage = program_file.write(written, places["quantized"], {**result.lineage, "int8": documents.plain(about)})
-    documents.write(places["report"], replace(result, lineage={**result.lineage, "free": lineage["free"]}))
+    subjects = inputs.sha256 | {"quantized": digests.digest(places["quantized"])}
+    result = replace(result, subjects=subjects, lineage={**result.lineage, "free": lineage["free"]})
+    documents.write(places["report"], result)
 
 
 def _calibration(images: splits.Split, wanted: int, preprocessing: Preprocessing) -> "tuple[list[Tensor], Calibration]":
@@ -149,7 +155,7 @@ def _training(settings: QuantizeSettings, images: splits.Split, preprocessing: P
 def _result(
     done: ptq.Repaired, reached: float, about: Calibration, outside: dict[str, int], lineage: dict[str, str]
 ) -> QuantizeResult:
-    """Of a program that holds its gate."""
+    """Of a program that holds its gate, before it is written: its `subjects` are not known yet."""
 
     def named(node: str) -> str:
         return programs.title(done.simulation.module, node)
@@ -168,6 +174,7 @@ def _result(
     return QuantizeResult(
         status="ok",
         reason=None,
+        subjects={},
         scheme=Scheme(
             weights=Rounding("int8", True, "output channel", done.ways[1]),
             activations=Rounding("int8", True, "tensor", done.ways[0]),

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import backends
-from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts import digests, documents, evidence, store
 from pipeline.artifacts.bench_result import UNTIMED, BenchAccuracy, BenchResult, Run, Tried
 from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import FileFacts, Manifest
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.artifacts.profile_result import ProfileResult
@@ -99,7 +100,8 @@ def run(
         report: artifacts/<model>/quantize.json, likewise; it says whether int8 passed its gate.
 
     Raises:
-        InputError: a file is missing, or not the one that its manifest describes.
+        InputError: a file is missing, or not the one that its manifest describes; a check.json or quantize.json is of
+            other files.
         GateError: no candidate passes its gates; names each and why. Earlier results stay in place.
         StageError: a runtime failed, or ended its process.
         DeviceError: the target's device cannot be reached or used.
@@ -107,23 +109,26 @@ def run(
     backend = backends.load(settings.backend)
     unavailable = runners.unavailable(settings)
     programs = {"fused": fused, "quantized": quantized}
+    exported = {f"{path.parent.name}/{path.name}": path for path in (*manifests, *checks, *files)}
+    inputs = Inputs(programs | {"report": report} | exported)
 
     def build(places: dict[str, Path], _: Path) -> None:
-        candidates = _candidates(manifests, checks, files, report)
+        candidates = _candidates(manifests, checks, files, programs, report)
         passed = _passed(settings, candidates)
         opened, written = {name: one.file for name, one in passed.items()}, next(iter(passed.values())).written
         with runners.open_runner(settings, opened, files, written) as runner:
-            best, result = _race(settings, candidates, passed, unavailable, runner)
+            best, result = _race(settings, candidates, passed, unavailable, runner, inputs.sha256)
             documents.write(places["bench"], result)
             program = programs[passed[best].written.shipped] or fused
-            documents.write(places["profile"], measurement.profiled(settings.backend, result, best, runner, program))
+            subjects = {"bench": digests.digest(places["bench"])}
+            profiled = measurement.profiled(settings.backend, result, best, runner, program, subjects)
+            documents.write(places["profile"], profiled)
         _copy(passed[best], places["chosen"])
 
     store.cached(
         "race",
         settings=settings.model_dump(mode="json"),
-        inputs={"fused": fused, "quantized": quantized, "report": report}
-        | {f"{path.parent.name}/{path.name}": path for path in (*manifests, *checks, *files)},
+        inputs=inputs,
         outputs={"bench": output, "profile": profile, "chosen": chosen},
         code=("pipeline.stages.race", backends.module_name(settings.backend)),
         packages=("torch", *backend.packages),
@@ -167,19 +172,27 @@ def on_front(rows: Sequence[Tried]) -> list[str]:
 
 
 def _candidates(
-    manifests: list[Path], checks: list[Path], files: list[Path], report: Path | None
+    manifests: list[Path],
+    checks: list[Path],
+    files: list[Path],
+    programs: Mapping[str, Path | None],
+    report: Path | None,
 ) -> dict[str, _Candidate]:
-    """By precision."""
+    """By precision. Each check.json must be of its manifest, files and programs; quantize.json of the programs."""
     if [path.parent for path in manifests] != [path.parent for path in checks]:
         raise InputError("--manifests and --checks must name the same folders in the same order.")
     found = {}
     for manifest, check in zip(manifests, checks, strict=True):
-        written, checked = documents.read(Manifest, manifest), documents.read(CheckResult, check)
         own = [file for file in files if file.parent == manifest.parent]
+        inputs = Inputs({"manifest": manifest, **programs, **{file.name: file for file in own}})
+        written = documents.read(Manifest, manifest)
+        used = [name for name in programs if name == "fused" or name in written.forms]
+        evidence.require(written, manifest, inputs, *used)
         file = written.opened(own)[written.shipped]
+        checked = evidence.read(CheckResult, check, inputs, "manifest", *used, *(file.name for file in own))
         lost = checked.reason
         if written.precision == "int8" and report:
-            lost = documents.read(QuantizeResult, report).reason or lost
+            lost = evidence.read(QuantizeResult, report, inputs, "fused", "quantized").reason or lost
         found[written.precision] = _Candidate(manifest, check, written, checked, own, file, lost)
     return found
 
@@ -202,6 +215,7 @@ def _race(
     passed: Mapping[str, _Candidate],
     unavailable: Unavailable | None,
     runner: runners.Runner,
+    subjects: Mapping[str, str],
 ) -> tuple[str, BenchResult]:
     """The chosen precision, and its bench.json."""
     runs: list[Run] = []
@@ -223,6 +237,7 @@ def _race(
         status="unavailable" if unavailable else "ok",
         reason=unavailable and unavailable.reason,
         remedy=unavailable and unavailable.remedy,
+        subjects=subjects,
         target=winner.written.target,
         model=winner.written.model,
         backend=winner.written.backend,

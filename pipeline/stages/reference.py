@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline import backends
 from pipeline.artifacts import documents, store
 from pipeline.artifacts.bench_result import ReferenceResult
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.manifest import ExportSpec
 from pipeline.backends.worker.client import Job
 from pipeline.benchmark import conditions, measurement, runners
@@ -34,6 +35,7 @@ def run(
         StageError: the export or the runtime failed.
     """
     backend = backends.stand_in(settings.precision)
+    inputs = Inputs({"checkpoint": checkpoint, "fused": fused, "quantized": quantized})
 
     def build(places: dict[str, Path], scratch: Path) -> None:
         header = checkpoints.read_header(checkpoint)
@@ -47,13 +49,14 @@ def run(
             backend.export(program, [files[form]], ExportSpec("fp32", shape, preprocessing))
         runner = runners.here({form: Job(backend.name, file) for form, file in files.items()})
         measured = measurement.measure(runner, list(files), shape, settings.bench)
-        result = ReferenceResult(backend=backend.name, precision=settings.precision, **vars(measured))
+        about = {"subjects": inputs.sha256, "backend": backend.name, "precision": settings.precision}
+        result = ReferenceResult(**about, **vars(measured))
         documents.write(places["reference"], result)
 
     store.cached(
         "reference",
         settings=settings.model_dump(mode="json"),
-        inputs={"checkpoint": checkpoint, "fused": fused, "quantized": quantized},
+        inputs=inputs,
         outputs={"reference": output},
         code=("pipeline.stages.reference", backends.module_name(backend.name), *checkpoints.code_modules(checkpoint)),
         packages=("torch", *backend.packages),

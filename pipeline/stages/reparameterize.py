@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.fuse_result import BatchNormFinding, Forecast, FuseResult
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import NoSettings
@@ -47,21 +48,22 @@ def run(settings: NoSettings, *, checkpoint: Path, split: Path, fused: Path, rep
     Raises:
         RepnetsError: weights that are not finite, a network that cannot be captured.
     """
+    inputs = Inputs({"checkpoint": checkpoint, "split": split})
     store.cached(
         "reparameterize",
         settings=settings.model_dump(mode="json"),
-        inputs={"checkpoint": checkpoint, "split": split},
+        inputs=inputs,
         outputs={"fused": fused, "report": report},
         code=("pipeline.stages.reparameterize", *checkpoints.code_modules(checkpoint)),
         packages=("torch", "torchvision", "scikit-learn", "pillow"),
-        build=lambda places, _: _fuse(checkpoint, split, places),
+        build=lambda places, _: _fuse(inputs, places),
     )
     written = documents.read(FuseResult, report)
     for line in (*_of_health(written.bn_health), *_of_forecast(written.forecast)):
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def _fuse(checkpoint: Path, split: Path, places: dict[str, Path]) -> None:
+def _fuse(inputs: Inputs, places: dict[str, Path]) -> None:
     import torch
 
     from repnets.batch_norms import bn_health
@@ -69,21 +71,25 @@ def _fuse(checkpoint: Path, split: Path, places: dict[str, Path]) -> None:
     from repnets.fusion.engine import fuse
     from repnets.quantization.forecast import forecast
 
-    model, header = checkpoints.load_model(checkpoint)
+    model, header = checkpoints.load_model(inputs.paths["checkpoint"])
     size = header.preprocessing.image_size
     example = torch.zeros(2, 3, size, size)
     result = fuse(model, example)
     lineage = {
-        "checkpoint": digests.digest(checkpoint),
+        "checkpoint": inputs.sha256["checkpoint"],
         "arch": header.arch,
         "weights": header.weights,
         "data_digest": header.data_digest,
         "recalibrated": header.recalibrated,
     }
     lineage = program_file.write(capture(result.module, example), places["fused"], lineage)
-    images = _images(split, header.preprocessing, result.report)
+    images = _images(inputs.paths["split"], header.preprocessing, result.report)
+    subjects = inputs.sha256 | {"fused": digests.digest(places["fused"])}
     told = {"bn_health": documents.plain(bn_health(model)), "forecast": forecast(model, result, images).to_dict()}
-    documents.write(places["report"], documents.of(FuseResult, {"lineage": lineage, **told, **result.report.to_dict()}))
+    documents.write(
+        places["report"],
+        documents.of(FuseResult, {"subjects": subjects, "lineage": lineage, **told, **result.report.to_dict()}),
+    )
     print(result.report)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.artifacts import documents
+from pipeline.artifacts import digests, documents, evidence
 from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.bench_result import BenchResult, TargetBench
 from pipeline.artifacts.fuse_result import FuseResult
@@ -22,18 +22,34 @@ def run(
         output: where report.md goes.
         profiles: targets/<target>/<model>/profile.json of every target and model, for the slowest layers.
         fuses: artifacts/<model>/fuse.json of every model, for the forecast of int8.
+
+    Raises:
+        InputError: a file is missing, damaged or was edited; a profile is of another benchmark, or a fuse.json of
+            another fused.pt2 than a benchmark.
     """
-    results = sorted((result for path in benches for result in _results(path)), key=_model_and_target)
-    profiled = sorted((documents.read(ProfileResult, path) for path in profiles), key=_model_and_target)
-    forecasts = {path.parent.name: documents.read(FuseResult, path).forecast for path in sorted(fuses)}
+    found = [(path, *one) for path in benches for one in _results(path)]
+    results = sorted((result for _, result, _ in found), key=_model_and_target)
+    measured = {_model_and_target(result): sha256 for _, result, sha256 in found}
+    profiled = [(path, documents.read(ProfileResult, path)) for path in profiles]
+    for path, profile in profiled:
+        if _model_and_target(profile) in measured:
+            evidence.require_same(profile, path, "bench", measured[_model_and_target(profile)])
+    fused = {path.parent.name: documents.read(FuseResult, path) for path in sorted(fuses)}
+    for path, result, _ in found:
+        if result.model in fused:
+            evidence.require_same(result, path, "fused", fused[result.model].subjects.get("fused"))
+    ordered = sorted((profile for _, profile in profiled), key=_model_and_target)
+    forecasts = {model: one.forecast for model, one in fused.items()}
     with replacing(output) as fresh:
-        fresh.write_text(page.render(results, profiled, forecasts))
+        fresh.write_text(page.render(results, ordered, forecasts))
 
 
-def _results(path: Path) -> list[BenchResult]:
-    """The benchmarks in a file of one target or of one model."""
+def _results(path: Path) -> list[tuple[BenchResult, str | None]]:
+    """The benchmarks in a file of one target or of one model, and the sha256 of each one's bench.json."""
     found = documents.read_either(TargetBench, BenchResult, path)
-    return list(found.models.values()) if isinstance(found, TargetBench) else [found]
+    if isinstance(found, BenchResult):
+        return [(found, digests.digest(path))]
+    return [(result, found.subjects.get(model)) for model, result in found.models.items()]
 
 
 def _model_and_target(result: BenchResult | ProfileResult) -> tuple[str, str]:

@@ -5,7 +5,7 @@ Its `status` is the worst of the models'; `models` has the whole bench.json of e
 
 from pathlib import Path
 
-from pipeline.artifacts import documents
+from pipeline.artifacts import digests, documents
 from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.bench_result import BenchResult, TargetBench
 from pipeline.config.stages import NoSettings
@@ -35,6 +35,7 @@ def run(settings: NoSettings, *, benches: list[Path], output: Path) -> None:
     models = {result.model: result for result in results}
     if len(models) != len(results):
         raise InputError(f"--benches names a model twice: {', '.join(map(str, benches))}; give each model once.")
+    subjects = {result.model: digests.digest(path) for result, path in zip(results, benches, strict=True)}
     status = max((result.status for result in results), key=_FROM_BEST.index)
     with replacing(output) as fresh:
-        documents.write(fresh, TargetBench(targets[0], status, models))
+        documents.write(fresh, TargetBench(targets[0], status, subjects, models))

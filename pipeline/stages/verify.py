@@ -22,7 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import digests, documents, store
+from pipeline.artifacts import documents, store
+from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.verify_result import Float32, Float64, FormErrors, ProvedAccuracy, Tie, VerifyResult, Weights
 from pipeline.config.project import Verify
 from pipeline.errors import GateError
@@ -50,40 +51,43 @@ def run(settings: Verify, *, checkpoint: Path, split: Path, fused: Path, output:
 
     Raises:
         GateError: a comparison did not hold; names the layer or image, the figures and the tolerance.
+        InputError: fused.pt2 is of another checkpoint; the checkpoint was made with another split.
     """
+    inputs = Inputs({"checkpoint": checkpoint, "split": split, "fused": fused})
     store.cached(
         "verify",
         settings=settings.model_dump(mode="json"),
-        inputs={"checkpoint": checkpoint, "split": split, "fused": fused},
+        inputs=inputs,
         outputs={"verify": output},
         code=("pipeline.stages.verify", *checkpoints.code_modules(checkpoint)),
         packages=("torch", "torchvision", "scikit-learn"),
-        build=lambda places, _: documents.write(places["verify"], _verify(settings, checkpoint, split, fused)),
+        build=lambda places, _: documents.write(places["verify"], _verify(settings, inputs)),
     )
 
 
-def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> VerifyResult:
+def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
     import torch
 
     from pipeline.data.splits import open_split
     from repnets.fusion.engine import fuse
 
+    checkpoint, fused = inputs.paths["checkpoint"], inputs.paths["fused"]
     model, header = checkpoints.load_model(checkpoint)
     program, _ = program_file.read(fused)
     preprocessing = header.preprocessing
     size = preprocessing.image_size
-    images = open_split(split)
+    images = open_split(inputs.paths["split"], header.data_digest)
 
     with torch.inference_mode():
         reference, _ = checkpoints.load_model(checkpoint)
         reference = reference.double()
         refused = fuse(reference, torch.zeros(2, 3, size, size, dtype=torch.float64))
         real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
-        inputs = {**_random_inputs(size, reference, refused.report.free), f"real {size} x {size}": real}
-        float64, exact = _hold_float64(reference, refused, inputs, settings.float64_tolerance)
+        batches_by_name = {**_random_inputs(size, reference, refused.report.free), f"real {size} x {size}": real}
+        float64, exact = _hold_float64(reference, refused, batches_by_name, settings.float64_tolerance)
         weights = _hold_weights(program, refused.module)
         file = programs.as_module(program)
-        float32 = _hold_float32(exact, model, file, inputs, settings)
+        float32 = _hold_float32(exact, model, file, batches_by_name, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
         seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding)
         again = fuse(refused.module, torch.zeros(2, 3, size, size, dtype=torch.float64))
@@ -94,8 +98,7 @@ def _verify(settings: Verify, checkpoint: Path, split: Path, fused: Path) -> Ver
         )
     return VerifyResult(
         status="ok",
-        fused=digests.digest(fused),
-        checkpoint=digests.digest(checkpoint),
+        subjects=inputs.sha256,
         form=header.form,
         preprocessing=preprocessing,
         float64=float64,

@@ -5,11 +5,10 @@ the program is cut in two, the first half exported and run, and so on, until one
 from what the exporter writes was damaged, or made of other weights: then the first weight that differs names the layer.
 """
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import backends
+from pipeline import backends, temporary
 from pipeline.artifacts.manifest import ExportSpec
 from pipeline.backends.worker import client
 from pipeline.models import programs
@@ -38,7 +37,7 @@ def locate(
         tolerance: of a layer's output, of its largest value.
     """
     module = programs.graph_module(program)
-    with tempfile.TemporaryDirectory(prefix="repnets-") as folder:
+    with temporary.folder() as folder:
         fresh = Path(folder, "again" + file.suffix)
         backends.load(backend).export(program, [fresh], spec)
         found, must = file.read_bytes(), fresh.read_bytes()

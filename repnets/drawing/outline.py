@@ -10,7 +10,7 @@ from operator import attrgetter, getitem
 import torch
 from torch import fx, nn
 
-from repnets.fusion.fused_layers import BorderConv, PooledLinear
+from repnets.fusion.fused_layers import BorderConv, PooledLinear, ScaleShift
 from repnets.fusion.graph import arguments
 from repnets.fusion.input_sizes import InputSizes
 from repnets.fusion.report import FoldedRegion
@@ -148,9 +148,11 @@ def _of_module(made: nn.Module) -> tuple[str, str, str]:
     if isinstance(made, PooledLinear):
         kind, label, detail = _of_module(made.linear)
         return kind, f"mean, {label}", detail
+    if isinstance(made, ScaleShift):
+        return "other", "× constant + constant", ""
     if isinstance(made, nn.Linear):
         return "linear", "linear", f"{made.in_features} → {made.out_features}"
-    return _convolution(made.weight.shape, made.stride, made.groups)
+    return _convolution(made.weight.shape, made.stride, made.groups, transposed=made.transposed)
 
 
 def _of_operator(node: fx.Node, module: fx.GraphModule) -> tuple[str, str, str]:
@@ -162,7 +164,9 @@ def _of_operator(node: fx.Node, module: fx.GraphModule) -> tuple[str, str, str]:
         size = tuple(attrgetter(weight.target)(module).shape) if weight.op == "get_attr" else ()
         if operator == "linear":
             return "linear", "linear", f"{size[1]} → {size[0]}" if size else ""
-        return _convolution(size, named["stride"], named["groups"]) if size else ("convolution", "conv", "")
+        if not size:
+            return "convolution", "conv", ""
+        return _convolution(size, named["stride"], named["groups"], transposed="transpose" in operator)
     norm = next((label for name, label in _NORMS.items() if name in operator), None)
     if norm:
         return "norm", norm, ""
@@ -175,14 +179,18 @@ def _of_operator(node: fx.Node, module: fx.GraphModule) -> tuple[str, str, str]:
     return "other", re.sub(r"\dd$", "", operator.strip("_")).replace("_", " "), ""
 
 
-def _convolution(weight: Sequence[int], stride: Sequence[int], groups: int) -> tuple[str, str, str]:
+def _convolution(
+    weight: Sequence[int], stride: Sequence[int], groups: int, *, transposed: bool
+) -> tuple[str, str, str]:
     out_channels, in_channels = weight[0], weight[1] * groups
-    label = f"conv {'×'.join(map(str, weight[2:]))}"
+    if transposed:
+        out_channels, in_channels = in_channels, out_channels
+    label = f"{'transposed ' if transposed else ''}conv {'×'.join(map(str, weight[2:]))}"
     depthwise = groups > 1 and groups == in_channels
     parts = [
         f"{in_channels} → {out_channels}",
         "depthwise" if depthwise else f"{groups} groups" if groups > 1 else "",
-        f"/{max(stride)}" if max(stride) > 1 else "",
+        f"{'×' if transposed else '/'}{max(stride)}" if max(stride) > 1 else "",
     ]
     return "convolution", label, ", ".join(part for part in parts if part)
 

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from repnets.drawing.outline import Block, Step, blocks, change_text, origins, read, size_text
 from repnets.errors import RepnetsError
-from repnets.fusion.capture import capture
 from repnets.fusion.engine import FuseResult, fuse
-from repnets.fusion.graph import node_shapes, simplify
+from repnets.fusion.graph import node_shapes
 from repnets.fusion.report import Totals
-from repnets.fusion.sizes import graph_module
 
 if TYPE_CHECKING:
     from pygraphviz import AGraph
@@ -63,7 +61,7 @@ def draw(
         RepnetsError: pygraphviz is not installed; the network has no such block; as for `fuse`.
     """
     require_graphviz()  # before the work is done
-    shown = scene(model, example_input, result or fuse(model, example_input))
+    shown = scene(example_input, result or fuse(model, example_input))
     return draw_network(shown, title) if block is None else draw_block(shown, block, title or block)
 
 
@@ -89,11 +87,9 @@ class Scene:
         return {name for step in self.fused if step.module for name in self.origins[step.name]}
 
 
-def scene(model: nn.Module, example_input: Tensor, result: FuseResult) -> Scene:
-    """What `draw` draws; worth keeping where several pictures are made, since it captures the model."""
-    captured = graph_module(capture(model, example_input))
-    simplify(captured)
-    original = read(captured, node_shapes(captured.graph, (1, *example_input.shape[1:])))
+def scene(example_input: Tensor, result: FuseResult) -> Scene:
+    """What `draw` draws; worth keeping where several pictures are made."""
+    original = read(result.original, node_shapes(result.original.graph, (1, *example_input.shape[1:])))
     shapes = {step.name: step.shape for step in original}
     fused = read(result.module)
     report = result.report

@@ -9,6 +9,9 @@ floor((H + pl + pr - k) / s) + 1 positions for every input size H. A convolution
 an average pool and the identity are such operators with e = 0, and sums and, where the border allows it,
 products of them are such operators again (arXiv 2101.03697, section 3.3; arXiv 2103.13425, section 3.2).
 What the border allows is `padded`.
+
+A transposed convolution of stride u is such an operator of stride 1 too, when X is first spread: u - 1 zeros are put
+between its positions, which makes H of it u * (H - 1) + 1 (arXiv 1603.07285, section 4).
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +40,9 @@ class AffineConv:
         stride: s.
         pad_lo: pl, zeros before the first position; negative crops.
         pad_hi: pr, zeros after the last position; negative crops.
-        border: e, a band on one channel of ones; None where it is zero.
+        spread: u, the step at which the positions of X are set apart by zeros; where it is not 1 the stride is.
+        border: e, a band on one channel of ones, spread as X is; None where it is zero.
+        transposed: Made of transposed convolutions, and to be computed by one. Always so where `spread` is not 1.
         pooled: X is first averaged over all its positions; the operator then has no spatial axes.
     """
 
@@ -48,7 +53,9 @@ class AffineConv:
     stride: Axes
     pad_lo: Axes
     pad_hi: Axes
+    spread: Axes
     border: Band | None = None
+    transposed: bool = False
     pooled: bool = False
 
     @cached_property
@@ -73,8 +80,19 @@ class AffineConv:
     @property
     def is_pointwise(self) -> bool:
         """Each output position depends on the input at the same position alone, and on nothing else."""
-        return self.border is None and all(
-            axis == (1, 1, 0, 0) for axis in zip(self.extent, self.stride, self.pad_lo, self.pad_hi, strict=True)
+        axes = zip(self.extent, self.stride, self.pad_lo, self.pad_hi, self.spread, strict=True)
+        return self.border is None and all(axis == (1, 1, 0, 0, 1) for axis in axes)
+
+    @property
+    def is_channelwise(self) -> bool:
+        """Each output channel is the input channel of its number, times a factor, plus a term."""
+        own = torch.arange(self.in_channels)
+        return (
+            self.is_pointwise
+            and not self.pooled
+            and self.out_channels == self.in_channels
+            and torch.equal(self.band.start, own)
+            and torch.equal(self.band.stop, own + 1)
         )
 
 
@@ -114,6 +132,7 @@ def from_conv(
         stride=stride,
         pad_lo=pad_lo,
         pad_hi=pad_hi,
+        spread=(1,) * len(stride),
     )
 
 
@@ -185,13 +204,16 @@ def take_rows(op: AffineConv, index: Tensor) -> AffineConv:
 def pool(op: AffineConv) -> AffineConv:
     """The mean of Y over all positions: a pointwise operator commutes with it, and no other does."""
     band = replace(op.band, make_weight=lambda: op.band.weight().flatten(1), taps=())
-    return replace(op, band=band, extent=(), stride=(), pad_lo=(), pad_hi=(), pooled=True)
+    axes = dict.fromkeys(("extent", "stride", "pad_lo", "pad_hi", "spread"), ())
+    return replace(op, band=band, **axes, transposed=False, pooled=True)
 
 
 def obstacle_to_meeting(a: AffineConv, b: AffineConv) -> str | None:
     """Why the outputs of two operators on one source do not lie on one grid, or None if they do."""
     if a.pooled != b.pooled:
         return "one branch is a mean over all positions and the other is not"
+    if a.spread != b.spread:
+        return f"the branches make their input larger by different factors, {a.spread} and {b.spread}"
     if a.stride != b.stride:
         return f"the branches differ in stride, {a.stride} and {b.stride}"
     if a.shrinkage != b.shrinkage:
@@ -215,6 +237,7 @@ def add(a: AffineConv, b: AffineConv) -> AffineConv | str:
         band=bands.added(a.band, b.band),
         make_bias=lambda: a.bias + b.bias,
         border=bands.added(*edges) if len(edges) == 2 else next(iter(edges), None),
+        transposed=a.transposed and b.transposed,
     )
 
 
@@ -230,6 +253,7 @@ def concatenate(ops: Sequence[AffineConv]) -> AffineConv | str:
         ops[0],
         band=bands.stacked([op.band for op in ops]),
         make_bias=lambda: torch.cat([op.bias for op in ops]),
+        transposed=all(op.transposed for op in ops),
     )
 
 
@@ -267,31 +291,76 @@ def padded(
             "its padding is not what the layers before it give where their input is zero, so at the border one "
             'kernel would be wrong (border="exact" allows a second one that mends it)'
         )
-    # one tap that is inside X exactly where Y's position is inside Y
-    tap = tuple(k - 1 - hi for k, hi in zip(op.extent, op.pad_hi, strict=True))
-    if not all(lo <= t < lo + s for t, lo, s in zip(tap, op.pad_lo, op.stride, strict=True)):
-        return "its padding is not what the layers before it give at the border, and their stride hides where it is"
-    shape = (op.out_channels, 1, *[1] * len(tap))
-    inside = bands.moved(bands.grouped(lambda: gap.reshape(shape), op.out_channels, 1, 1, ((0,),) * len(tap)), tap)
+    inside = _bias_inside(op, value)
+    return inside if isinstance(inside, str) else replace(inside, pad_lo=grown.pad_lo, pad_hi=grown.pad_hi)
+
+
+def spread(op: AffineConv, by: Axes, *, border: bool = False) -> AffineConv | str:
+    """Y with `by` - 1 zeros between its positions, or why that is no such operator.
+
+    Args:
+        op: Y.
+        by: A number for each axis.
+        border: Where the bias alone is in the way, make up for it by a border term e.
+    """
+    if any(s != 1 for s in op.stride):
+        return "the layers before it have a stride, and no convolution both leaves out positions and adds some"
+    if not _is_rounding(op.bias, op):
+        if not border:
+            return (
+                "it sets zeros between the positions of its input, and what the layers before it give where their "
+                'input is zero is not zero (border="exact" allows a second layer that mends it)'
+            )
+        op = _bias_inside(op, 0.0)
+        if isinstance(op, str):
+            return op
     return replace(
-        grown,
-        make_bias=lambda: value + torch.zeros_like(op.bias),
-        border=inside if op.border is None else bands.added(op.border, inside),
+        op,
+        band=bands.spread(op.band, by),
+        border=op.border and bands.spread(op.border, by),
+        extent=tuple((k - 1) * n + 1 for k, n in zip(op.extent, by, strict=True)),
+        pad_lo=tuple(lo * n for lo, n in zip(op.pad_lo, by, strict=True)),
+        pad_hi=tuple(hi * n for hi, n in zip(op.pad_hi, by, strict=True)),
+        spread=tuple(own * n for own, n in zip(op.spread, by, strict=True)),
+        transposed=True,
     )
 
 
 def compose(outer: AffineConv, inner: AffineConv, *, border: bool = False) -> AffineConv | str:
     """`outer`, a convolution, average pool or crop, after `inner`, or why that is no such operator."""
+    if any(n != 1 for n in outer.spread):
+        inner = spread(inner, outer.spread, border=border)
+    elif any(n != 1 for n in inner.spread) and any(s != 1 for s in outer.stride):
+        return "it has a stride, and the transposed convolution before it makes its input larger"
+    if isinstance(inner, str):
+        return inner
     inner = padded(inner, outer.pad_lo, outer.pad_hi, border=border)
     if isinstance(inner, str):
         return inner
+    stride = tuple(s * n for s, n in zip(inner.stride, outer.stride, strict=True))
     return replace(
         inner,
         band=bands.composed(outer.band, inner.band, inner.stride),
         make_bias=lambda: outer.bias + bands.total(outer.band, inner.bias),
         extent=tuple(k + s * (n - 1) for k, s, n in zip(inner.extent, inner.stride, outer.extent, strict=True)),
-        stride=tuple(s * n for s, n in zip(inner.stride, outer.stride, strict=True)),
+        stride=stride,
         border=inner.border and bands.composed(outer.band, inner.border, inner.stride),
+        transposed=(inner.transposed or outer.transposed) and set(stride) <= {1},
+    )
+
+
+def _bias_inside(op: AffineConv, value: Tensor | float) -> AffineConv | str:
+    """The same operator, whose bias is `value` and whose border term makes up for that inside; or why not."""
+    # one tap that is inside X exactly where Y's position is inside Y
+    tap = tuple(k - 1 - hi for k, hi in zip(op.extent, op.pad_hi, strict=True))
+    if not all(lo <= t < lo + s for t, lo, s in zip(tap, op.pad_lo, op.stride, strict=True)):
+        return "its padding is not what the layers before it give at the border, and their stride hides where it is"
+    gap, shape = op.bias - value, (op.out_channels, 1, *[1] * len(tap))
+    inside = bands.moved(bands.grouped(lambda: gap.reshape(shape), op.out_channels, 1, 1, ((0,),) * len(tap)), tap)
+    return replace(
+        op,
+        make_bias=lambda: value + torch.zeros_like(op.bias),
+        border=inside if op.border is None else bands.added(op.border, inside),
     )
 
 

@@ -12,7 +12,7 @@ from repnets.fusion.rules import RULES, TOKEN_RULES
 
 
 def analyse(graph: fx.Graph, constants: Constants, border: bool = False) -> Analysis:
-    """Find the operators of every feature map: a floating tensor (N, C, ...), or (..., C), whose C is a number.
+    """Find the operators of every feature map: a floating tensor (N, C, ...), or (..., C), whose C is a number above 0.
 
     What no rule knows, a nonlinearity say, is a new beginning and has only itself as a source.
 
@@ -27,11 +27,11 @@ def analyse(graph: fx.Graph, constants: Constants, border: bool = False) -> Anal
         value = node.meta.get("val")
         if node in constants or not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
             continue
-        if isinstance(value.shape[1], int):
+        if isinstance(value.shape[1], int) and value.shape[1]:
             _apply(RULES, node, analysis, affine_conv.identity(value.shape[1], value.dim() - 2))
             if value.dim() == 2:
                 tokens.operators[node] = analysis.operators[node]
-        if isinstance(value.shape[-1], int) and value.dim() > 2:
+        if isinstance(value.shape[-1], int) and value.shape[-1] and value.dim() > 2:
             _apply(TOKEN_RULES, node, tokens, affine_conv.identity(value.shape[-1], 0))
     return analysis
 

@@ -94,6 +94,12 @@ def moved(band: Band, shift: Axes) -> Band:
     return replace(band, taps=taps)
 
 
+def spread(band: Band, by: Axes) -> Band:
+    """All taps `by` times as far from the first position of the window along each axis."""
+    taps = tuple(tuple(t * n for t in own) for own, n in zip(band.taps, by, strict=True))
+    return replace(band, taps=taps)
+
+
 def rows(band: Band, index: Tensor) -> Band:
     """The rows at `index`, int64 (n,), in that order."""
     width = int((band.stop - band.start)[index].max())

@@ -62,7 +62,11 @@ def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor, *, dry: bo
     given = Call("input", (tuple(shape),))
     with torch.no_grad():
         if dry:
-            with suppress(Exception), _quietly(), FakeTensorMode(allow_non_fake_inputs=True):
+            with (
+                suppress(Exception),
+                quietly("torch._subclasses.fake_tensor"),
+                FakeTensorMode(allow_non_fake_inputs=True),
+            ):
                 x = torch.empty(tuple(shape), dtype=example.dtype)
                 with Recorder() as recorder:
                     model(x)
@@ -83,9 +87,9 @@ def are_large(calls: Sequence[Call]) -> bool:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without torch's log of each layer that does not take a size."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+def quietly(name: str) -> Iterator[None]:
+    """Without what one of torch's loggers has to say of each size or line that it cannot take."""
+    logger = logging.getLogger(name)
     logger.addFilter(_nothing)
     try:
         yield

@@ -2,10 +2,15 @@
 
 import copy
 import inspect
+import os
 import re
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +22,8 @@ from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, Trun
 
 from repnets.errors import RepnetsError
 from repnets.fusion.arguments import Example, tensors_of, unwrapped, without_compiling
-from repnets.fusion.calls import Call, are_large, calls_at, same_way
-from repnets.fusion.inplace import without_overwriting
+from repnets.fusion.calls import Call, are_large, calls_at, quietly, same_way
+from repnets.fusion.inplace import without_overwriting, write_elsewhere
 from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
 from repnets.fusion.trial import Trial, random_input
 
@@ -267,8 +272,9 @@ def _exported(model: nn.Module, inputs: Sequence[Tensor], axes: set[int]) -> Exp
     first = next(iter(inspect.signature(model.forward).parameters.values()))
     if first.kind is inspect.Parameter.VAR_POSITIONAL:  # forward(*args): the exporter takes them for one tuple
         sizes = (sizes,)
-    with _StopAtRounding():
+    with _StopAtRounding(), quietly("torch.fx.experimental.symbolic_shapes"), redirect_stderr(StringIO()):
         program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes if axes else None)
+    write_elsewhere(program)
     return program.run_decompositions({}) if _writes_in_place(program) else program
 
 
@@ -281,16 +287,25 @@ def _fixed(model: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
 
 
 def _not_captured(error: Exception) -> RepnetsError:
-    reason = str(error).strip().partition("\n")[0]
+    reason = str(error).strip().partition("\n")[0].rstrip(". ")
     if kind := re.match(r"Found <class '(.+?)'> in output", reason):
         return RepnetsError(
             f"The model returns a {kind[1]}, which torch.export knows nothing of. Return tensors, numbers and None in "
             "tuples, lists and dicts, or register the class with torch.export.register_dataclass."
         )
+    line = _line_of_model(error)
     return RepnetsError(
-        f"torch.export cannot capture the model: {reason}. The usual cause is Python code that branches on "
-        "the values of a tensor; write it with torch.where, or decide it before the forward."
+        f"torch.export cannot capture the model{f', at {line}' if line else ''}: {reason}. The usual cause is Python "
+        "code that branches on the values of a tensor; write it with torch.where, or decide it before the forward."
     )
+
+
+def _line_of_model(error: Exception) -> str:
+    """The last line of the model's own code that led to an error; empty where it is in no file."""
+    libraries = [f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}"]
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(tuple(libraries))]
+    last = next((one for one in reversed(frames) if one.line), None)
+    return f"{Path(last.filename).name}:{last.lineno} ({last.line})" if last else ""
 
 
 def _writes_in_place(program: ExportedProgram) -> bool:

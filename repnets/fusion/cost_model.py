@@ -1,7 +1,7 @@
 """What a call in a graph costs: by which the engine decides whether folding gains anything."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import fx
@@ -66,17 +66,27 @@ def works_of_operator(op: AffineConv, source: fx.Node, target: fx.Node, shapes: 
     """
     shape = conv_params.conv_shape(op)
     read, made = prod(shapes[source]), prod(shapes[target])
-    spots = made // op.out_channels
     if op.pooled:
         pooled = prod(shapes[source][:2])
         return [Work(0, 4 * (read + pooled)), Work(shape.weights, 4 * (pooled + shape.weights + 2 * made))]
     padding = 0
     if ends := conv_params.uneven_padding(op):
-        sizes = shapes[source][-len(ends) :]
-        padded = read // prod(sizes) * prod(size + sum(both) for size, both in zip(sizes, ends, strict=True))
+        outer, sizes = shapes[source][: -len(ends)], shapes[source][-len(ends) :]
+        padded = prod(outer) * prod(size + sum(both) for size, both in zip(sizes, ends, strict=True))
         padding, read = read + padded, padded
-    works = [Work(shape.weights * spots, 4 * (padding + read + shape.weights + op.out_channels + made))]
+    works = [
+        Work(shape.macs(prod(shapes[source]), made), 4 * (padding + read + shape.weights + op.out_channels + made))
+    ]
     if op.border is not None:
-        weights = op.out_channels * prod(shape.kernel_size)
-        works += [Work(weights * spots, 4 * (read // op.in_channels + weights + made)), Work(0, 12 * made)]
+        ones = replace(shape, in_channels=1, groups=1)
+        read //= op.in_channels
+        works += [Work(ones.macs(read, made), 4 * (read + ones.weights + made)), Work(0, 12 * made)]
     return works
+
+
+def works_of_scale(op: AffineConv, target: fx.Node, shapes: Shapes) -> list[Work]:
+    """The work of the two calls that make `target` by a factor and a term for each channel.
+
+    Each is counted as one batch norm, so that they take the place of more than two calls and never of two.
+    """
+    return [Work(0, 4 * (2 * prod(shapes[target]) + 4 * op.out_channels))] * 2

@@ -2,9 +2,10 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, count, pairwise
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, count, pairwise
 from math import prod
 from operator import attrgetter
 from time import perf_counter
@@ -21,7 +22,7 @@ from repnets.fusion.branches import summands
 from repnets.fusion.capture import export, on_cpu, require_sound_numbers, require_stateless
 from repnets.fusion.constants import Constants
 from repnets.fusion.cost_model import Cost, CostModel, Shapes
-from repnets.fusion.fused_layers import layer_of
+from repnets.fusion.fused_layers import ScaleShift, layer_of, scale_of
 from repnets.fusion.graph import (
     BATCH_NORM,
     CONVOLUTIONS,
@@ -40,6 +41,7 @@ from repnets.fusion.outputs import Outputs, is_plain
 from repnets.fusion.plan import Refusal, Region, find_regions, refuse
 from repnets.fusion.region_check import region_error
 from repnets.fusion.report import FoldedRegion, FuseReport, Totals
+from repnets.fusion.resampling import move_to_fewer_positions
 from repnets.fusion.sizes import FreeSize, by_name, free_sizes, graph_module
 
 _TOLERANCE = 1e-10  # relative, float64; an exact fold is below 1e-14
@@ -56,10 +58,13 @@ class FuseResult:
             other parameter keeps its name. It can be copied, pickled and captured again. Its behaviour is
             fixed at capture: `train()` changes a flag and no result.
         report: What was folded, and what was not and why.
+        original: The graph of ATen calls that was captured of the model, with its parameters: what the report's node
+            names stand for.
     """
 
     module: fx.GraphModule
     report: FuseReport
+    original: fx.GraphModule
 
 
 def fuse(
@@ -107,10 +112,15 @@ def fuse(
     held = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
     tensors = {name: one for name, one in held.items() if isinstance(one, Tensor)}
     constants = Constants(graph, tensors)
-    shapes = node_shapes(graph, (1, *examples[0].shape[1:]))
+    image, cost = (1, *examples[0].shape[1:]), cost or CostModel()
+    shapes = node_shapes(graph, image)
+    before = _totals(graph.nodes, {}, shapes, model)
     with torch.no_grad():
         analysis = analyse(graph, constants, border=border == "exact")
-        regions, refusals = find_regions(graph, analysis, shapes, cost or CostModel())
+        while move_to_fewer_positions(graph, analysis, shapes, cost):
+            shapes = node_shapes(graph, image)
+            analysis = analyse(graph, constants, border=border == "exact")
+        regions, refusals = find_regions(graph, analysis, shapes, cost)
         clock.append(perf_counter())
         folds, failures = _fold_all(regions, constants, _images(examples[0], free))
     live = _live_nodes(graph, folds)
@@ -126,13 +136,13 @@ def fuse(
     report = FuseReport(
         input_shape=taken[0] if len(taken) == 1 else tuple(taken),
         free=by_name(free, examples[0].dim()),
-        before=_totals(graph.nodes, {}, shapes, model),
+        before=before,
         after=_totals(live, dict(zip((region.target for region in folds), rows, strict=True)), shapes, module),
         regions=rows,
         refusals=(*refusals, *failures),
         seconds=dict(zip(("capture", "analysis", "emission", "check"), _differences(clock), strict=True)),
     )
-    return FuseResult(module, report)
+    return FuseResult(module, report, captured)
 
 
 def _images(example: Tensor, free: Mapping[int, FreeSize]) -> list[tuple[int, ...]]:
@@ -182,7 +192,8 @@ def _fold_all(
 
 def _fold(region: Region, constants: Constants, images: list[tuple[int, ...]]) -> _Fold:
     wanted = region.target.meta["val"]
-    exact = layer_of(region.operator, wanted.dim() - 2)
+    op = region.operator
+    exact = scale_of(op) if region.is_scale else layer_of(op, wanted.dim() - 2)
     errors = region_error(region, exact, constants, images)
     return _Fold(exact.to(wanted.dtype), *errors)
 
@@ -293,21 +304,28 @@ def _names(folds: Mapping[Region, _Fold], remaining: list[str]) -> dict[_Fold, s
     for region, fold in folds.items():
         owners.setdefault(fold, region)
     shared = {fold: common_path([module_path(node) for node in r.removed]) for fold, r in owners.items()}
+    below = Counter(chain.from_iterable(map(_with_ancestors, (*remaining, *shared.values()))))
+    taken, holding = set(remaining), set(chain.from_iterable(map(_with_ancestors, remaining)))
+    numbered: dict[str, Iterator[str]] = {}
     names: dict[_Fold, str] = {}
     for fold, region in owners.items():
         own = shared[fold]
-        others = [*remaining, *(path for other, path in shared.items() if other is not fold)]
-        alone = own and not any(_is_within(path, own) for path in others)
         largest = _path_of_largest(region) or "conv"
-        candidates = chain(
-            [own] if alone else [],
-            [largest, *(f"{largest}_{number}" for number in range(2, len(owners) + 1))],
-            (f"{largest.replace('.', '_')}_{number}" for number in count(2)),
+        # a name that was taken once stays so: the next fold goes on with the number after it
+        rest = numbered.setdefault(
+            largest,
+            chain(
+                [largest, *(f"{largest}_{number}" for number in range(2, len(owners) + 1))],
+                (f"{largest.replace('.', '_')}_{number}" for number in count(2)),
+            ),
         )
-        taken = [*remaining, *names.values()]
         names[fold] = next(
-            name for name in candidates if not any(_is_within(name, t) or _is_within(t, name) for t in taken)
+            name
+            for name in chain([own] if own and below[own] == 1 else [], rest)
+            if name not in holding and taken.isdisjoint(_with_ancestors(name))
         )
+        taken.add(names[fold])
+        holding.update(_with_ancestors(names[fold]))
     return names
 
 
@@ -319,8 +337,8 @@ def _path_of_largest(region: Region) -> str:
     return module_path(max(layers, key=lambda node: node.args[1].meta["val"].numel()))
 
 
-def _is_within(path: str, ancestor: str) -> bool:
-    return f"{path}.".startswith(f"{ancestor}.")
+def _with_ancestors(path: str) -> list[str]:
+    return list(accumulate(path.split("."), "{}.{}".format))
 
 
 # Accounts
@@ -328,6 +346,8 @@ def _is_within(path: str, ancestor: str) -> bool:
 
 def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tensor], shapes: Shapes) -> FoldedRegion:
     shape = conv_params.conv_shape(region.operator)
+    if region.is_scale:
+        shape = replace(shape, kernel_size=(), stride=(), padding=(), dilation=())
     branches, identities = summands(region)
     constants = {node.target for folded in region.removed for node in folded.all_input_nodes if node.op == "get_attr"}
     return FoldedRegion(
@@ -343,7 +363,7 @@ def _account(region: Region, fold: _Fold, name: str, tensors: Mapping[str, Tenso
         batch_norms=sum(node.target is BATCH_NORM for node in region.removed),
         **vars(shape),
         macs_before=sum(multiply_accumulates(node, shapes) for node in region.removed),
-        macs_after=shape.weights * prod(shapes[region.target]) // shape.out_channels,
+        macs_after=0 if region.is_scale else shape.macs(prod(shapes[region.source]), prod(shapes[region.target])),
         parameters_before=sum(tensors[c].numel() for c in constants if isinstance(tensors[c], nn.Parameter)),
         parameters_after=sum(tensor.numel() for tensor in fold.layer.parameters()),
         error_float64=fold.error_float64,
@@ -357,7 +377,7 @@ def _totals(
     left = [node for node in nodes if node not in folded]
     made = list(folded.values())
     return Totals(
-        operations=len(calls(left)) + len(made),
+        operations=len(calls(left)) + sum(2 if row.kind == ScaleShift.__name__ else 1 for row in made),
         convolutions=sum(node.target in CONVOLUTIONS for node in left) + sum(row.kernel_size != () for row in made),
         batch_norms=sum(node.target is BATCH_NORM for node in left),
         additions=sum(node.target is aten.add.Tensor for node in left),

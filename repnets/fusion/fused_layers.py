@@ -1,4 +1,4 @@
-"""The modules that folded regions become: plain layers of torch, and two that hold one of them."""
+"""The modules that folded regions become: plain layers of torch, two that hold one of them, and one without any."""
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +7,7 @@ from repnets.fusion import conv_params
 from repnets.fusion.affine_conv import AffineConv
 
 CONV_MODULES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_MODULES = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class BorderConv(nn.Module):
@@ -42,6 +43,29 @@ class PooledLinear(nn.Module):
         return y.reshape(*y.shape, *[1] * self.trailing) if self.trailing else y
 
 
+class ScaleShift(nn.Module):
+    """A factor and a term for each channel.
+
+    Args:
+        weight: The factors, with as many axes of size 1 after the channels as the map has.
+        bias: The terms, of the same shape.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias
+
+
+def scale_of(op: AffineConv) -> nn.Module:
+    """The float64 module that computes `op`, which is channelwise, without a layer; in eval mode."""
+    ones = [1] * len(op.stride)
+    return ScaleShift(*(one.reshape(-1, *ones).clone() for one in (op.band.weight(), op.bias))).eval()
+
+
 def layer_of(op: AffineConv, target_rank: int) -> nn.Module:
     """The float64 module that computes `op`, in eval mode.
 
@@ -57,12 +81,13 @@ def layer_of(op: AffineConv, target_rank: int) -> nn.Module:
         _set(linear, weight, op.bias)
         return (PooledLinear(linear, target_rank) if op.pooled else linear).eval()
     shape = conv_params.conv_shape(op)
-    make = CONV_MODULES[len(op.stride)]
-    conv = make(**vars(shape), bias=True, device="meta", dtype=torch.float64)
+    make = (TRANSPOSED_MODULES if op.transposed else CONV_MODULES)[len(op.stride)]
+    settings = {name: value for name, value in vars(shape).items() if value is not None}
+    conv = make(**settings, bias=True, device="meta", dtype=torch.float64)
     _set(conv, weight, op.bias)
     if op.border is None:
         return conv.eval()
-    settings = {**vars(shape), "in_channels": 1, "groups": 1}
+    settings |= {"in_channels": 1, "groups": 1}
     border = make(**settings, bias=False, device="meta", dtype=torch.float64)
     border.weight = nn.Parameter(conv_params.border_weight(op), requires_grad=False)
     return BorderConv(conv, border).eval()

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from math import prod
 
 import torch
@@ -11,6 +12,7 @@ from repnets.fusion.nested_graphs import inline_blocks
 
 aten = torch.ops.aten
 
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 CONVOLUTIONS = {
     aten.conv1d.default,
     aten.conv1d.padding,
@@ -18,6 +20,7 @@ CONVOLUTIONS = {
     aten.conv2d.padding,
     aten.conv3d.default,
     aten.conv3d.padding,
+    *TRANSPOSED,
 }
 LAYERS = {*CONVOLUTIONS, aten.linear.default}
 BATCH_NORM = aten.batch_norm.default
@@ -96,6 +99,7 @@ def simplify(module: fx.GraphModule) -> None:
     flatten_batch_norms(module.graph)
     drop_whole_slices(module.graph)
     drop_calls_without_effect(module.graph)
+    settle_channels(module.graph)
 
 
 def drop_calls_without_effect(graph: fx.Graph) -> None:
@@ -156,6 +160,29 @@ def drop_whole_slices(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def settle_channels(graph: fx.Graph) -> None:
+    """Note the channels of feature maps as numbers where they are the same for every input.
+
+    After a pixel unshuffle the exporter has them as c * (h // (h // 2)) * (w // (w // 2)), in place of 4 * c.
+    """
+    inputs = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:  # all sizes are fixed
+        return
+    images = [tuple(_times(size, factor) for size in inputs[0].shape) for factor in (1, 2, 3)]
+    sizes = [sizes_at(graph, image) for image in images]
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.dim() > 1 and isinstance(value.shape[1], torch.SymInt):
+            channels = {size_of(value.shape[1]) for size_of in sizes}
+            if len(channels) == 1:
+                node.meta["val"] = value.new_empty((value.shape[0], channels.pop(), *value.shape[2:]))
+
+
+def _times(size: int | torch.SymInt, factor: int) -> int:
+    """A size at capture, `factor` times if it is free."""
+    return int(size.node.hint) * factor if isinstance(size, torch.SymInt) else size
+
+
 def sizes_at(graph: fx.Graph, input_shape: tuple[int, ...]) -> Callable[[int | torch.SymInt], int]:
     """A function of a size in the graph: the number it is for an input of `input_shape`."""
     inputs = next(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
@@ -165,8 +192,12 @@ def sizes_at(graph: fx.Graph, input_shape: tuple[int, ...]) -> Callable[[int | t
         if isinstance(size, torch.SymInt)
     }
 
+    @cache
+    def value_of(expression: object) -> int:
+        return int(expression.subs(sizes))
+
     def size_of(size: int | torch.SymInt) -> int:
-        return int(size.node.expr.subs(sizes)) if isinstance(size, torch.SymInt) else size
+        return value_of(size.node.expr) if isinstance(size, torch.SymInt) else size
 
     return size_of
 
@@ -196,7 +227,8 @@ def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]
     """MACs of a convolution or linear layer at the sizes in `shapes`; 0 for every other node."""
     if node.target not in LAYERS:
         return 0
-    return prod(shapes[node]) * prod(shapes[node.args[1]][1:])
+    # a transposed convolution does for each number that it reads what the others do for each that they make
+    return prod(shapes[node.args[0] if node.target in TRANSPOSED else node]) * prod(shapes[node.args[1]][1:])
 
 
 def pads_zeros(node: fx.Node) -> bool:

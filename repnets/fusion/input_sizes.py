@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from repnets.errors import RepnetsError
-from repnets.fusion.sizes import FreeSize, axis_names
+from repnets.fusion.sizes import FreeSize, axis_names, by_name, in_words
 
 
 class InputSizes(nn.Module):
@@ -32,12 +32,11 @@ class InputSizes(nn.Module):
                 if size != own:
                     raise RepnetsError(self._refusal(axis, size, f"{own} alone"))
             elif size not in free:
-                raise RepnetsError(self._refusal(axis, size, str(free)))
+                raise RepnetsError(self._refusal(axis, size, free.sizes))
         return x
 
     def extra_repr(self) -> str:
-        sizes = [str(self.free.get(axis, own)) for axis, own in enumerate(self.shape)]
-        return ", ".join(f"{name}: {size}" for name, size in zip(axis_names(len(sizes)), sizes, strict=True))
+        return in_words(self.shape, by_name(self.free, len(self.shape)))
 
     def _refusal(self, axis: int, size: int, taken: str) -> str:
         name = axis_names(len(self.shape))[axis]

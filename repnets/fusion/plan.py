@@ -3,13 +3,11 @@
 Nonlinearities cut the graph into linear pieces, and each piece is settled by itself. A plan says how every
 node of the piece that is still computed is computed: by its own call, or by one convolution of a node further
 upstream. The piece's outputs must be computed, and so must whatever the plan for them reads; the rest is
-gone. So a node that two branches share counts once, and one that is needed elsewhere too is never free.
-
-The cheapest plan is approached from the graph as it is, by the best of two kinds of change at a time: another
-way to compute one node, and doing without one node, for which all its readers find another way at once.
+gone. So a node that two branches share counts once, and one that is needed elsewhere too is never free. The cheapest
+plan is found in `repnets.fusion.search`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +15,11 @@ from torch import Tensor, fx
 
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.constants import Constants
-from repnets.fusion.cost_model import Cost, Shapes, work_of_node, works_of_operator
+from repnets.fusion.cost_model import Cost, Shapes, work_of_node, works_of_operator, works_of_scale
 from repnets.fusion.graph import LAYERS, SPLITS, module_path, multiply_accumulates
 from repnets.fusion.operators import Analysis
 from repnets.fusion.rules import CHANNELWISE, RULES
-
-_LEAST_GAIN = 1e-6  # of a piece's cost; a smaller one is rounding
-_EQUAL = 1e-9  # likewise, of two costs
+from repnets.fusion.search import Way, cheapest
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +32,7 @@ class Region:
         operator: The target as a function of the source.
         body: All nodes between the two, in the order of the graph, target last.
         removed: Those of the body that the fused graph does without, target last.
+        is_scale: Whether it becomes a factor and a term for each channel, and no layer.
     """
 
     source: fx.Node
@@ -43,6 +40,7 @@ class Region:
     operator: AffineConv
     body: tuple[fx.Node, ...]
     removed: tuple[fx.Node, ...]
+    is_scale: bool
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,11 @@ def find_regions(graph: fx.Graph, analysis: Analysis, shapes: Shapes, cost: Cost
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     unread = _unread(graph, analysis.constants)
-    plan: dict[fx.Node, _Way] = {}
+    plan: dict[fx.Node, Way] = {}
     for piece in _pieces(graph, analysis, order):
         ways = _ways(piece, analysis, shapes, cost)
         outputs = [node for node in piece if any(user not in ways for user in _readers(node, unread))]
-        plan |= _cheapest(ways, outputs)
+        plan |= cheapest(ways, outputs)
     folded = {node: way for node, way in plan.items() if way.operator is not None}
     regions = _regions(folded, {*plan, *(way.reads[0] for way in folded.values())}, order)
     left = [node for node in analysis.operators if node.target in RULES and node not in folded]
@@ -104,6 +102,8 @@ def _pieces(graph: fx.Graph, analysis: Analysis, order: Mapping[fx.Node, int]) -
         for before in _reads(node, analysis.constants):
             other = piece_of.get(before, piece)
             if other is not piece:
+                if len(other) > len(piece):
+                    piece, other = other, piece
                 piece.extend(other)
                 piece_of.update(dict.fromkeys(other, piece))
     return [sorted(piece, key=order.__getitem__) for piece in {id(one): one for one in piece_of.values()}.values()]
@@ -138,36 +138,34 @@ def _unread(graph: fx.Graph, constants: Constants) -> set[fx.Node]:
     return unread
 
 
-# Plans
+# Ways to compute a node
 
 
-@dataclass(frozen=True)
-class _Way:
-    """One way to compute a node: by the layer of `operator`, or by its own call where that is None."""
-
-    operator: AffineConv | None
-    reads: tuple[fx.Node, ...]
-    cost: float
-
-
-def _ways(piece: Sequence[fx.Node], analysis: Analysis, shapes: Shapes, cost: Cost) -> dict[fx.Node, list[_Way]]:
+def _ways(piece: Sequence[fx.Node], analysis: Analysis, shapes: Shapes, cost: Cost) -> dict[fx.Node, list[Way]]:
     """All ways to compute each node of a piece, its own call first.
 
-    A convolution is a way only where there was one: it is no gain to make one of a batch norm and a sum.
+    A convolution is a way only where there was one: it is no gain to make one of a batch norm and a sum. What treats
+    each channel by itself is one factor and one term for each, without one.
     """
-    ways: dict[fx.Node, list[_Way]] = {}
-    below_a_layer: dict[fx.Node, set[fx.Node]] = {}  # sources with a layer between them and the node
+    ways: dict[fx.Node, list[Way]] = {}
+    below_a_layer: dict[fx.Node, set[fx.Node]] = {}  # nodes with a layer between them and the node
     for node in piece:
         reads = tuple(_reads(node, analysis.constants))
         upstream = analysis.upstream(node)
-        sources = {source for source, _ in upstream}
-        held = sources if node.target in LAYERS else set().union(*(below_a_layer.get(r, ()) for r in reads))
-        below_a_layer[node] = held & sources
-        ways[node] = [_Way(None, reads, _own_cost(node, analysis.constants, shapes, cost))]
+        below_a_layer[node] = set().union(*(below_a_layer.get(read, ()) for read in reads))
+        if node.target in LAYERS:
+            below_a_layer[node].update(reads, *(dict(analysis.upstream(read)) for read in reads))
+        constants = _cost_of_constants(node, analysis.constants, shapes, cost)
+        own = cost(work_of_node(node, shapes)) + constants
+        ways[node] = [Way(None, reads, own, int(node.target in LAYERS))]
         for source, op in reversed(upstream):  # of two equally cheap ones the nearer is taken
-            if source in below_a_layer[node] and _is_layer(op, source, node):
-                works = works_of_operator(op, source, node, shapes)
-                ways[node].append(_Way(op, (source,), sum(map(cost, works))))
+            if source in below_a_layer[node]:
+                if _is_layer(op, source, node):
+                    works = works_of_operator(op, source, node, shapes)
+                    ways[node].append(Way(op, (source,), sum(map(cost, works)), 1))
+            elif op.is_channelwise and len(op.stride) == node.meta["val"].dim() - 2:
+                # exporters compute the constants: not to need them is no reason to make one call two
+                ways[node].append(Way(op, (source,), sum(map(cost, works_of_scale(op, node, shapes)), constants), 0))
     return ways
 
 
@@ -178,73 +176,16 @@ def _is_layer(op: AffineConv, source: fx.Node, target: fx.Node) -> bool:
     return str(source.meta["val"].shape[:-1]) == str(target.meta["val"].shape[:-1])
 
 
-def _own_cost(node: fx.Node, constants: Constants, shapes: Shapes, cost: Cost) -> float:
-    computed = [one for one in node.all_input_nodes if one in constants and one.op == "call_function"]
-    return cost(work_of_node(node, shapes)) + sum(_own_cost(one, constants, shapes, cost) for one in computed)
-
-
-def _cheapest(ways: Mapping[fx.Node, Sequence[_Way]], outputs: Iterable[fx.Node]) -> dict[fx.Node, _Way]:
-    """The way to compute each node of a piece that is still computed."""
-    outputs = list(outputs)
-    choice = {node: options[0] for node, options in ways.items()}
-    best = _total(choice, outputs)
-    while True:
-        now = _computed(choice, outputs)
-        changes = [{node: way} for node in now for way in ways[node] if way is not choice[node]]
-        changes += [change for node in now if node not in outputs if (change := _without(node, choice, ways, outputs))]
-        totals = [_total({**choice, **change}, outputs) for change in changes]
-        least = min(totals, default=best)
-        if least >= best - _LEAST_GAIN * best:
-            return now
-        # sums of the same costs in another order differ in their last digits: the first of equal ones is taken
-        choice |= next(change for change, total in zip(changes, totals, strict=True) if total <= least + _EQUAL * best)
-        best = least
-
-
-def _computed(choice: Mapping[fx.Node, _Way], outputs: Iterable[fx.Node]) -> dict[fx.Node, _Way]:
-    """The nodes that are computed when each is computed as chosen, and how."""
-    found: dict[fx.Node, _Way] = {}
-    pending = list(outputs)
-    while pending:
-        node = pending.pop()
-        if node in choice and node not in found:
-            found[node] = choice[node]
-            pending.extend(choice[node].reads)
-    return found
-
-
-def _total(choice: Mapping[fx.Node, _Way], outputs: Iterable[fx.Node]) -> float:
-    return sum(way.cost for way in _computed(choice, outputs).values())
-
-
-def _without(
-    node: fx.Node, choice: Mapping[fx.Node, _Way], ways: Mapping[fx.Node, Sequence[_Way]], outputs: Iterable[fx.Node]
-) -> dict[fx.Node, _Way] | None:
-    """Each reader's cheapest way that does not read `node`, or None if one has none.
-
-    The last reader is changed first: one before it may then be needed no more.
-    """
-    change: dict[fx.Node, _Way] = {}
-    while True:
-        now = _computed({**choice, **change}, outputs)
-        reader = next((one for one in reversed(list(ways)) if one in now and node in now[one].reads), None)
-        if reader is None:
-            return change
-        others = [way for way in ways[reader] if node not in way.reads]
-        if not others:
-            return None
-        change[reader] = min(others, key=lambda way: way.cost + _missing(way, choice, now))
-
-
-def _missing(way: _Way, choice: Mapping[fx.Node, _Way], now: Mapping[fx.Node, _Way]) -> float:
-    """The cost of what a way reads that is not computed yet."""
-    return sum(choice[read].cost for read in way.reads if read in choice and read not in now)
+def _cost_of_constants(node: fx.Node, constants: Constants, shapes: Shapes, cost: Cost) -> float:
+    """The cost of the constants that are computed for a node."""
+    computed = [one for one in constants.behind(node) if one.op == "call_function" and one in shapes]
+    return sum(cost(work_of_node(one, shapes)) for one in computed)
 
 
 # Accounts
 
 
-def _regions(folded: Mapping[fx.Node, _Way], computed: set[fx.Node], order: Mapping[fx.Node, int]) -> list[Region]:
+def _regions(folded: Mapping[fx.Node, Way], computed: set[fx.Node], order: Mapping[fx.Node, int]) -> list[Region]:
     regions = []
     claimed: set[fx.Node] = set()
     for target in sorted(folded, key=order.__getitem__):
@@ -252,7 +193,7 @@ def _regions(folded: Mapping[fx.Node, _Way], computed: set[fx.Node], order: Mapp
         body = _between(source, target, order)
         removed = tuple(one for one in body if one is target or (one not in computed and one not in claimed))
         claimed.update(removed)
-        regions.append(Region(source, target, folded[target].operator, body, removed))
+        regions.append(Region(source, target, folded[target].operator, body, removed, not folded[target].layers))
     return regions
 
 
@@ -282,18 +223,18 @@ def _reason(
     if node.target not in CHANNELWISE:
         return None
     upstream = dict(analysis.upstream(node))
-    ways = {source: _between(source, node, order) for source in upstream}
-    source = next((one for one in reversed(ways) if any(step.target in LAYERS for step in ways[one])), None)
+    ways = ((source, _between(source, node, order)) for source in reversed(upstream))
+    source, way = next((pair for pair in ways if any(step.target in LAYERS for step in pair[1])), (None, ()))
     if source is None:
         after = next((analysis.obstacles[user] for user in node.users if user in analysis.obstacles), None)
         return "there is no convolution before it to fold it into" + (
             f"; of the one after it: {after}" if after else ""
         )
     replaced = {node}
-    for step in reversed(ways[source]):
+    for step in reversed(way):
         if all(user in replaced for user in _readers(step, unread)):
             replaced.add(step)
-    layers = [step for step in ways[source] if step.target in LAYERS]
+    layers = [step for step in way if step.target in LAYERS]
     staying = [step for step in layers if step not in replaced]
     if len(staying) == len(layers):
         return f"the convolution {staying[0].name} is needed elsewhere too, so it would be computed twice"

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.constants import Constants
-from repnets.fusion.graph import sizes_at
+from repnets.fusion.graph import aten, sizes_at
 from repnets.fusion.plan import Region
 from repnets.relative_error import relative_error
 
@@ -43,7 +43,9 @@ def region_error(
 
     shape = region.source.meta["val"].shape
     are_tokens = len(shape) > 2 and not region.operator.stride and not region.operator.pooled
-    if are_tokens or any(_is_number(one) for node in region.body for one in node.all_input_nodes):
+    if are_tokens or any(
+        one not in constants and _is_number(one) for node in region.body for one in node.all_input_nodes
+    ):
         # the nodes follow the size of the image: the region is run at sizes that an image can give it
         sizes = [sizes_at(region.source.graph, image) for image in images]
         errors = [errors_at([*map(size_of, shape)], size_of) for size_of in sizes]
@@ -63,10 +65,13 @@ def region_error(
 def _roomy(region: Region, steps: int) -> list[int]:
     """A size of the source at which some positions see the border and some do not."""
     op: AffineConv = region.operator
-    fixed = region.source.meta["val"].shape[2:]
+    own = region.source.meta["val"].shape[2:]
     if not op.stride:
-        return [size if isinstance(size, int) else steps + place for place, size in enumerate(fixed)]
-    return [k - 1 + steps * s + steps for k, s in zip(op.extent, op.stride, strict=True)]
+        return [size if isinstance(size, int) else steps + place for place, size in enumerate(own)]
+    roomy = [k - 1 + steps * s + steps for k, s in zip(op.extent, op.stride, strict=True)]
+    if any(node.target is aten.slice_scatter.default for node in region.body):  # at places that go by a fixed size
+        return [size if isinstance(size, int) else free for size, free in zip(own, roomy, strict=True)]
+    return roomy
 
 
 def _run(region: Region, constants: Constants, x: Tensor, size_of: _SizeOf) -> Tensor:
@@ -76,7 +81,7 @@ def _run(region: Region, constants: Constants, x: Tensor, size_of: _SizeOf) -> T
     def value(node: fx.Node) -> Tensor | int:
         if node in values:
             return values[node]
-        return size_of(node.meta["val"]) if _is_number(node) else constants.value(node)
+        return constants.value(node) if node in constants else size_of(node.meta["val"])
 
     for node in region.body:
         values[node] = node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))

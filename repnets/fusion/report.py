@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
 from repnets.fusion.plan import Refusal
-from repnets.fusion.sizes import FreeSize, axis_names
+from repnets.fusion.sizes import FreeSize, in_words
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,9 @@ class FoldedRegion:
 
     Attributes:
         name: Qualified name of the new layer in the fused module.
-        kind: Class of the new layer: Conv1d, Conv2d, Conv3d, Linear, PooledLinear, or BorderConv, which is two
-            convolutions.
+        kind: Class of the new layer: Conv1d, Conv2d, Conv3d, Linear, PooledLinear, BorderConv, which is two
+            convolutions, or ScaleShift, which is none but a factor and a term for each channel: two calls. A
+            transposed convolution is a ConvTranspose1d, 2d or 3d.
         output: Name of the captured graph's node whose value the convolution now makes.
         nodes: Names of the nodes folded, in the order of the graph.
         paths: Qualified names of the modules they belong to.
@@ -23,11 +24,12 @@ class FoldedRegion:
         operations: Calls folded.
         convolutions: Convolutions folded.
         batch_norms: Batch norms folded.
-        kernel_size: Of the new layer, a number for each spatial axis, as the next three; () for a linear one.
+        kernel_size: Of the new layer, a number for each spatial axis, as the next three; () for a linear one or none.
         stride: Step of its window.
         padding: Zeros at both ends.
         dilation: Step of its taps.
         groups: Blocks of its channels.
+        output_padding: Positions that it adds at the end, of a transposed convolution; None of every other layer.
         in_channels: Channels it reads.
         out_channels: Channels it makes.
         macs_before: Multiply-accumulates at the example size that folding removes.
@@ -54,6 +56,7 @@ class FoldedRegion:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    output_padding: tuple[int, ...] | None
     in_channels: int
     out_channels: int
     macs_before: int
@@ -70,7 +73,7 @@ class Totals:
 
     Attributes:
         operations: Calls that make a tensor.
-        convolutions: Those that are convolutions.
+        convolutions: Those that are convolutions, transposed ones too.
         batch_norms: Those that are batch norms.
         additions: Those that add two tensors.
         parameters: Elements of all parameters.
@@ -128,12 +131,7 @@ class FuseReport:
         """Which sizes the network takes, in a line."""
         if isinstance(self.input_shape[0], tuple):
             return f"input sizes: all fixed, {' and '.join(map(str, self.input_shape))}"
-        names = axis_names(len(self.input_shape))
-        sizes = [self.free.get(name, size) for name, size in zip(names, self.input_shape, strict=True)]
-        return "input sizes: " + "; ".join(
-            f"{name} {size if name in self.free else f'fixed at {size}'}"
-            for name, size in zip(names, sizes, strict=True)
-        )
+        return f"input sizes: {in_words(self.input_shape, self.free)}"
 
 
 _TOTALS_HEAD = ("", "operations", "convolutions", "batch norms", "additions", "parameters", "MMAC")

@@ -37,10 +37,18 @@ class FreeSize:
     def __contains__(self, size: int) -> bool:
         return size >= self.min and (size - self.min) % self.step == 0
 
-    def __str__(self) -> str:
+    @property
+    def sizes(self) -> str:
+        """The sizes themselves: ``any``, ``any from 7 on``, ``32, 64, 96 and so on``."""
         if self.step == 1:
             return f"any from {self.min} on" if self.min > 1 else "any"
         return f"{self.min}, {self.min + self.step}, {self.min + 2 * self.step} and so on"
+
+    def __str__(self) -> str:
+        """``free``, ``free from 7 on``, ``fixed modulo 32: 32, 64, 96 and so on``."""
+        if self.step == 1:
+            return f"free from {self.min} on" if self.min > 1 else "free"
+        return f"fixed modulo {self.step}: {self.sizes}"
 
 
 def graph_module(program: ExportedProgram) -> GraphModule:
@@ -77,6 +85,12 @@ def by_name(sizes: Mapping[int, FreeSize], rank: int) -> dict[str, FreeSize]:
     return {names[axis]: size for axis, size in sizes.items()}
 
 
+def in_words(shape: Sequence[int | None], free: Mapping[str, FreeSize]) -> str:
+    """Which sizes an input may have: ``batch free; channels fixed at 3; width fixed modulo 2: 2, 4, 6 and so on``."""
+    names = axis_names(len(shape))
+    return "; ".join(f"{name} {free.get(name, f'fixed at {size}')}" for name, size in zip(names, shape, strict=True))
+
+
 def settle_sizes(program: ExportedProgram, trial: Trial) -> bool:
     """Let a program allow the sizes that it computes right, and no others, in place.
 
@@ -105,10 +119,11 @@ def settle_sizes(program: ExportedProgram, trial: Trial) -> bool:
     widest = {axis: _widest(holds, axis, size, small, list(assured)) for axis, size in assured.items()}
     # a norm by the statistics of the image itself takes no image of a single pixel, however many axes are 1 before it
     larger = {axis: FreeSize(size.min + size.step, size.step) if axis else size for axis, size in assured.items()}
-    claimed = next((sizes for sizes in (widest, assured, larger) if _together(holds, small, sizes)), None)
+    own = trial.example.shape
+    candidates = (widest, assured, larger, *_coarser(assured, own))
+    claimed = next((sizes for sizes in candidates if _together(holds, small, sizes)), None)
     if claimed is None:
         return False
-    own = trial.example.shape
     if any(own[axis] not in size for axis, size in claimed.items()) or not trial.agrees(graph, own):
         return False
     _assert_sizes(program, claimed, _source(program, trial.model))
@@ -173,6 +188,15 @@ def _widest(
     return FreeSize(below[high] if all(map(taken, between)) else assured.min, step)
 
 
+def _coarser(assured: Mapping[int, FreeSize], own: Sequence[int]) -> Iterator[dict[int, FreeSize]]:
+    """Multiples of 2, 4, 8 and so on: a model can refuse others by a line of code that is not in the graph."""
+    spatial = [axis for axis, size in assured.items() if axis and size.step == 1]
+    for step in (1 << power for power in range(1, 8)):
+        if spatial and all(own[axis] % step == 0 for axis in spatial):
+            multiples = {axis: FreeSize(-(-assured[axis].min // step) * step, step) for axis in spatial}
+            yield {**assured, **multiples}
+
+
 def _together(holds: Callable[[Shape], bool], shape: Sequence[int], claimed: Mapping[int, FreeSize]) -> bool:
     """Whether shapes at and just above the limits hold, the axes alike and against each other."""
     least = {axis: size.min for axis, size in claimed.items()}
@@ -187,7 +211,11 @@ def _replaced(shape: Sequence[int], sizes: Mapping[int, int]) -> Shape:
 
 
 def _rule(allows: Callable[[Shape], bool], captured: Shape, axis: int, numbers: Sequence[int]) -> FreeSize | None:
-    """The sizes of an axis that all guards allow, the other axes as captured, from the least one that has no gap above.
+    """The sizes of an axis that all guards allow, the other axes as captured: those a whole number of steps apart.
+
+    The step is the least after which what the guards allow repeats itself, and the first size the least that has no gap
+    above. Of several remainders that the guards allow, as where maps of a half and of a quarter of the size are to fit,
+    the captured size's is taken.
 
     Args:
         allows: The guards.
@@ -195,22 +223,20 @@ def _rule(allows: Callable[[Shape], bool], captured: Shape, axis: int, numbers: 
         axis: Of it.
         numbers: In the guards: sizes to look at.
     """
-    end = 3 * captured[axis] + 2
-    sizes = [size for size in range(1, end) if allows(_replaced(captured, {axis: size}))]
-    if len(sizes) < 2:
+    own = captured[axis]
+    end = 3 * own + 2
+    taken = [allows(_replaced(captured, {axis: size})) for size in range(end)]
+    step = next((step for step in range(1, own + 1) if taken[own : end - step] == taken[own + step :]), None)
+    if step is None or not taken[own]:
         return None
-    step, least = sizes[-1] - sizes[-2], sizes[-1]
-    for size in reversed(sizes[:-1]):
-        if least - size != step:
-            break
-        least = size
-    if captured[axis] not in (rule := FreeSize(least, step)) or sizes[-1] + step < end:
-        return None
+    least = own
+    while least - step > 0 and taken[least - step]:
+        least -= step
     near = {number - (number - least) % step + more for number in numbers for more in (-step, 0, step)}
-    others = math.prod(captured) // captured[axis]
+    others = math.prod(captured) // own
     beyond = [size for size in near if end <= size <= _MOST // others]
     beyond += [size for power in range(31) if end <= (size := least + (step << power)) <= _MOST // others]
-    return rule if all(allows(_replaced(captured, {axis: size})) for size in beyond) else None
+    return FreeSize(least, step) if all(allows(_replaced(captured, {axis: size})) for size in beyond) else None
 
 
 def _far(captured: Shape, rules: Mapping[int, FreeSize]) -> Iterator[Shape]:

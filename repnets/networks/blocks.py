@@ -201,7 +201,7 @@ class DiverseBranchBlock(nn.Module):
             self.average = nn.Sequential(
                 OrderedDict(
                     pointwise=nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False),
-                    pad=PaddingBatchNorm(out_channels, padding),
+                    pad=PaddingBatchNorm(out_channels, (padding, padding)),
                     pool=nn.AvgPool2d(kernel_size, stride),
                     bn=nn.BatchNorm2d(out_channels),
                 )
@@ -209,7 +209,7 @@ class DiverseBranchBlock(nn.Module):
         self.sequence = nn.Sequential(
             OrderedDict(
                 pointwise=first,
-                pad=PaddingBatchNorm(inner, padding),
+                pad=PaddingBatchNorm(inner, (padding, padding)),
                 dense=ConvBN(inner, out_channels, kernel_size, stride, groups=groups),
             )
         )
@@ -240,27 +240,28 @@ class ResidualPointwise(nn.Module):
 
 
 class PaddingBatchNorm(nn.Module):
-    """A batch norm whose output is padded by what it makes of zero: (N, C, H, W) to (N, C, H + 2p, W + 2p).
+    """A batch norm whose output is padded by what it makes of zero: (N, C, H, W) to (N, C, H + 2p, W + 2q).
 
     What comes after a bias-free 1x1 convolution and this one sees at the border what it would see if the
     convolution's input had been padded with zeros. So 1x1 then k x k is one k x k, at the border too.
 
     Args:
         channels: C.
-        padding: p, pixels at each side.
+        padding: (p, q), positions at either end of each axis; one or three of them for (N, C, L) or (N, C, D, H, W).
     """
 
-    def __init__(self, channels: int, padding: int) -> None:
+    def __init__(self, channels: int, padding: tuple[int, ...]) -> None:
         super().__init__()
-        self.padding = padding
-        self.bn = nn.BatchNorm2d(channels)
+        self.padding = tuple(padding)
+        self.bn = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(self.padding) - 1](channels)
 
     def forward(self, x: Tensor) -> Tensor:
         bn = self.bn
         y = bn(x)
         # by the running statistics in training as well, and no gradient goes through it, as the authors have it
-        of_zero = (bn.bias - bn.running_mean * bn.weight * (bn.running_var + bn.eps).rsqrt()).detach().view(-1, 1, 1)
-        return F.pad(y - of_zero, [self.padding] * 4) + of_zero
+        of_zero = (bn.bias - bn.running_mean * bn.weight * (bn.running_var + bn.eps).rsqrt()).detach()
+        of_zero = of_zero.view(-1, *[1] * len(self.padding))
+        return F.pad(y - of_zero, [end for one in reversed(self.padding) for end in (one, one)]) + of_zero
 
 
 class AsymmetricConvBlock(nn.Module):

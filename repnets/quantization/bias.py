@@ -19,25 +19,26 @@ def correct(simulation: Simulation, images: Tensor) -> int:
         images: float32 (N, 3, H, W), of the calibration set; all at once.
 
     Returns:
-        How many layers were corrected.
+        How many layers were corrected: one whose weight or bias is read elsewhere too stays as it is.
     """
-    biases = {layer.node.name: layer.bias for layer in simulation.layers if layer.bias is not None}
+    layers = {layer.name: layer for layer in simulation.layers if layer.bias is not None and layer.is_alone}
     wanted: dict[str, Tensor] = {}
 
     def note(node: Node, value: Tensor) -> Tensor:
-        wanted[node.name] = _mean(value)
+        wanted[node.name] = _mean(value, layers[node.name].channel_axis)
         return value
 
     def mend(node: Node, value: Tensor) -> Tensor:
-        off = _mean(value) - wanted[node.name]
-        biases[node.name].sub_(off)
-        return value - off.view(-1, *[1] * (value.dim() - 2))
+        layer = layers[node.name]
+        off = _mean(value, layer.channel_axis) - wanted[node.name]
+        layer.bias.sub_(off)
+        return (value.movedim(layer.channel_axis, -1) - off).movedim(-1, layer.channel_axis)
 
     with torch.no_grad():
         with simulation.as_float():
-            _run(simulation, images, set(biases), note)
-        _run(simulation, images, set(biases), mend)
-    return len(biases)
+            _run(simulation, images, set(layers), note)
+        _run(simulation, images, set(layers), mend)
+    return len(layers)
 
 
 def _run(simulation: Simulation, images: Tensor, names: set[str], act: Callable[[Node, Tensor], Tensor]) -> None:
@@ -51,6 +52,6 @@ def _run(simulation: Simulation, images: Tensor, names: set[str], act: Callable[
             del interpreter.env[done]
 
 
-def _mean(value: Tensor) -> Tensor:
-    """Of each index of dimension 1, float32 (C,)."""
-    return value.mean([dim for dim in range(value.dim()) if dim != 1])
+def _mean(value: Tensor, axis: int) -> Tensor:
+    """Of each channel, float32 (C,)."""
+    return value.movedim(axis, -1).flatten(0, -2).mean(0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from repnets.fusion.graph import pads_zeros
+from repnets.fusion.graph import arguments, pads_zeros
 from repnets.quantization.ranges import Seen
 from repnets.quantization.simulation import Layer, Rounding, Simulation
 
@@ -59,13 +59,17 @@ class Pair:
 
 def pairs(simulation: Simulation) -> list[Pair]:
     """The pairs of layers of a network that can be equalized, in order of execution."""
-    layers = {layer.node: layer for layer in simulation.layers}
+    layers = {
+        layer.node: layer
+        for layer in simulation.layers
+        if layer.is_alone and not layer.is_transposed and _has_channels_second(layer)
+    }
     found = []
-    for first in simulation.layers:
+    for first in layers.values():
         way = _way(simulation, first.node)
         caps = [(end, way[place + 1]) for place, node in enumerate(way) if (end := _cap(node)) is not None]
         capped = tuple((end, rounding) for end, node in caps if (rounding := simulation.rounding(node)) is not None)
-        if not way or len(capped) < len(caps) or _is_transposed(first):
+        if not way or len(capped) < len(caps) or way[-1] not in layers:
             continue
         second = layers[way[-1]]
         if _channels_in(second) == len(first.weight):
@@ -136,8 +140,9 @@ def _channels_in(layer: Layer) -> int:
     return layer.groups * layer.weight.shape[1]
 
 
-def _is_transposed(layer: Layer) -> bool:
-    return layer.weight_rounding.axis != 0
+def _has_channels_second(layer: Layer) -> bool:
+    """Whether dimension 1 of its input and output holds the channels: not for one image, nor for a list of vectors."""
+    return layer.node.meta["val"].dim() == layer.weight.dim()
 
 
 def _way(simulation: Simulation, node: Node) -> list[Node]:
@@ -155,7 +160,21 @@ def _way(simulation: Simulation, node: Node) -> list[Node]:
 
 
 def _is_homogeneous(node: Node) -> bool:
-    return node.target in _HOMOGENEOUS or pads_zeros(node) or _cap(node) is not None
+    """Whether f(s x) = s f(x) for a scale of each index of dimension 1, which stays where it is."""
+    if _cap(node) is not None:
+        return True
+    if node.target not in _HOMOGENEOUS and not pads_zeros(node):
+        return False
+    named, rank = arguments(node), _before_rounding(node.args[0]).meta["val"].dim()
+    if node.target is torch.ops.aten.mean.dim:
+        return all(dim % rank > 1 for dim in named["dim"] or (0,))
+    if node.target is torch.ops.aten.flatten.using_ints:
+        return named["start_dim"] % rank > 0
+    return node.target in _HOMOGENEOUS or len(named["pad"]) <= 2 * (rank - 2)
+
+
+def _before_rounding(node: Node) -> Node:
+    return node if "val" in node.meta else node.args[0]
 
 
 def _cap(node: Node) -> float | None:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from repnets.errors import RepnetsError
 from repnets.fusion.fused_layers import CONV_MODULES, BorderConv, PooledLinear
-from repnets.fusion.graph import LAYERS, tensor_at
+from repnets.fusion.graph import LAYERS, TRANSPOSED, tensor_at
 from repnets.quantization.simulation import LIMIT, rounded
 
 _DRAWS = 4  # of random signs
@@ -97,8 +97,8 @@ def measure(
         The error of each layer, by name; and the logits, float64 (N, logits).
 
     Raises:
-        RepnetsError: There is no image, no output of the network is differentiable by its input, or its logits are not
-            finite or all the same.
+        RepnetsError: There is no image, no output of the network is differentiable by its input, PyTorch cannot
+            differentiate one of its operations, or its logits are not finite or all the same.
     """
     if not sum(map(len, batches)):
         raise RepnetsError("no image was given")
@@ -116,9 +116,12 @@ def measure(
     generator = torch.Generator().manual_seed(_SEED)
     logits = []
     for images in batches:
-        calls, output = _run(module, images.detach().clone().requires_grad_(), by_node)
+        try:
+            calls, output = _run(module, images.detach().clone().requires_grad_(), by_node)
+            gradients = _gradients(output, [y for _, _, y in calls], generator)
+        except RuntimeError as error:
+            raise RepnetsError(f"PyTorch has no gradient of the network: {str(error).splitlines()[0]}") from error
         logits.append(output.detach().double())
-        gradients = _gradients(output, [y for _, _, y in calls], generator)
         with torch.no_grad():
             for place, (layer, x, y) in enumerate(calls):
                 _add(found[layer.name], layer, weights[layer.name], x, y, [draw[place] for draw in gradients])
@@ -164,7 +167,7 @@ def _run(
     interpreter.args_iter = iter([images])
     calls = []
     for node in module.graph.nodes:
-        value = interpreter.env[node] = interpreter.run_node(node)
+        value = interpreter.env[node] = _value_of(node, interpreter)
         if node in layers:
             calls.append((layers[node], interpreter.env[node.args[0]].detach(), value))
     outputs = [one for one in pytree.tree_leaves(value) if isinstance(one, Tensor) and one.is_floating_point()]
@@ -173,8 +176,16 @@ def _run(
     return calls, torch.cat([one.flatten(1) for one in outputs], 1)
 
 
+def _value_of(node: fx.Node, interpreter: fx.Interpreter) -> object:
+    """What a node gives, differentiable also where a write in place has left an `aten.copy`, which has no gradient."""
+    if node.target is not torch.ops.aten.copy.default:
+        return interpreter.run_node(node)
+    target, source = (interpreter.env[one] for one in node.args[:2])
+    return source.to(target.dtype).expand_as(target)
+
+
 def _layer(module: fx.GraphModule, node: fx.Node) -> Layer | None:
-    if node.op == "call_function" and node.target in LAYERS and node.args[1].op == "get_attr":
+    if node.op == "call_function" and node.target in LAYERS - TRANSPOSED and node.args[1].op == "get_attr":
         name, rest = str(node.args[1].target), [_value(module, one) for one in node.args[2:]]
         axis = -1 if node.target is torch.ops.aten.linear.default else 1
         owner = name.rpartition(".")[0] or name

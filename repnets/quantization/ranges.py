@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from repnets.quantization.simulation import LIMIT, Rounding, Simulation, rounded
+from repnets.quantization.simulation import LIMIT, Layer, Rounding, Simulation, rounded
 
 ACTIVATIONS = ("max", "percentile 99.99", "percentile 99.9", "mse")
 """Ways to choose an activation's range."""
@@ -33,8 +33,8 @@ class Seen:
 
     Attributes:
         largest: Largest absolute value.
-        by_channel: float32 (C,), by C: the same for each index of dimension 1. What is concatenated shares a
-            rounding with the whole, so there can be several C.
+        by_channel: float32 (C,), by C: the same for each index of dimension 1, whose size may differ from batch to
+            batch where it holds the images. Empty for a tensor of fewer dimensions: a number, a vector.
         counts: float64 (4096,): a histogram of the absolute values from 0 to `end`.
         end: Where the histogram ends, a power of two.
     """
@@ -48,16 +48,30 @@ class Seen:
         """Look at one more batch."""
         size = x.abs()
         self.largest = max(self.largest, float(size.max()))
-        channels = size.transpose(0, 1).flatten(1).amax(1)
-        self.by_channel[len(channels)] = torch.maximum(self.by_channel.get(len(channels), channels), channels)
-        while self.end < self.largest:
-            self.counts = torch.cat([self.counts.view(-1, 2).sum(1), self.counts.new_zeros(_BINS // 2)])
-            self.end *= 2
+        if size.dim() > 1:
+            channels = size.transpose(0, 1).flatten(1).amax(1)
+            self.by_channel[len(channels)] = torch.maximum(self.by_channel.get(len(channels), channels), channels)
+        self._widen(self.largest)
         self.counts += torch.histc(size, _BINS, 0, self.end).double()
 
     def scale(self, how: str) -> float:
         """A scale by one of `ACTIVATIONS`."""
         return max(self._range(how) / LIMIT, _SMALLEST)
+
+    def together(self, other: Seen) -> Seen:
+        """What was seen of two activations that have one scale, without their channels."""
+        both = Seen(max(self.largest, other.largest), counts=self.counts, end=self.end)
+        both._widen(other.end)
+        narrower = Seen(counts=other.counts, end=other.end)
+        narrower._widen(both.end)
+        both.counts = both.counts + narrower.counts
+        return both
+
+    def _widen(self, end: float) -> None:
+        """Let the histogram reach up to here."""
+        while self.end < end:
+            self.counts = torch.cat([self.counts.view(-1, 2).sum(1), self.counts.new_zeros(_BINS // 2)])
+            self.end *= 2
 
     def _range(self, how: str) -> float:
         if how == "max":
@@ -82,9 +96,13 @@ def observe(simulation: Simulation, batches: Iterable[Tensor]) -> dict[Rounding,
 
 
 def set_activations(seen: dict[Rounding, Seen], how: str) -> None:
-    """Set the scale of each activation, by one of `ACTIVATIONS`."""
+    """Set the scale of each activation, by one of `ACTIVATIONS`; those of one group get that of all they hold."""
+    of_group: dict[int, Seen] = {}
     for one, found in seen.items():
-        one.scale = torch.tensor([found.scale(how)])
+        of_group[one.group] = of_group[one.group].together(found) if one.group in of_group else found
+    scales = {group: found.scale(how) for group, found in of_group.items()}
+    for one in seen:
+        one.scale = torch.tensor([scales[one.group]])
 
 
 def set_weights(simulation: Simulation, how: str, *, per_tensor: bool = False) -> None:
@@ -98,6 +116,7 @@ def set_weights(simulation: Simulation, how: str, *, per_tensor: bool = False) -
         how: One of `WEIGHTS`.
         per_tensor: One scale for all channels: what a naive quantization does. It is for comparison alone.
     """
+    groups: dict[int, list[tuple[Layer, Tensor]]] = {}
     for layer in simulation.layers:
         rows = layer.weight.detach().transpose(0, layer.weight_rounding.axis).flatten(1)
         largest = rows.abs().amax(1)
@@ -109,7 +128,11 @@ def set_weights(simulation: Simulation, how: str, *, per_tensor: bool = False) -
         scale = scale.clamp_min(_SMALLEST)
         if layer.bias is not None:
             scale = torch.maximum(scale, layer.bias.detach().abs() / (layer.input_rounding.scale * _BIAS_LIMIT))
-        layer.weight_rounding.scale = scale
+        groups.setdefault(layer.weight_rounding.group, []).append((layer, scale))
+    for layers in groups.values():  # those that read one weight
+        shared = torch.stack([scale for _, scale in layers]).amax(0)
+        for layer, _ in layers:
+            layer.weight_rounding.scale = shared.clone()
 
 
 def bias_step(layer_input: Tensor, weight: Tensor) -> Tensor:

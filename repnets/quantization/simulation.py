@@ -6,6 +6,7 @@ takes them. A weight has a scale for each output channel, an activation one for 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from repnets.fusion.graph import tensor_at
+from repnets.fusion.graph import arguments, tensor_at
 
 LIMIT = 127
 """Largest int8 value that is used; -128 is not, so that the range is symmetric."""
 
-LAYERS = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
+LAYERS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input, torch.ops.aten.linear.default)
 """Operators with a weight that is made int8."""
 
 
@@ -31,16 +32,21 @@ def rounded(x: Tensor, step: Tensor) -> Tensor:
 class Rounding(nn.Module):
     """Rounds a tensor as int8 would; gradients pass where nothing was clamped ("straight through", arXiv 1308.3432).
 
+    It stands at one place of a graph and sees one tensor. Tensors that runtimes hold with one scale, as those that are
+    concatenated, have a rounding each, of one group.
+
     Attributes:
+        group: The same for roundings that have one scale; by default it is in no other's.
         scale: float32, one, or one for each index of `axis`.
         axis: The dimension with a scale for each index; None: one scale for all.
         enabled: Where False, the tensor passes as it is.
         watch: Called with the tensor as it comes, where there is one.
     """
 
-    def __init__(self, axis: int | None) -> None:
+    def __init__(self, axis: int | None, group: int | None = None) -> None:
         super().__init__()
         self.axis = axis
+        self.group = id(self) if group is None else group
         self.enabled = False
         self.watch: Callable[[Tensor], None] | None = None
         self.register_buffer("scale", torch.ones(1))
@@ -82,6 +88,7 @@ class Layer:
         bias: float32 (out,), likewise; None where it has none.
         weight_rounding: Of the weight.
         input_rounding: Of its input.
+        is_alone: Whether nothing else in the network reads its weight or its bias.
     """
 
     name: str
@@ -91,11 +98,22 @@ class Layer:
     bias: Tensor | None
     weight_rounding: Rounding
     input_rounding: Rounding
+    is_alone: bool
 
     @property
     def groups(self) -> int:
         """1 for a linear layer."""
-        return self.node.args[6] if len(self.node.args) > 6 else 1
+        return int(arguments(self.node).get("groups", 1))
+
+    @property
+    def channel_axis(self) -> int:
+        """Of its output's channels: the last dimension of a linear layer's, which may have more than two."""
+        return -1 if self.weight.dim() == 2 else 1
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose weight is (in, out / groups, ...)."""
+        return self.node.target is torch.ops.aten.conv_transpose2d.input
 
 
 class Simulation:
@@ -113,7 +131,10 @@ class Simulation:
             for node in module.graph.nodes
             if node.op == "call_module" and isinstance(module.get_submodule(node.target), Rounding)
         }
-        self.roundings: list[Rounding] = list(dict.fromkeys(self.places.values()))
+        self.roundings: list[Rounding] = list(self.places.values())
+        self._reads: Counter[str] = Counter()
+        for node in module.graph.find_nodes(op="get_attr"):
+            self._reads[node.target] += len(node.users)
         self.layers: list[Layer] = [layer for node in module.graph.nodes if (layer := self._layer(node)) is not None]
         weights = {id(layer.weight_rounding) for layer in self.layers}
         self.activations: list[Rounding] = [one for one in self.roundings if id(one) not in weights]
@@ -164,7 +185,7 @@ class Simulation:
 
     def restore(self, saved: dict[str, Tensor]) -> None:
         """Take back what was changed since `save`."""
-        for rounding_name, rounding in self.module.named_modules(remove_duplicate=False):
+        for rounding_name, rounding in self.module.named_modules():
             if isinstance(rounding, Rounding):
                 rounding.scale = saved[f"{rounding_name}.scale"].clone()
         self.module.load_state_dict(saved)
@@ -178,6 +199,8 @@ class Simulation:
             return None
         source = weight.args[0]
         bias = rest[0] if rest else None
+        if any(one is not None and one.op != "get_attr" for one in (source, bias)):
+            return None
         return Layer(
             name=node.name,
             title=source.target.rpartition(".")[0] or source.target,
@@ -186,6 +209,7 @@ class Simulation:
             bias=None if bias is None else tensor_at(self.module, bias.target),
             weight_rounding=roundings[1],
             input_rounding=roundings[0],
+            is_alone=len(weight.users) == 1 and all(self._reads[one.target] == 1 for one in (source, bias) if one),
         )
 
 

@@ -63,8 +63,8 @@ def distil(
 def _trained(layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
     """A layer's weight and bias, each with the usual size of its values."""
     square = layer.weight.detach().square().clamp_min(1e-20)
-    dims = range(2, square.dim())
-    row, column = square.mean([1, *dims], keepdim=True), square.mean([0, *dims], keepdim=True)
+    axis, dims = layer.weight_rounding.axis, range(2, square.dim())
+    row, column = (square.mean([one, *dims], keepdim=True) for one in (1 - axis, axis))
     yield layer.weight, (row * column / square.mean()).sqrt()
     if layer.bias is not None:
         yield layer.bias, row.sqrt().flatten() * layer.input_rounding.scale * LIMIT

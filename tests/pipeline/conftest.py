@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.documents import write_check
+from tests.fixtures.documents import rebind, write_check
 
 SIZE = 32
 
@@ -123,20 +123,33 @@ def quantized(artifacts, made_once) -> Path:
 
 @pytest.fixture(scope="session")
 def run_check(artifacts):
-    """Checks the files that export wrote into a folder, by default against the toy's artifacts; returns check.json."""
+    """Checks the files that export wrote into a folder, by default against the toy's artifacts; returns check.json.
+
+    For another `fused`, the proofs are made to fit it, so that the gates have to find it.
+    """
     from pipeline import backends
+    from pipeline.artifacts import digests
+    from pipeline.artifacts.verify_result import VerifyResult
     from pipeline.config.stages import CheckSettings
     from pipeline.config.targets import Check
     from pipeline.stages import check
 
     def run(folder, backend, against=artifacts, fused=None, quantized=None, **gates):
-        forms = json.loads((folder / "manifest.json").read_text())["forms"]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        proof = against.verify
+        if fused:
+            proof = folder / "verify.json"
+            shutil.copy(against.verify, proof)
+            rebind(VerifyResult, proof, fused=fused)
+            manifest["lineage"] |= {"fused": digests.digest(fused), "verify": digests.digest(proof)}
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+        forms = manifest["forms"]
         check.run(
             CheckSettings(backend=backend, check=Check(**gates)),
             manifest=folder / "manifest.json",
             files=[folder / name for name in backends.file_names(backend, list(forms))],
             fused=fused or against.fused,
-            verify=against.verify,
+            verify=proof,
             split=against.split,
             output=folder / "check.json",
             quantized=quantized,
@@ -195,7 +208,7 @@ def checked_toy(artifacts, exported_toy, run_check, made_once):
 
 
 @pytest.fixture(scope="session")
-def toy_to_time(exported_toy, made_once):
+def toy_to_time(artifacts, exported_toy, made_once):
     """A function: a folder of both forms of the toy, with a check.json of made-up accuracies. Copy what you change."""
 
     def folder_of(backend):
@@ -203,7 +216,7 @@ def toy_to_time(exported_toy, made_once):
 
         def fill(folder: Path) -> None:
             shutil.copytree(source, folder / "toy")
-            write_check(folder / "toy", "a runtime")
+            write_check(folder / "toy", "a runtime", fused=artifacts.fused, split=artifacts.split)
 
         return made_once(f"to-time-{backend}", fill) / "toy"
 

@@ -349,3 +349,19 @@ def test_branches_and_identities_are_in_the_report(randomise):
     assert branches(nn.Sequential(blocks.RepVGGBlock(8, 16))) == (("0.dense.bn", "0.pointwise.bn"), ())
     assert branches(nn.Sequential(blocks.QARepVGGBlock(8, 8))) == (("0.dense.bn", "0.pointwise", "0"), ("0",))
     assert branches(nn.Sequential(blocks.ConvBN(8, 8, 3))) == (("0.bn",), ())
+
+
+def test_a_write_in_place_that_stays_has_a_gradient():
+    class Shift(nn.Module):
+        def forward(self, x):
+            y = x.clone()
+            y[:, :2, 1:] = x[:, :2, :-1]
+            return y
+
+    torch.manual_seed(0)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Shift(), nn.Conv2d(8, 8, 3), nn.ReLU(), *head).eval()
+    result = fused(model)
+    assert result.module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default)
+    found = forecast(model, result)
+    assert found.reason is None and len(found.layers) == 3

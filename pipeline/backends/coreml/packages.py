@@ -209,4 +209,18 @@ def signature(file: Path) -> Signature:
     shape = of_image if takes_pixels else tuple(taken.multiArrayType.shape)
     given = next((one.type for one in description.output if one.type.WhichOneof("Type") == "multiArrayType"), None)
     output = tuple(given.multiArrayType.shape) if given else ()
-    return Signature(shape, output or (shape[0], None), shape, takes_pixels, bool(description.predictedFeatureName))
+    return Signature(
+        shape,
+        output or (shape[0], None),
+        shape,
+        takes_pixels,
+        bool(description.predictedFeatureName),
+        names=(description.input[0].name, description.output[0].name if given else None),
+        dtypes=("uint8" if takes_pixels else _dtype(taken), _dtype(given) if given else None),
+    )
+
+
+def _dtype(feature: Any) -> str:
+    """Type of an array's numbers, as numpy calls it."""
+    array = feature.multiArrayType
+    return array.ArrayDataType.Name(array.dataType).lower()

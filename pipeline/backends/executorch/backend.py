@@ -1,6 +1,7 @@
 """ExecuTorch with XNNPACK: a .pte for the CPU of Android phones, iPhones and ARM boards."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,13 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        try:
+        def lower(alone: bool) -> bytes:
             with torch.no_grad(), patterns.only_those_of(lowered):
-                edge = to_edge_transform_and_lower(lowered, partitioner=[XnnpackPartitioner()])
-                content = edge.to_executorch().buffer
+                partitioner = XnnpackPartitioner(per_op_mode=alone)
+                return to_edge_transform_and_lower(lowered, partitioner=[partitioner]).to_executorch().buffer
+
+        try:
+            content = _first_that_works(lower)
         except Exception as error:
             raise StageError(
                 f"ExecuTorch cannot lower the network: {first_line(error)}. Replace the operation in the "
@@ -62,6 +66,26 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         "fully_delegated": not found.kernels,
         "operations_outside": dict(sorted(found.kernels.items())),
     }
+
+
+def _first_that_works(lower: "Callable[[bool], bytes]") -> bytes:
+    """A program's file, of as few graphs of XNNPACK as can be; else with each operation in a graph of its own.
+
+    XNNPACK's passes fail at some graphs of operations each of which it takes: of a softplus between int8 layers, say.
+    """
+    try:
+        return lower(False)
+    except Exception as error:
+        try:
+            content = lower(True)
+        except Exception:
+            raise error from None
+        print(
+            f"warning: XNNPACK cannot take the network as a whole ({first_line(error)}), so each of its operations is "
+            "a graph of its own, which is slower. manifest.json lists what is outside of XNNPACK.",
+            file=sys.stderr,
+        )
+        return content
 
 
 def census(file: Path) -> dict[str, int]:
@@ -101,8 +125,8 @@ def unavailable() -> Unavailable | None:
 
 def signature(file: Path) -> Signature:
     """What a .pte takes and gives. InputError where it is not a whole ExecuTorch program."""
-    taken, given = pte.shapes(file)
-    return Signature(taken, given, taken)
+    (taken, taken_type), (given, given_type) = pte.tensors(file)
+    return Signature(taken, given, taken, dtypes=(taken_type, given_type))
 
 
 RUNTIME = runtime.RUNTIME

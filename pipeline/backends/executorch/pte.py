@@ -19,6 +19,7 @@ from pipeline.errors import InputError, StageError
 
 _MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
 _KERNEL_CALL, _DELEGATE_CALL, _TENSOR = 1, 2, 5
+_DTYPES = {0: "uint8", 1: "int8", 5: "float16", 6: "float32", 7: "float64"}  # of ExecuTorch's ScalarType
 _QUANTIZED_TENSOR = 2
 _EXTERNAL_INPUT = 1
 _INT8 = {3, 6}  # with one scale, and with one for each channel
@@ -85,8 +86,8 @@ def read(file: Path) -> Contents:
         raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
 
 
-def shapes(file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of the first input and of the first output of a .pte, as they are planned.
+def tensors(file: Path) -> list[tuple[tuple[int, ...], str]]:
+    """Shape, as it is planned, and type of the first input and of the first output of a .pte.
 
     Raises:
         InputError: the file is not a whole ExecuTorch program, or its input or output is no tensor.
@@ -95,15 +96,17 @@ def shapes(file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     try:
         plan = next(flatbuffer.tables(data, flatbuffer.root(data), 1))
         values = list(flatbuffer.tables(data, plan, 2))
-        return tuple(_sizes(data, values[flatbuffer.numbers(data, plan, slot)[0]]) for slot in (3, 4))
+        return [_tensor(data, values[flatbuffer.numbers(data, plan, slot)[0]]) for slot in (3, 4)]
     except (struct.error, IndexError, OverflowError, StopIteration) as error:
         raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
 
 
-def _sizes(data: bytes, value: int) -> tuple[int, ...]:
+def _tensor(data: bytes, value: int) -> tuple[tuple[int, ...], str]:
     if flatbuffer.scalar(data, value, 0, "<B") != _TENSOR:
         raise IndexError("its input or output is no tensor")
-    return flatbuffer.numbers(data, _child(data, value, 1), 2)
+    tensor = _child(data, value, 1)
+    number = flatbuffer.scalar(data, tensor, 0, "<b")
+    return flatbuffer.numbers(data, tensor, 2), _DTYPES.get(number, f"type {number}")
 
 
 def _contents(data: bytes) -> Contents:

@@ -375,8 +375,16 @@ def signature(file: Path) -> Signature:
     """What an ONNX file takes and gives. InputError where it is not a valid ONNX model."""
     graph = check(file).graph
     weights = {one.name for one in graph.initializer}
-    taken = _shape(next(one for one in graph.input if one.name not in weights))
-    return Signature(taken, _shape(graph.output[0]), taken)
+    given = graph.output[0]
+    taken = next(one for one in graph.input if one.name not in weights)
+    dtypes = _dtype(taken), _dtype(given)
+    return Signature(_shape(taken), _shape(given), _shape(taken), names=(taken.name, given.name), dtypes=dtypes)
+
+
+def _dtype(value: "onnx.ValueInfoProto") -> str:
+    from onnx import helper
+
+    return helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
 
 
 def _shape(value: "onnx.ValueInfoProto") -> Shape:

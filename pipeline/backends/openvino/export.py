@@ -1,11 +1,11 @@
 """A program as OpenVINO's own format (IR): converted by OpenVINO, int8 operations told to it by three functions."""
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import temporary
 from pipeline.artifacts.manifest import ExportSpec, versions
 from pipeline.errors import StageError, first_line
 from pipeline.quiet import quiet
@@ -37,7 +37,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
             "OpenVINO is not installed, which writes this target's files. Install it: pip install repnets[openvino]"
         ) from None
     try:
-        with quiet(), tempfile.TemporaryDirectory(prefix="repnets-") as folder:
+        with quiet(), temporary.folder() as folder:
             model = openvino.convert_model(program, extension=_int8_operations())
             model.reshape(list(spec.input_shape))
             _name(model, spec)

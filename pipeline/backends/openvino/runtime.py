@@ -31,9 +31,12 @@ def unavailable() -> Unavailable | None:
 def signature(file: Path) -> Signature:
     """What a file takes and gives. InputError where it cannot be read."""
     model = _read(file)
-    taken, given = (tuple(one.get_partial_shape()) for one in (model.inputs[0], model.outputs[0]))
-    sizes = [tuple(size.get_length() if size.is_static else None for size in shape) for shape in (taken, given)]
-    return Signature(sizes[0], sizes[1], sizes[0])
+    both = model.inputs[0], model.outputs[0]
+    shapes = [tuple(one.get_partial_shape()) for one in both]
+    sizes = [tuple(size.get_length() if size.is_static else None for size in shape) for shape in shapes]
+    names = tuple(min(one.get_names(), default=None) for one in both)
+    dtypes = tuple(one.get_element_type().to_dtype().name for one in both)
+    return Signature(sizes[0], sizes[1], sizes[0], names=names, dtypes=dtypes)
 
 
 def census(file: Path) -> dict[str, int]:

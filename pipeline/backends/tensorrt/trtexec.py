@@ -315,8 +315,8 @@ def read_profile(text: str) -> list[tuple[str, float]]:
         entries = [(entry["name"], float(entry["medianMs"])) for entry in json.loads(text) if "name" in entry]
     except (KeyError, TypeError) as error:
         raise ValueError(f"no list of layers: {error!r}") from None
-    if not entries:
-        raise ValueError("no layer")
+    if not entries or not all(math.isfinite(taken) and taken >= 0 for _, taken in entries):
+        raise ValueError("no layer, or one without a time")
     return entries
 
 

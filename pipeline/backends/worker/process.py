@@ -8,23 +8,23 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline import errors
+from pipeline import errors, temporary
 from pipeline.artifacts.source_files import PROJECT
-from pipeline.backends.worker import server
+from pipeline.backends.worker import replies, server
 from pipeline.backends.worker.remote import Remote
+from pipeline.devices.watch import MOST_BYTES, watched
 
 if TYPE_CHECKING:
     import numpy as np
 
-_QUOTED_LINES = 3
+_QUOTED_LINES, _QUOTED = 3, 300  # lines, characters of each
+_MESSAGE = 2000  # characters of an error of a runtime
 _PATIENCE_SECONDS = 600
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -37,6 +37,7 @@ class Process:
         folder: for arrays and its log.
         on: the device that it runs on; None for this machine.
         doing, subject: its latest report of what it does, and with which file.
+        request: the last one.
     """
 
     popen: subprocess.Popen[str]
@@ -45,6 +46,7 @@ class Process:
     on: Remote | None = None
     doing: str = "starting"
     subject: str = field(default="the exported files")
+    request: dict[str, Any] = field(default_factory=dict)
 
     def give(self, image: "np.ndarray") -> None:
         """Write one or several images where the process reads them."""
@@ -60,34 +62,52 @@ class Process:
 
     def send(self, do: str, **request: Any) -> None:
         self.doing, self.subject = "starting", request.get("file", self.subject)
+        self.request = {"do": do, **request}
         with suppress(BrokenPipeError):  # the process has died: `receive` says so
-            self.popen.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self.popen.stdin.write(json.dumps(self.request) + "\n")
             self.popen.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
-        is_late = threading.Event()
-        too_late = threading.Timer(_PATIENCE_SECONDS, lambda: (is_late.set(), self.popen.kill()))
-        if self.on is not None:  # over a link, a missing reply may have many causes
-            too_late.start()
+        if self.on is None:
+            return self._reply()
+        # over a link, a missing reply may have many causes
+        with (self.folder / "log").open("rb") as log, watched(self.popen, (log,), _PATIENCE_SECONDS) as watch:
+            try:
+                return self._reply()
+            except (errors.DeviceError, errors.StageError):
+                if watch.cause is None:
+                    raise
+        if watch.cause == "size":
+            raise self.on.device.too_much(MOST_BYTES)
+        raise errors.DeviceError(
+            f"{self.on.device.name}: the process of the {self.backend} runtime has not answered for "
+            f"{_PATIENCE_SECONDS} s while {self.doing} {self.subject}, and was ended. See whether the device "
+            f"is busy or out of memory, and run again.{_last_output(self.folder)}"
+        )
+
+    def _reply(self) -> dict[str, Any]:
+        while line := self.popen.stdout.readline(replies.MOST_BYTES):
+            reply = self._checked(line)
+            if "doing" in reply:
+                self.doing, self.subject = reply["doing"], reply["file"]
+            elif "error" in reply:
+                raise _as_exception(reply, self)
+            else:
+                return reply
+        raise _death(self.popen.wait(), self)
+
+    def _checked(self, line: str) -> dict[str, Any]:
         try:
-            for line in self.popen.stdout:
-                reply = json.loads(line)
-                if "doing" in reply:
-                    self.doing, self.subject = reply["doing"], reply["file"]
-                elif "error" in reply:
-                    raise _as_exception(reply, self)
-                else:
-                    return reply
-            returncode = self.popen.wait()
-            if is_late.is_set():
-                raise errors.DeviceError(
-                    f"{self.on.device.name}: the process of the {self.backend} runtime has not answered for "
-                    f"{_PATIENCE_SECONDS} s while {self.doing} {self.subject}, and was ended. See whether the device "
-                    f"is busy or out of memory, and run again.{_last_output(self.folder)}"
-                )
-            raise _death(returncode, self)
-        finally:
-            too_late.cancel()
+            reply = replies.parse(line)
+            if self.on is not None:
+                replies.require(reply, line, self.request)
+            return reply
+        except ValueError as error:
+            if self.on is not None:
+                raise self.on.device.no_answer(f"to `{self.request['do']}`, {error}") from None
+            raise errors.StageError(
+                f"{self.subject}: the process of the {self.backend} runtime answers {error}.{_last_output(self.folder)}"
+            ) from None
 
 
 @contextmanager
@@ -103,7 +123,7 @@ def opened(
         on: the device that it runs on; None for this machine.
     """
     limits = {name: str(threads) for name in _THREAD_VARIABLES}
-    with tempfile.TemporaryDirectory(prefix="repnets-") as name:
+    with temporary.folder() as name:
         folder = Path(name)
         with (folder / "log").open("wb") as log, _started(backend, threads, limits, name, log, on) as popen:
             process = Process(popen, backend, folder, on)
@@ -128,18 +148,18 @@ def _started(
     return subprocess.Popen(
         [sys.executable, "-m", server.__name__, backend, str(threads), folder],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-        env=os.environ | limits | {"PYTHONPATH": path},
+        env=os.environ | limits | {"PYTHONPATH": path, "TMPDIR": folder},
     )  # fmt: skip
 
 
 def _as_exception(reply: dict[str, Any], process: Process) -> Exception:
     kind, message = reply["error"], reply["message"]
     if kind in ("InputError", "GateError", "StageError"):
-        return getattr(errors, kind)(message)
+        return getattr(errors, kind)(message[:_MESSAGE])
     return errors.StageError(
         f"{process.subject}: the {process.backend} runtime failed while {process.doing} it: {kind}: "
-        f"{message.rstrip('.')}. Export the file again; if it fails again, this runtime cannot run this network."
-        f"{_last_output(process.folder)}"
+        f"{message[:_MESSAGE].rstrip('.')}. Export the file again; if it fails again, this runtime cannot run this "
+        f"network.{_last_output(process.folder)}"
     )
 
 
@@ -174,5 +194,5 @@ def _death_message(returncode: int, process: Process) -> str:
 
 def _last_output(folder: Path) -> str:
     lines = (folder / "log").read_bytes().decode(errors="replace").splitlines()
-    said = [" ".join(line.split()) for line in lines if line.strip()][-_QUOTED_LINES:]
+    said = [" ".join(line.split())[:_QUOTED] for line in lines if line.strip()][-_QUOTED_LINES:]
     return f" It said last: {' | '.join(said)}" if said else ""

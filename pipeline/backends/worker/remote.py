@@ -10,9 +10,9 @@ A device whose Python has no runtime runs a runner instead, a program that answe
 
 import ast
 import json
+import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import IO
 
+from pipeline import temporary
 from pipeline.artifacts import source_files
 from pipeline.artifacts.manifest import version_numbers
 from pipeline.backends.worker import server
@@ -28,6 +29,7 @@ from pipeline.devices.shell import last_line
 from pipeline.errors import DeviceError
 
 OLDEST_PYTHON = "3.10"
+_VERSION = re.compile(r"\d{1,9}(\.\d{1,9})*[\w.+-]{0,60}")
 _FACTS = """\
 import json, platform, sys
 from importlib import metadata
@@ -100,7 +102,7 @@ def by_python(
     """
     versions = python_versions(device, python, packages)
     _check_versions(device, python, versions, packages, made_by)
-    with device.scratch() as place, tempfile.TemporaryDirectory(prefix="repnets-") as folder:
+    with device.scratch() as place, temporary.folder() as folder:
         for name in closure(server.__name__, module):
             target = Path(folder, "code", source_files.file_of(name).relative_to(source_files.PROJECT))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,7 @@ def by_runner(device: Device, runner: str, files: Sequence[Path]) -> Iterator[Re
         DeviceError: the device cannot be reached or is full; the runner is not there, or is of another architecture.
     """
     versions = runner_versions(device, runner)
-    with device.scratch() as place, tempfile.TemporaryDirectory(prefix="repnets-") as folder:
+    with device.scratch() as place, temporary.folder() as folder:
         names = _lay_out(files, Path(folder))
         transfer.push(device, Path(folder), place)
         there = {file: f"{place}/{name}" for file, name in names.items()}
@@ -178,7 +180,20 @@ def python_versions(device: Device, python: str, packages: Sequence[str]) -> dic
             f"`{python}` on {device.name} cannot say which packages it has: {last_line(done.stderr)}. It may be too "
             f"old: Python {OLDEST_PYTHON} or later is needed. Set `device_python:` in target.yaml to such a one."
         )
-    return json.loads(done.stdout.splitlines()[-1])
+    return _versions(device, done.stdout, packages)
+
+
+def _versions(device: Device, printed: str, packages: Sequence[str]) -> dict[str, str | None]:
+    """The versions that the script of `python_versions` prints."""
+    last = (printed.splitlines() or [""])[-1]
+    try:
+        found = json.loads(last)
+        versions = [found["python"], *(version for version in found.values() if version is not None)]
+        if {"python", *packages} == set(found) and all(map(_VERSION.fullmatch, versions)):
+            return found
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise device.no_answer(f"`{last[:60]}` where the versions of its Python and {', '.join(packages)} are asked for")
 
 
 def runner_versions(device: Device, runner: str) -> dict[str, str | None]:
@@ -190,7 +205,10 @@ def runner_versions(device: Device, runner: str) -> dict[str, str | None]:
     done = device.run([runner, "--version"])
     if done.returncode or not done.stdout.startswith("repnets-runner "):
         raise _no_runner(device, runner, done.returncode, done.stdout + done.stderr)
-    return dict(word.split("=", 1) for word in done.stdout.split()[1:])
+    found = dict(word.partition("=")[::2] for word in done.stdout.split()[1:9])
+    if not found or not all(_VERSION.fullmatch(version) for version in found.values()):
+        raise _no_runner(device, runner, done.returncode, done.stdout)
+    return found
 
 
 def _check_versions(

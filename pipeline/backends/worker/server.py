@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import lifetime
 from pipeline.backends import load_runtime
 from pipeline.backends.runtime import Runtime
 
@@ -215,6 +216,7 @@ _ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve requests from stdin; the arguments are the backend, the threads and the folder for arrays."""
+    lifetime.end_with_parent()
     backend, threads, folder = sys.argv[1:] if argv is None else argv
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a runtime prints must not stand among the replies

@@ -29,6 +29,10 @@ def network_input(image, about: dict) -> bytes:
     how = about["preprocessing"]
     size, mean, std = how["image_size"], how["mean"], how["std"]
     resample = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}[how["interpolation"]]
+    if image.mode == "F":  # in [0, 1]; Pillow would cut such images off at 255, as the next ones
+        image = image.point(lambda level: level * 255 + 0.5)
+    elif image.mode.startswith("I"):  # 16-bit gray
+        image = image.convert("I").point(lambda level: level * (1 / 257) + 0.5)
     image = image.convert("RGB")
     short = min(image.size)
     if short != size:

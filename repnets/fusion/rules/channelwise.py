@@ -16,8 +16,9 @@ def _batch_norm(node: fx.Node, analysis: Analysis) -> Found:
     if named["training"]:
         return {}, "it normalises with the statistics of each batch (track_running_stats=False), which is not linear"
     tensors = [named[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    if any(one is not None and not analysis.constants.is_whole(one) for one in tensors):
-        return {}, "its weights or statistics depend on the input"
+    other = next((one for one in tensors if one is not None and not analysis.constants.is_whole(one)), None)
+    if other is not None:
+        return {}, f"one of its weights or statistics {analysis.constants.why_not(other)}"
     values = [None if one is None else analysis.constants.value(one) for one in tensors]
     scale, shift = affine_conv.batch_norm_rows(*values, eps=named["eps"])
     return analysis.through(named["input"], lambda op: affine_conv.scale_rows(op, scale, shift))
@@ -88,12 +89,18 @@ def _per_channel(constant: object, branch: object, node: fx.Node, analysis: Anal
         return "something that is not a feature map"
     if node.meta["val"].shape != shape:
         return "a constant that is larger than the feature map"
-    value = analysis.constants.value(constant).double()
-    value = value.reshape([1] * (len(shape) - value.dim()) + list(value.shape)).movedim(analysis.axis, 0)
-    line = value[(slice(None), *[slice(0, 1)] * (len(shape) - 1))]
-    if not torch.equal(line.expand_as(value), value):
-        return "a constant that is not the same at every position"
-    return line.flatten().expand(channels)
+    line = channel_line(torch.as_tensor(analysis.constants.value(constant)), len(shape), analysis.axis)
+    return "a constant that is not the same at every position" if line is None else line.expand(channels)
+
+
+def channel_line(value: Tensor, rank: int, axis: int = 1) -> Tensor | None:
+    """A constant of a feature map's rank, or one that broadcasts to it, as float64 (channels,) or (1,).
+
+    None where it is not the same at every position.
+    """
+    value = value.double().reshape([1] * (rank - value.dim()) + list(value.shape)).movedim(axis, 0)
+    line = value[(slice(None), *[slice(0, 1)] * (rank - 1))]
+    return line.flatten() if torch.equal(line.expand_as(value), value) else None
 
 
 CONSTANT_RULES: dict[object, Rule] = {

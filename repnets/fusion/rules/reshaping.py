@@ -9,6 +9,7 @@ from repnets.fusion import affine_conv
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.graph import SPLITS, WHOLE, arguments, aten
 from repnets.fusion.operators import Analysis, Found, Frame, Rule, gather
+from repnets.fusion.rules.channelwise import channel_line
 
 
 def _concatenation(node: fx.Node, analysis: Analysis) -> Found:
@@ -106,15 +107,14 @@ def _overwrite(node: fx.Node, analysis: Analysis) -> Found:
     size = base.meta["val"].shape[axis + 2]
     if start == 0 and end == frame.lo[axis]:
         side = (axis, False)
-    elif _is_from_end(start, frame.hi[axis], size) and (not isinstance(end, int) or end >= WHOLE):
+    elif _is_from_end(start, frame.hi[axis], size) and _is_end(end, size):
         side = (axis, True)
     else:
         return {}, "it writes over a part of the image that is not one side of its padding"
-    value = analysis.constants.value(source)
-    value = value.reshape([1] * (node.meta["val"].dim() - value.dim()) + list(value.shape))
-    if value.numel() not in (1, value.shape[1]):
+    value = channel_line(analysis.constants.value(source), node.meta["val"].dim())
+    if value is None:
         return {}, "what it writes into the padding is not one value a channel"
-    sides = {**frame.sides, side: value.flatten().expand(node.meta["val"].shape[1])}
+    sides = {**frame.sides, side: value.expand(node.meta["val"].shape[1])}
     return _framed(node, Frame(frame.inner, frame.lo, frame.hi, sides), analysis)
 
 
@@ -137,7 +137,14 @@ def _is_from_end(start: object, width: int, size: object) -> bool:
     """Whether a slice that begins at `start` is the last `width` positions of `size`."""
     if isinstance(start, int):
         return start == -width or (isinstance(size, int) and start == size - width)
-    return bool(start.meta["val"].node.expr == getattr(size, "node", size).expr - width)
+    return not isinstance(size, int) and bool(start.meta["val"].node.expr == size.node.expr - width)
+
+
+def _is_end(end: object, size: object) -> bool:
+    """Whether a slice that ends at `end` goes to the last of `size` positions."""
+    if isinstance(end, int):
+        return end >= (size if isinstance(size, int) else WHOLE)
+    return not isinstance(size, int) and bool(end.meta["val"].node.expr == size.node.expr)
 
 
 def same(node: fx.Node, analysis: Analysis) -> Found:

@@ -1,4 +1,4 @@
-"""Convolutions, linear layers and average pools."""
+"""Convolutions, transposed ones, linear layers and average pools."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,15 +9,16 @@ from torch import fx
 from repnets.fusion import affine_conv
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.constants import Constants
-from repnets.fusion.graph import CONVOLUTIONS, arguments, aten
+from repnets.fusion.graph import CONVOLUTIONS, TRANSPOSED, arguments, aten
 from repnets.fusion.operators import Analysis, Found, Rule, gather
+from repnets.fusion.transposed_conv import from_transposed_conv
 
 
 def _convolution(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
     source, weights = named["input"], _weights(named, analysis.constants)
-    if weights is None:
-        return {}, "its weight depends on the input"
+    if isinstance(weights, str):
+        return {}, weights
     shape = weights["shape"]
     rank = len(shape) - 2
     if source.meta["val"].dim() != rank + 2:
@@ -40,22 +41,35 @@ def _convolution(node: fx.Node, analysis: Analysis) -> Found:
     return _after(op, source, analysis)
 
 
+def _transposed_convolution(node: fx.Node, analysis: Analysis) -> Found:
+    named = arguments(node)
+    source, weights = named["input"], _weights(named, analysis.constants)
+    if isinstance(weights, str):
+        return {}, weights
+    rank = len(weights["shape"]) - 2
+    if source.meta["val"].dim() != rank + 2:
+        return {}, "its input has no batch dimension"
+    axes = {name: _axes(named[name], rank) for name in ("stride", "padding", "output_padding", "dilation")}
+    return _after(from_transposed_conv(**weights, **axes, groups=named["groups"]), source, analysis)
+
+
 def linear(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
     source, weights = named["input"], _weights(named, analysis.constants)
-    if weights is None:
-        return {}, "its weight depends on the input"
+    if isinstance(weights, str):
+        return {}, weights
     if source.meta["val"].dim() > 2 and analysis.axis != -1:
         return {}, None  # the channels of its input come last, and not second
     op = affine_conv.from_conv(**weights, **dict.fromkeys(("stride", "pad_lo", "pad_hi", "dilation"), ()))
     return _after(op, source, analysis)
 
 
-def _weights(named: Mapping[str, object], constants: Constants) -> dict[str, object] | None:
-    """What `from_conv` takes of a layer's weight and bias, or None if one of them is no constant."""
+def _weights(named: Mapping[str, object], constants: Constants) -> dict[str, object] | str:
+    """What `from_conv` takes of a layer's weight and bias, or why one of them is no constant."""
     weight, bias = named["weight"], named["bias"]
-    if not constants.is_whole(weight) or (bias is not None and not constants.is_whole(bias)):
-        return None
+    for name, one in (("weight", weight), ("bias", bias)):
+        if one is not None and not constants.is_whole(one):
+            return f"its {name} {constants.why_not(one)}"
     return {
         "weight": partial(constants.value, weight),
         "shape": tuple(weight.meta["val"].shape),
@@ -127,16 +141,12 @@ def regrouped(node: fx.Node, tokens: Analysis) -> Found:
 
 
 def _pooled(source: fx.Node, analysis: Analysis) -> Found:
-    """What a mean over all positions commutes with: the changes of each channel by itself.
-
-    It commutes with a 1x1 convolution too; but where that is computed anyway, as before a gate, nothing is
-    gained by a second way around it.
-    """
+    """What a mean over all positions commutes with: what treats each position by itself."""
     found = {}
     for one, op in analysis.operators.get(source, {}).items():
         if op.pooled:
             found[one] = op
-        elif op.is_pointwise and op.groups == op.in_channels == op.out_channels:
+        elif op.is_pointwise:
             found[one] = affine_conv.pool(op)
     return found, None
 
@@ -152,7 +162,8 @@ _ADAPTIVE = (aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default,
 _FLATTENINGS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dims)
 
 RULES: dict[object, Rule] = {
-    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(CONVOLUTIONS - TRANSPOSED, _convolution),
+    **dict.fromkeys(TRANSPOSED, _transposed_convolution),
     aten.linear.default: linear,
     **dict.fromkeys(_POOLS, _average_pool),
     **dict.fromkeys((aten.mean.dim, *_ADAPTIVE), _global_pool),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import digests, source_files, store
-from pipeline.errors import StageError
+from pipeline.errors import InputError, StageError
 
 PROJECT = Path(store.__file__).resolve().parents[2]
 
@@ -78,6 +78,37 @@ def test_a_damaged_entry_is_noticed_thrown_away_and_rebuilt(source, tmp_path, ca
     assert build_copy(source, tmp_path / "a.txt") is True
 
 
+@pytest.mark.parametrize("how", ["renamed over", "written into", "removed"])
+def test_an_input_that_is_replaced_while_a_stage_runs_leaves_nothing(source, tmp_path, how):
+    """Whichever content the stage read, the result would be kept under the key of the first one."""
+    place = tmp_path / "a.txt"
+
+    def build(places, _):
+        (tmp_path / "fresh").write_text("others")
+        if how == "renamed over":
+            os.replace(tmp_path / "fresh", source)
+        elif how == "written into":
+            source.write_text("others")
+        places["result"].write_text((tmp_path / "fresh").read_text() if how == "removed" else source.read_text())
+        if how == "removed":
+            source.unlink()
+
+    with pytest.raises(InputError, match=r"source\.txt was replaced while it was being read.* Nothing was kept"):
+        build_copy(source, place, build=build)
+    assert not place.exists() and list((tmp_path / "store").glob("objects/*")) == []
+    source.write_text("words")
+    assert build_copy(source, place) is False
+    assert place.read_text() == "WORDS"
+
+
+def test_inputs_are_digested_once_for_the_key_and_what_is_written(source, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(digests, "digest", lambda path: read.append(path) or "00")
+    inputs = digests.Inputs({"source": source, "none": None})
+    assert inputs.sha256 == inputs.sha256 == {"source": "00"}
+    assert read == [source]
+
+
 def test_a_folder_replaces_a_folder_whole(source, tmp_path):
     place = tmp_path / "out.mlpackage"
 
@@ -121,7 +152,7 @@ def test_the_disk_is_full_and_the_earlier_file_survives(source, tmp_path):
         import resource, sys
         from pathlib import Path
         from pipeline.artifacts import store
-        from pipeline.errors import StageError
+        from pipeline.errors import InputError, StageError
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
             store.cached("shout", settings={{}}, inputs={{}}, outputs={{"result": Path({str(place)!r})}}, code=(),

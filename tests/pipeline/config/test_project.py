@@ -50,6 +50,13 @@ def forms(read):
     return resolve.forms(read, read.targets["phone"], "toy")
 
 
+def test_expand_is_told_in_the_arch(written):
+    read = written(CONFIG.replace("  toy:", "  own: {arch: resnet18, expand: dbb}"))
+    assert (read.models["own"].arch, read.models["own"].expand) == ("resnet18+dbb", "dbb")
+    with pytest.raises(InputError, match=r"config.yaml, line 5: `models.own.expand`: there is no `ddb`; did you mean"):
+        written(CONFIG.replace("  toy:", "  own: {arch: resnet18, expand: ddb}"))
+
+
 def test_a_model_takes_the_common_settings_and_changes_some(written):
     read = written()
     assert read.models["toy"].training.epochs == 3

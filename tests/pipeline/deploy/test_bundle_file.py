@@ -1,6 +1,7 @@
 """Bundles: the same bytes for the same content, and each damage found by name; signatures by a key made here."""
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -154,6 +155,22 @@ def test_a_tolerance_that_was_raised_is_found(tar):
     assert content.count(b'"tolerance": 0.0001') == 1
     tar.write_bytes(content.replace(b'"tolerance": 0.0001', b'"tolerance": 0.9001'))
     refused(tar, "bundle.json does not have the digest")
+
+
+@pytest.mark.parametrize("name", ["fused.pte", "package", "fused"])
+def test_a_check_of_another_file_is_refused(tmp_path, name):
+    """Of a file, of a folder, or of the program that the lineage names."""
+    package = hashlib.sha256(f"Data/weights.bin\0{hashlib.sha256(MEMBERS['package/Data/weights.bin']).hexdigest()}\n"
+                             .encode()).hexdigest()  # fmt: skip
+    right = {"fused.pte": hashlib.sha256(MEMBERS["fused.pte"]).hexdigest(), "package": package, "fused": "11"}
+    about = {"file": "package" if name == "package" else "fused.pte", "lineage": {"fused": "11"}}
+    for number, told in enumerate((right[name], "00")):
+        document = bundle_manifest(**about, checked={"subjects": {name: told, "manifest": "22"}})
+        tar = bundle_file.write(tmp_path / str(number), MEMBERS, document)
+        if told == right[name]:
+            bundle_file.open_bundle(tar)
+        else:
+            refused(tar, f"its check was of another {name} than the bundle holds or names")
 
 
 @pytest.mark.parametrize("length", [0, 100, 512, 700, 5000, -512, -1])

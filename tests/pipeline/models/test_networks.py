@@ -47,6 +47,18 @@ def test_a_network_of_repnets():
     assert (networks.min_image_size("toy"), networks.min_image_size("repvgg_a0")) == (4, 32)
 
 
+@pytest.mark.parametrize("base", ["toy", "mynet:build"])
+def test_an_expanded_network(own_modules, base):
+    own_modules({"mynet": OWN})
+    arch = f"{base}+repvgg"
+    networks.check(arch)
+    model = networks.build(arch, 5)
+    networks.require_runs(model, arch, 5, 16)
+    assert any(".beside." in name for name, _ in model.named_parameters())
+    assert networks.min_image_size(arch) == networks.min_image_size(base)
+    assert set(networks.code_modules(arch)) == {*networks.code_modules(base), "repnets.expansion.expand"}
+
+
 @pytest.mark.parametrize("factory", ["build", "Net"])
 def test_a_network_of_the_users_own(own_modules, factory):
     own_modules({"mynet": OWN})

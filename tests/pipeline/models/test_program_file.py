@@ -124,3 +124,20 @@ def _calls(path) -> bool:
     }
     doors = {"torch.export.load", "torch.export.save", "torch.export.pt2_archive", "export.load", "export.save"}
     return bool(doors & (called | imported))
+
+
+def test_every_other_pickle_is_read_as_weights_alone():
+    """`torch.load` says weights_only=True wherever it is called, and nothing else unpickles."""
+    calls = [
+        (path.name, node)
+        for folder in ("pipeline", "repnets", "benchmarks")
+        for path in (PROJECT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
+    loads = [(name, node) for name, node in calls if ast.unparse(node.func) == "torch.load"]
+    assert len(loads) >= 3
+    for name, node in loads:
+        assert [ast.unparse(one.value) for one in node.keywords if one.arg == "weights_only"] == ["True"], name
+    others = ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "torch.jit.load", "torch.hub.load")
+    assert [(name, ast.unparse(node)) for name, node in calls if ast.unparse(node.func) in others] == []

@@ -15,6 +15,7 @@ from pipeline.config.stages import AdoptSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, programs
+from pipeline.models.accuracy import better_order
 from pipeline.stages import adopt
 from repnets.checkpoints.layouts import convert
 
@@ -268,3 +269,39 @@ def test_a_sick_weight_of_a_folded_network_is_named(artifacts, folded, tmp_path)
     torch.save({**folded, "stage2.bias": sick}, tmp_path / "mine.pth")
     with pytest.raises(InputError, match=r"`stage2.bias` holds 1 values that are NaN or infinite"):
         adopted(artifacts, tmp_path / "mine.pth")
+
+
+def linear_net(images: splits.Split, own_modules, order: list[int]) -> dict[str, torch.Tensor]:
+    """Weights of a linear network of the digits, fitted by least squares, with its classes in an order of its own."""
+    own_modules({"mine": "from torch import nn\n\ndef build(num_classes):\n"
+                         "    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))\n"})  # fmt: skip
+    pixels, labels = (torch.cat(parts) for parts in zip(*images.batches("train", images.preprocessing(8, "bilinear"),
+                                                                        500), strict=True))  # fmt: skip
+    inputs = torch.cat([pixels.flatten(1), torch.ones(len(pixels), 1)], 1)
+    fit = torch.linalg.lstsq(inputs, torch.nn.functional.one_hot(labels, 10).float(), driver="gelsd").solution.T
+    return {"1.weight": fit[order, :-1].contiguous(), "1.bias": fit[order, -1].contiguous()}
+
+
+@pytest.mark.parametrize("order", [[1, 2, 0, 3, 4, 5, 6, 9, 8, 7], list(range(10))])
+def test_a_network_that_fits_another_order_of_the_classes_is_told_so(artifacts, own_modules, tmp_path, capsys, order):
+    state = linear_net(splits.open_split(artifacts.split), own_modules, order)
+    torch.save(state, tmp_path / "mine.pth")
+    settings = AdoptSettings(arch="mine:build", image_size=8, interpolation="bilinear")
+    _, header = adopted(artifacts, tmp_path / "mine.pth", settings)
+    said = capsys.readouterr().err
+    if order == sorted(order):
+        assert header.metrics["val_accuracy"] > 0.85
+        assert said == ""
+        return
+    assert header.metrics["val_accuracy"] < 0.7
+    assert "the network fits another order of the classes much better: 9" in said
+    assert "Its class 0 is `1`, say, and not `0`" in said
+    assert 'classes: ["1", "2", "0", "3", "4", "5", "6", "9", "8", "7"]' in said
+
+
+@pytest.mark.parametrize("classes, images", [(2, 20), (10, 100), (1000, 2000)])
+def test_chance_finds_no_other_order(classes, images):
+    generator = torch.Generator().manual_seed(0)
+    guessed, labels = torch.randint(classes, (2, images), generator=generator)
+    assert better_order(guessed, labels, classes) is None
+    assert better_order(torch.zeros_like(labels), labels, classes) is None

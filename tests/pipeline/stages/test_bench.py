@@ -9,11 +9,12 @@ import sys
 import pytest
 
 from pipeline.artifacts import digests
+from pipeline.artifacts.check_result import CheckResult
 from pipeline.config.stages import BenchSettings
 from pipeline.config.targets import Bench
 from pipeline.errors import InputError, StageError
 from pipeline.stages import bench, command
-from tests.fixtures.documents import ACCURACY
+from tests.fixtures.documents import ACCURACY, rebind
 
 QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, launches=(1, 1))
 FORM_KEYS = {
@@ -32,6 +33,8 @@ def change_manifest(folder, change):
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    exported = {path.name: path for path in folder.glob("*.onnx")}
+    rebind(CheckResult, folder / "check.json", manifest=folder / "manifest.json", **exported)
 
 
 def arguments(folder, artifacts):

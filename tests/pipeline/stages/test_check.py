@@ -1,12 +1,16 @@
 """The gate between a program and the files made of it: what it proves, and what it catches."""
 
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from pipeline.config.stages import NoSettings
 from pipeline.errors import GateError
-from pipeline.stages import reparameterize
+from pipeline.models import programs
+from pipeline.stages import check, reparameterize
 from pipeline.verification import compare
 
 FORMS = ("fused", "branched")
@@ -114,3 +118,33 @@ def test_a_truncated_file_is_caught(folder, run_check, believed):
     believed(folder, "fused.pte")
     with pytest.raises(Exception, match=r"fused\.pte"):
         run_check(folder, "executorch")
+
+
+@pytest.mark.parametrize(
+    ("layers", "census"),
+    [
+        ([nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)], (2, 0)),  # as a depthwise convolution
+        ([nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)], (1, 1)),
+        ([nn.ConvTranspose2d(3, 4, 2, 2), nn.BatchNorm2d(4)], (1, 0)),  # folded by the exporter
+        ([nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)], (1, 1)),
+        ([nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)], (1, 1)),
+    ],
+)
+def test_a_file_may_have_what_the_program_has_and_no_more(layers, census):
+    program = programs.static(nn.Sequential(*layers).eval(), (1, 3, 8, 8))
+
+    def hold(convolutions: int, batch_norms: int) -> None:
+        found = {"convolution": convolutions, "batch_norm": batch_norms, "join": 0, "int8": 0}
+        check._hold_census(
+            Path("a.pte"),
+            {**found, "XNNConv2d": convolutions, "batch_norm.out": batch_norms},
+            SimpleNamespace(program=program),
+        )
+
+    hold(*census)
+    with pytest.raises(
+        GateError, match=f"holds {census[0] + 1} convolutions and 1 batch norms .* but the fused network has"
+    ):
+        hold(census[0] + 1, 1)
+    with pytest.raises(GateError, match=r"and 2 batch norms \(2 batch_norm.out\)"):
+        hold(1, 2)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import repnets
+from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.config.stages import QuantizeSettings
 from pipeline.errors import GateError, InputError
 from pipeline.models import program_file, programs
@@ -15,14 +16,18 @@ from pipeline.stages import quantize
 from repnets.batch_norms import recalibrated
 from repnets.fusion.capture import capture
 from repnets.networks.blocks import RepVGGBlock
+from tests.fixtures.documents import rebind
 
 
 def make(artifacts, folder, fused=None, **settings):
+    """For another `fused` than the proof is of, the proof is made to fit."""
     folder.mkdir(exist_ok=True)
+    proof = shutil.copy(artifacts.verify, folder / "verify.json")
+    rebind(VerifyResult, proof, fused=fused or artifacts.fused, split=artifacts.split)
     quantize.run(
         QuantizeSettings(**{"calibration_images": 128, "max_accuracy_drop": 1.0, **settings}),
         fused=fused or artifacts.fused,
-        verify=artifacts.verify,
+        verify=proof,
         split=artifacts.split,
         quantized=folder / "quantized.pt2",
         report=folder / "quantize.json",
@@ -196,11 +201,15 @@ def test_the_accuracy_of_a_step_is_that_of_biases_as_runtimes_hold_them(artifact
     assert off(done.simulation) > 0.1  # a step goes on from what it was, not from what was measured
 
 
+def without_digests(report):
+    return {key: value for key, value in report.items() if key not in ("subjects", "digest")}
+
+
 def test_the_same_calibration_gives_the_same_weights_and_scales(quantized, artifacts, tmp_path, monkeypatch):
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "another"))
     again, report = make(artifacts, tmp_path / "again")
     (first, _), (second, _) = program_file.read(quantized[0]), program_file.read(again)
-    assert report == quantized[1]
+    assert without_digests(report) == without_digests(quantized[1])  # a .pt2 is not the same to the byte
     assert first.graph_module.code == second.graph_module.code  # the scales of the activations stand in it
     for one, other in ((first.state_dict, second.state_dict), (first.constants, second.constants)):
         assert one.keys() == other.keys()

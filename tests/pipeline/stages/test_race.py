@@ -1,6 +1,5 @@
 """The choice of a precision: real files of the toy network, timed against each other, and what drops out."""
 
-import json
 import shutil
 
 import numpy as np
@@ -17,7 +16,7 @@ from pipeline.config.stages import CheckSettings, RaceSettings
 from pipeline.config.targets import Bench, Check
 from pipeline.errors import GateError, InputError
 from pipeline.stages import check, race
-from tests.fixtures.documents import completed
+from tests.fixtures.documents import rebind, write_completed
 
 PRECISIONS = {"executorch": ("fp32", "int8"), "coreml": ("fp16", "w8")}
 QUICK = Bench(warmup_seconds=0, min_runs=10, max_seconds=0.1, launches=(1, 1))
@@ -114,7 +113,8 @@ def test_a_candidate_that_lost_is_in_the_table_and_is_not_chosen(artifacts, copi
 def test_int8_that_quantize_gave_up_is_not_chosen(artifacts, copied, tmp_path):
     folder, report = copied("executorch"), tmp_path / "quantize.json"
     reason = "the gate of quantize did not hold"
-    report.write_text(json.dumps(completed(QuantizeResult, {"status": "lost", "reason": reason})))
+    write_completed(report, QuantizeResult, {"status": "lost", "reason": reason})
+    rebind(QuantizeResult, report, fused=artifacts.fused, quantized=artifacts.quantized)
     found = run_race(artifacts, folder, "executorch", report=report)
     assert found["chosen"] == "fp32"
     assert found["tried"][1]["reason"] == "the gate of quantize did not hold"

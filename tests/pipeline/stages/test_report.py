@@ -9,7 +9,9 @@ from pipeline.artifacts.fuse_result import FuseResult
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.config.stages import NoSettings
 from pipeline.stages import command, report
-from tests.fixtures.documents import completed
+from tests.fixtures.documents import write_completed
+
+FUSED = {"fused": "11"}
 
 WARNING = "others kept 1.1 cores busy meanwhile, so latencies may be too high; bench again on a quiet machine"
 REASON, REMEDY = "Core ML runs on macOS alone, and this is Linux.", "Run the same command on a Mac."
@@ -85,15 +87,17 @@ def written(tmp_path):
         for target in dict.fromkeys(document["target"] for document in documents):
             models = {one["model"]: one for one in documents if one["target"] == target}
             benches.append(tmp_path / f"{target}.json")
-            benches[-1].write_text(json.dumps(completed(TargetBench, {"target": target, "models": models})))
+            models = {name: {"subjects": FUSED, **one} for name, one in models.items()}
+            summary = {"target": target, "models": models, "subjects": dict.fromkeys(models, "00")}
+            write_completed(benches[-1], TargetBench, summary)
         for number, one in enumerate([*profiles, {"status": "unavailable", "target": "tablet", "model": "toy"}]):
             told.append(tmp_path / f"profile{number}.json")
-            told[-1].write_text(json.dumps(completed(ProfileResult, one)))
+            write_completed(told[-1], ProfileResult, {"subjects": {"bench": "00"}, **one})
         fuses = []
         for model, one in (forecasts or {"toy": forecast()}).items():
             fuses.append(tmp_path / model / "fuse.json")
             fuses[-1].parent.mkdir(exist_ok=True)
-            fuses[-1].write_text(json.dumps(completed(FuseResult, {"forecast": one})))
+            write_completed(fuses[-1], FuseResult, {"forecast": one, "subjects": FUSED})
         output = tmp_path / "report.md"
         report.run(NoSettings(), benches=benches, profiles=told, fuses=fuses, output=output)
         assert [path.name for path in tmp_path.glob(".*")] == []
@@ -297,7 +301,7 @@ def test_the_command_line(written, tmp_path):
 
 def test_of_one_model_alone_without_profiles_and_forecasts(tmp_path):
     """As the rule `preview` asks for it: the bench.json of each target, and nothing else."""
-    (tmp_path / "bench.json").write_text(json.dumps(completed(BenchResult, measured("toy"))))
+    write_completed(tmp_path / "bench.json", BenchResult, measured("toy"))
     command_line = ["--settings", "{}", "--benches", str(tmp_path / "bench.json")]
     assert command.main(report.run, [*command_line, "--output", str(tmp_path / "report.md")]) == 0
     page = (tmp_path / "report.md").read_text()

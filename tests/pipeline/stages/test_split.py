@@ -173,7 +173,7 @@ def broken(root: Path, how: str) -> None:
         ("one image", "class `b` has 1 image, so none can be held out"),
         (
             "no image",
-            "images/b/3.png cannot be decoded: its content is no known image format. Replace the file",
+            "images/b/3.png cannot be decoded: its content is no image of the formats .*WEBP. Replace the file",
         ),
         ("empty image", "images/b/3.png cannot be decoded: it is empty"),
         ("truncated image", "images/b/3.png cannot be decoded: .*truncated.* Replace the file or delete it"),
@@ -185,6 +185,62 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, how, message):
     with pytest.raises(InputError, match=message):
         split.run(settings(root=root), output=tmp_path / "split.json")
     assert not (tmp_path / "split.json").exists()
+
+
+def test_all_broken_images_are_named_at_once(tmp_path):
+    root = fill(tmp_path / "images", "a", "b", count=20)
+    for number in range(12):
+        (root / "b" / f"{number}.png").write_bytes(b"GIF89a" if number % 2 else b"")
+    with pytest.raises(InputError) as error:
+        split.run(settings(root=root), output=tmp_path / "split.json")
+    assert str(error.value).count("cannot be decoded") == 10
+    assert str(error.value).endswith("And 2 more.")
+
+
+def test_deep_and_rotated_images_and_parts_that_are_not_used_are_told(tmp_path, capsys):
+    root = tmp_path / "images"
+    fill(root / "train", "cat", "dog")
+    fill(root / "Test", "cat", "dog")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 9)).save(root / "train" / "cat" / "turned.jpg", exif=exif)
+    Image.fromarray(np.full((9, 9), 514, np.uint16)).save(root / "train" / "dog" / "deep.png")
+    made = fixed(tmp_path, settings(root=root))
+    said = capsys.readouterr().out
+    assert "Test/ is the validation part, since there is no other" in said
+    assert "1 images have more than 8 bits a channel: integers are divided by 257" in said
+    assert "1 images have an EXIF rotation, which is not applied" in said
+    preprocessing = made.preprocessing(9, "bilinear", mean=(0, 0, 0), std=(1, 1, 1))
+    batches = splits.training_batches(made, preprocessing, batch_size=12, seed=0, epoch=0, augment=False, workers=0)
+    (images, _), *_ = batches
+    assert ((images == 2 / 255).all(dim=(1, 2, 3))).sum() == 1
+
+
+def test_the_order_of_the_classes_can_be_set(tmp_path):
+    root = fill(tmp_path / "images", "c1", "c10", "c2")
+    (tmp_path / "index.json").write_text(json.dumps({"c2": 0, "c10": 1, "c1": 2}))
+    first = fixed(tmp_path, settings(root=root))
+    named = fixed(tmp_path, settings(root=root, classes=str(tmp_path / "index.json")))
+    assert (first.classes, named.classes) == (("c1", "c10", "c2"), ("c2", "c10", "c1"))
+    assert named.labels == tuple(2 - label for label in first.labels)
+    assert named.parts == first.parts
+    assert fixed(tmp_path, settings(root=root, classes="natural")).classes == ("c1", "c2", "c10")
+
+
+@pytest.mark.parametrize("change", ["a new image", "another index", "a loop"])
+def test_the_listing_tells_that_a_folder_changed_and_never_fails(tmp_path, change):
+    root, index = fill(tmp_path / "images", "a", "b"), tmp_path / "index.json"
+    index.write_text('["a", "b"]')
+    (root / "a" / "caf\udce9.png").touch()
+    before = splits.listing("imagefolder", str(root), str(index))
+    assert splits.listing("imagefolder", str(root), str(index)) == before
+    if change == "a new image":
+        (root / "a" / "new.png").touch()
+    elif change == "another index":
+        index.write_text('["b", "a"] ')
+    else:
+        (root / "a" / "loop").symlink_to("..")
+    assert splits.listing("imagefolder", str(root), str(index)) != before
 
 
 def test_a_class_that_train_does_not_have_is_refused(tmp_path):

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from pipeline.artifacts import digests
 from pipeline.artifacts.bench_result import BenchResult
 from pipeline.config.stages import NoSettings
 from pipeline.errors import InputError
 from pipeline.stages import command, summarize
-from tests.fixtures.documents import completed
+from tests.fixtures.documents import write_completed
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def benches(tmp_path):
         for number, (target, model, status) in enumerate(measured):
             paths.append(tmp_path / f"{number}.json")
             document = {"target": target, "model": model, "status": status, "speedup": {"median": 2.5}}
-            paths[-1].write_text(json.dumps({"schema": 1, **completed(BenchResult, document)}))
+            write_completed(paths[-1], BenchResult, document)
         return paths
 
     return write
@@ -38,7 +39,11 @@ def test_holds_each_model_whole_under_the_worst_status(benches, tmp_path, status
     )
     got = json.loads(output.read_text())
     assert (got["target"], got["status"]) == ("phone", worst)
-    assert got["models"] == {f"net{number}": json.loads(path.read_text()) for number, path in enumerate(paths)}
+    for number, path in enumerate(paths):
+        written = json.loads(path.read_text())
+        assert got["models"][f"net{number}"] == {key: written[key] for key in written if key != "digest"}
+        assert got["subjects"][f"net{number}"] == digests.digest(path)
+    assert len(got["models"]) == len(paths)
 
 
 def test_files_of_two_targets_are_an_error_and_leave_what_was_there(benches, tmp_path):

@@ -43,7 +43,7 @@ def read(svg):
 def toy(randomise):
     model = randomise(repnets.create_model("toy", num_classes=10))
     example = torch.zeros(1, 3, 32, 32)
-    return svg.scene(model, example, repnets.fuse(model, example))
+    return svg.scene(example, repnets.fuse(model, example))
 
 
 def test_the_network_has_a_box_for_each_block_and_for_each_folded_convolution(toy):
@@ -126,7 +126,7 @@ def test_draw_fuses_for_itself_and_draws_the_same_twice(randomise):
 def test_what_is_folded_across_blocks_is_shown_whole(randomise):
     model = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
     example = torch.zeros(1, 3, 16, 16)
-    shown = svg.scene(model, example, repnets.fuse(model, example))
+    shown = svg.scene(example, repnets.fuse(model, example))
     boxes, joined = read(svg.draw_network(shown))
     assert boxes["after: 0"] == ["conv 3×3", "3 → 4"]
     assert "after: 1" not in boxes

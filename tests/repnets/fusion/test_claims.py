@@ -99,7 +99,31 @@ class Rows(nn.Module):
         return self.norm(self.c(x.flatten(2))).reshape(x.shape)
 
 
+class Scales(nn.Module):
+    """Maps of a half, a quarter and an eighth of the size, each added to the larger one: HRNet, FPN, U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Conv2d(channels, 4, 3, 2, 1) for channels in (3, 4, 4))
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.norm(self.down[0](x))
+        quarter = self.down[1](half)
+        return half + F.interpolate(quarter + F.interpolate(self.down[2](quarter), scale_factor=2.0), scale_factor=2.0)
+
+
+class Refusing(Net):
+    """Its own code refuses sizes, which the exporter does not see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting() and (x.shape[2] % 8 or x.shape[3] % 8):
+            raise ValueError("height and width have to be multiples of 8")
+        return super().forward(x)
+
+
 FREE = {"batch": ANY, "height": ANY, "width": ANY}
+EIGHTS = {"batch": ANY, "height": FreeSize(8, 8), "width": FreeSize(8, 8)}
 # the network, and what it is to claim for an example of 32 x 32; None: whatever it claims has to be true
 CASES = {
     "width at least 64": (branch(lambda x: x.shape[-1] >= 64), {"batch": ANY, "height": ANY}),
@@ -146,6 +170,8 @@ CASES = {
     "slices written": (lambda: net(given=lambda _, x: written_slice(x)), None),
     "in place behind a concatenation": (lambda: net(lambda s, y, x: torch.cat([s.relu(y), y], 1)[:, 4:12]), FREE),
     "rows": (Rows, None),
+    "maps of several sizes": (Scales, EIGHTS),
+    "sizes refused by the model": (Refusing, EIGHTS),
 }
 
 
@@ -273,9 +299,32 @@ def test_another_number_of_dimensions_or_channels_is_refused(even):
 
 def test_the_report_says_free_fixed_or_in_steps(even, randomise):
     assert str(even[1].report).endswith(
-        "input sizes: batch any; channels fixed at 3; height any; width 2, 4, 6 and so on"
+        "input sizes: batch free; channels fixed at 3; height free; width fixed modulo 2: 2, 4, 6 and so on"
     )
+    entry = even[1].module.input_sizes
+    assert str(even[1].report).endswith(f"input sizes: {entry.extra_repr()}")
     assert even[1].report.to_dict()["free"]["width"] == {"min": 2, "step": 2}
+
+
+@pytest.mark.parametrize(
+    ("between", "written"),
+    [
+        (lambda s, y, x: s.a(x).__iadd__(y), False),  # nobody reads it again
+        (lambda s, y, x: y.view(y.shape).__iadd__(s.a(x)) + y, True),  # a view of it is written
+        (lambda s, y, x: torch.cat([y + (z := y.relu()), z.mul_(y)], 1)[:, 4:12], False),
+        (lambda s, y, x: y.__iadd__(s.a(x)) + y[:, :1], True),
+    ],
+)
+def test_sums_that_overwrite_are_read_as_sums(between, written, randomise, relative_error, monkeypatch):
+    traced_again = []
+    again = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda program, table: traced_again.append(program) or again(program, table),
+    )
+    hold(relative_error, randomise(net(between)).double(), torch.randn(1, 3, 32, 32, dtype=torch.float64), 1e-12)
+    assert bool(traced_again) <= written
 
 
 class Pair(nn.Module):
@@ -310,6 +359,23 @@ def test_an_input_that_is_no_tensor_is_refused():
         repnets.fuse(Net().eval(), 5)
     with pytest.raises(RepnetsError, match=r"does not run on .*; of several inputs, a tuple"):
         repnets.fuse(Pair().eval(), torch.zeros(1, 3, 16, 16))
+
+
+class Looking(Net):
+    """Branches on its numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = -x
+        return super().forward(x)
+
+
+def test_a_branch_on_numbers_is_refused_with_its_line_and_no_graph_is_printed(capfd):
+    with pytest.raises(
+        RepnetsError, match=r"at test_claims\.py:\d+ \(if x\.sum\(\) > 0:\): Could not guard .*torch\.where"
+    ):
+        repnets.fuse(Looking().eval(), torch.randn(1, 3, 8, 8))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_network_that_is_wrong_at_the_example_is_not_given(randomise):

@@ -237,3 +237,54 @@ def test_padding_that_is_the_same_at_both_ends_becomes_the_layers_own(fold):
     (layer,) = [module for module in result.module.modules() if isinstance(module, nn.Conv2d)]
     assert (layer.kernel_size, layer.padding) == ((5, 5), (2, 2))
     assert not result.module.graph.find_nodes(op="call_function", target=torch.ops.aten.pad.default)
+
+
+def test_what_reads_a_needed_convolution_becomes_no_second_one(fold):
+    """A chain of calls for each channel is a factor and a term; a depthwise convolution would be a layer more."""
+
+    def forward(m, x):
+        y = m.d(m.c(x).relu())
+        return y.relu() + ((m.a(y) * 0.5 + 1) - m.b(y)).sigmoid()
+
+    report = fold(Net(forward, c=conv(), d=conv(groups=4), a=norm(), b=norm())).report
+    assert (report.after.convolutions, report.after.batch_norms, report.after.macs) == (2, 0, report.before.macs)
+    assert [region.kind for region in report.regions] == ["ScaleShift"]
+    assert report.after.operations == report.before.operations - 5 + 2
+
+
+def test_a_map_without_channels_is_left(fold):
+    def forward(m, x):
+        return torch.cat([part * 2 for part in m.n(m.c(x)).split([0, 4], 1)], 1)
+
+    assert fold(Net(forward, c=conv(), n=norm())).report.after.batch_norms == 0
+
+
+def test_a_row_written_on_a_pooled_map_ends_nothing(fold):
+    def forward(m, x):
+        y = m.n(m.c(x)).mean((2, 3), keepdim=True)
+        y[:, :, 0] *= 2
+        return m.n(F.pad(y, (0, 0, -1, 2))[:, :, 1:])
+
+    fold(Net(forward, c=conv(), n=norm()))
+
+
+def test_a_long_piece_is_settled_in_one_pass_over_its_changes(monkeypatch):
+    """Each step tries again only what is near it, so that trials grow with the length of a piece and not its square."""
+    from repnets.fusion import search
+
+    trials = []
+    tried = search._Search._best_change
+    monkeypatch.setattr(search._Search, "_best_change", lambda self, node: trials.append(node) or tried(self, node))
+    counts = []
+    for length in (10, 20, 40):
+        graph = torch.fx.Graph()
+        nodes = [graph.placeholder(f"x{at}") for at in range(2 * length)]
+        ways = {}
+        for at, node in enumerate(nodes):  # a layer and what folds into it, again and again
+            ways[node] = [search.Way(None, tuple(nodes[max(0, at - 1) : at]), 1.0, 1 - at % 2)]
+            if at % 2:
+                ways[node].append(search.Way(None, tuple(nodes[max(0, at - 2) : at - 1]), 1.0, 1))
+        trials.clear()
+        assert len(search.cheapest(ways, nodes[-1:])) == length
+        counts.append(len(trials))
+    assert counts[2] < 2.5 * counts[1] < 6.5 * counts[0]

@@ -210,7 +210,7 @@ def test_a_residual_pointwise_convolution_begins_as_the_identity(groups):
 
 
 def test_padding_is_what_the_batch_norm_makes_of_zero(trained):
-    layer = trained(PaddingBatchNorm(4, padding=2))
+    layer = trained(PaddingBatchNorm(4, padding=(2, 2)))
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     with torch.no_grad():
         wanted = layer.bn(torch.zeros(2, 4, 9, 10, dtype=torch.float64))
@@ -219,7 +219,7 @@ def test_padding_is_what_the_batch_norm_makes_of_zero(trained):
 
 
 def test_padding_in_training_follows_the_running_statistics(trained):
-    layer = trained(PaddingBatchNorm(4, padding=1)).train()
+    layer = trained(PaddingBatchNorm(4, padding=(1, 1))).train()
     before = layer.bn.running_mean.clone()
     y = layer(torch.randn(2, 4, 5, 6, dtype=torch.float64) + 3)
     assert not torch.equal(layer.bn.running_mean, before)

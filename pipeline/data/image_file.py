@@ -1,0 +1,128 @@
+"""One image file as pixels: by a list of formats, within a limit of pixels, with its whole range of values.
+
+An image of 8 bits a channel is converted to RGB. One of more bits (gray, 16-bit or float) keeps its range: the
+values of an integer image are divided by 257, so that 65535 is white; those of a float image lie in [0, 1] and are
+multiplied by 255. These pixels are float32, so that no level is lost. An EXIF rotation is not applied.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats that are read. EPS, which starts another program, is not among them."""
+
+MAX_PIXELS = 50_000_000
+"""Of an image; float32 RGB of that many takes 600 MB."""
+
+_ORIENTATION = 0x0112  # of EXIF
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a user wants to know of an image that was decoded.
+
+    Attributes:
+        is_deep: it has more than 8 bits a channel.
+        is_rotated: it has an EXIF rotation, which is not applied.
+    """
+
+    is_deep: bool
+    is_rotated: bool
+
+
+def shown(name: object) -> str:
+    """A name from a file system as it can be printed: what is not UTF-8 or not printable is escaped."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(name))
+
+
+def read(path: Path, sha256: str | None = None) -> "torch.Tensor":
+    """Decode an image to RGB.
+
+    Args:
+        path: of the image.
+        sha256: what its file must have; None to take it as it is.
+
+    Returns:
+        (3, H, W): uint8, or float32 in [0, 255] for an image of more than 8 bits a channel.
+
+    Raises:
+        InputError: it cannot be decoded, is too large, or is no longer the image that the split was made from.
+    """
+    return _decoded(path, sha256)[0]
+
+
+def inspect(path: Path) -> Traits:
+    """Decode an image and tell its traits; see `read`, which raises the same."""
+    return _decoded(path, None)[1]
+
+
+def content_of(path: Path) -> bytes:
+    """The content of an image file. InputError if it cannot be read, or is a pipe or device."""
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{shown(path)} is no regular file. Delete it.")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{shown(path)} cannot be read: {error.strerror}. Restore it, or run the stage split again."
+        ) from None
+
+
+def _decoded(path: Path, sha256: str | None) -> tuple["torch.Tensor", Traits]:
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    content = content_of(path)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(
+            f"{shown(path)} is not the image that the split was made from; it has changed since. "
+            f"Run `python -m pipeline split` again, so that split and data belong together."
+        )
+    Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; the size is held against our own limit
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"it has {width} x {height} pixels, and {MAX_PIXELS:,} are the most that is read")
+            is_rotated = image.getexif().get(_ORIENTATION, 1) != 1
+            is_deep = image.mode in ("I", "F") or image.mode.startswith("I;")
+            pixels = _deep(image) if is_deep else _pixels(image)
+    except UnidentifiedImageError:
+        reason = f"its content is no image of the formats {', '.join(FORMATS)}" if content else "it is empty"
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        reason = str(error)[:200] or type(error).__name__
+    else:
+        return torch.from_numpy(pixels).permute(2, 0, 1), Traits(is_deep, is_rotated)
+    raise InputError(f"{shown(path)} cannot be decoded: {reason.rstrip('.')}. Replace the file or delete it.")
+
+
+def _pixels(image: "Image"):
+    import numpy as np
+
+    return np.array(image.convert("RGB"))
+
+
+def _deep(image: "Image"):
+    """float32 (H, W, 3) in [0, 255] of a gray image of more than 8 bits."""
+    import numpy as np
+
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    top = 1 if image.mode == "F" else 65535
+    if not (low >= 0 and high <= top):
+        raise ValueError(
+            f"its values are {low:g} to {high:g}, and those of such an image (mode {image.mode}) must lie within "
+            f"0 to {top}, so that all images of a data set are scaled alike; scale them and write it again"
+        )
+    levels = values * np.float32(255) if image.mode == "F" else values / 257.0
+    return np.repeat(levels.astype(np.float32)[:, :, None], 3, axis=2)

@@ -1,0 +1,94 @@
+"""What a manifest says of its files, held against what was asked for and what each file declares of itself."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import backends
+from pipeline.artifacts.digests import Inputs
+from pipeline.artifacts.export_result import Manifest, TensorFacts
+from pipeline.artifacts.manifest import ExportSpec
+from pipeline.backends.signatures import Shape, Signature
+from pipeline.config.stages import CheckSettings
+from pipeline.errors import GateError
+
+_AXES = ("batch", "channels", "height", "width")
+
+
+def hold(settings: CheckSettings, manifest: Path, written: Manifest, inputs: Inputs) -> None:
+    """Check that a manifest is of these files, and of what was asked for.
+
+    Args:
+        settings: of the check.
+        manifest: path of the manifest, for messages.
+        written: its content.
+        inputs: of the check, the files by their names.
+
+    Raises:
+        GateError: it is of another target, model, backend or precision; it names other files; or a file is another.
+    """
+    asked = {name: getattr(settings, name) for name in ("target", "model", "backend", "precision")}
+    for name, wanted in asked.items():
+        if wanted is not None and getattr(written, name) != wanted:
+            raise GateError(_other(manifest, name, getattr(written, name), wanted, "the configuration"))
+    if written.shipped_form.precision != written.precision:
+        other = written.shipped_form.precision
+        raise GateError(_other(manifest, "precision", written.precision, other, f"its form {written.shipped}"))
+    names = backends.load(settings.backend).file_names(list(written.forms))
+    if sorted(written.files) != sorted(names):
+        told, wanted = ", ".join(written.files), ", ".join(names)
+        raise GateError(_other(manifest, "files", told, wanted, f"the backend {settings.backend} for these forms"))
+    for name, facts in written.files.items():
+        if name not in inputs.paths:
+            raise GateError(f"{manifest} names {name}, but it was not given; pass it with --files.")
+        if inputs.sha256[name] != facts.sha256:
+            raise GateError(f"{inputs.paths[name]} is not the file that its manifest describes; export it again.")
+
+
+def hold_signature(file: Path, manifest: Path, written: Manifest, signature: Signature | None) -> None:
+    """Check that a manifest describes the input and output as a file itself declares them.
+
+    Args:
+        file: the exported file.
+        manifest: path of the manifest, for messages.
+        written: its content.
+        signature: what the file declares; None for one that declares nothing, as an engine.
+
+    Raises:
+        GateError: a shape, type or name is another one; or the manifest contradicts itself.
+    """
+    size = written.preprocessing.image_size
+    own = ExportSpec(written.precision, written.input.shape, written.preprocessing)
+    says = [
+        ("image_size", size, written.input.shape[-1], "its input"),
+        ("classes", len(written.preprocessing.classes), written.output.shape[-1], "its output"),
+        ("output batch", written.output.shape[0], written.input.shape[0], "its input"),
+    ]
+    told = signature or Signature((), (), ())
+    usual = (own.input_name, own.output_name), ("uint8" if told.takes_pixels else "float32", "float32")
+    for place, facts in enumerate((written.input, written.output)):
+        kind, shape = ("input", "output")[place], (told.input_shape, told.output_shape)[place]
+        says.append((f"{kind} name", facts.name, told.names[place] or usual[0][place], file))
+        says.append((f"{kind} type", facts.dtype, told.dtypes[place] or usual[1][place], file))
+        says += [(f"{kind} {axis}", *sizes, file) for axis, *sizes in _sizes(written.input, facts, shape)]
+    for what, written_there, real, where in says:
+        if written_there != real:
+            raise GateError(_other(manifest, what, written_there, real, where))
+
+
+def _sizes(taken: TensorFacts, facts: TensorFacts, shape: Shape) -> Iterator[tuple[str, int | str, int | str]]:
+    """Each axis that a file declares: its name, its size by the manifest and by the file; "any" where it is free."""
+    names = _AXES if facts is taken else ("batch", "classes")
+    if shape and len(facts.shape) != len(shape):
+        yield "axes", len(facts.shape), len(shape)
+        return
+    for axis, told, real in zip(names, facts.shape, shape, strict=False):
+        if facts is taken or real is not None:
+            is_free = axis in (taken.free or {})
+            yield axis, "any" if is_free else told, "any" if real is None else real
+
+
+def _other(manifest: Path, what: str, told: object, real: object, where: object) -> str:
+    return (
+        f"{manifest}: `{what}` is {told}, but {real} by {where}. An app that goes by the manifest would use the file "
+        "wrongly; export it again."
+    )
