@@ -1,7 +1,9 @@
 """Capture a network as a graph, having checked what the user hands in."""
 
 import copy
+import inspect
 import os
+import re
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +21,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, TruncToInt
 
 from repnets.errors import RepnetsError
+from repnets.fusion.arguments import Example, tensors_of, unwrapped, without_compiling
 from repnets.fusion.calls import Call, are_large, calls_at, quietly, same_way
 from repnets.fusion.inplace import without_overwriting, write_elsewhere
 from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
 from repnets.fusion.trial import Trial, random_input
 
 _ROOMY = 128  # pixels, at which no feature map of a network of total stride 64 is a single pixel
-
-Example = Tensor | tuple[Tensor, ...]
 
 
 def capture(model: nn.Module, example_input: Example) -> ExportedProgram:
@@ -53,10 +54,11 @@ def on_cpu(model: nn.Module, example_input: Example) -> tuple[nn.Module, tuple[T
 
     The copy shares the parameters of a model that is on the CPU.
     """
+    model = unwrapped(model)
     require_eval(model)
-    inputs = _inputs(example_input)
+    inputs = tensors_of(example_input)
     try:
-        private = copy.deepcopy(model, _shared(model)).cpu()
+        private = without_compiling(copy.deepcopy(model, _shared(model))).cpu()
     except Exception as error:
         raise RepnetsError(
             f"The model cannot be copied: {error}. It is exported from a copy, so that yours is never "
@@ -81,17 +83,6 @@ def export(private: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
     tried = [random_input(one, one.shape) for one in examples]
     with torch.no_grad(), without_overwriting(private, tried):
         return _freest(private, examples[0]) if len(examples) == 1 else _fixed(private, examples)
-
-
-def _inputs(example: object) -> tuple[Tensor, ...]:
-    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    if not inputs or not all(isinstance(one, Tensor) for one in inputs):
-        found = ", ".join(type(one).__name__ for one in inputs) or "nothing"
-        raise RepnetsError(
-            f"The example input is {found}, and has to be a tensor, or a tuple of tensors for a model of several "
-            "inputs. Wrap a model that takes anything else in one whose forward takes tensors alone."
-        )
-    return inputs
 
 
 def _shared(model: nn.Module) -> dict[int, nn.Parameter]:
@@ -277,9 +268,12 @@ def _enlarged(shape: Sequence[int], axes: set[int], factor: int) -> tuple[int, .
 
 def _exported(model: nn.Module, inputs: Sequence[Tensor], axes: set[int]) -> ExportedProgram:
     """The functional export at the inputs' sizes, of which `axes` of the first one are left free."""
-    sizes = (dict.fromkeys(sorted(axes), Dim.AUTO), *[None] * (len(inputs) - 1))
+    sizes = (dict.fromkeys(sorted(axes), Dim.AUTO),)
+    first = next(iter(inspect.signature(model.forward).parameters.values()))
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:  # forward(*args): the exporter takes them for one tuple
+        sizes = (sizes,)
     with _StopAtRounding(), quietly("torch.fx.experimental.symbolic_shapes"), redirect_stderr(StringIO()):
-        program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes)
+        program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes if axes else None)
     write_elsewhere(program)
     return program.run_decompositions({}) if _writes_in_place(program) else program
 
@@ -294,6 +288,11 @@ def _fixed(model: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
 
 def _not_captured(error: Exception) -> RepnetsError:
     reason = str(error).strip().partition("\n")[0].rstrip(". ")
+    if kind := re.match(r"Found <class '(.+?)'> in output", reason):
+        return RepnetsError(
+            f"The model returns a {kind[1]}, which torch.export knows nothing of. Return tensors, numbers and None in "
+            "tuples, lists and dicts, or register the class with torch.export.register_dataclass."
+        )
     line = _line_of_model(error)
     return RepnetsError(
         f"torch.export cannot capture the model{f', at {line}' if line else ''}: {reason}. The usual cause is Python "

@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from repnets.fusion import conv_params
 from repnets.fusion.analysis import analyse
+from repnets.fusion.arguments import Example, unwrapped
 from repnets.fusion.branches import summands
-from repnets.fusion.capture import Example, export, on_cpu, require_sound_numbers, require_stateless
+from repnets.fusion.capture import export, on_cpu, require_sound_numbers, require_stateless
 from repnets.fusion.constants import Constants
 from repnets.fusion.cost_model import Cost, CostModel, Shapes
 from repnets.fusion.fused_layers import ScaleShift, layer_of, scale_of
@@ -36,6 +37,7 @@ from repnets.fusion.graph import (
 )
 from repnets.fusion.input_sizes import InputSizes
 from repnets.fusion.network_check import checked_sizes
+from repnets.fusion.outputs import Outputs, is_plain
 from repnets.fusion.plan import Refusal, Region, find_regions, refuse
 from repnets.fusion.region_check import region_error
 from repnets.fusion.report import FoldedRegion, FuseReport, Totals
@@ -80,7 +82,8 @@ def fuse(
 
     Args:
         model: In eval mode, on any device; it is copied, not changed. Of half precision too, in which the folded
-            weights are then rounded once, from float64.
+            weights are then rounded once, from float64. A wrapper of `torch.compile`, `AveragedModel` or data
+            parallelism is taken off.
         example_input: (N, C, *spatial), or a tuple of several, as for `capture`. Costs are counted for one input of its
             size.
         cost: Seconds, or any other measure, that a call's `repnets.fusion.cost_model.Work` costs; a region is folded
@@ -95,6 +98,7 @@ def fuse(
             from the model at the example.
     """
     clock = [perf_counter()]
+    model = unwrapped(model)
     require_sound_numbers(model)
     private, examples = on_cpu(model, example_input)
     program = export(private, examples)
@@ -236,26 +240,28 @@ def _live_nodes(graph: fx.Graph, folds: Iterable[Region]) -> list[fx.Node]:
 
 
 def _rebuild(
-    live: Iterable[fx.Node],
+    live: Sequence[fx.Node],
     folds: Mapping[Region, _Fold],
     names: Mapping[_Fold, str],
     held: Mapping[str, Tensor | nn.Module],
     out_spec: pytree.TreeSpec,
 ) -> fx.GraphModule:
     by_target = {region.target: region for region in folds}
+    outputs = _unused("outputs", [*names.values(), *(node.target for node in live if node.op == "get_attr")])
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in live:
         if node.op == "output":
             leaves = [copies[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in node.args[0]]
-            graph.output(pytree.tree_unflatten(leaves, out_spec))
+            results = pytree.tree_unflatten(leaves, out_spec)
+            graph.output(results if is_plain(out_spec) else graph.call_module(outputs, tuple(leaves)))
         elif node in by_target:
             region = by_target[node]
             copies[node] = graph.call_module(names[folds[region]], (copies[region.source],))
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             copies[node].meta = {}
-    modules = {names[fold]: fold.layer for fold in folds.values()}
+    modules = {names[fold]: fold.layer for fold in folds.values()} | {outputs: Outputs(out_spec)}
     own = {node.target: _copied(held[node.target]) for node in graph.nodes if node.op == "get_attr"}
     return fx.GraphModule({**own, **modules}, graph, class_name="FusedNetwork").eval()
 
@@ -264,14 +270,20 @@ def _hold_at_entry(module: fx.GraphModule, examples: Sequence[Tensor], free: Map
     """Let a network refuse what it does not take, before its first call."""
     inputs = module.graph.find_nodes(op="placeholder")
     for node, example in zip(inputs, examples, strict=True):
-        name = "input_sizes"
-        while hasattr(module, name):
-            name += "_"
+        name = _unused("input_sizes", dir(module))
         module.add_submodule(name, InputSizes(tuple(example.shape), free).eval())
         with module.graph.inserting_after(inputs[-1]):
             checked = module.graph.call_module(name, (node,))
         node.replace_all_uses_with(checked, delete_user_cb=lambda user, own=checked: user is not own)
     module.recompile()
+
+
+def _unused(name: str, taken: Iterable[str]) -> str:
+    """A name of a module, with underscores after it where others, or what is below others, have it."""
+    first = {one.partition(".")[0] for one in taken}
+    while name in first:
+        name += "_"
+    return name
 
 
 def _copied(tensor: Tensor | nn.Module) -> Tensor | nn.Module:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repnets.errors import RepnetsError
+from repnets.fusion.arguments import unwrapped
 from repnets.fusion.engine import FuseResult
 from repnets.fusion.report import FoldedRegion
 from repnets.quantization import causes
@@ -166,6 +167,7 @@ def forecast(model: nn.Module, result: FuseResult, batches: Iterable[Tensor] | N
         batches: Images as the network takes them, (N, C, *spatial) each: training images, as for calibration; a
             hundred will do. Default: none, and then there are figures of the weights alone, and no risks.
     """
+    model = unwrapped(model)
     layers = layers_of(result.module)
     regions = {region.name: region for region in result.report.regions}
     batches = list(batches or [])
