@@ -51,12 +51,12 @@ def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         here = (status.st_dev, status.st_ino)
         if here in above:
             raise InputError(
-                f"data.root: {shown(folder)} is a link that leads back to a folder that it lies in, so its images "
+                f"{shown(folder)} is a link that leads back to a folder that it lies in, so its images "
                 "would be read without end. Delete the link."
             )
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise InputError(f"data.root: {shown(folder)} cannot be read: {error.strerror}.") from None
+        raise InputError(f"{shown(folder)} cannot be read: {error.strerror}.") from None
     for entry in entries:
         if entry.name.startswith("."):
             continue

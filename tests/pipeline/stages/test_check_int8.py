@@ -197,7 +197,7 @@ def test_the_tolerance_is_held_and_names_a_layer(made, quantized, run_check):
 
 
 def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied):
-    """Of a file that adds to two logits, to each less than the tolerance, and turns their order round."""
+    """Of a file that adds 0.55 of their gap to two logits and turns their order round; a rounding may differ too."""
     folder = copied("onnx")
     written = documents.read(Manifest, folder / "manifest.json")
     reference = Reference(quantized, open_split(artifacts.split), spec_of(written, written.preprocessing))
@@ -221,13 +221,13 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
     with pytest.raises(
         GateError, match=r"image \d+ is of class \d, but by quantized\.pt2 of class \d, whose logit is "
     ):
-        checked(0.6 * gap).check_precision(0.0)
+        checked(0.95 * gap).check_precision(0.0)
     assert len(checked(1.2 * gap).check_precision(0.0).flips) >= 1
 
 
 def test_the_bench_tells_what_int8_gained(artifacts, quantized, copied, tmp_path, capsys):
     folder = copied("onnx")
-    write_check(folder, "ONNX Runtime")
+    write_check(folder, "ONNX Runtime", fused=artifacts.fused, quantized=quantized)
     quick = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, launches=(1, 1))
     bench.run(
         BenchSettings(backend="onnx", bench=quick),
@@ -277,5 +277,5 @@ def test_without_the_program_nothing_is_exported(artifacts, quantized, tmp_path)
 def test_a_program_of_another_network_is_refused(artifacts, quantized, tmp_path):
     program, _ = program_file.read(artifacts.fused)
     torch.export.save(program, tmp_path / "fused.pt2")
-    with pytest.raises(InputError, match=r"was made of another fused\.pt2 than .*Quantize again"):
+    with pytest.raises(InputError, match=r"verify\.json is of another fused\.pt2"):
         run_export(artifacts, tmp_path / "toy", "onnx", fused=tmp_path / "fused.pt2")
