@@ -57,7 +57,9 @@ def region_error(
                 errors.append(errors_at([batch, shape[1], *_roomy(region, steps)], int))
             if len(errors) == 2:
                 break
-        else:
+        if not errors and all(isinstance(size, int) for size in shape[1:]):  # a constant has the size of the map
+            errors.append(errors_at([batch, *shape[1:]], int))
+        if not errors:
             return inf, inf
     return tuple(torch.tensor(errors, dtype=torch.float64).amax(0).tolist())  # amax, unlike max(), lets a NaN through
 

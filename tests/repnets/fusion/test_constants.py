@@ -169,6 +169,31 @@ def test_kernels_merged_at_every_forward_are_merged_once(relative_error):
         assert relative_error(result.module(x), model(x)) < 1e-5
 
 
+class BiasedScores(nn.Module):
+    """Attention scores with a bias for each pair of positions, as in LeViT: zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases = nn.Parameter(torch.zeros(4, 9))
+        self.register_buffer("places", torch.arange(9).repeat(9, 1))
+        self.both = nn.Conv1d(8, 64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = self.both(x).reshape(x.shape[0], 4, 16, 9).split(8, 2)
+        return (query.transpose(-2, -1) @ key * 0.125 + self.biases[:, self.places]).softmax(-1)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_a_constant_of_the_size_of_the_map_is_a_term_only_where_it_is_the_same_everywhere(bias, relative_error):
+    model = BiasedScores().double().eval()
+    with torch.no_grad():
+        model.biases += bias * torch.randn(4, 9)
+        x = torch.randn(2, 8, 9, dtype=torch.float64)
+        result = repnets.fuse(model, x)  # a region that failed its check would be a warning, and so an error
+        assert relative_error(result.module(x), model(x)) < 1e-12
+    assert result.report.after.additions == (1 if bias else 0)
+
+
 class Framed(nn.Module):
     """A 1x1 and a 3x3 convolution, with a frame of the first one's bias written between them, as in ECBSR and DBB."""
 
