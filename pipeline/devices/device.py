@@ -21,6 +21,7 @@ from pipeline.devices.watch import MOST_BYTES, kill, watched
 from pipeline.errors import DeviceError
 
 _LINE = 4096  # of a path
+_GREETING_SECONDS = 5.0  # for a shell that prints what it should not to end
 _FULL = re.compile(r"No space left|quota exceeded|File too large|File size limit|not enough space", re.IGNORECASE)
 
 
@@ -172,7 +173,10 @@ class Device:
                     said = shell.read_back(stderr)
                     raise self.explain(returncode, said) or self.failure("mktemp -d", Completed(returncode, "", said))
                 if not place.startswith("/"):
-                    kill(process)  # it may print without end
+                    process.stdin.close()
+                    with suppress(subprocess.TimeoutExpired):  # it may print without end
+                        process.wait(_GREETING_SECONDS)
+                    kill(process)
                     raise DeviceError(
                         f"the shell on {self.name} prints `{place[:80]}` before it runs a command, so what commands "
                         "print cannot be told from it. Let its startup files (~/.bashrc, say) print nothing where it "

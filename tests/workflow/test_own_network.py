@@ -91,7 +91,7 @@ def test_what_was_recalibrated_is_what_is_shipped(own):
     assert lineage["arch"] == "mynets.small:factory"
     assert lineage["checkpoint"] == digests.digest(folder / "recalibrated.safetensors")
     assert lineage["recalibrated"] == {"images": 256, "from": digests.digest(folder / "checkpoint.safetensors")}
-    assert read(folder / "verify.json")["checkpoint"] == lineage["checkpoint"]
+    assert read(folder / "verify.json")["subjects"]["checkpoint"] == lineage["checkpoint"]
     assert not (own.folder / "artifacts/toy/recalibrated.safetensors").exists()
 
 

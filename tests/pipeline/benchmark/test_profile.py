@@ -93,7 +93,7 @@ def test_the_slowest_layers_come_first_and_no_more_than_asked():
     timed = tuple(
         Operation(layer=None, weight=None, **one, share=one["ms"] / 190) for one in operations(*["other"] * 20)
     )
-    profile = ProfileResult("ok", None, "phone", "toy", "executorch", "fp32", "fused", operations=timed)
+    profile = ProfileResult("ok", None, {}, "phone", "toy", "executorch", "fp32", "fused", operations=timed)
     assert [one.ms for one in profile.slowest()] == [float(ms) for ms in range(19, 9, -1)]
     assert [one.ms for one in profile.slowest(2)] == [19.0, 18.0]
 

@@ -288,4 +288,6 @@ def again(tar: Path, **changed: bytes) -> Path:
     opened = bundle_file.open_bundle(tar)
     members = {name: opened.read(name) for name in opened.manifest.files} | changed
     sha256 = hashlib.sha256(members[opened.manifest.file]).hexdigest()
-    return bundle_file.write(tar.parent, members, replace(opened.manifest, sha256_of_file=sha256))
+    checked = opened.manifest.checked
+    checked = replace(checked, subjects={**checked.subjects, opened.manifest.file: sha256})
+    return bundle_file.write(tar.parent, members, replace(opened.manifest, sha256_of_file=sha256, checked=checked))

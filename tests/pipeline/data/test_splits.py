@@ -259,7 +259,9 @@ def test_an_array_that_something_else_put_into_the_store_is_refused(tmp_path, na
     else:
         np.save(file, array)
     entry = file.parents[1] / "entry.json"
-    entry.write_text(json.dumps({"outputs": {name: digests.digest(file.parent)}}))
+    written = json.loads(entry.read_text())
+    written["outputs"][name] = digests.digest(file.parent)
+    entry.write_text(json.dumps(written))
     with pytest.raises(InputError, match=told) as error:
         everything(splits.open_split(tmp_path / "split.json"), "val", preprocessing)
     assert f"Delete the folder {file.parents[1]} and run again" in str(error.value)

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import backends, devices
+from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
 from pipeline.config.stages import BenchSettings
 from pipeline.config.targets import Bench
 from pipeline.errors import DeviceError
 from pipeline.stages import bench
+from tests.fixtures.documents import rebind
 
 QUICK = Bench(threads=[1], warmup_seconds=0, min_runs=10, max_seconds=0.01, launches=(1, 1))
 
@@ -99,6 +101,7 @@ def test_trtexec_alone_is_enough_for_tensorrt(ssh_device, trtexec_stand_in, toy_
     manifest = json.loads((folder / "manifest.json").read_text()) | {"backend": "tensorrt"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     spec = ExportSpec("fp32", (1, 3, 32, 32), Preprocessing.from_dict(manifest["preprocessing"]))
+    rebind(CheckResult, folder / "check.json", manifest=folder / "manifest.json")
     backends.load("tensorrt").write_extras([folder / "build_engine.sh"], spec)
     bench.run(
         BenchSettings(backend="tensorrt", bench=how, device=ssh_device.url),
