@@ -3,7 +3,6 @@
 Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +11,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config import targets
 from pipeline.config.backend_rules import BackendRules
-from pipeline.config.schema import Strict, unknown_key, validate, where
+from pipeline.config.schema import Strict, is_name, unknown_key, validate, where
 from pipeline.config.targets import Target
 from pipeline.errors import InputError
 from repnets.expansion import STYLES
@@ -188,7 +187,7 @@ def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], dat
     validate(Training, training, source, ("training",))
     validate(Training, own, source, (*path, "training"))
     values = {"arch": name, "image_size": data.image_size, **entry, "training": {**training, **own}}
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+    if not is_name(name):
         raise InputError(
             f"{where(source, path)}: `{name}` cannot name a folder of artifacts. Give the model a name of letters, "
             f"digits, `_`, `-` and `.`, and put the network under it: `my_model: {{arch: {name}}}`."

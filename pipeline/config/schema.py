@@ -1,6 +1,7 @@
 """Read settings files strictly: an error names the key, its line and the nearest valid name."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -18,6 +19,15 @@ class Strict(BaseModel):
 
 
 _M = TypeVar("_M", bound=Strict)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def is_name(text: object) -> bool:
+    """Whether a text can name a model or a target: it is a folder, a wildcard of Snakemake and a word of the shell.
+
+    Such a name has at most 64 ASCII letters, digits, `_`, `-` and `.`, and begins with a letter or a digit.
+    """
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

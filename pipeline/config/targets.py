@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.config.backend_rules import BackendRules, hold_device
-from pipeline.config.schema import Strict, read_yaml, validate, where
+from pipeline.config.schema import Strict, is_name, read_yaml, validate, where
 from pipeline.errors import InputError, nearest
 
 
@@ -125,6 +125,12 @@ def load(
         InputError: an unknown target, key or backend; values that do not go together.
     """
     files = {path.parent.name: path for path in sorted(root.glob("targets/*/target.yaml"))}
+    for name in files:
+        if not is_name(name):
+            raise InputError(
+                f"targets/{ascii(name)[1:-1][:80]}: a target's folder is named with at most 64 letters, digits, `_`, "
+                "`-` and `.`, the first a letter or a digit, since commands are made of its name. Rename the folder."
+            )
     for name, override in overrides.items():
         if name not in files:
             place = where(root / "config.yaml", ("targets", name))

@@ -1,5 +1,6 @@
 """The configuration: what is accepted, and what each mistake is answered with."""
 
+import json
 import os
 import re
 import textwrap
@@ -451,3 +452,15 @@ def test_stages_get_what_torch_reads_before_it_is_imported_and_the_users_own_wor
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     jobs.configure(yaml.safe_load(CONFIG))
     assert (os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"]) == ("ACTIVE", "1")
+
+
+@pytest.mark.parametrize("name", ["a; touch ran", "$(touch ran)", "-rf", "a b", "a" * 65, "ä", ".hidden", "a\nb"])
+def test_a_name_of_which_the_shell_could_make_more_is_refused(written, tmp_path, name):
+    folder = tmp_path / "targets" / name
+    folder.mkdir(parents=True)
+    (folder / "target.yaml").write_text(TARGET)
+    with pytest.raises(InputError, match="a target's folder is named with at most 64 letters"):
+        written()
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="cannot name a folder of artifacts"):
+        written(CONFIG.replace("  toy:", f"  {json.dumps(name)}: {{arch: toy}}"))
