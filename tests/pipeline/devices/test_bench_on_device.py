@@ -101,8 +101,9 @@ def test_trtexec_alone_is_enough_for_tensorrt(ssh_device, trtexec_stand_in, toy_
     manifest = json.loads((folder / "manifest.json").read_text()) | {"backend": "tensorrt"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     spec = ExportSpec("fp32", (1, 3, 32, 32), Preprocessing.from_dict(manifest["preprocessing"]))
-    rebind(CheckResult, folder / "check.json", manifest=folder / "manifest.json")
     backends.load("tensorrt").write_extras([folder / "build_engine.sh"], spec)
+    speaks_of = {"manifest": folder / "manifest.json", "build_engine.sh": folder / "build_engine.sh"}
+    rebind(CheckResult, folder / "check.json", **speaks_of)
     bench.run(
         BenchSettings(backend="tensorrt", bench=how, device=ssh_device.url),
         manifest=folder / "manifest.json",
