@@ -2,16 +2,10 @@
 
 The file itself runs, in a runtime that reads it on this machine. The gates, in order:
 
-<<<<<<< HEAD
-1. each file is the one that the manifest describes, and the manifest's preprocessing is the network's;
-2. a census of its operations: the convolutions of the fused network, no batch norm and no branch that it does not have,
-   and as many layers in int8 as the program has;
-=======
 1. each file is the one that the manifest describes, and was exported from these programs; the manifest's preprocessing
    is the network's, and its shapes, types and names are those that each file itself declares;
-2. a census of its operations: as many convolutions as the fused network has, no batch norm and no branch left, and as
-   many layers in int8 as the program has;
->>>>>>> main
+2. a census of its operations: the convolutions of the fused network, no batch norm and no branch that it does not have,
+   and as many layers in int8 as the program has;
 3. the converter is exact: in float32, with the weights rounded as the file stores them, the file gives what the program
    gives, to 1e-5 of the largest logit, or within twice what float32 itself costs the network; to 5e-4 where the file
    rounds numbers other than weights, as the square root of 2 in a GELU that is written by its formula. Weights that
