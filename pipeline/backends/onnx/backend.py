@@ -7,15 +7,14 @@ operation gives to float16, as the file says; `open_exact_session` rounds nothin
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
 from pipeline.backends.base import Backend
+from pipeline.backends.onnx.model_file import census, check, signature
 from pipeline.backends.runtime import Runtime
-from pipeline.backends.signatures import Shape, Signature
 from pipeline.errors import InputError, StageError, first_line
 from pipeline.models.passes.dynamic_batch import with_open_batch
 from pipeline.models.passes.float16 import half
@@ -89,53 +88,6 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     files[0].write_bytes(model.SerializeToString(deterministic=True))
     check(files[0])
     return {"opset": OPSET}
-
-
-def check(file: Path) -> "onnx.ModelProto":
-    """Read an ONNX file and hold it against the specification.
-
-    Raises:
-        InputError: it is missing, empty, cut short, of another kind, or not valid.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    again = "Copy it again or run the export again."
-    try:
-        content = file.read_bytes()
-        model = onnx.load_model_from_string(content)
-        onnx.checker.check_model(model)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}. Run the export again.") from None
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        what = "is empty" if not content else f"does not hold a valid ONNX model ({' '.join(str(error).split())[:200]})"
-        raise InputError(f"{file} {what}. {again}") from None
-    if not model.graph.node or not model.graph.output:
-        raise InputError(f"{file} is an ONNX model without a network. {again}")
-    return model
-
-
-def census(file: Path) -> dict[str, int]:
-    """Operations of an ONNX file by type, without constants; and ``convolution``, ``batch_norm``, ``join``, ``int8``,
-    ``total``.
-
-    torch's exporter folds a batch norm that follows a convolution; any other stays. ``join`` counts additions of
-    two values that depend on the input: a branch that was not folded ends in one. ``int8`` counts the
-    convolutions and linear layers between DequantizeLinear and QuantizeLinear, whose weights are int8 too.
-
-    Raises:
-        InputError: the file is not a valid ONNX model.
-    """
-    graph = check(file).graph
-    operations = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
-    return {
-        "convolution": sum(count for name, count in operations.items() if name.startswith("Conv")),
-        "batch_norm": operations["BatchNormalization"],
-        "join": _joins(graph.node, [one.name for one in graph.input]),
-        "int8": _int8(graph),
-        "total": operations.total(),
-        **dict(sorted(operations.items())),
-    }
 
 
 def unavailable() -> Unavailable | None:
@@ -321,47 +273,6 @@ def _name_batch(graph: "onnx.GraphProto") -> None:
                 size.dim_param = re.sub(rf"\b{traced}\b", "batch", size.dim_param)
 
 
-def _joins(nodes: "Sequence[onnx.NodeProto]", inputs: Sequence[str]) -> int:
-    """Number of additions with two or more operands that depend on the input; nodes are in order of execution."""
-    computed, joins = set(inputs), 0
-    for node in nodes:
-        depending = computed.intersection(node.input)
-        joins += node.op_type in ("Add", "Sum") and len(depending) > 1
-        if depending:
-            computed.update(node.output)
-    return joins
-
-
-def _int8(graph: "onnx.GraphProto") -> int:
-    """How many layers compute on int8: both operands come from it, and the result, or what an activation makes of it,
-    goes to it."""
-    from onnx import TensorProto
-
-    made_by = {name: node for node in graph.node for name in node.output}
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-
-    def is_from_int8(name: str) -> bool:
-        made = made_by.get(name)
-        if made is None or made.op_type != "DequantizeLinear":
-            return False
-        source = made_by.get(made.input[0])
-        is_quantized = source is not None and source.op_type == "QuantizeLinear"
-        return is_quantized or types.get(made.input[0]) == TensorProto.INT8
-
-    def goes_to_int8(name: str, steps: int = 1) -> bool:
-        return any(
-            user.op_type == "QuantizeLinear" or (steps and goes_to_int8(user.output[0], steps - 1))
-            for user in users.get(name, ())
-        )
-
-    layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
-    return sum(all(map(is_from_int8, node.input[:2])) and goes_to_int8(node.output[0]) for node in layers)
-
-
 def _strip(model: "onnx.ModelProto") -> None:
     """Drop what the exporter notes for debugging: source lines and paths of the machine it ran on."""
     del model.metadata_props[:]
@@ -369,27 +280,6 @@ def _strip(model: "onnx.ModelProto") -> None:
     for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
-
-
-def signature(file: Path) -> Signature:
-    """What an ONNX file takes and gives. InputError where it is not a valid ONNX model."""
-    graph = check(file).graph
-    weights = {one.name for one in graph.initializer}
-    given = graph.output[0]
-    taken = next(one for one in graph.input if one.name not in weights)
-    dtypes = _dtype(taken), _dtype(given)
-    return Signature(_shape(taken), _shape(given), _shape(taken), names=(taken.name, given.name), dtypes=dtypes)
-
-
-def _dtype(value: "onnx.ValueInfoProto") -> str:
-    from onnx import helper
-
-    return helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-
-
-def _shape(value: "onnx.ValueInfoProto") -> Shape:
-    sizes = value.type.tensor_type.shape.dim
-    return tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes)
 
 
 RUNTIME = Runtime(
