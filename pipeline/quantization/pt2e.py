@@ -225,11 +225,12 @@ def _clamped(module: "GraphModule") -> "list[tuple[Node, Node]]":
     """Convolutions and linear layers that a ReLU6 or another hard tanh alone reads, each with that."""
     import torch
 
+    from repnets.quantization.simulation import LAYERS
+
     aten = torch.ops.aten
-    layers = (aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default)
     clamps = [node for target in (aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default)
               for node in module.graph.find_nodes(op="call_function", target=target)]  # fmt: skip
-    return [(node.args[0], node) for node in clamps if node.args[0].target in layers and len(node.args[0].users) == 1]
+    return [(node.args[0], node) for node in clamps if node.args[0].target in LAYERS and len(node.args[0].users) == 1]
 
 
 def _config() -> Any:

@@ -1,7 +1,7 @@
 """Reading a captured graph: arguments by name, module paths, sizes at the example, and what it costs."""
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from math import prod
 
@@ -74,6 +74,27 @@ def arguments(node: fx.Node) -> dict[str, object]:
     bound.update(zip((a.name for a in schema), node.args, strict=False))
     bound.update(node.kwargs)
     return bound
+
+
+def each_axis(value: object, rank: int) -> tuple[int, ...]:
+    """A stride, padding or dilation as one number for each axis; ATen takes one number for all."""
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+    return tuple(numbers * rank if len(numbers) == 1 else numbers)
+
+
+def zeros_around(padding: object, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple, tuple]:
+    """The zeros that a convolution puts before and after each axis, whose padding may be "same" or "valid".
+
+    Args:
+        padding: As PyTorch has it; the odd zero of "same" comes last.
+        kernel: Its size, a number for each axis.
+        dilation: The same of its step.
+    """
+    if padding != "same":
+        zeros = each_axis(0 if padding == "valid" else padding, len(kernel))
+        return zeros, zeros
+    totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+    return tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
 
 
 def module_path(node: fx.Node) -> str:

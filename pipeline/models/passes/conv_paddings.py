@@ -16,7 +16,7 @@ def number_paddings(module: "torch.fx.GraphModule") -> None:
     """
     import torch
 
-    from repnets.fusion.graph import arguments
+    from repnets.fusion.graph import arguments, each_axis, zeros_around
 
     aten = torch.ops.aten
     plain = {getattr(aten, name).padding: getattr(aten, name).default for name in ("conv1d", "conv2d", "conv3d")}
@@ -25,12 +25,9 @@ def number_paddings(module: "torch.fx.GraphModule") -> None:
             continue
         named = arguments(node)
         image, sizes = named["input"], named["weight"].meta["val"].shape[2:]
-        stride, dilation = (_of_each(named[name], len(sizes)) for name in ("stride", "dilation"))
-        totals = [
-            step * (size - 1) if named["padding"] == "same" else 0 for size, step in zip(sizes, dilation, strict=True)
-        ]
-        before = [total // 2 for total in totals]
-        odd = [total % 2 for total in totals]
+        stride, dilation = (list(each_axis(named[name], len(sizes))) for name in ("stride", "dilation"))
+        before, after = zeros_around(named["padding"], sizes, dilation)
+        odd = [end - start for start, end in zip(before, after, strict=True)]
         if any(odd):
             around = [one for end in reversed(odd) for one in (0, end)]
             with module.graph.inserting_before(node):
@@ -38,10 +35,6 @@ def number_paddings(module: "torch.fx.GraphModule") -> None:
             pad.meta = {**node.meta, "val": torch.nn.functional.pad(image.meta["val"], around)}
             image = pad
         node.target = plain[node.target]
-        node.args = (image, named["weight"], named["bias"], stride, before, dilation, named["groups"])
+        node.args = (image, named["weight"], named["bias"], stride, list(before), dilation, named["groups"])
         node.kwargs = {}
     module.recompile()
-
-
-def _of_each(value: list[int], dimensions: int) -> list[int]:
-    return list(value) if len(value) == dimensions else list(value) * dimensions

@@ -5,7 +5,7 @@ import operator
 import torch
 from torch import fx
 
-from repnets.fusion import affine_conv
+from repnets.fusion import affine_conv, composition
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.graph import SPLITS, WHOLE, arguments, aten
 from repnets.fusion.operators import Analysis, Found, Frame, Rule, gather
@@ -70,7 +70,7 @@ def _slice(node: fx.Node, analysis: Analysis) -> Found:
         return (
             "the image is a single pixel here"
             if op.pooled
-            else affine_conv.compose(every, affine_conv.padded(op, lo, hi))
+            else composition.compose(every, composition.padded(op, lo, hi))
         )
 
     return analysis.through(source, cropped)
@@ -128,7 +128,7 @@ def _framed(node: fx.Node, frame: Frame, analysis: Analysis) -> Found:
     def change(op: AffineConv) -> AffineConv | str:
         if op.pooled:
             return "the image is a single pixel here"
-        return affine_conv.padded(op, frame.lo, frame.hi, fill, border=analysis.border)
+        return composition.padded(op, frame.lo, frame.hi, fill, border=analysis.border)
 
     return analysis.through(frame.inner, change)
 

@@ -6,10 +6,10 @@ from math import prod
 
 from torch import fx
 
-from repnets.fusion import affine_conv
+from repnets.fusion import affine_conv, composition
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.constants import Constants
-from repnets.fusion.graph import CONVOLUTIONS, TRANSPOSED, arguments, aten
+from repnets.fusion.graph import CONVOLUTIONS, TRANSPOSED, arguments, aten, each_axis, zeros_around
 from repnets.fusion.operators import Analysis, Found, Rule, gather
 from repnets.fusion.transposed_conv import from_transposed_conv
 
@@ -23,13 +23,8 @@ def _convolution(node: fx.Node, analysis: Analysis) -> Found:
     rank = len(shape) - 2
     if source.meta["val"].dim() != rank + 2:
         return {}, "its input has no batch dimension"
-    stride, dilation = _axes(named["stride"], rank), _axes(named["dilation"], rank)
-    if named["padding"] == "same":
-        total = [step * (size - 1) for step, size in zip(dilation, shape[2:], strict=True)]
-        pad_lo = tuple(n // 2 for n in total)
-        pad_hi = tuple(n - n // 2 for n in total)
-    else:
-        pad_lo = pad_hi = (0,) * rank if named["padding"] == "valid" else _axes(named["padding"], rank)
+    stride, dilation = each_axis(named["stride"], rank), each_axis(named["dilation"], rank)
+    pad_lo, pad_hi = zeros_around(named["padding"], shape[2:], dilation)
     op = affine_conv.from_conv(
         **weights,
         stride=stride,
@@ -49,7 +44,7 @@ def _transposed_convolution(node: fx.Node, analysis: Analysis) -> Found:
     rank = len(weights["shape"]) - 2
     if source.meta["val"].dim() != rank + 2:
         return {}, "its input has no batch dimension"
-    axes = {name: _axes(named[name], rank) for name in ("stride", "padding", "output_padding", "dilation")}
+    axes = {name: each_axis(named[name], rank) for name in ("stride", "padding", "output_padding", "dilation")}
     return _after(from_transposed_conv(**weights, **axes, groups=named["groups"]), source, analysis)
 
 
@@ -81,8 +76,8 @@ def _average_pool(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
     source = named["self"]
     rank = source.meta["val"].dim() - 2
-    size, padding = _axes(named["kernel_size"], rank), _axes(named["padding"], rank)
-    stride = _axes(named["stride"] or size, rank)
+    size, padding = each_axis(named["kernel_size"], rank), each_axis(named["padding"], rank)
+    stride = each_axis(named["stride"] or size, rank)
     if named["ceil_mode"]:
         return {}, "ceil_mode averages its last window over fewer positions, at some sizes"
     if any(padding) and not named["count_include_pad"]:
@@ -99,10 +94,10 @@ def _after(outer: AffineConv, source: fx.Node, analysis: Analysis) -> Found:
 
     def change(inner: AffineConv) -> AffineConv | str:
         if not inner.pooled:
-            return affine_conv.compose(outer, inner, border=analysis.border)
+            return composition.compose(outer, inner, border=analysis.border)
         if len(outer.stride) and not outer.is_pointwise:
             return "it has a window of more than the one pixel that is left of the image"
-        return affine_conv.compose(affine_conv.pool(outer), inner)
+        return composition.compose(affine_conv.pool(outer), inner)
 
     upstream = analysis.operators[source].items()
     found, obstacle = gather((one, change(op)) for one, op in upstream if one is not source)
@@ -149,12 +144,6 @@ def _pooled(source: fx.Node, analysis: Analysis) -> Found:
         elif op.is_pointwise:
             found[one] = affine_conv.pool(op)
     return found, None
-
-
-def _axes(value: object, rank: int) -> tuple[int, ...]:
-    """A stride, padding or dilation as one number for each axis; ATen takes one number for all."""
-    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-    return tuple(numbers * rank if len(numbers) == 1 else numbers)
 
 
 _POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from repnets.fusion import affine_conv, conv_params
+from repnets.fusion import affine_conv, composition, conv_params
 from repnets.fusion.affine_conv import AffineConv
 from repnets.fusion.fused_layers import layer_of
 
@@ -185,9 +185,9 @@ def test_what_is_composed_is_exact_at_every_size_and_what_is_not_is_not(relative
     value = {"bias": bias, "zero": 0 * bias, "other": bias + 1}[case["value"]]
     inner = operator(weights[0], bias, **inner_spec)
     outer_lo, outer_hi = outer_spec["pad_lo"], outer_spec["pad_hi"]
-    framed = affine_conv.padded(inner, outer_lo, outer_hi, value, border=case["border"])
+    framed = composition.padded(inner, outer_lo, outer_hi, value, border=case["border"])
     unpadded = operator(weights[1], **{**outer_spec, "pad_lo": 0, "pad_hi": 0})
-    result = framed if isinstance(framed, str) else affine_conv.compose(unpadded, framed)
+    result = framed if isinstance(framed, str) else composition.compose(unpadded, framed)
 
     differences = []
     for size in range(30, 36):
@@ -228,8 +228,8 @@ def with_border(op: AffineConv, x: Tensor) -> Tensor:
 def test_a_bias_before_a_zero_padding_needs_a_second_convolution(relative_error):
     bias = torch.randn(4)
     point, square = operator(torch.randn(4, 3, 1, 1), bias), operator(torch.randn(2, 4, 3, 3), pad_lo=1, pad_hi=1)
-    assert 'border="exact"' in affine_conv.compose(square, point)
-    mended = affine_conv.compose(square, point, border=True)
+    assert 'border="exact"' in composition.compose(square, point)
+    mended = composition.compose(square, point, border=True)
     assert mended.border is not None
     x = torch.randn(1, 3, 6, 5, dtype=torch.float64)
     wanted = F.conv2d(apply(point, x), conv_params.conv_weight(square), padding=1)
@@ -238,14 +238,14 @@ def test_a_bias_before_a_zero_padding_needs_a_second_convolution(relative_error)
 
 def test_a_padding_on_a_padding_is_refused():
     once = operator(torch.randn(3, 3, 3, 3), pad_lo=1, pad_hi=1)
-    assert "padded once already" in affine_conv.compose(once, once)
-    assert "padded once already" in affine_conv.compose(once, once, border=True)
+    assert "padded once already" in composition.compose(once, once)
+    assert "padded once already" in composition.compose(once, once, border=True)
 
 
 def test_depthwise_stays_depthwise_and_groups_are_found_again():
     deep = operator(torch.randn(6, 1, 3, 3), groups=6)
-    assert affine_conv.compose(deep, deep).groups == 6
+    assert composition.compose(deep, deep).groups == 6
     parts = [affine_conv.take_rows(deep, torch.arange(first, first + 3)) for first in (0, 3)]
     assert parts[0].groups == 1
     assert affine_conv.concatenate(parts).groups == 6
-    assert affine_conv.compose(operator(torch.randn(6, 3, 1, 1), groups=2), deep).groups == 2
+    assert composition.compose(operator(torch.randn(6, 3, 1, 1), groups=2), deep).groups == 2

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import repnets
-from repnets.fusion import affine_conv
+from repnets.fusion import affine_conv, composition
 from repnets.fusion.fused_layers import layer_of
 from repnets.fusion.transposed_conv import from_transposed_conv
 
@@ -143,6 +143,6 @@ def test_a_stride_after_it_is_refused():
         lambda: torch.ones(1, 1, 2, dtype=torch.float64), (1, 1, 2),
         stride=(2,), padding=(0,), output_padding=(0,), dilation=(1,),
     )  # fmt: skip
-    assert "has a stride" in affine_conv.compose(affine_conv.subsampled(1, (2,)), op)
-    assert "have a stride" in affine_conv.compose(op, affine_conv.subsampled(1, (2,)))
+    assert "has a stride" in composition.compose(affine_conv.subsampled(1, (2,)), op)
+    assert "have a stride" in composition.compose(op, affine_conv.subsampled(1, (2,)))
     assert "different factors" in affine_conv.add(op, affine_conv.identity(1, 1))
