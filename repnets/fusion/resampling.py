@@ -1,17 +1,16 @@
 """Layers that treat each position by itself, moved before the upsampling that they read.
 
-Upsampling makes each position of a channel a mean of positions of the same channel, with weights
-that sum to one. A 1x1 convolution makes each position a linear map of the channels there, plus a term. So they commute,
-exactly and at every size, borders included; what differs is how many positions the convolution computes.
+Upsampling makes each position of a channel a mean of positions of the same channel, with weights that sum to one.
+A 1x1 convolution makes each position a linear map of the channels there, plus a term. So they commute, exactly and at
+every size, borders included; what differs is how many positions the convolution computes.
 """
 
-from collections.abc import Mapping
 from math import prod
 
 from torch import fx
 
-from repnets.fusion.cost_model import Cost, Shapes, Work
-from repnets.fusion.graph import CONVOLUTIONS, aten, multiply_accumulates
+from repnets.fusion.cost_model import Cost, Shapes, work_of_node
+from repnets.fusion.graph import CONVOLUTIONS, aten
 from repnets.fusion.operators import Analysis
 from repnets.fusion.rules import CHANNELWISE
 
@@ -48,10 +47,9 @@ def move_to_fewer_positions(graph: fx.Graph, analysis: Analysis, shapes: Shapes,
         if prod(shapes[source][2:]) >= prod(shapes[first][2:]):
             continue
         between = (*shapes[source][:1], shapes[second][1], *shapes[source][2:])
-        now = _cost(first, shapes[source], shapes[first], shapes, cost)
-        now += _cost(second, shapes[first], shapes[second], shapes, cost)
-        then = _cost(second, shapes[source], between, shapes, cost)
-        then += _cost(first, between, shapes[second], shapes, cost)
+        now = cost(work_of_node(first, shapes)) + cost(work_of_node(second, shapes))
+        then = cost(work_of_node(second, {**shapes, first: shapes[source], second: between}))
+        then += cost(work_of_node(first, {**shapes, source: between, first: shapes[second]}))
         if then < now:
             value = source.meta["val"]
             shape = (value.shape[0], second.meta["val"].shape[1], *value.shape[2:])
@@ -93,14 +91,3 @@ def _is_pointwise(node: fx.Node, analysis: Analysis) -> bool:
     """Whether each position of a call's output is a linear map of the channels there, plus a term."""
     op = analysis.operators[node].get(_map_read(node, analysis))
     return node.target in (CONVOLUTIONS | CHANNELWISE.keys()) and op is not None and op.is_pointwise and not op.pooled
-
-
-def _cost(
-    node: fx.Node, read: tuple[int, ...], made: tuple[int, ...], shapes: Mapping[fx.Node, tuple[int, ...]], cost: Cost
-) -> float:
-    """The cost of a call for maps of these shapes."""
-    constants = sum(prod(shapes[one]) for one in node.all_input_nodes if one.op == "get_attr" and one in shapes)
-    macs = multiply_accumulates(
-        node, {**{one: shapes[one] for one in node.all_input_nodes if one in shapes}, node: made}
-    )
-    return cost(Work(macs, 4 * (prod(read) + prod(made) + constants)))
