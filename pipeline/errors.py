@@ -53,9 +53,13 @@ def first_line(error: BaseException) -> str:
 
 def quoted(value: object) -> str:
     """A value as a message quotes it: on one line, without control characters, at most 200 characters."""
-    text = " ".join(str(value)[:1000].split())
-    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    text = shown(" ".join(str(value)[:1000].split()))
     return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
+
+
+def shown(name: object) -> str:
+    """A name from a file system as it can be printed: what is not UTF-8 or not printable is escaped."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(name))
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

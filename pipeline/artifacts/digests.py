@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.artifacts import source_files
 from pipeline.errors import InputError
@@ -46,10 +46,14 @@ def digest(path: Path) -> str:
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.name != TIME_STAMP):
-        total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
-    return total.hexdigest()
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != TIME_STAMP)
+    return folder_digest({file.relative_to(path).as_posix(): digest(file) for file in files})
+
+
+def folder_digest(files: Mapping[str, str]) -> str:
+    """The digest of a folder by those of its files, whose names are relative to it, with slashes."""
+    lines = (f"{name}\0{files[name]}\n" for name in sorted(files, key=PurePosixPath))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.image_file import shown
-from pipeline.errors import InputError
+from pipeline.errors import InputError, shown
 
 _MAX_BYTES = 16_000_000
 

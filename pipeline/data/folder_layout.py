@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.image_file import SUFFIXES, shown
-from pipeline.errors import InputError
+from pipeline.data.image_file import SUFFIXES
+from pipeline.errors import InputError, shown
 
 _PART = re.compile(
     r"(?:(?:seg|images?|data)[ _-]?)?"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +38,6 @@ class Traits:
 
     is_deep: bool
     is_rotated: bool
-
-
-def shown(name: object) -> str:
-    """A name from a file system as it can be printed: what is not UTF-8 or not printable is escaped."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(name))
 
 
 def read(path: Path, sha256: str | None = None) -> "torch.Tensor":

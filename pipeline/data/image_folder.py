@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data import class_order, folder_layout
-from pipeline.data.image_file import SUFFIXES, read, shown
-from pipeline.errors import InputError
+from pipeline.data.image_file import SUFFIXES, read
+from pipeline.errors import InputError, shown
 
 if TYPE_CHECKING:
     import torch

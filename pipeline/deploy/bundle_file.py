@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.artifacts import documents
 from pipeline.artifacts.bundle_result import BundleManifest
+from pipeline.artifacts.digests import folder_digest
 from pipeline.artifacts.export_result import FileFacts
 from pipeline.deploy import ustar
 from pipeline.deploy.ustar import DISTRUST, Member, damaged
@@ -304,10 +305,12 @@ def _read_manifest(tar: BinaryIO, path: Path, members: Mapping[str, Member]) -> 
 
 def _require_checked(path: Path, manifest: BundleManifest) -> None:
     """The check that a bundle tells of was of the file in it, and of the programs in its lineage."""
-    below = {name: f"{name.removeprefix(f'{manifest.file}/')}" for name in manifest.files}
-    parts = sorted((PurePosixPath(part), manifest.files[name].sha256) for name, part in below.items() if part != name)
-    package = hashlib.sha256("".join(f"{part}\0{sha256}\n" for part, sha256 in parts).encode()).hexdigest()
-    held = {name: facts.sha256 for name, facts in manifest.files.items()} | ({manifest.file: package} if parts else {})
+    folder = f"{manifest.file}/"
+    parts = {
+        name.removeprefix(folder): facts.sha256 for name, facts in manifest.files.items() if name.startswith(folder)
+    }
+    package = {manifest.file: folder_digest(parts)} if parts else {}
+    held = {name: facts.sha256 for name, facts in manifest.files.items()} | package
     held |= {name: getattr(manifest.lineage, name) for name in ("fused", "quantized", "verify")}
     for name, sha256 in manifest.checked.subjects.items():
         if held.get(name) not in (None, sha256):

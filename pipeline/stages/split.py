@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from pipeline.artifacts import digests, store
 from pipeline.config.stages import SplitSettings
 from pipeline.data import image_file, image_folder, splits
-from pipeline.errors import InputError
+from pipeline.errors import InputError, shown
 
 _R = TypeVar("_R")
 _NAMED = 10  # broken images that a message names
@@ -88,9 +88,7 @@ def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[s
             raise InputError(f"data.root: the validation part of {root} holds no image. Fill it or delete it.")
     notes = [*tree.notes]
     if tree.other:
-        notes.append(
-            f"{len(tree.other)} files are not images and are not used, e.g. {image_file.shown(root / tree.other[0])}"
-        )
+        notes.append(f"{len(tree.other)} files are not images and are not used, e.g. {shown(root / tree.other[0])}")
     if deep := sum(one.is_deep for one in seen):
         notes.append(f"{deep} images have more than 8 bits a channel: integers are divided by 257, floats times 255")
     if rotated := sum(one.is_rotated for one in seen):

@@ -83,11 +83,11 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
         reference = reference.double()
         refused = fuse(reference, torch.zeros(2, 3, size, size, dtype=torch.float64))
         real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
-        batches_by_name = {**_random_inputs(size, reference, refused.report.free), f"real {size} x {size}": real}
-        float64, exact = _hold_float64(reference, refused, batches_by_name, settings.float64_tolerance)
+        samples = {**_random_inputs(size, reference, refused.report.free), f"real {size} x {size}": real}
+        float64, exact = _hold_float64(reference, refused, samples, settings.float64_tolerance)
         weights = _hold_weights(program, refused.module)
         file = programs.as_module(program)
-        float32 = _hold_float32(exact, model, file, batches_by_name, settings)
+        float32 = _hold_float32(exact, model, file, samples, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
         seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding)
         again = fuse(refused.module, torch.zeros(2, 3, size, size, dtype=torch.float64))
