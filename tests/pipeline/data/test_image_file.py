@@ -90,8 +90,3 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputError, match="is no regular file"):
         image_file.read(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("name, shown", [("a\udce9", r"a\udce9"), ("a\nb", r"a\nb"), ("größe", "größe")])
-def test_names_are_shown_escaped(name, shown):
-    assert image_file.shown(name) == shown

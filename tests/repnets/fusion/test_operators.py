@@ -8,19 +8,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from repnets import fuse
 from repnets.fusion.cost_model import Work
-
-
-class Net(nn.Module):
-    """Layers by name, and a forward given as a function of them and the input."""
-
-    def __init__(self, forward, **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
+from tests.fixtures.layers import Layers
 
 
 def conv(in_channels=4, out_channels=4, kernel=3, padding=1, bias=False, **options) -> nn.Conv2d:
@@ -60,35 +48,35 @@ BORDER = (
 
 
 def test_a_pointwise_convolution_before_a_padded_one_folds_where_nothing_lies_between(fold):
-    assert fold(Net(lambda m, x: m.b(m.a(x)), a=conv(4, 16, 1, 0), b=conv(16, 4))) == (["Conv2d"], [])
+    assert fold(Layers(lambda m, x: m.b(m.a(x)), a=conv(4, 16, 1, 0), b=conv(16, 4))) == (["Conv2d"], [])
 
 
 def test_a_batch_norm_before_a_padded_convolution_is_refused(fold):
-    net = Net(lambda m, x: m.b(m.n(m.a(x))), a=conv(4, 16, 1, 0), n=norm(16), b=conv(16, 4))
+    net = Layers(lambda m, x: m.b(m.n(m.a(x))), a=conv(4, 16, 1, 0), n=norm(16), b=conv(16, 4))
     assert fold(net) == (["Conv2d"], [BORDER])
     assert fold(net, border="exact") == (["BorderConv"], [])
 
 
 def test_a_batch_norm_first_of_all_is_refused_with_the_reason_of_the_convolution_after_it(fold):
-    net = Net(lambda m, x: m.b(m.n(x)), n=norm(), b=conv())
+    net = Layers(lambda m, x: m.b(m.n(x)), n=norm(), b=conv())
     assert fold(net) == (
         [],
         [f"there is no convolution before it to fold it into; of the one after it: {BORDER}", BORDER],
     )
-    unpadded = Net(lambda m, x: m.b(m.n(x)), n=norm(), b=conv(padding=0))
+    unpadded = Layers(lambda m, x: m.b(m.n(x)), n=norm(), b=conv(padding=0))
     assert fold(unpadded) == (["Conv2d"], [])
 
 
 def test_padded_after_padded_is_refused(fold):
     # to fewer channels one kernel of 5x5 would cost less
-    net = Net(lambda m, x: m.b(m.a(x)), a=conv(4, 32), b=conv(32, 4))
+    net = Layers(lambda m, x: m.b(m.a(x)), a=conv(4, 32), b=conv(32, 4))
     assert fold(net) == ([], [TWICE])
     assert fold(net, border="exact") == ([], [TWICE])
 
 
 def test_unpadded_after_anything_folds_where_it_costs_less(fold):
-    assert fold(Net(lambda m, x: m.b(m.a(x)), a=conv(4, 32, stride=2), b=conv(32, 4, padding=0))) == (["Conv2d"], [])
-    assert fold(Net(lambda m, x: m.b(m.a(x)), a=conv(), b=conv(padding=0))) == ([], [])
+    assert fold(Layers(lambda m, x: m.b(m.a(x)), a=conv(4, 32, stride=2), b=conv(32, 4, padding=0))) == (["Conv2d"], [])
+    assert fold(Layers(lambda m, x: m.b(m.a(x)), a=conv(), b=conv(padding=0))) == ([], [])
 
 
 def test_a_padding_with_what_the_batch_norm_gives_for_zero_folds(fold):
@@ -97,7 +85,7 @@ def test_a_padding_with_what_the_batch_norm_gives_for_zero_folds(fold):
         value = (m.n.bias - m.n.running_mean * m.n.weight / (m.n.running_var + m.n.eps).sqrt()).view(1, -1, 1, 1)
         return m.b(F.pad(y - value, [1, 1, 1, 1]) + value)
 
-    assert fold(Net(with_value, a=conv(4, 8, 1, 0), n=norm(8), b=conv(8, 4, padding=0))) == (["Conv2d"], [])
+    assert fold(Layers(with_value, a=conv(4, 8, 1, 0), n=norm(8), b=conv(8, 4, padding=0))) == (["Conv2d"], [])
 
 
 def test_a_padding_written_in_place_folds_when_its_sides_agree(fold):
@@ -111,7 +99,7 @@ def test_a_padding_written_in_place_folds_when_its_sides_agree(fold):
             y[:, :, :, -1:] = value_of_last(value)
             return m.b(y)
 
-        return Net(forward, a=conv(4, 8, 1, 0), n=norm(8), b=conv(8, 4, padding=0))
+        return Layers(forward, a=conv(4, 8, 1, 0), n=norm(8), b=conv(8, 4, padding=0))
 
     assert fold(framed(lambda value: value)) == (["Conv2d"], [])
     kinds, reasons = fold(framed(lambda value: 2 * value))
@@ -124,7 +112,7 @@ def test_a_padding_written_in_place_folds_when_its_sides_agree(fold):
 
 @pytest.mark.parametrize("divisor", [None, 5])
 def test_an_average_pool_folds(fold, divisor):
-    net = Net(lambda m, x: m.p(m.a(x)) + m.b(x), a=conv(4, 4, 1, 0), b=conv(stride=2),
+    net = Layers(lambda m, x: m.p(m.a(x)) + m.b(x), a=conv(4, 4, 1, 0), b=conv(stride=2),
               p=nn.AvgPool2d(3, 2, 1, divisor_override=divisor))  # fmt: skip
     assert fold(net) == (["Conv2d"], [])
 
@@ -137,26 +125,26 @@ def test_an_average_pool_folds(fold, divisor):
     ],
 )
 def test_a_pool_whose_windows_differ_is_refused(fold, pool, reason):
-    kinds, (found,) = fold(Net(lambda m, x: m.p(m.n(m.a(x))), a=conv(), n=norm(), p=pool))
+    kinds, (found,) = fold(Layers(lambda m, x: m.p(m.n(m.a(x))), a=conv(), n=norm(), p=pool))
     assert kinds == ["Conv2d"]
     assert found.startswith(reason)
 
 
 def test_a_reflecting_padding_is_refused(fold):
     reflecting = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
-    kinds, reasons = fold(Net(lambda m, x: m.b(m.n(m.a(x))), a=conv(kernel=1, padding=0), n=norm(), b=reflecting))
+    kinds, reasons = fold(Layers(lambda m, x: m.b(m.n(m.a(x))), a=conv(kernel=1, padding=0), n=norm(), b=reflecting))
     assert kinds == ["Conv2d"]
     assert reasons == ["reflect padding copies the image, which no convolution with zeros does"]
 
 
 def test_channelwise_layers_move_past_a_global_pool_into_the_linear_layer(fold):
-    net = Net(
+    net = Layers(
         lambda m, x: m.out(m.n(x.relu()).mean((2, 3), keepdim=True).flatten(1) * 2 + 1), n=norm(), out=nn.Linear(4, 3)
     )
     assert fold(net) == (["PooledLinear"], [])
-    net = Net(lambda m, x: m.out(m.n(x.mean((2, 3)))), n=nn.BatchNorm1d(4), out=nn.Linear(4, 3))
+    net = Layers(lambda m, x: m.out(m.n(x.mean((2, 3)))), n=nn.BatchNorm1d(4), out=nn.Linear(4, 3))
     assert fold(net) == (["Linear"], [])
-    net = Net(lambda m, x: m.b(m.a(x.flatten(2).mean(2))), a=nn.Linear(4, 32), b=nn.Linear(32, 3))
+    net = Layers(lambda m, x: m.b(m.a(x.flatten(2).mean(2))), a=nn.Linear(4, 32), b=nn.Linear(32, 3))
     assert fold(net) == (["Linear"], [])
 
 
@@ -180,9 +168,9 @@ def test_a_linear_layer_of_tokens_takes_its_batch_norm_and_its_scale(fold):
 
 
 def test_two_linear_layers_of_tokens_fold_where_it_costs_less(fold):
-    net = Net(lambda m, x: m.b(m.a(x.permute(0, 2, 3, 1))), a=nn.Linear(4, 64), b=nn.Linear(64, 4))
+    net = Layers(lambda m, x: m.b(m.a(x.permute(0, 2, 3, 1))), a=nn.Linear(4, 64), b=nn.Linear(64, 4))
     assert fold(net)[0] == ["Linear"]
-    wide = Net(lambda m, x: m.b(m.a(x.permute(0, 2, 3, 1))), a=nn.Linear(4, 2), b=nn.Linear(2, 64))
+    wide = Layers(lambda m, x: m.b(m.a(x.permute(0, 2, 3, 1))), a=nn.Linear(4, 2), b=nn.Linear(2, 64))
     assert fold(wide)[0] == []
 
 
@@ -195,7 +183,7 @@ def test_constants_that_the_graph_computes_fold(fold):
         weight = weight / (weight.var((1, 2, 3), keepdim=True) + 1e-5).sqrt()
         return m.n(F.conv2d(x, weight + torch.eye(4)[:, :, None, None].double(), padding=1)) * m.a.weight[0, 0, 0, 0]
 
-    assert fold(Net(standardised, a=conv(), n=norm())) == (["Conv2d"], [])
+    assert fold(Layers(standardised, a=conv(), n=norm())) == (["Conv2d"], [])
 
 
 @pytest.mark.parametrize("kind", [nn.SyncBatchNorm, FrozenBatchNorm2d])
@@ -204,7 +192,7 @@ def test_other_batch_norms_fold(fold, kind):
     for tensor in batch_norm.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5)
-    assert fold(Net(lambda m, x: m.n(m.a(x)), a=conv(), n=batch_norm)) == (["Conv2d"], [])
+    assert fold(Layers(lambda m, x: m.n(m.a(x)), a=conv(), n=batch_norm)) == (["Conv2d"], [])
 
 
 def test_layer_scale_differences_and_divisions_fold(fold):
@@ -221,7 +209,7 @@ def test_layer_scale_differences_and_divisions_fold(fold):
 
 
 def test_what_is_not_the_same_at_every_position_is_refused(randomise):
-    net = Net(lambda m, x: m.a(x) * torch.linspace(0, 1, 24) + torch.ones(1, 1, 24, 24), a=conv())
+    net = Layers(lambda m, x: m.a(x) * torch.linspace(0, 1, 24) + torch.ones(1, 1, 24, 24), a=conv())
     result = fuse(randomise(net), torch.zeros(1, 4, 24, 24))
     assert result.report.regions == ()
     assert "it multiplies by a constant that is not the same at every position" in [
@@ -237,21 +225,23 @@ def test_splits_and_concatenations_fold(fold):
         first, second = m.n(m.a(x)).chunk(2, 1)
         return torch.cat([second * 2, first, m.b(x)], 1)
 
-    assert fold(Net(forward, a=conv(4, 8), n=norm(8), b=conv())) == (["Conv2d"], [])
+    assert fold(Layers(forward, a=conv(4, 8), n=norm(8), b=conv())) == (["Conv2d"], [])
 
 
 def test_a_cropped_convolution_folds(fold):
-    net = Net(lambda m, x: m.n(m.a(x))[:, :, 1:-1, 1:-1] + m.b(x), a=conv(padding=2), n=norm(), b=conv())
+    net = Layers(lambda m, x: m.n(m.a(x))[:, :, 1:-1, 1:-1] + m.b(x), a=conv(padding=2), n=norm(), b=conv())
     assert fold(net) == (["Conv2d"], [])
 
 
 def test_a_region_that_crops_is_checked_at_sizes_that_leave_something(fold):
-    net = Net(lambda m, x: m.b(m.n(m.a(x))[:, :, 4:-4, 4:-4]), a=conv(kernel=1, padding=0), n=norm(), b=conv(padding=0))
+    net = Layers(
+        lambda m, x: m.b(m.n(m.a(x))[:, :, 4:-4, 4:-4]), a=conv(kernel=1, padding=0), n=norm(), b=conv(padding=0)
+    )
     assert fold(net, cost=lambda work: 1.0) == (["Conv2d"], [])
 
 
 def test_a_strided_slice_is_a_stride(fold):
-    net = Net(lambda m, x: m.n(m.a(x))[:, :, ::2, ::2], a=conv(), n=norm())
+    net = Layers(lambda m, x: m.n(m.a(x))[:, :, ::2, ::2], a=conv(), n=norm())
     assert fold(net) == (["Conv2d"], [])
 
 
@@ -259,7 +249,7 @@ def test_a_strided_slice_is_a_stride(fold):
 
 
 def test_the_cost_decides_and_can_be_replaced(randomise):
-    net = randomise(Net(lambda m, x: m.b(m.a(x)), a=conv(4, 4, padding=0), b=conv(4, 4, padding=0)))
+    net = randomise(Layers(lambda m, x: m.b(m.a(x)), a=conv(4, 4, padding=0), b=conv(4, 4, padding=0)))
     example = torch.zeros(1, 4, 24, 24)
     assert fuse(net, example).report.regions == ()
 
@@ -272,6 +262,6 @@ def test_the_cost_decides_and_can_be_replaced(randomise):
 
 
 def test_a_border_that_nothing_asks_for_costs_nothing(randomise):
-    net = randomise(Net(lambda m, x: m.n(m.a(x)), a=conv(), n=norm()))
+    net = randomise(Layers(lambda m, x: m.n(m.a(x)), a=conv(), n=norm()))
     (region,) = fuse(net, torch.zeros(1, 4, 24, 24), border="exact").report.regions
     assert region.kind == "Conv2d"

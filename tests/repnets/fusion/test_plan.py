@@ -6,19 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repnets import FuseResult, fuse
-
-
-class Net(nn.Module):
-    """Layers by name, and a forward given as a function of them and the input."""
-
-    def __init__(self, forward, **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
+from tests.fixtures.layers import Layers
 
 
 def conv(in_channels=4, out_channels=4, kernel=3, padding=1, **options) -> nn.Conv2d:
@@ -50,7 +38,7 @@ def reasons(result: FuseResult) -> list[tuple[str, str]]:
 
 
 def test_branches_of_every_shape_become_one_convolution(fold):
-    net = Net(
+    net = Layers(
         lambda m, x: m.a(m.square(x)) + m.b(m.wide(x)) + m.c(m.tall(x)) + m.d(m.large(x)) + m.depthwise(x) + x,
         square=conv(),
         a=norm(),
@@ -70,7 +58,7 @@ def test_branches_of_every_shape_become_one_convolution(fold):
     ("rank", "layer", "batch_norm"), [(1, nn.Conv1d, nn.BatchNorm1d), (3, nn.Conv3d, nn.BatchNorm3d)]
 )
 def test_signals_and_volumes_fold_like_images(randomise, relative_error, rank, layer, batch_norm):
-    net = Net(
+    net = Layers(
         lambda m, x: m.a(m.square(x)) + m.b(x),
         square=layer(4, 4, 3, padding=1),
         a=batch_norm(4),
@@ -84,12 +72,12 @@ def test_signals_and_volumes_fold_like_images(randomise, relative_error, rank, l
 
 
 def test_a_convolution_padded_to_the_same_size(fold):
-    result = fold(Net(lambda m, x: m.n(m.c(x)), c=conv(padding="same", dilation=2), n=norm()))
+    result = fold(Layers(lambda m, x: m.n(m.c(x)), c=conv(padding="same", dilation=2), n=norm()))
     assert result.report.regions[0].padding == (2, 2)
 
 
 def test_a_convolution_used_elsewhere_too_is_not_computed_twice(fold):
-    result = fold(Net(lambda m, x: (lambda y: m.n(y) * y.sigmoid())(m.c(x)), c=conv(), n=norm()))
+    result = fold(Layers(lambda m, x: (lambda y: m.n(y) * y.sigmoid())(m.c(x)), c=conv(), n=norm()))
     assert result.report.regions == ()
     assert reasons(result) == [
         ("n", "the convolution conv2d is needed elsewhere too, so it would be computed twice"),
@@ -99,9 +87,9 @@ def test_a_convolution_used_elsewhere_too_is_not_computed_twice(fold):
 
 def test_two_batch_norms_of_one_convolution_fold_together_or_not_at_all(fold):
     layers = {"c": conv(), "a": norm(), "b": norm()}
-    apart = fold(Net(lambda m, x: (lambda y: m.a(y).relu() + m.b(y).sigmoid())(m.c(x)), **layers))
+    apart = fold(Layers(lambda m, x: (lambda y: m.a(y).relu() + m.b(y).sigmoid())(m.c(x)), **layers))
     assert apart.report.regions == ()
-    together = fold(Net(lambda m, x: (lambda y: m.a(y) + m.b(y))(m.c(x)).relu(), **layers))
+    together = fold(Layers(lambda m, x: (lambda y: m.a(y) + m.b(y))(m.c(x)).relu(), **layers))
     assert [(region.convolutions, region.batch_norms) for region in together.report.regions] == [(1, 2)]
 
 
@@ -110,7 +98,7 @@ def test_a_branch_used_elsewhere_stays_and_the_rest_folds(fold):
         dense, point = m.a(m.dense(x)), m.b(m.point(x))
         return (dense + point).relu() * dense
 
-    result = fold(Net(forward, dense=conv(), a=norm(), point=conv(kernel=1, padding=0), b=norm()))
+    result = fold(Layers(forward, dense=conv(), a=norm(), point=conv(kernel=1, padding=0), b=norm()))
     # one 3x3 for the sum would cost more than the 1x1 it could remove
     assert [region.name for region in result.report.regions] == ["dense", "point"]
     (_, reason), (_, product) = reasons(result)
@@ -119,20 +107,20 @@ def test_a_branch_used_elsewhere_stays_and_the_rest_folds(fold):
 
 
 def test_a_shared_block_stays_shared(fold):
-    net = Net(lambda m, x: m.n(m.c(m.n(m.c(x)).relu())), c=conv(), n=norm())
+    net = Layers(lambda m, x: m.n(m.c(m.n(m.c(x)).relu())), c=conv(), n=norm())
     result = fold(net)
     assert [region.name for region in result.report.regions] == ["c", "c"]
     assert result.report.after.parameters == 4 * 4 * 9 + 4
 
 
 def test_a_shared_convolution_under_two_batch_norms_becomes_two(fold):
-    net = Net(lambda m, x: m.b(m.c(m.a(m.c(x)).relu())), c=conv(), a=norm(), b=norm())
+    net = Layers(lambda m, x: m.b(m.c(m.a(m.c(x)).relu())), c=conv(), a=norm(), b=norm())
     assert [region.name for region in fold(net).report.regions] == ["c", "c_2"]
 
 
 def test_branches_that_differ_in_stride_are_not_summed(randomise, relative_error):
     # at 8 pixels the two outputs happen to agree in size, and at no other size
-    net = Net(
+    net = Layers(
         lambda m, x: m.a(m.strided(x)) + m.b(m.large(x)),
         strided=conv(stride=2),
         a=norm(),
@@ -149,14 +137,14 @@ def test_branches_that_differ_in_stride_are_not_summed(randomise, relative_error
 
 
 def test_a_sum_of_different_sources_is_not_folded(fold):
-    net = Net(lambda m, x: m.n(m.c(x)) + m.d(x.relu()), c=conv(), n=norm(), d=conv())
+    net = Layers(lambda m, x: m.n(m.c(x)) + m.d(x.relu()), c=conv(), n=norm(), d=conv())
     result = fold(net)
     assert [region.name for region in result.report.regions] == ["c"] or result.report.regions[0].batch_norms == 1
     assert reasons(result) == [("", "its branches start from different tensors, x and relu")]
 
 
 def test_batch_norms_without_a_convolution_stay(fold):
-    result = fold(Net(lambda m, x: m.b(m.a(x).relu() + 1), a=norm(), b=norm()))
+    result = fold(Layers(lambda m, x: m.b(m.a(x).relu() + 1), a=norm(), b=norm()))
     assert result.report.regions == ()
     assert reasons(result) == [
         ("a", "there is no convolution before it to fold it into"),
@@ -166,7 +154,7 @@ def test_batch_norms_without_a_convolution_stay(fold):
 
 
 def test_a_batch_norm_without_running_statistics_stays(fold):
-    result = fold(Net(lambda m, x: m.n(m.c(x)), c=conv(), n=norm(track_running_stats=False)))
+    result = fold(Layers(lambda m, x: m.n(m.c(x)), c=conv(), n=norm(track_running_stats=False)))
     assert result.report.regions == ()
     ((path, reason),) = reasons(result)
     assert path == "n"
@@ -185,7 +173,7 @@ def test_a_long_chain_of_residual_blocks_folds(fold, kernel):
 
     layers = {f"n{at}": norm() for at in range(count)}
     layers |= {f"c{at}": conv(kernel=kernel, padding=kernel // 2) for at in range(count)}
-    result = fold(Net(forward, **layers))
+    result = fold(Layers(forward, **layers))
     assert result.report.after.batch_norms == 0
     if kernel == 1:
         assert result.report.after.convolutions == 1
@@ -195,28 +183,30 @@ def test_a_weighted_sum_and_a_computed_weight_fold(fold):
     def forward(m, x):
         return torch.add(m.c(x), F.conv2d(x, m.d.weight * 2, padding=1), alpha=3).relu()
 
-    result = fold(Net(forward, c=conv(), d=conv()))
+    result = fold(Layers(forward, c=conv(), d=conv()))
     assert [(region.convolutions, region.name) for region in result.report.regions] == [(2, "c")]
     assert reasons(result) == []
 
 
 def test_uneven_padding_is_not_paid_for_with_zero_taps(randomise):
     # even kernels padded to the same size have one zero more at the end
-    net = randomise(Net(lambda m, x: m.n(m.c(x)), c=conv(kernel=4, padding="same"), n=norm()))
+    net = randomise(Layers(lambda m, x: m.n(m.c(x)), c=conv(kernel=4, padding="same"), n=norm()))
     with pytest.warns(UserWarning, match="even kernel lengths"):
         result = fuse(net, torch.zeros(1, 4, 12, 12))
     assert reasons(result) == [("n", "one convolution would cost 57,600 multiply-accumulates and replace 36,864")]
 
 
 def test_a_lone_convolution_is_no_region_and_no_refusal(fold):
-    result = fold(Net(lambda m, x: m.c(x).relu(), c=conv()))
+    result = fold(Layers(lambda m, x: m.c(x).relu(), c=conv()))
     assert (result.report.regions, result.report.refusals) == ((), ())
     assert list(result.module.state_dict()) == ["c.weight"]
 
 
 def test_padding_that_differs_at_its_ends_stays_before_the_layer(fold):
     """A layer would make up for it by zero taps, and runtimes pad at either end on the way."""
-    net = Net(lambda m, x: m.n(m.c(F.pad(x, (1, 2, 1, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm())
+    net = Layers(
+        lambda m, x: m.n(m.c(F.pad(x, (1, 2, 1, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm()
+    )
     result = fold(net)
     (layer,) = [module for module in result.module.modules() if isinstance(module, nn.Conv2d)]
     assert (layer.kernel_size, layer.padding) == ((5, 5), (0, 0))
@@ -225,14 +215,18 @@ def test_padding_that_differs_at_its_ends_stays_before_the_layer(fold):
 
 
 def test_whoever_counts_calls_alone_gets_that_padding_into_the_layer(randomise):
-    net = Net(lambda m, x: m.n(m.c(F.pad(x, (1, 2, 1, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm())
+    net = Layers(
+        lambda m, x: m.n(m.c(F.pad(x, (1, 2, 1, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm()
+    )
     result = fuse(randomise(net), torch.zeros(1, 4, 12, 12), cost=lambda work: 1.0)
     (layer,) = [module for module in result.module.modules() if isinstance(module, nn.Conv2d)]
     assert (layer.kernel_size, layer.padding) == ((6, 6), (2, 2))
 
 
 def test_padding_that_is_the_same_at_both_ends_becomes_the_layers_own(fold):
-    net = Net(lambda m, x: m.n(m.c(F.pad(x, (2, 2, 2, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm())
+    net = Layers(
+        lambda m, x: m.n(m.c(F.pad(x, (2, 2, 2, 2)))), c=conv(kernel=5, padding=0, stride=2, groups=4), n=norm()
+    )
     result = fold(net)
     (layer,) = [module for module in result.module.modules() if isinstance(module, nn.Conv2d)]
     assert (layer.kernel_size, layer.padding) == ((5, 5), (2, 2))
@@ -246,7 +240,7 @@ def test_what_reads_a_needed_convolution_becomes_no_second_one(fold):
         y = m.d(m.c(x).relu())
         return y.relu() + ((m.a(y) * 0.5 + 1) - m.b(y)).sigmoid()
 
-    report = fold(Net(forward, c=conv(), d=conv(groups=4), a=norm(), b=norm())).report
+    report = fold(Layers(forward, c=conv(), d=conv(groups=4), a=norm(), b=norm())).report
     assert (report.after.convolutions, report.after.batch_norms, report.after.macs) == (2, 0, report.before.macs)
     assert [region.kind for region in report.regions] == ["ScaleShift"]
     assert report.after.operations == report.before.operations - 5 + 2
@@ -256,7 +250,7 @@ def test_a_map_without_channels_is_left(fold):
     def forward(m, x):
         return torch.cat([part * 2 for part in m.n(m.c(x)).split([0, 4], 1)], 1)
 
-    assert fold(Net(forward, c=conv(), n=norm())).report.after.batch_norms == 0
+    assert fold(Layers(forward, c=conv(), n=norm())).report.after.batch_norms == 0
 
 
 def test_a_row_written_on_a_pooled_map_ends_nothing(fold):
@@ -265,7 +259,7 @@ def test_a_row_written_on_a_pooled_map_ends_nothing(fold):
         y[:, :, 0] *= 2
         return m.n(F.pad(y, (0, 0, -1, 2))[:, :, 1:])
 
-    fold(Net(forward, c=conv(), n=norm()))
+    fold(Layers(forward, c=conv(), n=norm()))
 
 
 def test_a_long_piece_is_settled_in_one_pass_over_its_changes(monkeypatch):

@@ -6,19 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from repnets import fuse
+from tests.fixtures.layers import Layers
 
 
-class Net(nn.Module):
+def network(forward, **layers):
     """A nonlinearity, and a function of the layers and what comes out of it."""
-
-    def __init__(self, forward, **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x):
-        return self.run(self, x.sigmoid())
+    return Layers(lambda m, x: forward(m, x.sigmoid()), **layers)
 
 
 @pytest.fixture
@@ -43,26 +36,26 @@ def moved(randomise, relative_error):
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_a_pointwise_convolution_and_its_batch_norm_move_before_upsampling(moved, mode):
-    net = Net(lambda m, x: m.n(m.c(F.interpolate(x, scale_factor=2, mode=mode))).relu(),
+    net = network(lambda m, x: m.n(m.c(F.interpolate(x, scale_factor=2, mode=mode))).relu(),
               c=nn.Conv2d(16, 8, 1), n=nn.BatchNorm2d(8))  # fmt: skip
     assert moved(net) == (["sigmoid", "c", f"upsample_{mode}2d", "relu"], 0.25)
 
 
 def test_a_batch_norm_folds_over_an_upsampling_into_the_convolution_before(moved):
-    net = Net(lambda m, x: m.n(F.interpolate(m.c(x), scale_factor=2)).relu(),
+    net = network(lambda m, x: m.n(F.interpolate(m.c(x), scale_factor=2)).relu(),
               c=nn.Conv2d(16, 16, 3, padding=1), n=nn.BatchNorm2d(16))  # fmt: skip
     names, macs = moved(net)
     assert (len(names), macs) == (4, 1)
 
 
 def test_a_convolution_that_folds_where_it_is_stays(moved):
-    net = Net(lambda m, x: m.d(m.c(F.interpolate(x, scale_factor=2))).relu(),
+    net = network(lambda m, x: m.d(m.c(F.interpolate(x, scale_factor=2))).relu(),
               c=nn.Conv2d(16, 16, 1, bias=False), d=nn.Conv2d(16, 16, 3, padding=1))  # fmt: skip
     assert moved(net)[0][:2] == ["sigmoid", "upsample_nearest2d"]
 
 
 def test_a_head_of_convolution_mean_and_layer_is_one_layer(moved):
-    net = Net(lambda m, x: m.d(m.n(m.c(x)).mean((2, 3))), c=nn.Conv2d(16, 32, 1), n=nn.BatchNorm2d(32),
+    net = network(lambda m, x: m.d(m.n(m.c(x)).mean((2, 3))), c=nn.Conv2d(16, 32, 1), n=nn.BatchNorm2d(32),
               d=nn.Linear(32, 8))  # fmt: skip
     names, macs = moved(net)
     assert len(names) == 2
@@ -74,5 +67,5 @@ def test_a_convolution_that_a_gate_needs_anyway_is_no_second_layer(moved):
         y = m.c(x)
         return y * m.d(y.mean((2, 3), keepdim=True)).sigmoid()
 
-    _, macs = moved(Net(forward, c=nn.Conv2d(16, 32, 1), d=nn.Conv2d(32, 32, 1)))
+    _, macs = moved(network(forward, c=nn.Conv2d(16, 32, 1), d=nn.Conv2d(32, 32, 1)))
     assert macs <= 1
