@@ -378,6 +378,45 @@ def test_a_branch_on_numbers_is_refused_with_its_line_and_no_graph_is_printed(ca
     assert capfd.readouterr() == ("", "")
 
 
+class Counting(Net):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+class Remembering(Net):
+    last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        last, self.last = self.last, y.detach()
+        return y if last is None else y + last
+
+
+@pytest.mark.parametrize("model", [Counting, Remembering])
+def test_a_network_that_keeps_something_from_call_to_call_is_refused(model):
+    with pytest.raises(RepnetsError, match="keeps a value from call to call"):
+        repnets.fuse(model().eval(), torch.randn(1, 3, 8, 8))
+
+
+class Drawing(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.randn(x.shape[0], 1, 1, 1, dtype=x.dtype)
+
+
+def test_a_network_that_draws_random_numbers_is_compared_with_the_same_ones(randomise, relative_error):
+    model = randomise(Drawing()).double()
+    result = repnets.fuse(model, torch.randn(1, 3, 8, 8).double())
+    assert set(result.report.free) == {"batch", "height", "width"}
+    x = torch.randn(2, 3, 12, 12).double()
+    torch.manual_seed(3)
+    expected = model(x)
+    torch.manual_seed(3)
+    assert relative_error(result.module(x), expected) < 1e-12
+
+
 def test_a_network_that_is_wrong_at_the_example_is_not_given(randomise):
     """The check can fail."""
     model = randomise(Net()).double()
