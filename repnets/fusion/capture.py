@@ -96,9 +96,14 @@ def export(private: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
         return _freest(private, examples[0]) if len(examples) == 1 else _fixed(private, examples)
 
 
-def _shared(model: nn.Module) -> dict[int, nn.Parameter]:
-    """For deepcopy: parameters that share the model's memory, so that no second copy of it is held."""
-    return {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+def _shared(model: nn.Module) -> dict[int, Tensor]:
+    """For deepcopy: parameters that share the model's memory, so that no second copy of it is held.
+
+    What a layer keeps of what it computed from them, as `torch.nn.utils.weight_norm` does, deepcopy refuses by itself.
+    """
+    parameters = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+    kept = (one for module in model.modules() for one in vars(module).values())
+    return parameters | {id(one): one.detach() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
 
 
 def require_eval(model: nn.Module) -> None:
