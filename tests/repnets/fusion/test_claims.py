@@ -313,9 +313,11 @@ def test_the_report_says_free_fixed_or_in_steps(even, randomise):
         (lambda s, y, x: y.view(y.shape).__iadd__(s.a(x)) + y, True),  # a view of it is written
         (lambda s, y, x: torch.cat([y + (z := y.relu()), z.mul_(y)], 1)[:, 4:12], False),
         (lambda s, y, x: y.__iadd__(s.a(x)) + y[:, :1], True),
+        (lambda s, y, x: (z := s.a(x) * 2) + (w := z.tanh()) * z.sub_(y).sigmoid_() + w * z.clamp_(0.2, 0.6), False),
+        (lambda s, y, x: torch.cat([(z := s.a(x))[:, :1], z.abs(), z.mul_(3)], 1)[:, :8] + z, True),
     ],
 )
-def test_sums_that_overwrite_are_read_as_sums(between, written, randomise, relative_error, monkeypatch):
+def test_calls_that_overwrite_are_read_as_calls_that_do_not(between, written, randomise, relative_error, monkeypatch):
     traced_again = []
     again = torch.export.ExportedProgram.run_decompositions
     monkeypatch.setattr(
