@@ -11,10 +11,10 @@ temporary folder.
 """
 
 import argparse
+import csv
 import json
 import os
 import random
-import re
 import shlex
 import shutil
 import signal
@@ -80,18 +80,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def commands(copy: Path) -> list[Stage]:
-    """The commands of the stages that build everything in a copy of the project, by a dry run."""
-    words = ("-m", "snakemake", "-n", "--forceall", "--printshellcmds", "all", "bundles")
-    said = subprocess.run([sys.executable, *words], cwd=copy, capture_output=True, text=True, check=True).stdout
-    stages = []
-    for block in said.split("\n\n"):
-        command = re.search(r"^\s*(?:Shell command: )?(python -m pipeline .*?) > \S+ 2>&1", block, re.M | re.S)
-        outputs = re.search(r"^\s*output: (.*)$", block, re.M)
-        if command and outputs:
-            argv = shlex.split(command[1])
-            paths = [copy / one for one in outputs[1].split(", ")]
-            stages.append(Stage(f"{argv[3]} {outputs[1].split(', ')[0]}", [sys.executable, *argv[1:]], paths))
-    return stages
+    """The commands of the stages that build everything in a copy of the project, as Snakemake lists them."""
+    words = ("-m", "snakemake", "--detailed-summary", "all", "bundles")
+    said = subprocess.run([sys.executable, *words], cwd=copy, env=_environment(copy), capture_output=True, text=True)
+    outputs: dict[str, list[Path]] = {}
+    for row in csv.DictReader(said.stdout.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
+        outputs.setdefault(row["shellcmd"].partition(" > ")[0], []).append(copy / row["output_file"])
+    if not outputs:
+        raise SystemExit(f"Snakemake lists no command in {copy}: {said.stderr[-500:]}")
+    found = []
+    for command, paths in outputs.items():
+        argv = shlex.split(command)
+        if argv:
+            found.append(Stage(f"{argv[3]} {paths[0].relative_to(copy)}", [sys.executable, *argv[1:]], paths))
+    return found
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(copy)}
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,9 @@ class _Place:
     def kill(self, stage: Stage, seconds: float) -> list[str]:
         """Kill a stage after some seconds and run it again; what was wrong, in words."""
         known = {(path, digest(path)) for path in stage.outputs} | stage.same
+        kept = {path: self.folder / "kept" / str(number) for number, path in enumerate(stage.outputs)}
+        for path, place in kept.items():
+            _copy(path, place)
         process = self._start(stage)
         time.sleep(seconds)
         process.kill()
@@ -132,16 +141,24 @@ class _Place:
             wrong += [f"killed after {seconds:.2f} s, it makes another {name} when it is run again" for name in others]
             left = [path.name for path in (self.folder / "tmp").iterdir()]
             wrong += [f"killed after {seconds:.2f} s, {name} stays among the temporary files" for name in left]
+        for path, place in kept.items():  # other stages read them
+            _copy(place, path)
         self._clear_store()
         return wrong
 
     def _start(self, stage: Stage) -> subprocess.Popen[bytes]:
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
-        own = {"REPNETS_STORE": str(self.folder / "store"), "TMPDIR": str(temporary), "PYTHONPATH": str(self.copy)}
+        own = {"REPNETS_STORE": str(self.folder / "store"), "TMPDIR": str(temporary)}
+        environment = _environment(self.copy) | own
         with (self.folder / "log").open("wb") as log:
             return subprocess.Popen(
-                stage.words, cwd=self.copy, env=os.environ | own, stdout=log, stderr=log, start_new_session=True
+                stage.words,
+                cwd=self.copy,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _is_over(self, session: int) -> bool:
@@ -154,6 +171,16 @@ class _Place:
 
     def _clear_store(self) -> None:
         shutil.rmtree(self.folder / "store", ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 def _is_whole(path: Path, known: Set[tuple[Path, str]]) -> bool:
