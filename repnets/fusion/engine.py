@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from repnets.fusion import conv_params
 from repnets.fusion.analysis import analyse
-from repnets.fusion.arguments import Example, unwrapped
+from repnets.fusion.arguments import Example, require_options, unwrapped
 from repnets.fusion.branches import summands
 from repnets.fusion.capture import export, on_cpu, require_sound_numbers, require_stateless
 from repnets.fusion.constants import Constants
@@ -98,6 +98,7 @@ def fuse(
             from the model at the example.
     """
     clock = [perf_counter()]
+    require_options(cost, border)
     model = unwrapped(model)
     require_sound_numbers(model)
     private, examples = on_cpu(model, example_input)
