@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import backends, lifetime
 from pipeline.artifacts import digests, documents
 from pipeline.artifacts.bundle_result import BundleResult
-from pipeline.config import project, targets
+from pipeline.config import project, schema, targets, yaml_file
 from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
 from pipeline.errors import InputError
@@ -27,9 +27,15 @@ ENVIRONMENT = {
 """Environment of every stage, unless the user sets these variables; torch reads them when it is imported."""
 
 
-def configure(values: Mapping[str, Any]) -> project.Config:
-    """Validate the configuration that Snakemake read, and set the environment of its jobs. No file is changed, but
-    locks of runs that were killed are released.
+def configure(changes: Mapping[str, Any], replace: bool = False) -> project.Config:
+    """Read config.yaml, and set the environment of Snakemake's jobs. No file is changed, but locks of runs that were
+    killed are released.
+
+    The rules leave config.yaml to this function, since Snakemake's `configfile:` sets no limits on what it reads.
+
+    Args:
+        changes: what `--config` and `--configfile` give.
+        replace: they are all there is; `--replace-workflow-config`.
 
     A mistake of the user's ends the process with exit code 2 and one paragraph on stderr.
     """
@@ -38,7 +44,10 @@ def configure(values: Mapping[str, Any]) -> project.Config:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     lifetime.release_locks_of_dead_runs()
+    own = Path("config.yaml")
+    is_left_out = replace or (changes and not own.exists())
     try:
+        values = schema.merged({} if is_left_out else yaml_file.read(own), changes)
         read = resolve.load(values, backends.rules())
         for name, model in read.models.items():
             if model.checkpoint and not Path(model.checkpoint).is_file():
