@@ -15,7 +15,6 @@ from pipeline.artifacts import digests
 from pipeline.data import splits
 from pipeline.stages import jobs
 
-
 CONFIG = jobs.configure(config, workflow.config_settings.replace_workflow_config)
 
 

@@ -81,7 +81,7 @@ def _note_bundles(exists: MutableMapping[str, bool]) -> None:
     """A bundle.json that is damaged, or whose bundle was deleted, counts as missing, so that it is made again."""
     for place in Path("targets").glob("*/*/bundle.json"):
         try:
-            is_there = Path(documents.read(BundleResult, place).bundle).is_file()
+            is_there = os.path.isfile(documents.read(BundleResult, place).bundle)  # False for what is no path
         except InputError:
             is_there = False
         if not is_there:
@@ -171,11 +171,11 @@ def exports(read: project.Config) -> list[Exports]:
     return [Exports(*key, tuple(models)) for key, models in groups.items()]
 
 
-def exported_files(_wildcards: Any, input: Any) -> str:  # Snakemake knows the second one by this name
+def exported_files(_wildcards: Any, input: Any) -> list[str]:  # Snakemake knows the second one by this name
     """The options of `bundle` for the files that ship. A race's choice is one folder, with its manifest and check."""
-    if "manifest" in input.keys():  # noqa: SIM118
-        return f"--manifest {input.manifest} --check {input.check} --files {input.files}"
-    return f"--manifest {input.files}/manifest.json --check {input.files}/check.json --files {input.files}/*"
+    files = [input.files] if isinstance(input.files, str) else list(input.files)
+    manifest, check = (input.get(one, f"{files[0]}/{one}.json") for one in ("manifest", "check"))
+    return ["--manifest", manifest, "--check", check, "--files", *files]
 
 
 def races(read: project.Config) -> dict[str, list[Exports]]:
