@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
+QUICK = "{min_runs: 10, max_seconds: 0.1, warmup_seconds: 0, launches: [1, 1]}"
 CONFIG = """
 data: {name: digits, image_size: 32}
 models: {toy: }
@@ -21,10 +22,10 @@ quantize: {calibration_images: 128}
 targets:
   tensorrt:
     options: {compute_capabilities: ["8.6"]}
-    bench: &quick {min_runs: 10, max_seconds: 0.1, warmup_seconds: 0, launches: [1, 1]}
-  coreml: {bench: *quick}
-  executorch: {bench: *quick}
-"""
+    bench: QUICK
+  coreml: {bench: QUICK}
+  executorch: {bench: QUICK}
+""".replace("QUICK", QUICK)
 
 
 @dataclass(frozen=True)
