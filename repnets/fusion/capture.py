@@ -25,7 +25,7 @@ from repnets.fusion.arguments import Example, tensors_of, unwrapped, without_com
 from repnets.fusion.calls import Call, are_large, calls_at, quietly, same_way
 from repnets.fusion.inplace import without_overwriting, write_elsewhere
 from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
-from repnets.fusion.trial import Trial, random_input
+from repnets.fusion.trial import Trial, difference, random_input, run, tolerance
 
 _ROOMY = 128  # pixels, at which no feature map of a network of total stride 64 is a single pixel
 
@@ -44,7 +44,7 @@ def capture(model: nn.Module, example_input: Example) -> ExportedProgram:
 
     Raises:
         RepnetsError: A module is in training mode, the example has another rank than the model's convolutions
-            take, the model does not run on it, or cannot be exported.
+            take, the model does not run on it, gives something else at its second call, or cannot be exported.
     """
     return export(*on_cpu(model, example_input))
 
@@ -69,13 +69,24 @@ def on_cpu(model: nn.Module, example_input: Example) -> tuple[nn.Module, tuple[T
         _require_rank(model, examples[0])
     try:
         with torch.no_grad():
-            private(*map(torch.clone, examples))
+            first, second = (_tensors(run(private, examples)) for _ in range(2))
     except Exception as error:
         raise RepnetsError(
             f"The model does not run on the example input, {' and '.join(map(_describe, examples))}: {error}. Give one "
             "of the shape and dtype that the model takes; of several inputs, a tuple."
         ) from error
+    if difference(second, first) > tolerance(private, *examples):
+        raise RepnetsError(
+            "The model gives something else when it is called a second time with the same input: its forward keeps a "
+            "value from call to call, such as a counter or the last feature map, or draws random numbers that "
+            "torch.manual_seed does not set. A fused network keeps no state. Make the forward depend on its inputs "
+            "alone when the model is not training."
+        )
     return private, examples
+
+
+def _tensors(given: object) -> list[Tensor]:
+    return [one for one in tree_leaves(given) if isinstance(one, Tensor)]
 
 
 def export(private: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
@@ -85,9 +96,14 @@ def export(private: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
         return _freest(private, examples[0]) if len(examples) == 1 else _fixed(private, examples)
 
 
-def _shared(model: nn.Module) -> dict[int, nn.Parameter]:
-    """For deepcopy: parameters that share the model's memory, so that no second copy of it is held."""
-    return {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+def _shared(model: nn.Module) -> dict[int, Tensor]:
+    """For deepcopy: parameters that share the model's memory, so that no second copy of it is held.
+
+    What a layer keeps of what it computed from them, as `torch.nn.utils.weight_norm` does, deepcopy refuses by itself.
+    """
+    parameters = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+    kept = (one for module in model.modules() for one in vars(module).values())
+    return parameters | {id(one): one.detach() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
 
 
 def require_eval(model: nn.Module) -> None:

@@ -43,6 +43,7 @@ from repnets.fusion.region_check import region_error
 from repnets.fusion.report import FoldedRegion, FuseReport, Totals
 from repnets.fusion.resampling import move_to_fewer_positions
 from repnets.fusion.sizes import FreeSize, by_name, free_sizes, graph_module
+from repnets.fusion.stacks import add_up_stacks
 
 _TOLERANCE = 1e-10  # relative, float64; an exact fold is below 1e-14
 
@@ -107,6 +108,7 @@ def fuse(
     captured = graph_module(program)
     graph = captured.graph
     simplify(captured)
+    add_up_stacks(graph)
     clock.append(perf_counter())
 
     held = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}

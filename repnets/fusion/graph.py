@@ -23,6 +23,15 @@ CONVOLUTIONS = {
     *TRANSPOSED,
 }
 LAYERS = {*CONVOLUTIONS, aten.linear.default}
+_PRODUCTS = {  # of two feature maps or matrices: the place of the first of them among the arguments
+    aten.matmul.default: 0,
+    aten.mm.default: 0,
+    aten.bmm.default: 0,
+    aten.mv.default: 0,
+    aten.dot.default: 0,
+    aten.addmm.default: 1,
+    aten.baddbmm.default: 1,
+}
 BATCH_NORM = aten.batch_norm.default
 ADDITIONS = {aten.add.Tensor, aten.add.Scalar}
 VIEWS = {
@@ -245,11 +254,33 @@ def calls(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 
 def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> int:
-    """MACs of a convolution or linear layer at the sizes in `shapes`; 0 for every other node."""
-    if node.target not in LAYERS:
-        return 0
-    # a transposed convolution does for each number that it reads what the others do for each that they make
-    return prod(shapes[node.args[0] if node.target in TRANSPOSED else node]) * prod(shapes[node.args[1]][1:])
+    """MACs of a layer or a product of two feature maps at the sizes in `shapes`; 0 for every other node."""
+    if (
+        node.target in TRANSPOSED
+    ):  # one for each number that it reads, where the others have one for each that they make
+        return prod(shapes[node.args[0]]) * prod(shapes[node.args[1]][1:])
+    if node.target in LAYERS:
+        return prod(shapes[node]) * prod(shapes[node.args[1]][1:])
+    if node.target in _PRODUCTS:
+        first = node.args[_PRODUCTS[node.target]]
+        return prod(shapes[node]) * shapes[first][-1]
+    if node.target is aten.scaled_dot_product_attention.default:
+        query, key, value = (shapes[one] for one in node.args[:3])
+        return prod(query[:-1]) * key[-2] * (key[-1] + value[-1])
+    if node.target is aten.einsum.default:
+        return _einsum_products(node.args[0], [shapes[one] for one in node.args[1]])
+    return 0
+
+
+def _einsum_products(equation: str, operands: Sequence[tuple[int, ...]]) -> int:
+    """The products that a sum over two operands takes, one for each value of all its indices; 0 of one operand."""
+    sizes: dict[str, int] = {}
+    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
+        before, dots, after = term.partition("...")
+        others = tuple(f".{place}" for place in range(len(before) + len(after) - len(shape), 0)) if dots else ()
+        for index, size in zip((*before, *others, *after), shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))
+    return prod(sizes.values()) if len(operands) > 1 else 0
 
 
 def pads_zeros(node: fx.Node) -> bool:

@@ -186,7 +186,12 @@ def test_constants_that_the_graph_computes_fold(fold):
     assert fold(Layers(standardised, a=conv(), n=norm())) == (["Conv2d"], [])
 
 
-@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, FrozenBatchNorm2d])
+def instance_norm(channels):
+    """One that uses its running statistics is a batch norm in eval mode."""
+    return nn.InstanceNorm2d(channels, affine=True, track_running_stats=True)
+
+
+@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, FrozenBatchNorm2d, instance_norm])
 def test_other_batch_norms_fold(fold, kind):
     batch_norm = kind(4)
     for tensor in batch_norm.state_dict().values():
@@ -265,3 +270,17 @@ def test_a_border_that_nothing_asks_for_costs_nothing(randomise):
     net = randomise(Layers(lambda m, x: m.n(m.a(x)), a=conv(), n=norm()))
     (region,) = fuse(net, torch.zeros(1, 4, 24, 24), border="exact").report.regions
     assert region.kind == "Conv2d"
+
+
+@pytest.mark.parametrize("total", [lambda y: y.sum(0), lambda y: y.mean(0), lambda y: 2 * y.sum(dim=[-5])])
+def test_branches_that_are_stacked_to_be_added_up_are_branches(fold, total):
+    net = Layers(
+        lambda m, x: m.n(total(torch.stack([m.a(x), m.b(x), x]))), a=conv(), b=conv(kernel=1, padding=0), n=norm()
+    )
+    assert fold(net) == (["Conv2d"], [])
+
+
+@pytest.mark.parametrize("total", [lambda y: y.sum(1), lambda y: y.sum((0, 1)), lambda y: y.sum(0, keepdim=True)])
+def test_other_sums_over_a_stack_stay(fold, total):
+    net = Layers(lambda m, x: total(torch.stack([m.a(x), m.b(x)])), a=conv(), b=conv(kernel=1, padding=0))
+    assert fold(net)[0] == []
