@@ -431,3 +431,23 @@ def test_a_network_that_is_wrong_at_the_example_is_not_given(randomise):
 
     assert checked_sizes(model, wrong_at_odd_heights, [x], {0: ANY, 2: ANY, 3: ANY}) == {0: ANY, 3: ANY}
     assert checked_sizes(model, model, [x], {0: ANY, 2: ANY, 3: FreeSize(2, 2)}) == {0: ANY, 2: ANY, 3: FreeSize(2, 2)}
+
+
+class Same(nn.Module):
+    """Layers of stride 2 whose padding is rounded up from the size, in whole numbers."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, stride=2) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            down, right = (max((-(-size // 2) - 1) * 2 + 3 - size, 0) for size in x.shape[2:])
+            x = layer(F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))).relu()
+        return x
+
+
+@pytest.mark.parametrize(("layers", "free"), [(1, FREE), (4, {"batch": ANY})])
+def test_sizes_that_would_take_minutes_to_trace_are_fixed(layers, free, randomise, relative_error):
+    model, x = randomise(Same(layers)).double(), torch.randn(1, 3, 48, 48, dtype=torch.float64)
+    assert hold(relative_error, model, x, 1e-12).report.free == free
