@@ -186,7 +186,12 @@ def test_constants_that_the_graph_computes_fold(fold):
     assert fold(Layers(standardised, a=conv(), n=norm())) == (["Conv2d"], [])
 
 
-@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, FrozenBatchNorm2d])
+def instance_norm(channels):
+    """One that uses its running statistics is a batch norm in eval mode."""
+    return nn.InstanceNorm2d(channels, affine=True, track_running_stats=True)
+
+
+@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, FrozenBatchNorm2d, instance_norm])
 def test_other_batch_norms_fold(fold, kind):
     batch_norm = kind(4)
     for tensor in batch_norm.state_dict().values():

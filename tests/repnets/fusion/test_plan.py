@@ -161,6 +161,12 @@ def test_a_batch_norm_without_running_statistics_stays(fold):
     assert reason.startswith("it normalises with the statistics of each batch (track_running_stats=False)")
 
 
+def test_an_instance_norm_of_each_image_stays(fold):
+    ((path, reason),) = reasons(fold(Layers(lambda m, x: m.n(m.c(x)), c=conv(), n=nn.InstanceNorm2d(4))))
+    assert path == "n"
+    assert reason.startswith("it normalises with the statistics of each image")
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_long_chain_of_residual_blocks_folds(fold, kernel):
     """Every block reads the one before it twice: made anew for each reader, weights would take 2**24 times as long."""
