@@ -433,6 +433,15 @@ def test_a_network_that_is_wrong_at_the_example_is_not_given(randomise):
     assert checked_sizes(model, model, [x], {0: ANY, 2: ANY, 3: FreeSize(2, 2)}) == {0: ANY, 2: ANY, 3: FreeSize(2, 2)}
 
 
+@pytest.mark.parametrize("last", [lambda y: y, lambda y: y.mean((2, 3))], ids=["empty", "NaN"])
+def test_sizes_at_which_a_crop_leaves_nothing_are_not_claimed(last, randomise, relative_error):
+    model = net(lambda _, y, x: last(y[:, :, 2:-2, 2:-2]))
+    model.b = nn.Identity()
+    model = randomise(model).double()
+    free = {"batch": ANY, "height": FreeSize(5), "width": FreeSize(5)}
+    assert hold(relative_error, model, torch.randn(1, 3, 12, 12, dtype=torch.float64), 1e-12).report.free == free
+
+
 class Same(nn.Module):
     """Layers of stride 2 whose padding is rounded up from the size, in whole numbers."""
 
