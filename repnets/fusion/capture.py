@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, TruncToInt
@@ -31,6 +32,7 @@ from repnets.fusion.trial import Trial, difference, random_input, run, tolerance
 
 _ROUNDINGS = {CeilToInt, FloorToInt, TruncToInt, RoundToInt}
 _MOST_PARTS = 300  # of an expression; those of networks that pad by constants have 20
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, ParametrizationList)
 _ROOMY = 128  # pixels, at which no feature map of a network of total stride 64 is a single pixel
 
 
@@ -111,12 +113,21 @@ def _shared(model: nn.Module) -> dict[int, Tensor]:
 
 
 def require_eval(model: nn.Module) -> None:
-    training = next((name for name, module in model.named_modules() if module.training), None)
-    if training is not None:
+    training = [name for name, module in model.named_modules() if module.training and not _has_no_mode(module)]
+    if training:
         raise RepnetsError(
-            f"The {f'module {training!r}' if training else 'model'} is in training mode, where a batch norm "
+            f"The {'model' if model.training else f'module {training[0]!r}'} is in training mode, where a batch norm "
             "depends on the other images of its batch and cannot be folded. Call model.eval() first."
         )
+
+
+def _has_no_mode(module: nn.Module) -> bool:
+    """Whether a module computes the same in both modes, whatever its flag says: what is in it has flags of its own.
+
+    Tracing makes such containers, and gives them the flag of training.
+    """
+    kind = type(module)
+    return isinstance(module, GraphModule) or kind in _CONTAINERS or kind.__module__.startswith("torch.export.")
 
 
 def _require_rank(model: nn.Module, example: Tensor) -> None:

@@ -11,10 +11,10 @@ temporary folder.
 """
 
 import argparse
+import csv
 import json
 import os
 import random
-import re
 import shlex
 import shutil
 import signal
@@ -23,7 +23,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         place = _Place(copy, Path(name))
         stages = [one for one in commands(copy) if not arguments.stage or one.name.split()[0] in arguments.stage]
-        stages = [place.undisturbed(one) for one in stages]
+        for number, stage in enumerate(stages):
+            print(f"\rundisturbed: {number} of {len(stages)} stages ", end="", flush=True)
+            stages[number] = place.undisturbed(stage)
         killed, broken = Counter(), 0
         for number in range(1, arguments.count + 1):
             stage = moments.choice(stages)
@@ -80,18 +83,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def commands(copy: Path) -> list[Stage]:
-    """The commands of the stages that build everything in a copy of the project, by a dry run."""
-    words = ("-m", "snakemake", "-n", "--forceall", "--printshellcmds", "all", "bundles")
-    said = subprocess.run([sys.executable, *words], cwd=copy, capture_output=True, text=True, check=True).stdout
-    stages = []
-    for block in said.split("\n\n"):
-        command = re.search(r"^\s*(?:Shell command: )?(python -m pipeline .*?) > \S+ 2>&1", block, re.M | re.S)
-        outputs = re.search(r"^\s*output: (.*)$", block, re.M)
-        if command and outputs:
-            argv = shlex.split(command[1])
-            paths = [copy / one for one in outputs[1].split(", ")]
-            stages.append(Stage(f"{argv[3]} {outputs[1].split(', ')[0]}", [sys.executable, *argv[1:]], paths))
-    return stages
+    """The commands of the stages that build everything in a copy of the project, as Snakemake lists them."""
+    words = ("-m", "snakemake", "--detailed-summary", "all", "bundles")
+    said = subprocess.run([sys.executable, *words], cwd=copy, env=_environment(copy), capture_output=True, text=True)
+    outputs: dict[str, list[Path]] = {}
+    for row in csv.DictReader(said.stdout.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
+        outputs.setdefault(row["shellcmd"].partition(" > ")[0], []).append(copy / row["output_file"])
+    if not outputs:
+        raise SystemExit(f"Snakemake lists no command in {copy}: {said.stderr[-500:]}")
+    found = []
+    for command, paths in outputs.items():
+        argv = shlex.split(command)
+        if argv:
+            found.append(Stage(f"{argv[3]} {paths[0].relative_to(copy)}", [sys.executable, *argv[1:]], paths))
+    return found
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(copy)}
 
 
 @dataclass(frozen=True)
@@ -104,44 +113,63 @@ class _Place:
     def undisturbed(self, stage: Stage) -> Stage:
         """The stage with its duration, and the digests of what comes out the same twice."""
         found = []
-        for _ in range(2):
-            begin = time.monotonic()
-            if code := self._start(stage).wait():
-                raise SystemExit(f"{stage.name} ends with {code} undisturbed; see {self.folder / 'log'}.")
-            found.append((time.monotonic() - begin, {(path, digest(path)) for path in stage.outputs}))
-            self._clear_store()
+        with self._kept(stage):
+            for _ in range(2):
+                begin = time.monotonic()
+                if code := self._start(stage).wait():
+                    said = (self.folder / "log").read_text(errors="replace")[-500:]
+                    raise SystemExit(f"{stage.name} ends with {code} undisturbed: {said}")
+                found.append((time.monotonic() - begin, {(path, digest(path)) for path in stage.outputs}))
+                self._clear_store()
         return Stage(stage.name, stage.words, stage.outputs, found[1][0], frozenset(found[0][1] & found[1][1]))
 
     def kill(self, stage: Stage, seconds: float) -> list[str]:
         """Kill a stage after some seconds and run it again; what was wrong, in words."""
         known = {(path, digest(path)) for path in stage.outputs} | stage.same
-        process = self._start(stage)
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
-        wrong = []
-        if not self._is_over(process.pid):
-            wrong.append(f"killed after {seconds:.2f} s, it left processes behind")
-            os.killpg(process.pid, signal.SIGKILL)
-        halves = [path.name for path in stage.outputs if path.exists() and not _is_whole(path, known)]
-        wrong += [f"killed after {seconds:.2f} s, it left half of {name}" for name in halves]
-        if code := self._start(stage).wait():
-            wrong.append(f"killed after {seconds:.2f} s, it ends with {code} when it is run again")
-        else:
-            others = [path.name for path, same in stage.same if digest(path) != same]
-            wrong += [f"killed after {seconds:.2f} s, it makes another {name} when it is run again" for name in others]
-            left = [path.name for path in (self.folder / "tmp").iterdir()]
-            wrong += [f"killed after {seconds:.2f} s, {name} stays among the temporary files" for name in left]
+        when, wrong = f"killed after {seconds:.2f} s, it", []
+        with self._kept(stage):
+            process = self._start(stage)
+            time.sleep(seconds)
+            process.kill()
+            process.wait()
+            if not self._is_over(process.pid):
+                wrong.append(f"{when} left processes behind")
+                os.killpg(process.pid, signal.SIGKILL)
+            halves = [path.name for path in stage.outputs if path.exists() and not _is_whole(path, known)]
+            wrong += [f"{when} left half of {name}" for name in halves]
+            if code := self._start(stage).wait():
+                wrong.append(f"{when} ends with {code} when it is run again")
+            else:
+                others = [path.name for path, same in stage.same if digest(path) != same]
+                wrong += [f"{when} makes another {name} when it is run again" for name in others]
+                left = [path.name for path in (self.folder / "tmp").iterdir()]
+                wrong += [f"{when} left {name} among the temporary files" for name in left]
         self._clear_store()
         return wrong
+
+    @contextmanager
+    def _kept(self, stage: Stage) -> Iterator[None]:
+        """The outputs of a stage are put back afterwards, since other stages read them."""
+        kept = {path: self.folder / "kept" / str(number) for number, path in enumerate(stage.outputs)}
+        for path, place in kept.items():
+            _copy(path, place)
+        yield
+        for path, place in kept.items():
+            _copy(place, path)
 
     def _start(self, stage: Stage) -> subprocess.Popen[bytes]:
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
-        own = {"REPNETS_STORE": str(self.folder / "store"), "TMPDIR": str(temporary), "PYTHONPATH": str(self.copy)}
+        own = {"REPNETS_STORE": str(self.folder / "store"), "TMPDIR": str(temporary)}
+        environment = _environment(self.copy) | own
         with (self.folder / "log").open("wb") as log:
             return subprocess.Popen(
-                stage.words, cwd=self.copy, env=os.environ | own, stdout=log, stderr=log, start_new_session=True
+                stage.words,
+                cwd=self.copy,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _is_over(self, session: int) -> bool:
@@ -154,6 +182,16 @@ class _Place:
 
     def _clear_store(self) -> None:
         shutil.rmtree(self.folder / "store", ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 def _is_whole(path: Path, known: Set[tuple[Path, str]]) -> bool:
