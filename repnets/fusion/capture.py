@@ -81,7 +81,7 @@ def on_cpu(model: nn.Module, example_input: Example) -> tuple[nn.Module, tuple[T
             f"The model does not run on the example input, {' and '.join(map(_describe, examples))}: {error}. Give one "
             "of the shape and dtype that the model takes; of several inputs, a tuple."
         ) from error
-    if difference(second, first) > tolerance(private, *examples):
+    if difference(second, first) > tolerance(private, examples, first):
         raise RepnetsError(
             "The model gives something else when it is called a second time with the same input: its forward keeps a "
             "value from call to call, such as a counter or the last feature map, or draws random numbers that "

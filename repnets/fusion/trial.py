@@ -54,7 +54,7 @@ class Trial:
             return False
         if any(isinstance(one, Tensor) and not one.isfinite().any() for one in tree_leaves(want)):
             return False  # nothing is left of so small an image
-        return difference(got, want) <= tolerance(self.model, x)
+        return difference(got, want) <= tolerance(self.model, x, want)
 
 
 def run(network: Network, inputs: Sequence[Tensor]) -> object:
@@ -72,9 +72,15 @@ def random_input(example: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=generator).to(example.dtype)
 
 
-def tolerance(model: nn.Module, *inputs: Tensor) -> float:
-    """How far apart, of the largest output, two computations of one network may be: by its coarsest dtype."""
-    dtypes = {tensor.dtype for tensor in (*model.parameters(), *inputs) if tensor.is_floating_point()}
+def tolerance(model: nn.Module, *values: object) -> float:
+    """How far apart, of the largest output, two computations of one network may be: by its coarsest dtype.
+
+    Args:
+        model: Whose parameters count.
+        *values: Its inputs and outputs, whose tensors count too: a network may take float64 and give float32.
+    """
+    tensors = [one for one in tree_leaves(values) if isinstance(one, Tensor)]
+    dtypes = {tensor.dtype for tensor in (*model.parameters(), *tensors) if tensor.is_floating_point()}
     return max((_TOLERANCES.get(dtype, _COARSE) for dtype in dtypes), default=_TOLERANCES[torch.float32])
 
 

@@ -442,6 +442,16 @@ def test_sizes_at_which_a_crop_leaves_nothing_are_not_claimed(last, randomise, r
     assert hold(relative_error, model, torch.randn(1, 3, 12, 12, dtype=torch.float64), 1e-12).report.free == free
 
 
+def test_a_network_may_give_a_narrower_type_than_its_own(randomise, relative_error):
+    class Narrower(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.a(x)).float()
+            return F.conv2d(y, self.b.weight.float(), padding=1) * self.b.bias[0]
+
+    model = Narrower()
+    hold(relative_error, randomise(model).double(), torch.randn(1, 3, 12, 12, dtype=torch.float64), 1e-5)
+
+
 class Same(nn.Module):
     """Layers of stride 2 whose padding is rounded up from the size, in whole numbers."""
 
