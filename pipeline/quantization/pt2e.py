@@ -8,6 +8,7 @@ quantizer says, so that ExecuTorch computes them as integers; Core ML and Tensor
 import copy
 from collections import Counter
 from collections.abc import Container
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
 
         prepared = copy.deepcopy(module)
         config = _config()
+        of_transposed = replace(config.weight, ch_axis=1)
         left = {node for node in prepared.graph.nodes if node.name in in_float or not _can_be_int8(node)}
         for node in left:
             if node.op == "call_function":
@@ -85,7 +87,9 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
             # rounded after the clamp alone: what it cuts off would take most digits of what it leaves
             if layer not in left:
                 image, weight = layer.args[:2]
-                reads = {image: config.input_activation, weight: config.weight}
+                is_transposed = layer.target is torch.ops.aten.conv_transpose2d.input
+                of_weight = of_transposed if is_transposed else config.weight
+                reads = {image: config.input_activation, weight: of_weight}
                 layer.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, None, _annotated=True)
                 clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({}, config.output_activation, _annotated=True)
         quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(lambda node: node not in left)
@@ -177,10 +181,13 @@ def _can_be_int8(node: "Node") -> bool:
     """
     import torch
 
+    from repnets.fusion.graph import arguments
     from repnets.quantization.simulation import LAYERS
 
     if str(node.target).startswith(("aten.conv", "aten.linear.")):
-        return node.target in LAYERS and all(one is None or one.op == "get_attr" for one in node.args[1:3])
+        is_grouped = "transpose" in str(node.target) and arguments(node)["groups"] != 1  # XNNPACK has none in int8
+        are_stored = all(one is None or one.op == "get_attr" for one in node.args[1:3])
+        return node.target in LAYERS and are_stored and not is_grouped
     values = [one.meta.get("val") for one in (node, *node.all_input_nodes)]
     are_float = all(isinstance(one, torch.Tensor) and one.dtype is torch.float32 for one in values)
     return are_float and node.kwargs.get("alpha", 1) == 1
@@ -238,8 +245,6 @@ def _config() -> Any:
 
     That floor takes the digits of any channel whose largest weight is below 0.03.
     """
-    from dataclasses import replace
-
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
     from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
