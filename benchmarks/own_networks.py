@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for variable, value in {**jobs.ENVIRONMENT, "REPNETS_STORE": f"{folder}/store"}.items():
             os.environ.setdefault(variable, value)
         place = Path(folder, "split.json")
-        split.run(settings_of("split", config), output=place)
+        with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to stdout
+            split.run(settings_of("split", config), output=place)
         for number, name in enumerate(options.networks, start=1):
             networks[name] = {"title": NETWORKS[name], **built(name, config, targets, Path(folder))}
             print(f"[{number}/{len(options.networks)}] {_progress(name, networks[name])}", file=sys.stderr, flush=True)

@@ -79,7 +79,7 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
             annotation = QuantizationAnnotation(reads, config.output_activation, _annotated=True)
             node.meta[Q_ANNOTATION_KEY] = annotation
         for pad in _pads(prepared, left):
-            # zeros are whole steps, so one range serves what comes and what goes
+            # zeros and copies are whole steps, so one range serves what comes and what goes
             shared = SharedQuantizationSpec((pad.args[0], pad))
             reads = {pad.args[0]: config.input_activation}
             pad.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, shared, _annotated=True)
@@ -215,16 +215,17 @@ def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> 
 
 
 def _pads(module: "GraphModule", in_float: "Container[Node]") -> "list[Node]":
-    """Paddings by zeros that int8 convolutions alone read."""
+    """Paddings by zeros, or by copies of the map, that int8 convolutions alone read."""
     import torch
 
-    from repnets.fusion.graph import pads_zeros
+    from repnets.fusion.graph import arguments, pads_zeros
 
-    conv2d = torch.ops.aten.conv2d.default
+    aten = torch.ops.aten
     return [
         node
-        for node in filter(pads_zeros, module.graph.nodes)
-        if all(user.target is conv2d and user not in in_float for user in node.users)
+        for node in module.graph.find_nodes(op="call_function", target=aten.pad.default)
+        if (pads_zeros(node) or arguments(node)["mode"] != "constant")
+        and all(user.target is aten.conv2d.default and user not in in_float for user in node.users)
     ]
 
 

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from pipeline import backends
 from pipeline.artifacts.manifest import Unavailable
@@ -21,6 +23,7 @@ from pipeline.errors import InputError
 from pipeline.models import programs as graphs
 from pipeline.quantization import pt2e
 from pipeline.verification import compare
+from repnets.fusion.capture import capture
 from repnets.quantization import ranges
 
 NAMES = backends.names()
@@ -32,13 +35,8 @@ FLOATS = ("fp32", "fp16")
 
 @pytest.fixture(scope="session")
 def int8_program(programs, image):
-    """The fused network in int8, as the stage `quantize` makes it, with the ranges of one image."""
-    prepared = pt2e.prepare(pt2e.network(programs["fused"]))
-    found = pt2e.simulation(prepared)
-    ranges.set_activations(ranges.observe(found, [image]), "max")
-    ranges.set_weights(found, "max")
-    made = pt2e.convert(prepared, found, image.shape[-1])
-    return graphs.static(made.module(), tuple(image.shape))
+    """The fused network in int8."""
+    return in_int8(programs["fused"], image)
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +56,26 @@ def written(programs, int8_program, spec, tmp_path_factory):
         return made[name, precision]
 
     return write
+
+
+@pytest.fixture(scope="session")
+def transposed(image):
+    """In int8, transposed convolutions: plain, before a ReLU6, and of two groups, which stays in float."""
+    up = (nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, 2, 1, 1), nn.ReLU6(),
+          nn.ConvTranspose2d(6, 8, 2, groups=2))  # fmt: skip
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    torch.manual_seed(0)
+    return in_int8(capture(nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), *up, *head).eval(), image), image)
+
+
+def in_int8(program, image):
+    """A program in int8, as the stage `quantize` makes it, with the ranges of one image."""
+    prepared = pt2e.prepare(pt2e.network(program))
+    found = pt2e.simulation(prepared)
+    ranges.set_activations(ranges.observe(found, [image]), "max")
+    ranges.set_weights(found, "max")
+    made = pt2e.convert(prepared, found, image.shape[-1])
+    return graphs.static(made.module(), tuple(image.shape))
 
 
 def precisions(name):
@@ -147,6 +165,20 @@ def test_a_written_file_is_the_network(written, int8_program, programs, image, n
     got = client.predict(name, files[0], image.numpy())
     want = program.module()(image).detach().numpy()
     assert compare.compare(got, want).relative_error <= compare.TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if "int8" in precisions(name)])
+def test_transposed_convolutions_are_int8_in_the_file(transposed, image, spec, tmp_path, name):
+    backend = LOADED[name]
+    options = backend.rules.options().model_dump(mode="json") | dict(
+        [*filter(None, [backend.rules.at_least.get("int8")])]
+    )
+    files = [tmp_path / file.format(form="quantized") for file in backend.files()]
+    backend.export(transposed, files, spec("int8", **options))
+    census, wanted = backend.census(files[0]), graphs.count(transposed)
+    assert (census["convolution"], census["int8"]) == (wanted["convolution"], wanted["int8"]) == (4, 4)
+    got, want = client.predict(name, files[0], image.numpy()), transposed.module()(image).numpy()
+    assert compare.compare(got, want).relative_error <= compare.TOLERANCE["int8"]
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -146,15 +146,16 @@ def test_a_tiny_weight_keeps_its_digits(images):
     assert [int(one.abs().max()) for one in stored] == [127]
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize("in_float", [(), ("conv2d_1",)])
-def test_padding_takes_the_range_of_what_it_pads_and_is_float_before_a_float_layer(images, in_float):
+def test_padding_takes_the_range_of_what_it_pads_and_is_float_before_a_float_layer(images, in_float, mode):
     class Padded(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, stride=2)
 
         def forward(self, x):
-            return self.second(nn.functional.pad(self.first(x).relu(), (0, 1, 0, 1)))
+            return self.second(nn.functional.pad(self.first(x).relu(), (0, 1, 0, 1), mode))
 
     network = pt2e.network(capture(Padded().eval(), images[:2]))
     found = pt2e.simulation(pt2e.prepare(network, in_float))
@@ -164,3 +165,13 @@ def test_padding_takes_the_range_of_what_it_pads_and_is_float_before_a_float_lay
         assert reader.target is torch.ops.aten.conv2d.default
     else:
         assert found.rounding(reader).group == found.rounding(pad.args[0]).group
+
+
+@pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.ReLU6()])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_transposed_convolution_has_a_scale_for_each_output_channel_or_is_in_float(images, groups, activation):
+    layer = nn.ConvTranspose2d(4, 8, 2, 2, groups=groups)
+    network = pt2e.network(capture(nn.Sequential(nn.Conv2d(3, 4, 3), layer, activation).eval(), images[:2]))
+    found = pt2e.simulation(pt2e.prepare(network))
+    axes = [one.weight_rounding.axis for one in found.layers if one.is_transposed]
+    assert axes == ([1] if groups == 1 else [])
