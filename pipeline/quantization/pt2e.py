@@ -73,8 +73,8 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
         for node in left:
             if node.op == "call_function":
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)  # no annotator touches it
-        for node in prepared.graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim):
-            # a range of its own: the mean's is narrower than that of what it averages
+        for node in _averages(prepared, left):
+            # a range of its own: an average's is narrower than that of what it averages
             reads = {node.args[0]: config.input_activation}
             annotation = QuantizationAnnotation(reads, config.output_activation, _annotated=True)
             node.meta[Q_ANNOTATION_KEY] = annotation
@@ -95,7 +95,8 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
         quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(lambda node: node not in left)
         # batch norms of training, which no fused program has; to look for them takes seconds
         quantizer.SUPPORTED_PATTERNS = [one for one in quantizer.SUPPORTED_PATTERNS if "_bn" not in one.name]
-        quantizer.transform_for_annotation = partial(_numbers_as_constants, but_for=left)
+        quantizer.transform_for_annotation = partial(_ready_to_annotate, in_float=left)
+        _hide_batch_norms(prepared)
         prepared = prepare_pt2e(prepared, quantizer)
     return _in_evaluation(prepared)
 
@@ -193,6 +194,27 @@ def _can_be_int8(node: "Node") -> bool:
     return are_float and node.kwargs.get("alpha", 1) == 1
 
 
+def _hide_batch_norms(module: "GraphModule") -> None:
+    """Write each batch norm as torch's own function of the same arguments, in place.
+
+    torchao folds a batch norm into the convolution before it, also where others read that convolution, and so changes
+    what they get. A fused network has only batch norms that are to stay.
+    """
+    import torch
+
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
+        node.target = torch.batch_norm
+
+
+def _ready_to_annotate(module: "GraphModule", in_float: "Container[Node]") -> "GraphModule":
+    """What a quantizer annotates: batch norms are back, and numbers are constants. In place."""
+    import torch
+
+    for node in module.graph.find_nodes(op="call_function", target=torch.batch_norm):
+        node.target = torch.ops.aten.batch_norm.default
+    return _numbers_as_constants(module, in_float)
+
+
 def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> "GraphModule":
     """Write the numbers that int8 additions and products take as constants of no dimension, in place."""
     import torch
@@ -212,6 +234,15 @@ def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> 
                 node.update_arg(place, constant)
     module.recompile()
     return module
+
+
+def _averages(module: "GraphModule", in_float: "Container[Node]") -> "list[Node]":
+    """Means and adaptive average pools."""
+    import torch
+
+    aten = torch.ops.aten
+    return [node for target in (aten.mean.dim, aten.adaptive_avg_pool2d.default)
+            for node in module.graph.find_nodes(op="call_function", target=target) if node not in in_float]  # fmt: skip
 
 
 def _pads(module: "GraphModule", in_float: "Container[Node]") -> "list[Node]":

@@ -175,3 +175,29 @@ def test_a_transposed_convolution_has_a_scale_for_each_output_channel_or_is_in_f
     found = pt2e.simulation(pt2e.prepare(network))
     axes = [one.weight_rounding.axis for one in found.layers if one.is_transposed]
     assert axes == ([1] if groups == 1 else [])
+
+
+@pytest.mark.parametrize("average", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2)])
+def test_an_average_has_a_range_of_its_own(images, average):
+    network = pt2e.network(capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), average).eval(), images[:2]))
+    found = pt2e.simulation(pt2e.prepare(network))
+    (pool,) = found.module.graph.find_nodes(op="call_function", target=torch.ops.aten.adaptive_avg_pool2d.default)
+    (reader,) = pool.users
+    assert found.rounding(reader).group != found.rounding(pool.args[0]).group
+
+
+def test_a_batch_norm_that_is_left_changes_nothing_for_other_readers_of_its_convolution(images):
+    class PreActivation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.second = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+            nn.init.uniform_(self.norm.running_var, 2, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return x + self.second(self.norm(x).relu())
+
+    model = PreActivation().eval()
+    found = pt2e.simulation(pt2e.prepare(pt2e.network(capture(model, images[:2]))))
+    with torch.no_grad(), found.as_float():
+        torch.testing.assert_close(found(images), model(images))
