@@ -48,8 +48,30 @@ def network(program: "ExportedProgram") -> "GraphModule":
         target, source = node.args[:2]  # left by a write in place; it has no gradient to train with
         if target.meta["val"].dtype == source.meta["val"].dtype:
             node.target, node.args, node.kwargs = torch.ops.aten.expand_as.default, (source, target), {}
+    _give_numbers_a_dimension(module)
     keep_dimensions_in(module, lambda mean, _: (torch.ops.aten.flatten.using_ints, (mean, 1)))
     return module
+
+
+def _give_numbers_a_dimension(module: "GraphModule") -> None:
+    """Make parameters of no dimension that maps are multiplied with, or added to, ones of one dimension, in place.
+
+    TensorRT takes no int8 constant of no dimension.
+    """
+    import torch
+
+    from repnets.fusion.graph import tensor_at
+
+    aten = torch.ops.aten
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = node.meta.get("val")
+        broadcasts = all(
+            user.target in (aten.add.Tensor, aten.mul.Tensor) and user.meta["val"].dim() for user in node.users
+        )
+        if isinstance(value, torch.Tensor) and value.dim() == 0 and broadcasts:
+            tensor = tensor_at(module, node.target)
+            tensor.data = tensor.data.reshape(1)
+            node.meta["val"] = value.reshape(1)
 
 
 def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModule":
@@ -216,7 +238,7 @@ def _ready_to_annotate(module: "GraphModule", in_float: "Container[Node]") -> "G
 
 
 def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> "GraphModule":
-    """Write the numbers that int8 additions and products take as constants of no dimension, in place."""
+    """Write the numbers that int8 additions and products take as constants of one element, in place."""
     import torch
 
     aten = torch.ops.aten
@@ -226,7 +248,7 @@ def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> 
         for place, value in enumerate(node.args):
             if isinstance(value, (int, float)):
                 name = f"number_of_{node.name}_{place}"
-                number = torch.tensor(float(value))
+                number = torch.tensor([float(value)])
                 module.register_buffer(name, number)
                 with module.graph.inserting_before(node):
                     constant = module.graph.get_attr(name)

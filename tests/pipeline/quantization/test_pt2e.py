@@ -201,3 +201,22 @@ def test_a_batch_norm_that_is_left_changes_nothing_for_other_readers_of_its_conv
     found = pt2e.simulation(pt2e.prepare(pt2e.network(capture(model, images[:2]))))
     with torch.no_grad(), found.as_float():
         torch.testing.assert_close(found(images), model(images))
+
+
+def test_no_int8_constant_is_without_a_dimension(images):
+    """TensorRT refuses such a one."""
+
+    class Gains(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.gain = nn.Conv2d(3, 8, 3), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.gain * x + (x + 3).relu()
+
+    prepared = pt2e.prepare(pt2e.network(capture(Gains().eval(), images[:2])))
+    program = pt2e.convert(prepared, calibrated(prepared, images), 16)
+    stored = [*program.state_dict.values(), *program.constants.values()]
+    ranks = [one.dim() for one in stored if isinstance(one, torch.Tensor) and one.dtype is torch.int8]
+    assert sorted(ranks) == [1, 1, 4]
