@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.fuse import table
 from pipeline import backends
 from pipeline.benchmark import conditions
+from pipeline.config import yaml_file
 from pipeline.config.project import Config
-from pipeline.config.schema import read_yaml
 from pipeline.errors import GateError, InputError, StageError, first_line, nearest
 from pipeline.models import resolve
 from pipeline.stages import check, export, jobs, quantize, reparameterize, split, train, verify
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def configured(names: Sequence[str], epochs: int) -> Config:
     """The project's own configuration, of these networks."""
-    values = read_yaml(PROJECT / "config.yaml")
+    values = yaml_file.read(PROJECT / "config.yaml")
     values["models"] = {name: {"arch": f"{MODULE}:{name}"} for name in names}
     values["training"] = {**values["training"], "epochs": epochs}
     return resolve.load(values, backends.rules(), PROJECT)
