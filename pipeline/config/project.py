@@ -3,11 +3,12 @@
 Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config import targets
 from pipeline.config.backend_rules import BackendRules
@@ -16,6 +17,18 @@ from pipeline.config.targets import Target
 from pipeline.errors import InputError, quoted
 from repnets.expansion import STYLES
 
+
+def _path(given: str) -> str:
+    """A path with `~` written out."""
+    path = os.path.expanduser(given)
+    if path.startswith("~"):
+        raise ValueError(f"`{quoted(given.partition('/')[0])}` is nobody's home folder")
+    if len(path) > 4000 or any(len(os.fsencode(name)) > 255 for name in path.split("/")):
+        raise ValueError("a path has at most 4,000 characters, and each name in it at most 255 bytes")
+    return path
+
+
+_Path = Annotated[str, AfterValidator(_path)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
 
@@ -24,7 +37,7 @@ class Data(Strict):
     """The data set for training and validation, and how its images become the network's input."""
 
     name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
-    root: str | None = Field(None, description="folder of the images, or where torchvision downloads them to")
+    root: _Path | None = Field(None, description="folder of the images, or where torchvision downloads them to")
     image_size: int = Field(32, ge=1, description="side of the square input, pixels")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
@@ -67,7 +80,9 @@ class Model(Strict):
     expand: Literal[STYLES] | None = Field(
         None, description="style of the training branches around its convolutions; `arch` is told as `arch+style`"
     )
-    checkpoint: str | None = Field(None, description="a .safetensors, .pth or .ckpt of the user's own; skips training")
+    checkpoint: _Path | None = Field(
+        None, description="a .safetensors, .pth or .ckpt of the user's own; skips training"
+    )
     image_size: int = Field(ge=1)
     mean: tuple[_Share, _Share, _Share] | None = Field(None, description="of R, G, B in [0, 1]; default: the data's")
     std: tuple[_Positive, _Positive, _Positive] | None = Field(None, description="likewise")
@@ -119,7 +134,7 @@ class Bundle(Strict):
 
     golden_images: int = Field(8, ge=1, le=64, description="validation images that the self-test is made of")
     include_engine: bool = Field(False, description="TensorRT: also the engine; only for devices like this machine")
-    signing_key: str | None = Field(None, description="your SSH key; the signature is a file beside the bundle")
+    signing_key: _Path | None = Field(None, description="your SSH key; the signature is a file beside the bundle")
 
 
 class Config(Strict):

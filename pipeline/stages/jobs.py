@@ -14,7 +14,7 @@ from pipeline.artifacts.bundle_result import BundleResult
 from pipeline.config import project, schema, targets, yaml_file
 from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
-from pipeline.errors import InputError
+from pipeline.errors import InputError, shown
 from pipeline.models import networks, resolve
 from pipeline.stages.settings import settings_of
 
@@ -50,8 +50,13 @@ def configure(changes: Mapping[str, Any], replace: bool = False) -> project.Conf
         values = schema.merged({} if is_left_out else yaml_file.read(own), changes)
         read = resolve.load(values, backends.rules())
         for name, model in read.models.items():
+            path = f"models.{name}.checkpoint: {shown(model.checkpoint)}"
             if model.checkpoint and not Path(model.checkpoint).is_file():
-                raise InputError(f"models.{name}.checkpoint: there is no file {model.checkpoint}; correct the path.")
+                raise InputError(f"{path} is no file that is there. Correct the path.")
+            if model.checkpoint and set(model.checkpoint) & set("{}"):
+                raise InputError(
+                    f"{path}: Snakemake takes braces in a path for wildcards. Rename the file or its folder."
+                )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(InputError.exit_code) from None

@@ -165,3 +165,13 @@ def test_a_folder_in_place_of_a_document(tmp_path):
         documents.read(BundleResult, tmp_path)
     with pytest.raises(InputError, match=r"does not exist. Build it first"):
         documents.read(BundleResult, tmp_path / "bundle.json")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\r", "\x85", "a\u2028b", "\0", "gru\u0308n", "\ud800"])
+def test_a_class_is_a_line_of_text(place, name):
+    """So labels.txt, which a bundle has, holds as many lines as there are classes."""
+    with pytest.raises(InputError, match="is not named as one can be"):
+        Preprocessing(12, (0.5,) * 3, (0.2,) * 3, ("a", name))
+    changed(place, lambda document: document["preprocessing"].update(classes=["a", name]))
+    with pytest.raises(InputError):
+        documents.read(Manifest, place)

@@ -245,6 +245,29 @@ def test_a_mistake_in_a_target(written, target, message):
     assert message in str(caught.value)
 
 
+def test_a_path_in_the_home_folder_is_written_out(written, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    read = written("models: {toy: {checkpoint: ~/a.pth}}\ndata: {root: ~/b}\nbundle: {signing_key: ~/c}")
+    paths = read.models["toy"].checkpoint, read.data.root, read.bundle.signing_key
+    assert paths == tuple(str(tmp_path / name) for name in ("a.pth", "b", "c"))
+    for path, said in (("~nobody-here/a", "`~nobody-here` is nobody's home folder"), ("a" * 256, "at most 255 bytes")):
+        with pytest.raises(InputError, match=rf"config.yaml, line 1: `models.toy.checkpoint`: .*{said}"):
+            written(f"models: {{toy: {{checkpoint: {path}}}}}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("{best}.pth", "takes braces in a path for wildcards. Rename"), ("gone.pth", "is no file that is there. Correct")],
+)
+def test_a_checkpoint_that_the_rules_cannot_read(written, tmp_path, capsys, monkeypatch, name, said):
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # put back afterwards
+    save_file({"stage1.weight": np.zeros(1)}, tmp_path / "{best}.pth")
+    written(f"models: {{toy: {{checkpoint: '{name}'}}}}")
+    with pytest.raises(SystemExit) as ended:
+        jobs.configure({})
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_a_changed_device_runs_bench_alone_again(written):
     """Its settings hold the device; those of export and check do not."""
     here = written()
