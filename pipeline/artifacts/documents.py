@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pipeline.artifacts.manifest import write_json
-from pipeline.errors import InputError
+from pipeline.errors import InputError, quoted
 
 
 class Document(Protocol):
@@ -78,11 +78,12 @@ def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
         schema = document.get("schema", 1)
         if type(schema) is int and schema > kind.SCHEMA:
             raise InputError(
-                f"{name} is a {kind.TITLE} of schema {schema}, and this version of repnets reads {kind.SCHEMA}: a "
-                f"newer one wrote it. Update repnets; or delete the file and run the stage `{kind.STAGE}` again."
+                f"{name} is a {kind.TITLE} of schema {quoted(schema)}, and this version of repnets reads "
+                f"{kind.SCHEMA}: a newer one wrote it. Update repnets; or delete the file and run the stage "
+                f"`{kind.STAGE}` again."
             )
         if type(schema) is not int or schema != kind.SCHEMA:
-            raise ValueError(f"schema: {schema!r} is not known")
+            raise ValueError(f"schema: {quoted(repr(schema))} is not known")
         parsed = _adapter(kind).validate_json(content, strict=True)
         if _is_sealed(kind) and document.pop("digest", None) != _digest(document):
             raise InputError(f"{name} does not have the digest that it was written with, so it was edited. {remedy}")
@@ -92,7 +93,7 @@ def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
         why = f"{'.'.join(map(str, problem['loc']))}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
     except (ValueError, RecursionError) as error:
         why = str(error)
-    raise InputError(f"{name} is no {kind.TITLE} of this pipeline, or was cut short ({why}). {remedy}")
+    raise InputError(f"{name} is no {kind.TITLE} of this pipeline, or was cut short ({quoted(why)}). {remedy}")
 
 
 def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:

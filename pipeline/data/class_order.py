@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, shown
+from pipeline import regular_file
+from pipeline.errors import InputError, quoted, shown
 
 _MAX_BYTES = 16_000_000
 
@@ -41,8 +42,8 @@ def ordered(names: Sequence[str], order: str | Sequence[str]) -> tuple[str, ...]
         source, given = "data.classes", list(order)
     missing, unknown = sorted(set(names) - set(given)), sorted(set(given) - set(names))
     if missing or unknown or len(given) != len(names):
-        wrong = [f"lacks `{shown(missing[0])}`"] if missing else []
-        wrong += [f"names `{shown(unknown[0])}`, which is no class folder"] if unknown else []
+        wrong = [f"lacks `{quoted(missing[0])}`"] if missing else []
+        wrong += [f"names `{quoted(unknown[0])}`, which is no class folder"] if unknown else []
         wrong = wrong or ["names a class twice"]
         raise InputError(f"{source} {' and '.join(wrong)}. List each of the {len(names)} class folders once.")
     return tuple(given)
@@ -50,6 +51,7 @@ def ordered(names: Sequence[str], order: str | Sequence[str]) -> tuple[str, ...]
 
 def _read(path: Path, names: set[str]) -> list[str]:
     try:
+        regular_file.require(path)
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
@@ -62,7 +64,7 @@ def _read(path: Path, names: set[str]) -> list[str]:
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
-            f"data.classes: {shown(path)} is no index of classes ({str(error)[:200]}). Give a JSON list of names, or "
+            f"data.classes: {shown(path)} is no index of classes ({quoted(error)}). Give a JSON list of names, or "
             'an object such as {"0": "cat", "1": "dog"} or {"cat": 0, "dog": 1}.'
         ) from None
 

@@ -6,13 +6,12 @@ A pickle is only ever read with ``weights_only=True``, which refuses to run code
 import io
 import pickletools
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line, quoted, reading
 from pipeline.models import checkpoints
 from repnets.checkpoints import layouts
 from repnets.checkpoints.state_dict_errors import listed
@@ -43,10 +42,8 @@ def read(path: Path) -> tuple[dict[str, "torch.Tensor"], str, CheckpointHeader |
             pickle that would run code.
     """
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         _, header = checkpoints.read_table(path)
-        return _stripped(load_file(path)), header.weights if header else "raw", header
+        return _stripped(checkpoints.tensors(path)), header.weights if header else "raw", header
     if path.suffix not in _PICKLES:
         raise InputError(f"{path} is neither .safetensors nor {', '.join(_PICKLES)}. Save it as safetensors.")
     loaded = _unpickled(path)
@@ -97,10 +94,9 @@ def keys_of(path: Path) -> list[str]:
     """
     if path.suffix == ".safetensors":
         return checkpoints.read_table(path)[0]
-    try:
+    _require_there(path)
+    with reading(path, "Get it again."):
         return list(_strings(path))
-    except (OSError, ValueError, LookupError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is no checkpoint, or was cut short: {error}. Get it again.") from None
 
 
 def _strings(path: Path) -> Iterator[str]:
@@ -120,30 +116,33 @@ def _strings(path: Path) -> Iterator[str]:
         yield from (argument for _, argument, _ in pickletools.genops(program) if isinstance(argument, str))
 
 
+def _require_there(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Check the name of the checkpoint.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty, so a copy or a download of it failed. Get it again.")
+
+
 def _unpickled(path: Path) -> Any:
     import pickle
 
     import torch
 
-    if not path.is_file():
-        raise InputError(f"{path} does not exist. Check the name of the checkpoint.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty, so a copy or a download of it failed. Get it again.")
+    _require_there(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())
         at = max(reason.find(word) for word in ("GLOBAL", "Unsupported global", "Unsupported class"))
         if at < 0:
-            raise InputError(f"{path} is no checkpoint, or was cut short: {reason[:200]}. Get it again.") from None
+            raise InputError(f"{path} is no checkpoint, or was cut short: {quoted(reason)}. Get it again.") from None
         raise InputError(
             f"{path} holds more than tensors, and reading it would run code that is in it; nothing of it "
-            f"was run ({reason[at : at + 120]}). Save the weights alone, `torch.save(model.state_dict(), "
+            f"was run ({quoted(reason[at : at + 120])}). Save the weights alone, `torch.save(model.state_dict(), "
             "...)`, or as safetensors."
         ) from None
     except Exception as error:  # what is no pickle fails wherever its bytes lead the reader
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no checkpoint, or was cut short: {reason}. Get it again.") from None
+        raise InputError(f"{path} is no checkpoint, or was cut short: {first_line(error)}. Get it again.") from None
 
 
 def _get(loaded: Any, name: str) -> Any:
