@@ -22,7 +22,7 @@ Write the weights of a RepVGG or MobileOne under the names that another tool kno
 CHECKPOINT is one of
   artifacts/<model>/checkpoint.safetensors   trained by this pipeline, with all branches
   artifacts/<model>/fused.pt2                the fused network
-  a .safetensors, .pth or .pt                of this project, of the authors (official) or of timm, in the training
+  a .safetensors, .pth, .pt or .ckpt         of this project, of the authors (official) or of timm, in the training
                                              or the deploy form; its layout is recognised, and no code in it runs
 
 --layout is one of

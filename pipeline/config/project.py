@@ -67,7 +67,7 @@ class Model(Strict):
     expand: Literal[STYLES] | None = Field(
         None, description="style of the training branches around its convolutions; `arch` is told as `arch+style`"
     )
-    checkpoint: str | None = Field(None, description="a .safetensors or .pth of the user's own; skips training")
+    checkpoint: str | None = Field(None, description="a .safetensors, .pth or .ckpt of the user's own; skips training")
     image_size: int = Field(ge=1)
     mean: tuple[_Share, _Share, _Share] | None = Field(None, description="of R, G, B in [0, 1]; default: the data's")
     std: tuple[_Positive, _Positive, _Positive] | None = Field(None, description="likewise")

@@ -171,8 +171,8 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises:
         InputError: it is missing, cut short or no bundle; a field of its bundle.json cannot be; or a member climbs
-            out of its folder, is a link or a device node, comes twice, is not listed or is missing, or does not have its
-            digest. Names the member.
+            out of its folder, is a link or a device node, comes twice, is not listed or is missing, or does not have
+            its digest. Names the member.
     """
     try:
         regular_file.require(path)

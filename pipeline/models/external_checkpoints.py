@@ -7,12 +7,13 @@ import io
 import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.errors import InputError, first_line, quoted, reading
-from pipeline.models import checkpoints
+from pipeline.models import checkpoints, file_kinds
 from repnets.checkpoints import layouts
 from repnets.checkpoints.state_dict_errors import listed
 from repnets.errors import RepnetsError
@@ -20,44 +21,39 @@ from repnets.errors import RepnetsError
 if TYPE_CHECKING:
     import torch
 
-_EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
-_RAW_KEYS = ("state_dict", "model_state_dict", "model", "net")
-_PICKLES = (".pth", ".pt", ".tar", ".bin")
+_EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "params_ema", "ema")
+_RAW_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights")
+_NESTED = 8  # wrappers in one another
 _LEGACY_PICKLES = 4  # a .pth that is no zip opens with a magic number, a version, facts of the system, the object
+_OF_A_MODULE = {"_parameters", "_buffers", "_modules"}  # attributes that every pickled nn.Module has
 _ROOM = 1 << 24  # bytes; an object's pickle, which holds names and no values, ends long before
 
 
 def read(path: Path) -> tuple[dict[str, "torch.Tensor"], str, CheckpointHeader | None]:
-    """Read a .safetensors, or a .pth or .pt without running any code that is in it.
+    """Read a .safetensors, or a .pth, .pt or .ckpt without running any code that is in it.
 
-    A dict around the weights is unwrapped (``state_dict``, ``model``, ``ema`` and the like), and the
-    ``module.`` that data-parallel training puts before each key is taken off. Where a file holds both,
-    the average (``ema``) is taken, since that is what is evaluated.
+    A dict around the weights is unwrapped (``state_dict``, ``model``, ``ema``, DeepSpeed's ``module`` and the like,
+    also in one another). Where a file holds both, the average (``ema``) is taken, since that is what is evaluated.
+    Keys stay as they are: which prefix is too much, only the network's own keys tell (`prefixes.without_prefix`).
 
     Returns:
         The tensors by name; ``raw`` or ``ema``; and the header, where this pipeline wrote the file.
 
     Raises:
-        InputError: the file is missing, empty, truncated, of an unknown kind, holds no tensors, or is a
-            pickle that would run code.
+        InputError: the file is missing, empty, truncated, of another kind, holds no tensors, or is a pickle that would
+            run code.
     """
-    if path.suffix == ".safetensors":
+    file_kinds.require_checkpoint(path)
+    if path.suffix == file_kinds.SAFETENSORS:
         _, header = checkpoints.read_table(path)
-        return _stripped(checkpoints.tensors(path)), header.weights if header else "raw", header
-    if path.suffix not in _PICKLES:
-        raise InputError(f"{path} is neither .safetensors nor {', '.join(_PICKLES)}. Save it as safetensors.")
+        return _weights(checkpoints.tensors(path)), header.weights if header else "raw", header
     loaded = _unpickled(path)
-    weights = "raw"
-    for _ in range(3):
-        inner = next((name for name in (*_EMA_KEYS, *_RAW_KEYS) if isinstance(_get(loaded, name), Mapping)), None)
-        if inner is None:
-            break
-        loaded, weights = loaded[inner], "ema" if inner in _EMA_KEYS else weights
-    return _stripped(_tensors(loaded, path)), weights, None
+    state, weights = _unwrapped(loaded, set()) or (loaded, "raw")
+    return _weights(_tensors(state, path)), weights, None
 
 
 def as_ours(state: Mapping[str, "torch.Tensor"], arch: str, source: str) -> tuple[dict[str, "torch.Tensor"], str]:
-    """The same weights in our layout, and their form, ``training`` or ``deploy``.
+    """The same weights in our layout, and their form, ``training`` or ``deploy``; without a prefix that is too much.
 
     Weights of a network without layouts in `repnets.checkpoints.layouts` are ours already, and of the training form.
 
@@ -94,7 +90,8 @@ def keys_of(path: Path) -> list[str]:
     """
     if path.suffix == ".safetensors":
         return checkpoints.read_table(path)[0]
-    _require_there(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Check the name of the checkpoint.")
     with reading(path, "Get it again."):
         return list(_strings(path))
 
@@ -116,19 +113,11 @@ def _strings(path: Path) -> Iterator[str]:
         yield from (argument for _, argument, _ in pickletools.genops(program) if isinstance(argument, str))
 
 
-def _require_there(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist. Check the name of the checkpoint.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty, so a copy or a download of it failed. Get it again.")
-
-
 def _unpickled(path: Path) -> Any:
     import pickle
 
     import torch
 
-    _require_there(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -136,6 +125,11 @@ def _unpickled(path: Path) -> Any:
         at = max(reason.find(word) for word in ("GLOBAL", "Unsupported global", "Unsupported class"))
         if at < 0:
             raise InputError(f"{path} is no checkpoint, or was cut short: {quoted(reason)}. Get it again.") from None
+        if _holds_a_network(path):
+            raise InputError(
+                f"{path} holds a whole network as `torch.save(model, ...)` writes it, and reading that would run code; "
+                f"nothing of it was run. Save its weights alone, where its code is: {file_kinds.STATE_DICT}."
+            ) from None
         raise InputError(
             f"{path} holds more than tensors, and reading it would run code that is in it; nothing of it "
             f"was run ({quoted(reason[at : at + 120])}). Save the weights alone, `torch.save(model.state_dict(), "
@@ -145,8 +139,26 @@ def _unpickled(path: Path) -> Any:
         raise InputError(f"{path} is no checkpoint, or was cut short: {first_line(error)}. Get it again.") from None
 
 
-def _get(loaded: Any, name: str) -> Any:
-    return loaded.get(name) if isinstance(loaded, Mapping) else None
+def _holds_a_network(path: Path) -> bool:
+    """Whether a pickle holds a pickled nn.Module, as far as it can be listed."""
+    found = set()
+    with suppress(InputError), reading(path):
+        for text in _strings(path):
+            found.add(text)
+    return found >= _OF_A_MODULE
+
+
+def _unwrapped(loaded: Any, seen: set[int], depth: int = _NESTED) -> tuple[Mapping[Any, Any], str] | None:
+    """The innermost dict with tensors in it that known keys lead to, and ``raw`` or ``ema``; None if there is none."""
+    import torch
+
+    if not isinstance(loaded, Mapping) or id(loaded) in seen or depth == 0:
+        return None
+    seen.add(id(loaded))
+    for name in (*_EMA_KEYS, *_RAW_KEYS):
+        if found := _unwrapped(loaded.get(name), seen, depth - 1):
+            return found[0], "ema" if name in _EMA_KEYS else found[1]
+    return (loaded, "raw") if any(isinstance(value, torch.Tensor) for value in loaded.values()) else None
 
 
 def _tensors(loaded: Any, path: Path) -> dict[str, "torch.Tensor"]:
@@ -164,8 +176,6 @@ def _tensors(loaded: Any, path: Path) -> dict[str, "torch.Tensor"]:
     return dict(loaded)
 
 
-def _stripped(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}
-    while state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
+def _weights(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """All but the counter of an average (`torch.optim.swa_utils.AveragedModel`)."""
+    return {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] != "n_averaged"}

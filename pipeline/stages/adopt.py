@@ -3,11 +3,12 @@
     python -m pipeline adopt --model repvgg_a0 --source mine.pth --split artifacts/split.json \\
         --checkpoint artifacts/repvgg_a0/checkpoint.safetensors
 
-The file is a .safetensors, or a .pth or .pt of which only the weights are read: code in it never runs. Its keys may be
-those of repnets, of the official RepVGG and MobileOne, or of timm, in training or in deploy form. Every tensor of the
-network must be there, and no other; the number of classes must be that of the data set; no value may be NaN. The
-accuracy on the validation images is measured and printed: if it is no better than guessing, the order of the classes or
-the preprocessing is not the one that the network was trained with.
+The file is a .safetensors, or a .pth, .pt or .ckpt of which only the weights are read: code in it never runs. Its
+keys may be those of repnets, of the official RepVGG and MobileOne, or of timm, in training or in deploy form, and may
+all have a prefix (`module.`, `_orig_mod.`, `model.`). Every tensor of the network must be there, and no other; the
+number of classes must be that of the data set; no value may be NaN. The accuracy on the validation images is measured
+and printed: if it is no better than guessing, the order of the classes or the preprocessing is not the one that the
+network was trained with.
 
 The result is a checkpoint like that of the stage `train`. If it is of the deploy form, its header says so: it has the
 weights of the fused network, and there is no branched network.
@@ -56,6 +57,7 @@ def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path)
 
 def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path) -> None:
     from repnets.checkpoints.layouts import block_names
+    from repnets.checkpoints.prefixes import without_prefix
 
     images = splits.open_split(split)
     state, weights, header = external_checkpoints.read(source)
@@ -68,6 +70,7 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
         # the network names a convolution after what was folded into it, the layout after its block
         in_network = {name: key for key, name in block_names(model.state_dict()).items()}
         state = {in_network.get(name, name): tensor for name, tensor in state.items()}
+    state = without_prefix(state, model.state_dict())
     checkpoints.load_strict(model, state, settings.arch, str(source))
     model.eval()
     networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)

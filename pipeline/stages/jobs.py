@@ -80,17 +80,19 @@ def _note_bundles(exists: MutableMapping[str, bool]) -> None:
 
 
 def _note_dates(dates: MutableMapping[str, Any]) -> None:
-    """A file that was replaced by an older one (`cp -p`, rsync) gets the time of the replacement as its date.
+    """A file that was replaced by an older one (`cp -p`, rsync) counts as of the replacement where a job reads it.
 
     Snakemake compares contents only if an input is newer than its output, and a copy can have a date in the past. The
-    time of the inode's last change cannot be set, so it is used. A folder's date is that of a file in it.
+    time of the inode's last change cannot be set, so it is used. But it also changes with modes and names: a job's own
+    output keeps its date, or a stale one would look newer than what it was made of. `Mtime` has a second date, that of
+    a link's target, which Snakemake looks at where a file is an input. A folder's date is that of a file in it.
     """
     from snakemake_interface_storage_plugins.io import Mtime
 
     for file in (file for pattern in _BUILT for file in Path().glob(pattern) if file.is_file()):
         status = file.stat()
         if status.st_ctime_ns > status.st_mtime_ns + 1_000_000_000:
-            dates[file.as_posix()] = Mtime(local=status.st_ctime)
+            dates[file.as_posix()] = Mtime(local=status.st_mtime, local_target=status.st_ctime)
 
 
 def settings(

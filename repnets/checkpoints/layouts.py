@@ -23,6 +23,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from repnets.checkpoints.prefixes import without_prefix
 from repnets.checkpoints.state_dict_errors import COUNTER, misnamed, misshapen
 from repnets.errors import RepnetsError
 from repnets.networks import MODELS, create_model
@@ -133,15 +134,15 @@ def identify(state: Mapping[str, Tensor]) -> str | None:
         RepnetsError: As for `recognise`.
     """
     layout = recognise(state)
-    state = _plain(state, layout)
-    fitting = (arch for arch in MODELS if layout.naming in namings(arch) and _misfit(state, arch, layout) is None)
-    return next(fitting, None)
+    having = (arch for arch in MODELS if layout.naming in namings(arch))
+    return next((arch for arch in having if _misfit(_plain(state, arch, layout), arch, layout) is None), None)
 
 
 def convert(state: Mapping[str, Tensor], arch: str, naming: str = "repnets") -> dict[str, Tensor]:
     """The same weights under the names of another project; their form, training or deploy, stays.
 
-    A `num_batches_tracked` alone may be missing, and is then left out, or be too many, and is then dropped.
+    A prefix that all keys share is taken off where the rest are the network's (see `prefixes.without_prefix`). A
+    `num_batches_tracked` alone may be missing, and is then left out, or be too many, and is then dropped.
 
     Args:
         state: Tensors by name, in any layout; for ours also the state dict of a fused network, whose
@@ -151,13 +152,13 @@ def convert(state: Mapping[str, Tensor], arch: str, naming: str = "repnets") -> 
 
     Raises:
         RepnetsError: As for `recognise`; the network has no such naming; a tensor is missing, too many, or of
-            another shape. Every missing and every surplus tensor is named as the file names it.
+            another shape. Every missing and every surplus tensor is named as the file names it, less such a prefix.
     """
     layout = recognise(state)
     new = _names(arch, naming)
-    state = _plain(state, layout)
+    state, given = _plain(state, arch, layout), state
     if problem := _misfit(state, arch, layout):
-        other = identify(state)
+        other = identify(given)
         remedy = (
             f"They fit `{other}`: name that network"
             if other
@@ -228,8 +229,10 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
     return key
 
 
-def _plain(state: Mapping[str, Tensor], layout: Layout) -> Mapping[str, Tensor]:
-    """The state dict of a fused network by block; any other as it is."""
+def _plain(state: Mapping[str, Tensor], arch: str, layout: Layout) -> Mapping[str, Tensor]:
+    """A state dict without a prefix before all its keys; that of a fused network of ours by block."""
+    names = _names(arch, layout.naming)
+    state = without_prefix(state, {_renamed(name, names) for name in shapes(arch, layout.form)})
     if layout != Layout("repnets", "deploy"):
         return state
     return {name: state[key] for key, name in block_names(state).items()}

@@ -49,6 +49,17 @@ def without_compiling(model: nn.Module) -> nn.Module:
     return model
 
 
+def require_options(cost: object, border: object) -> None:
+    """Refuse what is no cost or no way to treat a border."""
+    if cost is not None and not callable(cost):
+        raise RepnetsError(
+            f"`cost` is {cost!r:.100}, and has to be a function from a `repnets.fusion.cost_model.Work` to a number. "
+            "Leave it out, or give a `CostModel` with the figures of your device."
+        )
+    if border not in ("refuse", "exact"):
+        raise RepnetsError(f'`border` is {border!r:.100}, and has to be "refuse" or "exact".')
+
+
 def tensors_of(example: object) -> tuple[Tensor, ...]:
     """The example inputs of a model, one or several.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, TruncToInt
@@ -25,8 +26,9 @@ from repnets.fusion.arguments import Example, tensors_of, unwrapped, without_com
 from repnets.fusion.calls import Call, are_large, calls_at, quietly, same_way
 from repnets.fusion.inplace import without_overwriting, write_elsewhere
 from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
-from repnets.fusion.trial import Trial, random_input
+from repnets.fusion.trial import Trial, difference, random_input, run, tolerance
 
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, ParametrizationList)
 _ROOMY = 128  # pixels, at which no feature map of a network of total stride 64 is a single pixel
 
 
@@ -44,7 +46,7 @@ def capture(model: nn.Module, example_input: Example) -> ExportedProgram:
 
     Raises:
         RepnetsError: A module is in training mode, the example has another rank than the model's convolutions
-            take, the model does not run on it, or cannot be exported.
+            take, the model does not run on it, gives something else at its second call, or cannot be exported.
     """
     return export(*on_cpu(model, example_input))
 
@@ -69,13 +71,24 @@ def on_cpu(model: nn.Module, example_input: Example) -> tuple[nn.Module, tuple[T
         _require_rank(model, examples[0])
     try:
         with torch.no_grad():
-            private(*map(torch.clone, examples))
+            first, second = (_tensors(run(private, examples)) for _ in range(2))
     except Exception as error:
         raise RepnetsError(
             f"The model does not run on the example input, {' and '.join(map(_describe, examples))}: {error}. Give one "
             "of the shape and dtype that the model takes; of several inputs, a tuple."
         ) from error
+    if difference(second, first) > tolerance(private, *examples):
+        raise RepnetsError(
+            "The model gives something else when it is called a second time with the same input: its forward keeps a "
+            "value from call to call, such as a counter or the last feature map, or draws random numbers that "
+            "torch.manual_seed does not set. A fused network keeps no state. Make the forward depend on its inputs "
+            "alone when the model is not training."
+        )
     return private, examples
+
+
+def _tensors(given: object) -> list[Tensor]:
+    return [one for one in tree_leaves(given) if isinstance(one, Tensor)]
 
 
 def export(private: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
@@ -85,18 +98,32 @@ def export(private: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
         return _freest(private, examples[0]) if len(examples) == 1 else _fixed(private, examples)
 
 
-def _shared(model: nn.Module) -> dict[int, nn.Parameter]:
-    """For deepcopy: parameters that share the model's memory, so that no second copy of it is held."""
-    return {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+def _shared(model: nn.Module) -> dict[int, Tensor]:
+    """For deepcopy: parameters that share the model's memory, so that no second copy of it is held.
+
+    What a layer keeps of what it computed from them, as `torch.nn.utils.weight_norm` does, deepcopy refuses by itself.
+    """
+    parameters = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+    kept = (one for module in model.modules() for one in vars(module).values())
+    return parameters | {id(one): one.detach() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
 
 
 def require_eval(model: nn.Module) -> None:
-    training = next((name for name, module in model.named_modules() if module.training), None)
-    if training is not None:
+    training = [name for name, module in model.named_modules() if module.training and not _has_no_mode(module)]
+    if training:
         raise RepnetsError(
-            f"The {f'module {training!r}' if training else 'model'} is in training mode, where a batch norm "
+            f"The {'model' if model.training else f'module {training[0]!r}'} is in training mode, where a batch norm "
             "depends on the other images of its batch and cannot be folded. Call model.eval() first."
         )
+
+
+def _has_no_mode(module: nn.Module) -> bool:
+    """Whether a module computes the same in both modes, whatever its flag says: what is in it has flags of its own.
+
+    Tracing makes such containers, and gives them the flag of training.
+    """
+    kind = type(module)
+    return isinstance(module, GraphModule) or kind in _CONTAINERS or kind.__module__.startswith("torch.export.")
 
 
 def _require_rank(model: nn.Module, example: Tensor) -> None:

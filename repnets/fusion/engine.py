@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from repnets.fusion import conv_params
 from repnets.fusion.analysis import analyse
-from repnets.fusion.arguments import Example, unwrapped
+from repnets.fusion.arguments import Example, require_options, unwrapped
 from repnets.fusion.branches import summands
 from repnets.fusion.capture import export, on_cpu, require_sound_numbers, require_stateless
 from repnets.fusion.constants import Constants
@@ -33,7 +33,6 @@ from repnets.fusion.graph import (
     module_path,
     multiply_accumulates,
     node_shapes,
-    simplify,
 )
 from repnets.fusion.input_sizes import InputSizes
 from repnets.fusion.network_check import checked_sizes
@@ -42,6 +41,7 @@ from repnets.fusion.plan import Refusal, Region, find_regions, refuse
 from repnets.fusion.region_check import region_error
 from repnets.fusion.report import FoldedRegion, FuseReport, Totals
 from repnets.fusion.resampling import move_to_fewer_positions
+from repnets.fusion.simplification import add_up_stacks, merge_equal_calls, simplify
 from repnets.fusion.sizes import FreeSize, by_name, free_sizes, graph_module
 
 _TOLERANCE = 1e-10  # relative, float64; an exact fold is below 1e-14
@@ -98,6 +98,7 @@ def fuse(
             from the model at the example.
     """
     clock = [perf_counter()]
+    require_options(cost, border)
     model = unwrapped(model)
     require_sound_numbers(model)
     private, examples = on_cpu(model, example_input)
@@ -107,14 +108,16 @@ def fuse(
     captured = graph_module(program)
     graph = captured.graph
     simplify(captured)
+    image, cost = (1, *examples[0].shape[1:]), cost or CostModel()
+    before = _totals(graph.nodes, {}, node_shapes(graph, image), model)
+    merge_equal_calls(graph)
+    add_up_stacks(graph)
     clock.append(perf_counter())
 
     held = {node.target: attrgetter(node.target)(captured) for node in graph.nodes if node.op == "get_attr"}
     tensors = {name: one for name, one in held.items() if isinstance(one, Tensor)}
     constants = Constants(graph, tensors)
-    image, cost = (1, *examples[0].shape[1:]), cost or CostModel()
     shapes = node_shapes(graph, image)
-    before = _totals(graph.nodes, {}, shapes, model)
     with torch.no_grad():
         analysis = analyse(graph, constants, border=border == "exact")
         while move_to_fewer_positions(graph, analysis, shapes, cost):

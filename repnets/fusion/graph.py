@@ -8,8 +8,6 @@ from math import prod
 import torch
 from torch import Tensor, fx, nn
 
-from repnets.fusion.nested_graphs import inline_blocks
-
 aten = torch.ops.aten
 
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
@@ -23,6 +21,15 @@ CONVOLUTIONS = {
     *TRANSPOSED,
 }
 LAYERS = {*CONVOLUTIONS, aten.linear.default}
+_PRODUCTS = {  # of two feature maps or matrices: the place of the first of them among the arguments
+    aten.matmul.default: 0,
+    aten.mm.default: 0,
+    aten.bmm.default: 0,
+    aten.mv.default: 0,
+    aten.dot.default: 0,
+    aten.addmm.default: 1,
+    aten.baddbmm.default: 1,
+}
 BATCH_NORM = aten.batch_norm.default
 ADDITIONS = {aten.add.Tensor, aten.add.Scalar}
 VIEWS = {
@@ -33,20 +40,6 @@ VIEWS = {
         for overload in (getattr(packet, name) for name in packet.overloads())
     ),
 }
-_DROPOUTS = {
-    aten.dropout.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-    aten.feature_alpha_dropout.default,
-}
-_CASTS = {
-    *(getattr(aten.to, name) for name in aten.to.overloads()),
-    aten._to_copy.default,
-    aten.type_as.default,
-    aten.alias.default,
-    aten.detach.default,
-    *_DROPOUTS,
-}
 GROUPINGS = (
     aten.view.default,
     aten.view_as.default,
@@ -55,14 +48,6 @@ GROUPINGS = (
     aten.flatten.using_ints,
     aten.unflatten.int,
 )
-_RESHAPES = {  # to the same shape these give the input itself; those that move axes are not among them
-    *GROUPINGS,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.expand.default,
-    aten.expand_as.default,
-}
 WHOLE = 2**31  # a slice that ends past this ends where its input does
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 
@@ -114,96 +99,6 @@ def common_path(paths: list[str]) -> str:
     return ".".join(shared)
 
 
-def simplify(module: fx.GraphModule) -> None:
-    """Write a captured network's graph as the rules read it, in place: no blocks, tuples or calls that do nothing."""
-    inline_blocks(module)
-    flatten_batch_norms(module.graph)
-    drop_whole_slices(module.graph)
-    drop_calls_without_effect(module.graph)
-    settle_channels(module.graph)
-
-
-def drop_calls_without_effect(graph: fx.Graph) -> None:
-    """Take out the calls that give their input back as it is, such as `x.to(x.dtype)`, and those that nothing reads.
-
-    The exporter asserts the dtype of what is cast; no value depends on it.
-    """
-    for node in reversed(list(graph.nodes)):
-        if node.op != "call_function":
-            continue
-        if not node.users:
-            graph.erase_node(node)
-        elif node.target in _CASTS | _RESHAPES and _gives_its_input(node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-
-
-def _gives_its_input(node: fx.Node) -> bool:
-    before, after = node.args[0].meta["val"], node.meta["val"]
-    # shapes as text: to compare two free sizes would tie them
-    same = (before.dtype, before.device, str(before.shape)) == (after.dtype, after.device, str(after.shape))
-    if node.target in _RESHAPES or not same:
-        return same
-    named = arguments(node)
-    if node.target in _DROPOUTS:
-        return not named["train"]
-    return not named.get("copy") and named.get("memory_format") in (None, torch.preserve_format)
-
-
-def flatten_batch_norms(graph: fx.Graph) -> None:
-    """Write each batch norm, which the exporter leaves as a tuple and its first item, as one node."""
-    exported = (aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats)
-    for node in list(graph.nodes):
-        if node.target not in exported or any(item.args[1] != 0 for item in node.users):
-            continue
-        named = arguments(node)
-        tensors = [named.get(name) for name in ("input", "weight", "bias", "running_mean", "running_var")]
-        with graph.inserting_before(node):
-            rest = (named.get("training", False), named["momentum"], named["eps"], False)
-            flat = graph.create_node("call_function", BATCH_NORM, (*tensors, *rest), name="batch_norm")
-        for item in list(node.users):
-            flat.meta = dict(item.meta)
-            item.replace_all_uses_with(flat)
-            graph.erase_node(item)
-        graph.erase_node(node)
-
-
-def drop_whole_slices(graph: fx.Graph) -> None:
-    """Take out the slices, and the writes into slices, that span their whole axis, as `x[:, :, 0]` has two."""
-    for node in list(graph.nodes):
-        if node.target not in (aten.slice.Tensor, aten.slice_scatter.default):
-            continue
-        named = arguments(node)
-        whole = named["end"] is None or (isinstance(named["end"], int) and named["end"] >= WHOLE)
-        if (named["start"] or 0, named["step"]) == (0, 1) and whole:
-            node.replace_all_uses_with(named["src" if "src" in named else "self"])
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-
-
-def settle_channels(graph: fx.Graph) -> None:
-    """Note the channels of feature maps as numbers where they are the same for every input.
-
-    After a pixel unshuffle the exporter has them as c * (h // (h // 2)) * (w // (w // 2)), in place of 4 * c.
-    """
-    inputs = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:  # all sizes are fixed
-        return
-    images = [tuple(_times(size, factor) for size in inputs[0].shape) for factor in (1, 2, 3)]
-    sizes = [sizes_at(graph, image) for image in images]
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor) and value.dim() > 1 and isinstance(value.shape[1], torch.SymInt):
-            channels = {size_of(value.shape[1]) for size_of in sizes}
-            if len(channels) == 1:
-                node.meta["val"] = value.new_empty((value.shape[0], channels.pop(), *value.shape[2:]))
-
-
-def _times(size: int | torch.SymInt, factor: int) -> int:
-    """A size at capture, `factor` times if it is free."""
-    return int(size.node.hint) * factor if isinstance(size, torch.SymInt) else size
-
-
 def sizes_at(graph: fx.Graph, input_shape: tuple[int, ...]) -> Callable[[int | torch.SymInt], int]:
     """A function of a size in the graph: the number it is for an input of `input_shape`."""
     inputs = next(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
@@ -245,11 +140,33 @@ def calls(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 
 def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> int:
-    """MACs of a convolution or linear layer at the sizes in `shapes`; 0 for every other node."""
-    if node.target not in LAYERS:
-        return 0
-    # a transposed convolution does for each number that it reads what the others do for each that they make
-    return prod(shapes[node.args[0] if node.target in TRANSPOSED else node]) * prod(shapes[node.args[1]][1:])
+    """MACs of a layer or a product of two feature maps at the sizes in `shapes`; 0 for every other node."""
+    if (
+        node.target in TRANSPOSED
+    ):  # one for each number that it reads, where the others have one for each that they make
+        return prod(shapes[node.args[0]]) * prod(shapes[node.args[1]][1:])
+    if node.target in LAYERS:
+        return prod(shapes[node]) * prod(shapes[node.args[1]][1:])
+    if node.target in _PRODUCTS:
+        first = node.args[_PRODUCTS[node.target]]
+        return prod(shapes[node]) * shapes[first][-1]
+    if node.target is aten.scaled_dot_product_attention.default:
+        query, key, value = (shapes[one] for one in node.args[:3])
+        return prod(query[:-1]) * key[-2] * (key[-1] + value[-1])
+    if node.target is aten.einsum.default:
+        return _einsum_products(node.args[0], [shapes[one] for one in node.args[1]])
+    return 0
+
+
+def _einsum_products(equation: str, operands: Sequence[tuple[int, ...]]) -> int:
+    """The products that a sum over two operands takes, one for each value of all its indices; 0 of one operand."""
+    sizes: dict[str, int] = {}
+    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
+        before, dots, after = term.partition("...")
+        others = tuple(f".{place}" for place in range(len(before) + len(after) - len(shape), 0)) if dots else ()
+        for index, size in zip((*before, *others, *after), shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))
+    return prod(sizes.values()) if len(operands) > 1 else 0
 
 
 def pads_zeros(node: fx.Node) -> bool:

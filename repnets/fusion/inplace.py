@@ -1,6 +1,6 @@
-"""Layers that overwrite their input: where nobody reads it again, they need not, and the graph is captured sooner."""
+"""Calls that overwrite a tensor: where they need not, the graph is captured sooner."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -11,43 +11,57 @@ from repnets.fusion.trial import difference
 
 _aten = torch.ops.aten
 _FUNCTIONAL = {
-    _aten.add_.Tensor: _aten.add.Tensor,
-    _aten.mul_.Tensor: _aten.mul.Tensor,
-    _aten.relu_.default: _aten.relu.default,
+    getattr(getattr(_aten, f"{name}_"), overload): getattr(getattr(_aten, name), overload)
+    for overload, names in {
+        "default": "clamp elu hardsigmoid hardswish hardtanh leaky_relu neg relu sigmoid silu tanh",
+        "Tensor": "add div mul sub",
+        "Scalar": "masked_fill",
+    }.items()
+    for name in names.split()
 }
-_FRESH = {  # their result shares no memory with what they read
+_FRESH = {  # made of other operators, as no schema says: their result shares no memory with what they read
     *(_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.linear.default),
     *(_aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding, _aten.batch_norm.default),
-    *(_aten.add.Tensor, _aten.mul.Tensor, _aten.cat.default, _aten.mean.dim),
-    *(_aten.relu.default, _aten.silu.default, _aten.sigmoid.default, _aten.hardswish.default, _aten.gelu.default),
-    *(_aten.max_pool2d.default, _aten.avg_pool2d.default),
+    *(_aten.max_pool1d.default, _aten.max_pool2d.default, _aten.max_pool3d.default),
 }
 
 
 def write_elsewhere(program: ExportedProgram) -> None:
-    """Let sums, products and ReLUs that overwrite what nobody reads again make a tensor of their own, in place.
+    """Let calls that overwrite a tensor make one of their own, which the calls after them read, in place.
 
-    A program without writes is functional as it is: `run_decompositions`, which makes any program so, traces it anew.
+    A tensor that shares its memory, as a view does, is left. A program without writes is functional as it is:
+    `run_decompositions`, which makes any program so, traces it anew.
     """
     place = {node: number for number, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
-        if node.target in _FUNCTIONAL and _is_read_no_more(node, place):
+        if node.target not in _FUNCTIONAL or not _keeps_dtype(node):
+            continue
+        written = node.args[0]
+        earlier = [user for user in written.users if place[user] < place[node]]
+        later = [user for user in written.users if place[user] > place[node]]
+        # the program's signature names its outputs
+        if all(map(_is_fresh, (written, *earlier))) and all(user.op != "output" for user in later):
             node.target = _FUNCTIONAL[node.target]
+            written.replace_all_uses_with(node, delete_user_cb=later.__contains__)
 
 
-def _is_read_no_more(write: fx.Node, place: Mapping[fx.Node, int]) -> bool:
-    """Whether a call overwrites a tensor, or a number in it, that no call after it sees."""
-    written, *others = write.args
-    values = [one.meta["val"] if isinstance(one, fx.Node) else one for one in (written, *others)]
-    if write.kwargs or not all(isinstance(value, Tensor | int | float) for value in values):
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether what a call gives shares no memory with anything that it reads."""
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    if len(values) == 2 and torch.result_type(*values) != values[0].dtype:
+    schema = node.target._schema
+    if any(one.alias_info is not None for one in (*schema.arguments, *schema.returns)):
         return False
-    readers = [user for user in written.users if user is not write]
-    return (
-        written.target in _FRESH
-        and written not in others
-        and all(user.target in _FRESH and place[user] < place[write] for user in readers)
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(node.target.name(), "CompositeImplicitAutograd")
+    return node.target in _FRESH or not composite
+
+
+def _keeps_dtype(write: fx.Node) -> bool:
+    """Whether a call gives the dtype of what it overwrites also where it makes a tensor of its own."""
+    values = [node.meta.get("val") for node in write.all_input_nodes]
+    dtype = write.meta["val"].dtype
+    return dtype.is_floating_point and all(
+        isinstance(value, Tensor) and value.dtype in (dtype, torch.bool) for value in values
     )
 
 

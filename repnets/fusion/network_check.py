@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from repnets.errors import RepnetsError
 from repnets.fusion.sizes import FreeSize
-from repnets.fusion.trial import difference, random_input, tolerance
+from repnets.fusion.trial import difference, random_input, run, tolerance
 
 _OF_ROUNDING = 10  # times the model's own error: a network can be as far from it that has other roundings
 _BATCH = 3
@@ -76,7 +76,7 @@ def _others(own: int, free: FreeSize, axis: int) -> tuple[int, int]:
 def _excess(model: nn.Module, network: Callable[..., object], inputs: Sequence[Tensor]) -> str:
     """How far a network is from its model beyond what rounding explains, in words; empty where it is not."""
     try:
-        want, got = model(*map(torch.clone, inputs)), network(*map(torch.clone, inputs))
+        want, got = run(model, inputs), run(network, inputs)
     except Exception as error:  # whatever call does not take that size
         return f"it fails with: {error}"
     allowed = tolerance(model, *inputs)
@@ -98,9 +98,9 @@ def _rounding(model: nn.Module, inputs: Sequence[Tensor], want: object) -> float
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     try:
         exact_model = copy.deepcopy(model).double()
-        exact = exact_model(*map(torch.clone, wide))
+        exact = run(exact_model, wide)
         _round_anew(exact_model, model)
-        other = exact_model(*map(torch.clone, wide))
+        other = run(exact_model, wide)
     except Exception:  # a model that names a dtype of its own
         return 0.0
 

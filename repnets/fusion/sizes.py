@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -113,6 +114,7 @@ def settle_sizes(program: ExportedProgram, trial: Trial) -> bool:
     for axis, size in assured.items():
         small[axis] = size.min
 
+    @cache
     def holds(shape: Shape) -> bool:
         return trial.agrees(graph, shape, same_calls=not allows(shape))
 
@@ -124,7 +126,7 @@ def settle_sizes(program: ExportedProgram, trial: Trial) -> bool:
     claimed = next((sizes for sizes in candidates if _together(holds, small, sizes)), None)
     if claimed is None:
         return False
-    if any(own[axis] not in size for axis, size in claimed.items()) or not trial.agrees(graph, own):
+    if any(own[axis] not in size for axis, size in claimed.items()) or not holds(tuple(own)):
         return False
     _assert_sizes(program, claimed, _source(program, trial.model))
     images = torch.cat([trial.example] * 2) if 0 in claimed and own[0] == 1 else trial.example
@@ -172,7 +174,7 @@ def _widest(
     spatial = [one for one in axes if one] if axis else [0]
 
     def taken(size: int) -> bool:
-        return holds(_replaced(small, {axis: size})) and holds(_replaced(small, dict.fromkeys(spatial, size)))
+        return holds(_replaced(small, dict.fromkeys(spatial, size))) and holds(_replaced(small, {axis: size}))
 
     step = assured.step
     if step > 1 and all(taken(assured.min + more) for more in range(1, max(_TRIED, step))):

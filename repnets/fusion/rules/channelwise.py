@@ -13,8 +13,9 @@ from repnets.fusion.operators import Analysis, Found, Rule, gather
 
 def _batch_norm(node: fx.Node, analysis: Analysis) -> Found:
     named = arguments(node)
-    if named["training"]:
-        return {}, "it normalises with the statistics of each batch (track_running_stats=False), which is not linear"
+    if named.get("training") or named.get("use_input_stats"):
+        of = "batch" if node.target is BATCH_NORM else "image"
+        return {}, f"it normalises with the statistics of each {of} (track_running_stats=False), which is not linear"
     tensors = [named[name] for name in ("weight", "bias", "running_mean", "running_var")]
     other = next((one for one in tensors if one is not None and not analysis.constants.is_whole(one)), None)
     if other is not None:
@@ -111,4 +112,4 @@ CONSTANT_RULES: dict[object, Rule] = {
     **dict.fromkeys((aten.div.Tensor, aten.div.Scalar), partial(_product, inverse=True)),
     aten.neg.default: _negative,
 }
-RULES: dict[object, Rule] = {BATCH_NORM: _batch_norm, **CONSTANT_RULES}
+RULES: dict[object, Rule] = {BATCH_NORM: _batch_norm, aten.instance_norm.default: _batch_norm, **CONSTANT_RULES}

@@ -1,6 +1,7 @@
 """Channels and positions taken apart, put together, padded, cropped and copied."""
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -73,7 +74,7 @@ def _slice(node: fx.Node, analysis: Analysis) -> Found:
             else composition.compose(every, composition.padded(op, lo, hi))
         )
 
-    return analysis.through(source, cropped)
+    return _through_crop(source, cropped, analysis)
 
 
 def _constant_pad(node: fx.Node, analysis: Analysis) -> Found:
@@ -130,7 +131,22 @@ def _framed(node: fx.Node, frame: Frame, analysis: Analysis) -> Found:
             return "the image is a single pixel here"
         return composition.padded(op, frame.lo, frame.hi, fill, border=analysis.border)
 
-    return analysis.through(frame.inner, change)
+    return _through_crop(frame.inner, change, analysis)
+
+
+def _through_crop(before: fx.Node, change: Callable[[AffineConv], AffineConv | str], analysis: Analysis) -> Found:
+    """The operators of `before` after a change that may cut off the border at which layers before it do not fold."""
+    found, obstacle = analysis.through(before, change)
+    pending = list(found)
+    while pending:
+        between = pending.pop()
+        outer, further = found[between], analysis.operators[between].items()
+        for source, inner in [(one, op) for one, op in further if one not in found and not op.pooled]:
+            both = composition.compose(outer, inner, border=analysis.border) if outer.border is None else ""
+            if not isinstance(both, str):
+                found[source] = both
+                pending.append(source)
+    return {source: found[source] for source in analysis.operators if source in found}, obstacle
 
 
 def _is_from_end(start: object, width: int, size: object) -> bool:

@@ -248,6 +248,26 @@ def test_a_store_that_cannot_be_written_gives_hits(shared):
 
 
 @needs_root
+def test_a_hit_needs_no_write_to_a_lock_of_another_user(shared):
+    """Ann's store, which Bob may read and not write: his hit takes her lock, and changes nothing of hers."""
+    place = team_store(shared, 0o755)
+    assert as_user(ANN, shared, REPNETS_STORE_TRUST="group") == "built"
+    for folder in place.iterdir():
+        folder.chmod(0o755)
+    (lock,) = (place / "locks").iterdir()
+    lock.write_text("hers")
+    lock.chmod(0o444)
+
+    def seen() -> dict[str, tuple[int, ...]]:
+        return {str(path): (path.lstat().st_mtime_ns, path.lstat().st_ctime_ns) for path in place.rglob("*")}
+
+    before = seen()
+    assert as_user(BOB, shared, REPNETS_STORE_TRUST="group") == "from the store"
+    assert seen() == before
+    assert lock.read_text() == "hers"
+
+
+@needs_root
 def test_a_full_disk_names_its_file_system(tmp_path, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()

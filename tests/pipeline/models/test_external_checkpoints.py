@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline.artifacts import documents
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints
-from repnets.checkpoints.layouts import convert, shapes
+from repnets.checkpoints.layouts import convert, identify, shapes
 from tests.fixtures.documents import completed
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -46,18 +47,12 @@ class Code:
         (lambda state: {"state_dict": state, "epoch": 3}, "raw"),
         (lambda state: {"model": state}, "raw"),
         (lambda state: {"model": {"state_dict": state}}, "raw"),
-        (lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}}, "raw"),
+        (lambda state: {"module": state, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}, "raw"),
+        (lambda state: {"ema": {"decay": 0.99}, "model": {"module": {"state_dict": state}}}, "raw"),
+        (lambda state: {"state_dict": state, "ema": {"module": state}}, "ema"),
         (lambda state: {"state_dict": {}, "state_dict_ema": state}, "ema"),
         (lambda state: {"model": {}, "ema": {"module": None, "state_dict": state}}, "ema"),
-        (
-            lambda state: {
-                "model_ema": {
-                    "n_averaged": torch.tensor(3),
-                    **{f"module.{key}": value for key, value in state.items()},
-                }
-            },
-            "ema",
-        ),
+        (lambda state: {"model_ema": {"n_averaged": torch.tensor(3), **state}}, "ema"),
     ],
 )
 def test_wrappers_are_taken_off(tmp_path, state, wrap, weights):
@@ -66,6 +61,37 @@ def test_wrappers_are_taken_off(tmp_path, state, wrap, weights):
     assert kind == weights
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_a_dict_in_itself_ends(tmp_path, state):
+    turning = {"epoch": 3}
+    turning |= {name: turning for name in ("model", "ema", "net", "module", "state_dict")}
+    torch.save(turning, tmp_path / "mine.pth")
+    with pytest.raises(InputError, match="holds no weights by name"):
+        external_checkpoints.read(tmp_path / "mine.pth")
+    torch.save({**turning, "params": state}, tmp_path / "mine.pth")
+    assert external_checkpoints.read(tmp_path / "mine.pth")[0].keys() == state.keys()
+
+
+def test_a_checkpoint_of_lightning(tmp_path, state):
+    """The parts and types of what lightning 2.6 writes for a module with `self.model`."""
+    content = {
+        **{
+            "epoch": 1,
+            "global_step": 2,
+            "pytorch-lightning_version": "2.6.6",
+            "loops": {"fit_loop": {"state_dict": {}}},
+        },
+        "state_dict": OrderedDict((f"model.{name}", value) for name, value in state.items()),
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"kth_value": torch.tensor(1.0), "best_k_models": {}}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}],
+        **{"lr_schedulers": [], "hparams_name": "kwargs", "hyper_parameters": {"lr": 0.1, "arch": "toy"}},
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    found, _, _ = external_checkpoints.read(tmp_path / "last.ckpt")
+    ours, form = external_checkpoints.as_ours(found, "toy", "last.ckpt")
+    assert (form, external_checkpoints.form_of(tmp_path / "last.ckpt", "toy")) == ("training", "training")
+    assert all(torch.equal(ours[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -91,9 +117,11 @@ def test_a_bare_pickle_with_code_does_not_run(tmp_path):
     assert not (tmp_path / "witness").exists()
 
 
-def test_a_whole_network_is_refused_and_its_code_named(tmp_path):
-    torch.save(repnets.create_model("toy"), tmp_path / "mine.pt")
-    with pytest.raises(InputError, match=r"holds more than tensors.*Save the weights alone"):
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"model": model, "epoch": 3}])
+def test_a_whole_network_is_refused(tmp_path, wrap, zipped):
+    torch.save(wrap(repnets.create_model("toy")), tmp_path / "mine.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"holds a whole network.*Save its weights alone.*model\.state_dict\(\)"):
         external_checkpoints.read(tmp_path / "mine.pt")
 
 
@@ -171,6 +199,32 @@ LAYOUTS = [(naming, form) for naming in ("repnets", "official", "timm") for form
 def test_every_layout_becomes_ours(naming, form):
     got, found = external_checkpoints.as_ours(weights("mobileone_s1", naming, form), "mobileone_s1", "mine.pth")
     assert (list(got), found) == (list(shapes("mobileone_s1", form)), form)
+
+
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.", "backbone.", "a.0.b."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(("naming", "form"), LAYOUTS)
+def test_any_prefix_of_all_keys_is_taken_off(naming, form, prefix):
+    plain = weights("repvgg_a0", naming, form)
+    state = {f"{prefix}{name}": tensor for name, tensor in plain.items()}
+    got, found = external_checkpoints.as_ours(state, "repvgg_a0", "mine.pth")
+    assert (list(got), found) == (list(shapes("repvgg_a0", form)), form)
+    assert identify(state) == "repvgg_a0"
+    mixed = {**state, "aux": torch.zeros(1)}
+    with pytest.raises(InputError, match="`aux`"):
+        external_checkpoints.as_ours(mixed, "repvgg_a0", "mine.pth")
+
+
+def test_a_prefix_is_not_in_the_way_of_a_message():
+    state = {f"model.{name}": tensor for name, tensor in weights("repvgg_a0", "official", "training").items()}
+    del state["model.linear.bias"]
+    with pytest.raises(InputError, match=r"of `repvgg_a0`: `linear.bias` is missing\. They fit no other"):
+        external_checkpoints.as_ours(state, "repvgg_a0", "mine.pth")
+    with pytest.raises(InputError, match="They fit `repvgg_a0`: name that network"):
+        state["model.linear.bias"] = torch.zeros(1000)
+        external_checkpoints.as_ours(state, "repvgg_a1", "mine.pth")
 
 
 def test_a_network_without_layouts_is_taken_as_it_is():

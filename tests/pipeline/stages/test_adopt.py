@@ -50,6 +50,24 @@ def test_a_bare_state_dict_is_adopted(artifacts, brought, tmp_path, suffix):
     assert header.preprocessing.image_size == 32
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "_orig_mod.module.", "features."])
+@pytest.mark.parametrize("own", ["", "model.", "features.model."])
+def test_a_prefix_that_is_not_the_networks_own_is_taken_off(artifacts, own_modules, tmp_path, own, prefix):
+    wrapped = "net"
+    for name in reversed(own.split(".")[:-1]):
+        wrapped = f"nn.Sequential(OrderedDict({name}={wrapped}))"
+    own_modules({"mine": "from collections import OrderedDict\nfrom torch import nn\n\ndef build(num_classes):\n"
+                         "    net = nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))\n"
+                         f"    return {wrapped}\n"})  # fmt: skip
+    state = {"1.weight": torch.randn(10, 192), "1.bias": torch.randn(10)}
+    source = tmp_path / "last.ckpt"
+    torch.save({"epoch": 1, "state_dict": {f"{prefix}{own}{name}": state[name] for name in state}}, source)
+    settings = AdoptSettings(arch="mine:build", image_size=8, interpolation="bilinear")
+    got, _ = adopted(artifacts, source, settings)
+    assert got.keys() == {f"{own}{name}" for name in state}
+    assert all(torch.equal(got[f"{own}{name}"], state[name]) for name in state)
+
+
 def test_the_accuracy_is_measured_on_the_validation_images(artifacts, brought, tmp_path, capsys):
     state, _ = brought
     torch.save(state, tmp_path / "mine.pth")

@@ -4,7 +4,8 @@ from torch import nn
 
 import repnets
 from repnets.drawing.outline import blocks, change_text, origins, read
-from repnets.fusion.graph import flatten_batch_norms, node_shapes
+from repnets.fusion.graph import node_shapes
+from repnets.fusion.simplification import flatten_batch_norms
 from repnets.fusion.sizes import graph_module
 
 

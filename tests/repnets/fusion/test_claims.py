@@ -313,9 +313,11 @@ def test_the_report_says_free_fixed_or_in_steps(even, randomise):
         (lambda s, y, x: y.view(y.shape).__iadd__(s.a(x)) + y, True),  # a view of it is written
         (lambda s, y, x: torch.cat([y + (z := y.relu()), z.mul_(y)], 1)[:, 4:12], False),
         (lambda s, y, x: y.__iadd__(s.a(x)) + y[:, :1], True),
+        (lambda s, y, x: (z := s.a(x) * 2) + (w := z.tanh()) * z.sub_(y).sigmoid_() + w * z.clamp_(0.2, 0.6), False),
+        (lambda s, y, x: torch.cat([(z := s.a(x))[:, :1], z.abs(), z.mul_(3)], 1)[:, :8] + z, True),
     ],
 )
-def test_sums_that_overwrite_are_read_as_sums(between, written, randomise, relative_error, monkeypatch):
+def test_calls_that_overwrite_are_read_as_calls_that_do_not(between, written, randomise, relative_error, monkeypatch):
     traced_again = []
     again = torch.export.ExportedProgram.run_decompositions
     monkeypatch.setattr(
@@ -376,6 +378,45 @@ def test_a_branch_on_numbers_is_refused_with_its_line_and_no_graph_is_printed(ca
     ):
         repnets.fuse(Looking().eval(), torch.randn(1, 3, 8, 8))
     assert capfd.readouterr() == ("", "")
+
+
+class Counting(Net):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+class Remembering(Net):
+    last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        last, self.last = self.last, y.detach()
+        return y if last is None else y + last
+
+
+@pytest.mark.parametrize("model", [Counting, Remembering])
+def test_a_network_that_keeps_something_from_call_to_call_is_refused(model):
+    with pytest.raises(RepnetsError, match="keeps a value from call to call"):
+        repnets.fuse(model().eval(), torch.randn(1, 3, 8, 8))
+
+
+class Drawing(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.randn(x.shape[0], 1, 1, 1, dtype=x.dtype)
+
+
+def test_a_network_that_draws_random_numbers_is_compared_with_the_same_ones(randomise, relative_error):
+    model = randomise(Drawing()).double()
+    result = repnets.fuse(model, torch.randn(1, 3, 8, 8).double())
+    assert set(result.report.free) == {"batch", "height", "width"}
+    x = torch.randn(2, 3, 12, 12).double()
+    torch.manual_seed(3)
+    expected = model(x)
+    torch.manual_seed(3)
+    assert relative_error(result.module(x), expected) < 1e-12
 
 
 def test_a_network_that_is_wrong_at_the_example_is_not_given(randomise):

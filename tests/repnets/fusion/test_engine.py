@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import repnets
 from repnets import FuseResult, RepnetsError
@@ -257,7 +257,7 @@ def broken(**changes: tuple[str, float]) -> nn.Module:
     ("model", "example", "message"),
     [
         (
-            nn.Sequential(nn.Conv2d(3, 4, 3)).train(),
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train(),
             X,
             r"The model is in training mode, .* Call model\.eval\(\) first",
         ),
@@ -321,6 +321,25 @@ def test_an_inplace_layer_that_matters_stays_so(randomise, relative_error):
     x = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         assert relative_error(repnets.fuse(model, x).module(x), model(x)) < 1e-6
+
+
+@pytest.mark.parametrize("trace", [fx.symbolic_trace, lambda model: torch.export.export(model, (X,)).module()])
+def test_the_flag_of_a_container_that_tracing_made_means_nothing(trace):
+    model = broken()
+    traced = trace(nn.Sequential(model).eval())
+    assert any(module.training for module in traced.modules())
+    result = repnets.fuse(traced, X)
+    assert result.report.after.batch_norms == 0
+    with torch.no_grad():
+        assert torch.allclose(result.module(X), model(X), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [({"cost": "xnnpack"}, "`cost` is 'xnnpack'"), ({"border": "e"}, '"exact"')]
+)
+def test_an_option_of_another_kind_is_refused(option, message):
+    with pytest.raises(RepnetsError, match=message):
+        repnets.fuse(broken(), X, **option)
 
 
 def test_one_layer_in_training_mode_is_named():

@@ -186,7 +186,12 @@ def test_constants_that_the_graph_computes_fold(fold):
     assert fold(Layers(standardised, a=conv(), n=norm())) == (["Conv2d"], [])
 
 
-@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, FrozenBatchNorm2d])
+def instance_norm(channels):
+    """One that uses its running statistics is a batch norm in eval mode."""
+    return nn.InstanceNorm2d(channels, affine=True, track_running_stats=True)
+
+
+@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, FrozenBatchNorm2d, instance_norm])
 def test_other_batch_norms_fold(fold, kind):
     batch_norm = kind(4)
     for tensor in batch_norm.state_dict().values():
@@ -265,3 +270,39 @@ def test_a_border_that_nothing_asks_for_costs_nothing(randomise):
     net = randomise(Layers(lambda m, x: m.n(m.a(x)), a=conv(), n=norm()))
     (region,) = fuse(net, torch.zeros(1, 4, 24, 24), border="exact").report.regions
     assert region.kind == "Conv2d"
+
+
+@pytest.mark.parametrize("total", [lambda y: y.sum(0), lambda y: y.mean(0), lambda y: 2 * y.sum(dim=[-5])])
+def test_branches_that_are_stacked_to_be_added_up_are_branches(fold, total):
+    net = Layers(
+        lambda m, x: m.n(total(torch.stack([m.a(x), m.b(x), x]))), a=conv(), b=conv(kernel=1, padding=0), n=norm()
+    )
+    assert fold(net) == (["Conv2d"], [])
+
+
+@pytest.mark.parametrize("total", [lambda y: y.sum(1), lambda y: y.sum((0, 1)), lambda y: y.sum(0, keepdim=True)])
+def test_other_sums_over_a_stack_stay(fold, total):
+    net = Layers(lambda m, x: total(torch.stack([m.a(x), m.b(x)])), a=conv(), b=conv(kernel=1, padding=0))
+    assert fold(net)[0] == []
+
+
+def test_a_layer_that_is_called_twice_on_one_map_is_computed_once(fold, randomise):
+    net = Layers(lambda m, x: torch.cat([m.n(m.a(x)).relu(), m.n(m.a(x)).sigmoid()], 1), a=conv(), n=norm())
+    assert fold(net)[0] == ["Conv2d"]
+    report = fuse(randomise(net), torch.zeros(1, 4, 24, 24, dtype=torch.float64)).report
+    assert (report.before.convolutions, report.after.convolutions) == (2, 1)
+
+
+def test_branches_with_the_same_copying_padding_fold(fold):
+    layers = {name: conv(padding_mode="reflect") for name in "ab"}
+    assert fold(Layers(lambda m, x: m.n(m.a(x) + m.b(x)), **layers, n=norm()))[0] == ["Conv2d"]
+
+
+def test_random_numbers_are_drawn_as_often_as_before(randomise):
+    net = randomise(Layers(lambda m, x: m.a(x) + torch.rand_like(x) - torch.rand_like(x), a=conv()))
+    x = torch.randn(1, 4, 24, 24)
+    result = fuse(net, x)
+    torch.manual_seed(1)
+    expected = net(x)
+    torch.manual_seed(1)
+    assert torch.allclose(result.module(x), expected, atol=1e-5)

@@ -161,6 +161,12 @@ def test_a_batch_norm_without_running_statistics_stays(fold):
     assert reason.startswith("it normalises with the statistics of each batch (track_running_stats=False)")
 
 
+def test_an_instance_norm_of_each_image_stays(fold):
+    ((path, reason),) = reasons(fold(Layers(lambda m, x: m.n(m.c(x)), c=conv(), n=nn.InstanceNorm2d(4))))
+    assert path == "n"
+    assert reason.startswith("it normalises with the statistics of each image")
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_long_chain_of_residual_blocks_folds(fold, kernel):
     """Every block reads the one before it twice: made anew for each reader, weights would take 2**24 times as long."""
@@ -282,3 +288,16 @@ def test_a_long_piece_is_settled_in_one_pass_over_its_changes(monkeypatch):
         assert len(search.cheapest(ways, nodes[-1:])) == length
         counts.append(len(trials))
     assert counts[2] < 2.5 * counts[1] < 6.5 * counts[0]
+
+
+@pytest.mark.parametrize(
+    "crop", [lambda y: y[:, :, 2:-2, 2:-2], lambda y: F.pad(y, (-2, -2, -2, -2))], ids=["slice", "pad"]
+)
+def test_a_crop_takes_away_the_border_that_keeps_layers_apart(fold, crop):
+    # past its ends the batch norm gives its term, and each 1x1 sees zeros there in place of it
+    net = Layers(lambda m, x: crop(m.c(m.b(m.n(m.a(x))))), a=conv(), n=norm())
+    net.b, net.c = (nn.Conv2d(4, 4, 1, padding=1) for _ in range(2))
+    result = fold(net)
+    (region,) = result.report.regions
+    assert (region.convolutions, region.batch_norms, region.padding) == (3, 1, (1, 1))
+    assert fuse(result.module, torch.zeros(1, 4, 12, 12, dtype=torch.float64)).report.regions == ()
