@@ -152,6 +152,16 @@ def test_graphs_within_graphs_and_functions_of_onnx_are_refused(tmp_path):
         model_file.check(onnx_file(tmp_path / "if.onnx", scan))
 
 
+def test_a_file_that_gives_one_number_has_no_classes(tmp_path):
+    from pipeline.cli import exported_files
+
+    def without_axes(model, inner):
+        del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+    file = onnx_file(tmp_path / "a.onnx", without_axes)
+    assert exported_files.open_file(file).classes is None
+
+
 @pytest.mark.parametrize("place", ["/etc/passwd", "../../secret", "com.apple.CoreML/../../../secret"])
 def test_a_manifest_of_core_ml_leads_nowhere_else(tmp_path, place):
     (tmp_path / "Data").mkdir()
