@@ -15,11 +15,7 @@ from pipeline.artifacts import digests
 from pipeline.data import splits
 from pipeline.stages import jobs
 
-
-configfile: "config.yaml"
-
-
-CONFIG = jobs.configure(config)
+CONFIG = jobs.configure(config, workflow.config_settings.replace_workflow_config)
 
 
 onstart:

@@ -4,11 +4,15 @@ Every message says what happened, why, and how to fix it, in one short paragraph
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 QUOTED = 200
 """Characters that a message quotes of a value at most."""
+_ALIKE = str.maketrans("oil", "011")
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = QUOTED
 
 
 class InputError(Exception):
@@ -64,8 +68,15 @@ def first_line(error: BaseException) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as a message quotes it: on one line, without control characters, at most 200 characters."""
-    text = shown(" ".join(str(value)[:1000].split()))
+    """A value as a message quotes it: on one line, without control characters, at most 200 characters.
+
+    The few first parts of a list or mapping are enough: all of one that holds itself many times do not fit into memory.
+    """
+    try:
+        text = _BRIEF.repr(value) if isinstance(value, list | tuple | dict) else str(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a {type(value).__name__} too long to show"
+    text = shown(" ".join(text[:1000].split()))
     return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
 
 
@@ -75,6 +86,12 @@ def shown(name: object) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' for the nearest of the known names, else the list of them."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}."
+    """'; did you mean X?' for the nearest of the known names, else the list of them.
+
+    Characters that are taken for each other (0 and O, 1 and l) count as the same.
+    """
+    alike = {one.lower().translate(_ALIKE): one for one in reversed(known)}
+    close = difflib.get_close_matches(str(name)[:QUOTED].lower().translate(_ALIKE), alike, n=1)
+    if close:
+        return f"; did you mean `{alike[close[0]]}`?"
+    return f"; known: {', '.join(known)}." if known else "; there is none."

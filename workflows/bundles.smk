@@ -5,6 +5,10 @@
 rule bundles:
     input:
         expand("targets/{target}/{model}/bundle.json", target=CONFIG.targets, model=CONFIG.models),
+    # the default is the size of the inputs, of which a damaged one counts as missing
+    resources:
+        mem_mb=0,
+        disk_mb=0,
 
 
 for name, target in CONFIG.targets.items():
@@ -33,11 +37,11 @@ for name, target in CONFIG.targets.items():
         params:
             settings=jobs.settings(CONFIG, "bundle", name),
             exported=jobs.exported_files,
-            quantized="--quantized artifacts/{model}/quantized.pt2" if is_int8 else "",
+            quantized=["--quantized", "artifacts/{model}/quantized.pt2"] if is_int8 else [],
             code=digests.code_digest("pipeline.stages.bundle", backends.module_name(target.backend)),
             texts=jobs.shipped_texts(target.backend),
         message:
             f"packing {{wildcards.model}} for {name} into dist/"
         shell:
-            "python -m pipeline bundle --settings {params.settings:q} {params.exported}"
-            " --fused {input.fused} --split {input.split} --dist dist --output {output} {params.quantized} > {log} 2>&1"
+            "python -m pipeline bundle --settings {params.settings:q} {params.exported:q} --fused {input.fused:q}"
+            " --split {input.split:q} --dist dist --output {output:q} {params.quantized:q} > {log:q} 2>&1"

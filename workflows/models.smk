@@ -20,7 +20,7 @@ rule split:
     message:
         "reading {params.name}, and fixing what is held out for validation"
     shell:
-        "python -m pipeline split --settings {params.settings:q} --output {output} > {log} 2>&1"
+        "python -m pipeline split --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule train:
@@ -45,8 +45,8 @@ rule train:
     message:
         "training {wildcards.model}; an epoch a line in {log}"
     shell:
-        "python -m pipeline train --settings {params.settings:q} --split {input.split}"
-        " --checkpoint {output.checkpoint} --metrics {output.metrics} > {log} 2>&1"
+        "python -m pipeline train --settings {params.settings:q} --split {input.split:q}"
+        " --checkpoint {output.checkpoint:q} --metrics {output.metrics:q} > {log:q} 2>&1"
 
 
 rule adopt:
@@ -68,8 +68,8 @@ rule adopt:
     message:
         "reading {input.source} as {wildcards.model}"
     shell:
-        "python -m pipeline adopt --settings {params.settings:q} --source {input.source:q} --split {input.split}"
-        " --checkpoint {output.checkpoint} > {log} 2>&1"
+        "python -m pipeline adopt --settings {params.settings:q} --source {input.source:q} --split {input.split:q}"
+        " --checkpoint {output.checkpoint:q} > {log:q} 2>&1"
 
 
 rule recalibrate:
@@ -90,8 +90,8 @@ rule recalibrate:
     message:
         "estimating the batch norms' statistics of {wildcards.model} from training images"
     shell:
-        "python -m pipeline recalibrate --settings {params.settings:q} --checkpoint {input.checkpoint}"
-        " --split {input.split} --output {output.checkpoint} > {log} 2>&1"
+        "python -m pipeline recalibrate --settings {params.settings:q} --checkpoint {input.checkpoint:q}"
+        " --split {input.split:q} --output {output.checkpoint:q} > {log:q} 2>&1"
 
 
 rule reparameterize:
@@ -111,8 +111,8 @@ rule reparameterize:
     message:
         "fusing {wildcards.model}, and what int8 would do to it"
     shell:
-        "python -m pipeline reparameterize --settings {params.settings:q} --checkpoint {input.checkpoint}"
-        " --split {input.split} --fused {output.fused} --report {output.report} > {log} 2>&1"
+        "python -m pipeline reparameterize --settings {params.settings:q} --checkpoint {input.checkpoint:q}"
+        " --split {input.split:q} --fused {output.fused:q} --report {output.report:q} > {log:q} 2>&1"
 
 
 rule verify:
@@ -132,5 +132,5 @@ rule verify:
     message:
         "proving that fusing {wildcards.model} changed nothing"
     shell:
-        "python -m pipeline verify --settings {params.settings:q} --checkpoint {input.checkpoint}"
-        " --split {input.split} --fused {input.fused} --output {output} > {log} 2>&1"
+        "python -m pipeline verify --settings {params.settings:q} --checkpoint {input.checkpoint:q}"
+        " --split {input.split:q} --fused {input.fused:q} --output {output:q} > {log:q} 2>&1"

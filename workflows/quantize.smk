@@ -18,5 +18,5 @@ rule quantize:
     message:
         "making {wildcards.model} int8; a step of repair a line in {log}"
     shell:
-        "python -m pipeline quantize --settings {params.settings:q} --fused {input.fused} --verify {input.verify}"
-        " --split {input.split} --quantized {output.quantized} --report {output.report} > {log} 2>&1"
+        "python -m pipeline quantize --settings {params.settings:q} --fused {input.fused:q} --verify {input.verify:q}"
+        " --split {input.split:q} --quantized {output.quantized:q} --report {output.report:q} > {log:q} 2>&1"

@@ -26,7 +26,7 @@ rule reference:
         machine=100,
     params:
         settings=lambda wildcards: measured(wildcards).model_dump_json(),
-        quantized=lambda _, input: f"--quantized {input.quantized}" if input.quantized else "",
+        quantized=lambda _, input: ["--quantized", input.quantized] if input.quantized else [],
         code=lambda wildcards: digests.code_digest(
             "pipeline.stages.reference",
             backends.module_name(backends.stand_in(measured(wildcards).precision).name),
@@ -35,5 +35,5 @@ rule reference:
     message:
         "timing {wildcards.model} on this CPU for targets whose runtime is not here, alone on the machine"
     shell:
-        "python -m pipeline reference --settings {params.settings:q} --checkpoint {input.checkpoint}"
-        " --fused {input.fused} --output {output} {params.quantized} > {log} 2>&1"
+        "python -m pipeline reference --settings {params.settings:q} --checkpoint {input.checkpoint:q}"
+        " --fused {input.fused:q} --output {output:q} {params.quantized:q} > {log:q} 2>&1"

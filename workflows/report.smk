@@ -14,7 +14,8 @@ rule summarize:
     message:
         "summing up the models of {wildcards.target}"
     shell:
-        "python -m pipeline summarize --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
+        "python -m pipeline summarize --settings {params.settings:q} --benches {input:q}"
+        " --output {output:q} > {log:q} 2>&1"
 
 
 # The table of one model, on the terminal as soon as its targets are done, while others are in work.
@@ -32,8 +33,9 @@ rule preview:
     message:
         "what was gained for {wildcards.model}"
     shell:
-        "python -m pipeline report --settings {params.settings:q} --benches {input} --output {output} > {log} 2>&1"
-        " && sed '1,/^## /!d;/^## /d' {output}"
+        "python -m pipeline report --settings {params.settings:q} --benches {input:q}"
+        " --output {output:q} > {log:q} 2>&1"
+        " && sed '1,/^## /!d;/^## /d' {output:q}"
 
 
 rule report:
@@ -51,9 +53,9 @@ rule report:
     message:
         "what was built, and what was gained"
     shell:
-        "python -m pipeline report --settings {params.settings:q} --benches {input.benches} --profiles {input.profiles}"
-        " --fuses {input.fuses} --output {output} > {log} 2>&1"
-        " && cat {output}"
+        "python -m pipeline report --settings {params.settings:q} --benches {input.benches:q}"
+        " --profiles {input.profiles:q} --fuses {input.fuses:q} --output {output:q} > {log:q} 2>&1"
+        " && cat {output:q}"
 
 
 # on demand: snakemake artifacts/<model>/structure.svg
@@ -72,5 +74,5 @@ rule draw:
     message:
         "drawing {wildcards.model} before and after fusing"
     shell:
-        "python -m pipeline draw --settings {params.settings:q} --checkpoint {input.checkpoint}"
-        " --structure {output.structure} --block {output.block} > {log} 2>&1"
+        "python -m pipeline draw --settings {params.settings:q} --checkpoint {input.checkpoint:q}"
+        " --structure {output.structure:q} --block {output.block:q} > {log:q} 2>&1"

@@ -9,7 +9,7 @@ for made in jobs.exports(CONFIG):
     backend = backends.module_name(target.backend)
     alone = jobs.is_measured_here(CONFIG, name)
     int8 = made.inputs
-    quantized = "--quantized artifacts/{model}/quantized.pt2" if int8 else ""
+    quantized = ["--quantized", "artifacts/{model}/quantized.pt2"] if int8 else []
     shown = f"{name} in {made.candidate}" if made.candidate else name
 
     rule:
@@ -36,9 +36,9 @@ for made in jobs.exports(CONFIG):
         message:
             f"exporting {{wildcards.model}} for {shown}"
         shell:
-            "python -m pipeline export --settings {params.settings:q} --checkpoint {input.checkpoint}"
-            " --fused {input.fused} --verify {input.verify} --manifest {output.manifest}"
-            " {params.quantized} > {log} 2>&1"
+            "python -m pipeline export --settings {params.settings:q} --checkpoint {input.checkpoint:q}"
+            " --fused {input.fused:q} --verify {input.verify:q} --manifest {output.manifest:q}"
+            " {params.quantized:q} > {log:q} 2>&1"
 
     rule:
         name:
@@ -64,9 +64,9 @@ for made in jobs.exports(CONFIG):
         message:
             f"checking the {shown} files of {{wildcards.model}}"
         shell:
-            "python -m pipeline check --settings {params.settings:q} --manifest {input.manifest} --files {input.files}"
-            " --fused {input.fused} --verify {input.verify} --split {input.split} --output {output}"
-            " {params.quantized} > {log} 2>&1"
+            "python -m pipeline check --settings {params.settings:q} --manifest {input.manifest:q}"
+            " --files {input.files:q} --fused {input.fused:q} --verify {input.verify:q} --split {input.split:q}"
+            " --output {output:q} {params.quantized:q} > {log:q} 2>&1"
 
     if made.candidate:
         continue
@@ -95,14 +95,14 @@ for made in jobs.exports(CONFIG):
         params:
             settings=jobs.settings(CONFIG, "bench", name),
             quantized=quantized,
-            reference=lambda _, input: f"--reference {input.reference}" if input.reference else "",
+            reference=lambda _, input: ["--reference", input.reference] if input.reference else [],
             code=digests.code_digest("pipeline.stages.bench", backend),
         message:
             f"timing {{wildcards.model}} on {name}, {'alone on the machine' if alone else 'whose runtime is not here'}"
         shell:
-            "python -m pipeline bench --settings {params.settings:q} --manifest {input.manifest} --check {input.check}"
-            " --files {input.files} --fused {input.fused} --output {output.bench} --profile {output.profile}"
-            " {params.quantized} {params.reference} > {log} 2>&1"
+            "python -m pipeline bench --settings {params.settings:q} --manifest {input.manifest:q}"
+            " --check {input.check:q} --files {input.files:q} --fused {input.fused:q} --output {output.bench:q}"
+            " --profile {output.profile:q} {params.quantized:q} {params.reference:q} > {log:q} 2>&1"
 
 
 for name, candidates in jobs.races(CONFIG).items():
@@ -132,11 +132,15 @@ for name, candidates in jobs.races(CONFIG).items():
             machine=100 if alone else 1,
         params:
             settings=jobs.settings(CONFIG, "race", name),
-            int8="--quantized artifacts/{model}/quantized.pt2 --report artifacts/{model}/quantize.json" if int8 else "",
+            int8=(
+                ["--quantized", "artifacts/{model}/quantized.pt2", "--report", "artifacts/{model}/quantize.json"]
+                if int8
+                else []
+            ),
             code=digests.code_digest("pipeline.stages.race", backends.module_name(target.backend)),
         message:
             f"choosing the precision of {{wildcards.model}} on {name}"
         shell:
-            "python -m pipeline race --settings {params.settings:q} --manifests {input.manifests} --checks {input.checks}"
-            " --files {input.files} --fused {input.fused} --output {output.bench} --profile {output.profile}"
-            " --chosen {output.chosen} {params.int8} > {log} 2>&1"
+            "python -m pipeline race --settings {params.settings:q} --manifests {input.manifests:q}"
+            " --checks {input.checks:q} --files {input.files:q} --fused {input.fused:q} --output {output.bench:q}"
+            " --profile {output.profile:q} --chosen {output.chosen:q} {params.int8:q} > {log:q} 2>&1"

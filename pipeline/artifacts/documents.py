@@ -17,8 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from pipeline.artifacts import file_content
 from pipeline.artifacts.manifest import write_json
 from pipeline.errors import InputError, quoted
+
+_MOST_BYTES = 16_000_000
 
 
 class Document(Protocol):
@@ -51,10 +54,16 @@ def read(kind: type[_D], path: Path) -> _D:
         InputError: it is missing, is no JSON, lacks a key, holds a value of another type, is of another schema, or was
             edited.
     """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist. Build it first: snakemake {path}")
     remedy = f"Delete it and run again: the stage `{kind.STAGE}` writes it."
-    return parse(kind, path.read_bytes(), str(path), remedy)
+    try:
+        content = file_content.read(path, _MOST_BYTES)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. Build it first: snakemake {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no {kind.TITLE}: {error}. {remedy}") from None
+    return parse(kind, content, str(path), remedy)
 
 
 def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
@@ -78,9 +87,8 @@ def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
         schema = document.get("schema", 1)
         if type(schema) is int and schema > kind.SCHEMA:
             raise InputError(
-                f"{name} is a {kind.TITLE} of schema {quoted(schema)}, and this version of repnets reads "
-                f"{kind.SCHEMA}: a newer one wrote it. Update repnets; or delete the file and run the stage "
-                f"`{kind.STAGE}` again."
+                f"{name} is a {kind.TITLE} of schema {quoted(schema)}, and this version of repnets reads {kind.SCHEMA}:"
+                f" a newer one wrote it. Update repnets; or delete the file and run the stage `{kind.STAGE}` again."
             )
         if type(schema) is not int or schema != kind.SCHEMA:
             raise ValueError(f"schema: {quoted(repr(schema))} is not known")
@@ -99,7 +107,7 @@ def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
 def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:
     """Read a document that is of one of two kinds: of the first where it has all keys of that; see `read`."""
     with suppress(OSError, ValueError, RecursionError):  # which `read` tells of
-        content = json.loads(path.read_bytes())
+        content = json.loads(file_content.read(path, _MOST_BYTES))
         if isinstance(content, dict) and {one.name for one in fields(kind)} <= content.keys():
             return read(kind, path)
     return read(other, path)

@@ -2,11 +2,14 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import InputError, quoted
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Preprocessing:
         mean, std: per channel, of pixels in [0, 1].
         color_order: always ``RGB``.
         classes: name of each logit, in order.
+
+    Raises:
+        InputError: a class has a name that is no line of text; see `is_class_name`.
     """
 
     image_size: int
@@ -32,6 +38,13 @@ class Preprocessing:
     classes: tuple[str, ...]
     interpolation: str = "bilinear"
     color_order: str = "RGB"
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.classes if not is_class_name(name)]:
+            raise InputError(
+                f"the class `{quoted(wrong[0])}` is not named as one can be: printable characters on one line, "
+                "composed ones as Unicode's NFC has them. Rename it in the data set, and make what came of it again."
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -83,6 +96,14 @@ def versions(*packages: str) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a class can have a name: it is a line of labels.txt, and compared with others as text.
+
+    It is not empty, printable, spaces included, and in Unicode's normal form NFC.
+    """
+    return bool(name) and name.isprintable() and unicodedata.is_normalized("NFC", name)
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

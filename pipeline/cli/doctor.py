@@ -12,7 +12,7 @@ from pipeline.backends.base import Backend
 from pipeline.cli import capabilities as examined
 from pipeline.cli.capabilities import Host
 from pipeline.cli.requirements import Found
-from pipeline.config.schema import read_yaml
+from pipeline.config import yaml_file
 from pipeline.config.targets import Target
 from pipeline.deploy import installation
 from pipeline.devices import Device, facts
@@ -74,7 +74,7 @@ def doctor(
         StageError: a target cannot be built or checked here.
         DeviceError: a device did not answer.
     """
-    configured = resolve.load(read_yaml(settings), backends.rules(), settings.parent)
+    configured = resolve.load(yaml_file.read(settings), backends.rules(), settings.parent)
     for name in targets or ():
         if name not in configured.targets:
             raise InputError(f"there is no target `{name}`{nearest(name, list(configured.targets))}")

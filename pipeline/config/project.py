@@ -3,19 +3,32 @@
 Nothing here imports torch: the Snakefile reads the configuration every time it is parsed.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config import targets
 from pipeline.config.backend_rules import BackendRules
-from pipeline.config.schema import Strict, is_name, unknown_key, validate, where
+from pipeline.config.schema import Strict, is_name, merged, section, unknown_key, validate, where
 from pipeline.config.targets import Target
-from pipeline.errors import InputError
+from pipeline.errors import InputError, quoted
 from repnets.expansion import STYLES
 
+
+def _path(given: str) -> str:
+    """A path with `~` written out."""
+    path = os.path.expanduser(given)
+    if path.startswith("~"):
+        raise ValueError(f"`{quoted(given.partition('/')[0])}` is nobody's home folder")
+    if len(path) > 4000 or any(len(os.fsencode(name)) > 255 for name in path.split("/")):
+        raise ValueError("a path has at most 4,000 characters, and each name in it at most 255 bytes")
+    return path
+
+
+_Path = Annotated[str, AfterValidator(_path)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
 
@@ -24,7 +37,7 @@ class Data(Strict):
     """The data set for training and validation, and how its images become the network's input."""
 
     name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
-    root: str | None = Field(None, description="folder of the images, or where torchvision downloads them to")
+    root: _Path | None = Field(None, description="folder of the images, or where torchvision downloads them to")
     image_size: int = Field(32, ge=1, description="side of the square input, pixels")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
@@ -67,7 +80,9 @@ class Model(Strict):
     expand: Literal[STYLES] | None = Field(
         None, description="style of the training branches around its convolutions; `arch` is told as `arch+style`"
     )
-    checkpoint: str | None = Field(None, description="a .safetensors, .pth or .ckpt of the user's own; skips training")
+    checkpoint: _Path | None = Field(
+        None, description="a .safetensors, .pth or .ckpt of the user's own; skips training"
+    )
     image_size: int = Field(ge=1)
     mean: tuple[_Share, _Share, _Share] | None = Field(None, description="of R, G, B in [0, 1]; default: the data's")
     std: tuple[_Positive, _Positive, _Positive] | None = Field(None, description="likewise")
@@ -79,8 +94,8 @@ class Model(Strict):
     @model_validator(mode="before")
     @classmethod
     def _arch_tells_the_style(cls, values: dict[str, Any]) -> dict[str, Any]:
-        style = values.get("expand")
-        return {**values, "arch": f"{values['arch']}+{style}"} if style in STYLES else values
+        arch, style = values["arch"], values.get("expand")
+        return {**values, "arch": f"{arch}+{style}"} if isinstance(arch, str) and style in STYLES else values
 
     @model_validator(mode="after")
     def _enough_images(self) -> "Model":
@@ -119,7 +134,7 @@ class Bundle(Strict):
 
     golden_images: int = Field(8, ge=1, le=64, description="validation images that the self-test is made of")
     include_engine: bool = Field(False, description="TensorRT: also the engine; only for devices like this machine")
-    signing_key: str | None = Field(None, description="your SSH key; the signature is a file beside the bundle")
+    signing_key: _Path | None = Field(None, description="your SSH key; the signature is a file beside the bundle")
 
 
 class Config(Strict):
@@ -159,37 +174,32 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
     for key in values:
         if key not in known:
             raise unknown_key(source, (key,), known)
-    data = validate(Data, values.get("data") or {}, source, ("data",))
-    models = {
-        name: _model(name, entry or {}, values.get("training") or {}, data, source)
-        for name, entry in (values.get("models") or {}).items()
-    }
+    parts = {key: section(values, source, (key,)) for key in known}
+    data = validate(Data, parts["data"], source, ("data",))
+    validate(Training, parts["training"], source, ("training",))
+    models = {name: _model(name, parts, data, source) for name in parts["models"]}
     if not models:
         raise InputError(f"{source}: `models:` names no network, so there is nothing to build. Add one, e.g. `toy:`.")
-    verify = validate(Verify, values.get("verify") or {}, source, ("verify",))
-    quantize = validate(Quantize, values.get("quantize") or {}, source, ("quantize",))
-    bundle = validate(Bundle, values.get("bundle") or {}, source, ("bundle",))
-    declared, candidates = targets.load(values.get("targets") or {}, rules, root)
+    verify = validate(Verify, parts["verify"], source, ("verify",))
+    quantize = validate(Quantize, parts["quantize"], source, ("quantize",))
+    bundle = validate(Bundle, parts["bundle"], source, ("bundle",))
+    declared, candidates = targets.load(parts["targets"], rules, root)
     return Config(
         data=data, models=models, verify=verify, quantize=quantize, targets=declared, candidates=candidates,
         bundle=bundle,
     )  # fmt: skip
 
 
-def _model(name: str, entry: Mapping[str, Any], training: Mapping[str, Any], data: Data, source: Path) -> Model:
+def _model(name: str, parts: Mapping[str, Mapping[str, Any]], data: Data, source: Path) -> Model:
     path = ("models", name)
-    for key, value in ((path, entry), ((*path, "training"), isinstance(entry, Mapping) and entry.get("training"))):
-        if value and not isinstance(value, Mapping):
-            raise InputError(
-                f"{where(source, key)}: `{'.'.join(key)}` must hold `key: value` lines, but it is {value!r}."
-            )
-    own = entry.get("training") or {}
-    validate(Training, training, source, ("training",))
-    validate(Training, own, source, (*path, "training"))
-    values = {"arch": name, "image_size": data.image_size, **entry, "training": {**training, **own}}
     if not is_name(name):
         raise InputError(
-            f"{where(source, path)}: `{name}` cannot name a folder of artifacts. Give the model a name of letters, "
-            f"digits, `_`, `-` and `.`, and put the network under it: `my_model: {{arch: {name}}}`."
+            f"{where(source, path)}: `{quoted(name)}` cannot name a folder of artifacts. Give the model a name of at "
+            "most 64 letters, digits, `_`, `-` and `.`, and put the network under it: "
+            f"`my_model: {{arch: {quoted(name)}}}`."
         )
+    entry = section(parts["models"], source, path)
+    own = section(entry, source, (*path, "training"))
+    validate(Training, own, source, (*path, "training"))
+    values = {"arch": name, "image_size": data.image_size, **entry, "training": merged(parts["training"], own)}
     return validate(Model, values, source, path)

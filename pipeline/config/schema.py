@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import InputError, nearest
+from pipeline.config import yaml_file
+from pipeline.errors import QUOTED, InputError, nearest, quoted
 
 
 class Strict(BaseModel):
@@ -30,19 +30,6 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; InputError with the line where it cannot be parsed."""
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run from the project's folder, or name the file.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold `key: value` lines, but it holds a {type(values).__name__}.")
-    return values
-
-
 def validate(model: type[_M], values: Any, source: Path, path: tuple[str, ...]) -> _M:
     """Settings of a model's kind, read from a part of a file.
 
@@ -58,39 +45,84 @@ def validate(model: type[_M], values: Any, source: Path, path: tuple[str, ...]) 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # a key that is misspelt is also missed under its own name
+        problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    kind, given = problem["type"], problem["input"]
     key = (*path, *(str(part) for part in problem["loc"]))
-    if problem["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         owner = _model_at(model, problem["loc"][:-1])
         raise unknown_key(source, key, tuple(owner.model_fields))
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "literal_error":
-        message = f"there is no `{problem['input']}`{nearest(problem['input'], _choices(model, problem['loc']))}"
-    elif problem["type"] != "value_error" and problem["type"] != "missing":
-        message = f"{message}, got {problem['input']!r}"
-    raise InputError(f"{where(source, key)}: `{'.'.join(key)}`: {message}")
+    if kind == "missing":
+        raise InputError(f"{where(source, key[:-1])}: `{dotted(key)}` is missing. Add it.")
+    if kind in ("model_type", "dict_type"):
+        raise no_section(source, key, given)
+    if kind == "literal_error":
+        message = f"there is no `{quoted(given)}`{nearest(quoted(given), _choices(model, problem['loc']))}"
+    elif kind == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
+    else:
+        message = f"{problem['msg']}, got {_as_given(given)}"
+    raise InputError(f"{where(source, key)}: `{dotted(key)}`: {message}")
+
+
+def section(values: Mapping[str, Any], source: Path, path: tuple[str, ...]) -> Mapping[str, Any]:
+    """A part of a file that holds keys of its own; empty where it is left out.
+
+    Args:
+        values: what it is a part of.
+        source: the file.
+        path: keys from the file's top to the part.
+
+    Raises:
+        InputError: it is no mapping.
+    """
+    found = values.get(path[-1])
+    if found is not None and not isinstance(found, Mapping):
+        raise no_section(source, path, found)
+    return found or {}
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some changed: mappings in mappings key by key, every other value as a whole."""
+    both = dict(base)
+    for key, value in changes.items():
+        is_part = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], value) if is_part else value
+    return both
+
+
+def no_section(source: Path, key: tuple[str, ...], given: Any) -> InputError:
+    """The error for a value where keys are expected."""
+    is_names = isinstance(given, list) and given and all(map(is_name, given))
+    hint = f" Write each name as a key: `{key[-1]}: {{{given[0]}: }}`." if is_names else ""
+    return InputError(
+        f"{where(source, key)}: `{dotted(key)}` must hold `key: value` lines, but it is {_as_given(given)}.{hint}"
+    )
 
 
 def unknown_key(source: Path, key: tuple[str, ...], known: Sequence[str]) -> InputError:
     """The error for a key that nobody reads."""
-    return InputError(f"{where(source, key)}: unknown key `{'.'.join(key)}`{nearest(key[-1], known)}")
+    return InputError(f"{where(source, key)}: unknown key `{dotted(key)}`{nearest(key[-1], known)}")
+
+
+def dotted(key: Sequence[object]) -> str:
+    """Keys from a file's top, as a message names them."""
+    return quoted(".".join(map(str, key)))
 
 
 def where(source: Path, key: tuple[str, ...]) -> str:
     """`file, line N` of a key, or the command line where the file does not hold it."""
     name = os.path.relpath(source)
     try:
-        node = yaml.compose(source.read_text())
-    except (OSError, yaml.YAMLError):
+        line = yaml_file.line_of(source, key)
+    except InputError:
         return name
-    line = None
-    for part in key:
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        found = [(at, below) for at, below in pairs if at.value == part]
-        if not found:
-            return f"{name} or --config"
-        line, node = found[0][0].start_mark.line + 1, found[0][1]
-    return f"{name}, line {line}" if line else name
+    return f"{name}, line {line}" if line else f"{name} or --config" if key else name
+
+
+def _as_given(value: object) -> str:
+    """A value in a message; text in quotation marks."""
+    return quoted(repr(value[:QUOTED]) if isinstance(value, str) else value)
 
 
 def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:

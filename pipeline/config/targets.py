@@ -6,20 +6,21 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from pipeline.config import yaml_file
 from pipeline.config.backend_rules import BackendRules, hold_device
-from pipeline.config.schema import Strict, is_name, read_yaml, validate, where
-from pipeline.errors import InputError, nearest
+from pipeline.config.schema import Strict, is_name, merged, section, unknown_key, validate, where
+from pipeline.errors import InputError, nearest, quoted
 
 
 def _each_once(threads: tuple[int, ...]) -> tuple[int, ...]:
     if not threads or len(set(threads)) < len(threads):
-        raise ValueError(f"give one number of threads, or several different ones, not {list(threads)}")
+        raise ValueError(f"give one number of threads, or several different ones, not {quoted(list(threads))}")
     return threads
 
 
 def _from_least_to_most(launches: tuple[int, int]) -> tuple[int, int]:
     if launches[0] > launches[1]:
-        raise ValueError(f"give the least before the most, not {list(launches)}")
+        raise ValueError(f"give the least before the most, not {quoted(list(launches))}")
     return launches
 
 
@@ -64,7 +65,7 @@ PRECISIONS: tuple[str, ...] = get_args(_Precision)
 
 def _several(candidates: tuple[str, ...]) -> tuple[str, ...]:
     if len(candidates) < 2 or len(set(candidates)) < len(candidates):
-        raise ValueError(f"give two or more different precisions to choose from, not {list(candidates)}")
+        raise ValueError(f"give two or more different precisions to choose from, not {quoted(list(candidates))}")
     return candidates
 
 
@@ -131,15 +132,13 @@ def load(
                 f"targets/{ascii(name)[1:-1][:80]}: a target's folder is named with at most 64 letters, digits, `_`, "
                 "`-` and `.`, the first a letter or a digit, since commands are made of its name. Rename the folder."
             )
-    for name, override in overrides.items():
+    for name in overrides:
         if name not in files:
             place = where(root / "config.yaml", ("targets", name))
-            raise InputError(f"{place}: there is no targets/{name}/target.yaml{nearest(name, list(files))}")
-        if not isinstance(override or {}, Mapping):
-            raise InputError(f"targets.{name} must hold keys of target.yaml, but it is {override!r}.")
+            raise InputError(f"{place}: there is no targets/{quoted(name)}/target.yaml{nearest(name, list(files))}")
     targets, candidates = {}, {}
     for name, path in files.items():
-        target = _read(name, path, overrides.get(name) or {}, rules)
+        target = _read(name, path, section(overrides, root / "config.yaml", ("targets", name)), rules)
         targets[name] = _with_options(target, rules, path)
         if target.precision == "auto":
             candidates[name] = _candidates(target, rules, path)
@@ -147,12 +146,14 @@ def load(
 
 
 def _read(name: str, path: Path, override: Mapping[str, Any], rules: Mapping[str, BackendRules]) -> Target:
-    values = _merge(read_yaml(path), override)
-    if "backend" in values and values["backend"] not in rules:
-        place = where(path, ("backend",))
-        hint = nearest(values["backend"], list(rules))
-        raise InputError(f"{place}: there is no backend `{values['backend']}`{hint}")
-    return validate(Target, {"name": name, **values}, path, ())
+    values = merged(yaml_file.read(path), override)
+    if "name" in values:  # the folder gives it
+        raise unknown_key(path, ("name",), [one for one in Target.model_fields if one != "name"])
+    target = validate(Target, {"name": name, **values}, path, ())
+    if target.backend not in rules:
+        hint = nearest(target.backend, list(rules))
+        raise InputError(f"{where(path, ('backend',))}: there is no backend `{quoted(target.backend)}`{hint}")
+    return target
 
 
 def _candidates(target: Target, rules: Mapping[str, BackendRules], path: Path) -> tuple[Target, ...]:
@@ -200,11 +201,3 @@ def _with_options(target: Target, rules: Mapping[str, BackendRules], path: Path)
             "precision."
         )
     return target.model_copy(update={"options": chosen.model_dump(mode="json")})
-
-
-def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in override.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged

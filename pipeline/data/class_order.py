@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import regular_file
+from pipeline.artifacts import file_content
 from pipeline.errors import InputError, quoted, shown
 
-_MAX_BYTES = 16_000_000
+_MOST_BYTES = 16_000_000
 
 
 def natural(names: Iterable[str]) -> tuple[str, ...]:
@@ -51,12 +51,7 @@ def ordered(names: Sequence[str], order: str | Sequence[str]) -> tuple[str, ...]
 
 def _read(path: Path, names: set[str]) -> list[str]:
     try:
-        regular_file.require(path)
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ValueError("it is too large")
-        return _names(json.loads(content), names)
+        return _names(json.loads(file_content.read(path, _MOST_BYTES)), names)
     except OSError as error:
         raise InputError(
             f"data.classes: `{shown(path)}` is neither `sorted`, `natural`, a list of names, nor a file that can be "

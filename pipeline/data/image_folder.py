@@ -4,6 +4,8 @@ Every image is held against the sha256 that its split recorded as it is read, wh
 decoding it.
 """
 
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,14 +83,19 @@ def scan(root: Path, order: str | Sequence[str] = "sorted") -> Tree:
     _check_names(root, found)
     inside = {part: f"{part}/" if part else "" for part in top}
     parts = [next(part for part in reversed(top) if name.startswith(inside[part])) for name in found]
-    class_of = [name.removeprefix(inside[part]).rpartition("/")[0].partition("/")[0]
+    class_of = [_composed(name.removeprefix(inside[part]).rpartition("/")[0].partition("/")[0])
                 for name, part in zip(found, parts, strict=True)]  # fmt: skip
     if loose := [name for name, one in zip(found, class_of, strict=True) if not one]:
         raise InputError(
             f"data.root: {root / loose[0]} lies in no class folder, so its class is unknown; {len(loose)} "
             "such. Move each into the folder of its class."
         )
-    classes = folder_layout.folders(root / layout.train)
+    classes = [_composed(name) for name in folder_layout.folders(root / layout.train)]
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise InputError(
+            f"data.root: {shown(root / layout.train)} has two class folders `{twice[0]}`, whose names differ only in "
+            "how Unicode composes a character. Put the images of both into one."
+        )
     filled = {one for one, part in zip(class_of, parts, strict=True) if part == layout.train}
     if empty := [name for name in classes if name not in filled]:
         raise InputError(
@@ -99,13 +106,13 @@ def scan(root: Path, order: str | Sequence[str] = "sorted") -> Tree:
             f"data.root: {root / layout.train} holds one class folder, `{classes[0]}`, and a classifier needs two "
             "or more. Name the folder that holds one folder per class."
         )
-    if unknown := sorted(set(folder_layout.folders(root / top[-1])) - set(classes)):
+    if unknown := sorted(set(map(_composed, folder_layout.folders(root / top[-1]))) - set(classes)):
         raise InputError(
             f"data.root: {shown(root / top[-1] / unknown[0])} is a class that {layout.train}/ does not have; "
             f"{layout.train}/ has {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}. Give both the same "
             "class folders."
         )
-    in_order = class_order.ordered(classes, order)
+    in_order = class_order.ordered(classes, order if isinstance(order, str) else list(map(_composed, order)))
     numbers = {name: number for number, name in enumerate(in_order)}
     return Tree(
         classes=in_order,
@@ -115,6 +122,11 @@ def scan(root: Path, order: str | Sequence[str] = "sorted") -> Tree:
         other=tuple(other),
         notes=layout.notes,
     )
+
+
+def _composed(name: str) -> str:
+    """The name of a class folder as that of a class; a Mac's older file systems write an umlaut as two characters."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _check_names(root: Path, names: Sequence[str]) -> None:

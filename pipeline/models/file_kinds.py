@@ -4,7 +4,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, quoted
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".pth", ".pt", ".ckpt", ".tar", ".bin")
@@ -14,7 +14,7 @@ STATE_DICT = "`torch.save(model.state_dict(), 'weights.pth')`"
 _UNPACK = "Unpack it, and name the checkpoint that is in it."
 _OF_TORCH = f"a file of torch.save, and no {SAFETENSORS} file as its name says. Rename it to end in .pth."
 
-# of files that are no zip; the first pattern that matches counts
+# of files that are neither zip nor safetensors; the first pattern that matches counts
 _KINDS = (
     (
         rb"version https?://[^\n]*git-(?:lfs|media)",
@@ -75,18 +75,15 @@ def _zip_kind(path: Path) -> str | None:
             "file: `torch.save(torch.jit.load(file).state_dict(), 'weights.pth')`."
         )
     if "data.pkl" not in inner:
-        first = ", ".join(f"`{name[:60]}`" for name in names[:3])
+        first = ", ".join(f"`{quoted(name[:60])}`" for name in names[:3])
         return f"a zip archive of other things ({first or 'it is empty'}). {_UNPACK}"
     return _OF_TORCH if path.suffix == SAFETENSORS else None
 
 
 def _other_kind(head: bytes, path: Path) -> str | None:
-    for pattern, kind in _KINDS:
-        if re.match(pattern, head):
-            return kind
+    # first, since the length of a safetensors file's table may look like the first bytes of anything else
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
+        return None if path.suffix == SAFETENSORS else f"a safetensors file. Rename it to end in {SAFETENSORS}."
     if path.suffix == SAFETENSORS and re.match(rb"\x80[\x02-\x05]", head):
         return _OF_TORCH
-    length = int.from_bytes(head[:8], "little")
-    if path.suffix != SAFETENSORS and head[8:9] == b"{" and length <= path.stat().st_size - 8:
-        return f"a safetensors file. Rename it to end in {SAFETENSORS}."
-    return None
+    return next((kind for pattern, kind in _KINDS if re.match(pattern, head)), None)

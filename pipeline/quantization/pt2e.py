@@ -8,6 +8,7 @@ quantizer says, so that ExecuTorch computes them as integers; Core ML and Tensor
 import copy
 from collections import Counter
 from collections.abc import Container
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,30 @@ def network(program: "ExportedProgram") -> "GraphModule":
         target, source = node.args[:2]  # left by a write in place; it has no gradient to train with
         if target.meta["val"].dtype == source.meta["val"].dtype:
             node.target, node.args, node.kwargs = torch.ops.aten.expand_as.default, (source, target), {}
+    _give_numbers_a_dimension(module)
     keep_dimensions_in(module, lambda mean, _: (torch.ops.aten.flatten.using_ints, (mean, 1)))
     return module
+
+
+def _give_numbers_a_dimension(module: "GraphModule") -> None:
+    """Make parameters of no dimension that maps are multiplied with, or added to, ones of one dimension, in place.
+
+    TensorRT takes no int8 constant of no dimension.
+    """
+    import torch
+
+    from repnets.fusion.graph import tensor_at
+
+    aten = torch.ops.aten
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = node.meta.get("val")
+        broadcasts = all(
+            user.target in (aten.add.Tensor, aten.mul.Tensor) and user.meta["val"].dim() for user in node.users
+        )
+        if isinstance(value, torch.Tensor) and value.dim() == 0 and broadcasts:
+            tensor = tensor_at(module, node.target)
+            tensor.data = tensor.data.reshape(1)
+            node.meta["val"] = value.reshape(1)
 
 
 def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModule":
@@ -67,17 +90,18 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
 
         prepared = copy.deepcopy(module)
         config = _config()
+        of_transposed = replace(config.weight, ch_axis=1)
         left = {node for node in prepared.graph.nodes if node.name in in_float or not _can_be_int8(node)}
         for node in left:
             if node.op == "call_function":
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)  # no annotator touches it
-        for node in prepared.graph.find_nodes(op="call_function", target=torch.ops.aten.mean.dim):
-            # a range of its own: the mean's is narrower than that of what it averages
+        for node in _averages(prepared, left):
+            # a range of its own: an average's is narrower than that of what it averages
             reads = {node.args[0]: config.input_activation}
             annotation = QuantizationAnnotation(reads, config.output_activation, _annotated=True)
             node.meta[Q_ANNOTATION_KEY] = annotation
         for pad in _pads(prepared, left):
-            # zeros are whole steps, so one range serves what comes and what goes
+            # zeros and copies are whole steps, so one range serves what comes and what goes
             shared = SharedQuantizationSpec((pad.args[0], pad))
             reads = {pad.args[0]: config.input_activation}
             pad.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, shared, _annotated=True)
@@ -85,13 +109,16 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
             # rounded after the clamp alone: what it cuts off would take most digits of what it leaves
             if layer not in left:
                 image, weight = layer.args[:2]
-                reads = {image: config.input_activation, weight: config.weight}
+                is_transposed = layer.target is torch.ops.aten.conv_transpose2d.input
+                of_weight = of_transposed if is_transposed else config.weight
+                reads = {image: config.input_activation, weight: of_weight}
                 layer.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(reads, None, _annotated=True)
                 clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({}, config.output_activation, _annotated=True)
         quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(lambda node: node not in left)
         # batch norms of training, which no fused program has; to look for them takes seconds
         quantizer.SUPPORTED_PATTERNS = [one for one in quantizer.SUPPORTED_PATTERNS if "_bn" not in one.name]
-        quantizer.transform_for_annotation = partial(_numbers_as_constants, but_for=left)
+        quantizer.transform_for_annotation = partial(_ready_to_annotate, in_float=left)
+        _hide_batch_norms(prepared)
         prepared = prepare_pt2e(prepared, quantizer)
     return _in_evaluation(prepared)
 
@@ -177,17 +204,41 @@ def _can_be_int8(node: "Node") -> bool:
     """
     import torch
 
+    from repnets.fusion.graph import arguments
     from repnets.quantization.simulation import LAYERS
 
     if str(node.target).startswith(("aten.conv", "aten.linear.")):
-        return node.target in LAYERS and all(one is None or one.op == "get_attr" for one in node.args[1:3])
+        is_grouped = "transpose" in str(node.target) and arguments(node)["groups"] != 1  # XNNPACK has none in int8
+        are_stored = all(one is None or one.op == "get_attr" for one in node.args[1:3])
+        return node.target in LAYERS and are_stored and not is_grouped
     values = [one.meta.get("val") for one in (node, *node.all_input_nodes)]
     are_float = all(isinstance(one, torch.Tensor) and one.dtype is torch.float32 for one in values)
     return are_float and node.kwargs.get("alpha", 1) == 1
 
 
+def _hide_batch_norms(module: "GraphModule") -> None:
+    """Write each batch norm as torch's own function of the same arguments, in place.
+
+    torchao folds a batch norm into the convolution before it, also where others read that convolution, and so changes
+    what they get. A fused network has only batch norms that are to stay.
+    """
+    import torch
+
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
+        node.target = torch.batch_norm
+
+
+def _ready_to_annotate(module: "GraphModule", in_float: "Container[Node]") -> "GraphModule":
+    """What a quantizer annotates: batch norms are back, and numbers are constants. In place."""
+    import torch
+
+    for node in module.graph.find_nodes(op="call_function", target=torch.batch_norm):
+        node.target = torch.ops.aten.batch_norm.default
+    return _numbers_as_constants(module, in_float)
+
+
 def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> "GraphModule":
-    """Write the numbers that int8 additions and products take as constants of no dimension, in place."""
+    """Write the numbers that int8 additions and products take as constants of one element, in place."""
     import torch
 
     aten = torch.ops.aten
@@ -197,7 +248,7 @@ def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> 
         for place, value in enumerate(node.args):
             if isinstance(value, (int, float)):
                 name = f"number_of_{node.name}_{place}"
-                number = torch.tensor(float(value))
+                number = torch.tensor([float(value)])
                 module.register_buffer(name, number)
                 with module.graph.inserting_before(node):
                     constant = module.graph.get_attr(name)
@@ -207,17 +258,27 @@ def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> 
     return module
 
 
-def _pads(module: "GraphModule", in_float: "Container[Node]") -> "list[Node]":
-    """Paddings by zeros that int8 convolutions alone read."""
+def _averages(module: "GraphModule", in_float: "Container[Node]") -> "list[Node]":
+    """Means and adaptive average pools."""
     import torch
 
-    from repnets.fusion.graph import pads_zeros
+    aten = torch.ops.aten
+    return [node for target in (aten.mean.dim, aten.adaptive_avg_pool2d.default)
+            for node in module.graph.find_nodes(op="call_function", target=target) if node not in in_float]  # fmt: skip
 
-    conv2d = torch.ops.aten.conv2d.default
+
+def _pads(module: "GraphModule", in_float: "Container[Node]") -> "list[Node]":
+    """Paddings by zeros, or by copies of the map, that int8 convolutions alone read."""
+    import torch
+
+    from repnets.fusion.graph import arguments, pads_zeros
+
+    aten = torch.ops.aten
     return [
         node
-        for node in filter(pads_zeros, module.graph.nodes)
-        if all(user.target is conv2d and user not in in_float for user in node.users)
+        for node in module.graph.find_nodes(op="call_function", target=aten.pad.default)
+        if (pads_zeros(node) or arguments(node)["mode"] != "constant")
+        and all(user.target is aten.conv2d.default and user not in in_float for user in node.users)
     ]
 
 
@@ -238,8 +299,6 @@ def _config() -> Any:
 
     That floor takes the digits of any channel whose largest weight is below 0.03.
     """
-    from dataclasses import replace
-
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
     from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver

@@ -39,7 +39,8 @@ def run(
         settings: the backend and its options; how many golden images, whether with the engine, which key.
         manifest: the manifest.json that export wrote.
         check: check.json: the gate must have held.
-        files: the exported files beside the manifest; those of the form that ships go in, others are left out.
+        files: the exported files beside the manifest, or the folder of all of them; those of the form that ships go in,
+            others are left out.
         fused: artifacts/<model>/fused.pt2.
         split: artifacts/split.json; some of its validation images are the golden ones.
         dist: the folder that the bundle goes into.
@@ -53,7 +54,8 @@ def run(
     backend = backends.load(settings.backend)
     written = documents.read(Manifest, manifest)
     source, program = _source(written, fused, quantized)
-    exported = {file.name: file for file in files if file.name in written.shipped_files}
+    listed = manifest.parent.iterdir() if files == [manifest.parent] else files
+    exported = {file.name: file for file in listed if file.name in written.shipped_files}
     contents = exported | (backend.bundle.beside(settings.options) if backend.bundle.beside else {})
     texts = {f"text {text.name}": text for text in templates.shipped(settings.backend)}
     inputs = Inputs({"manifest": manifest, "check": check, program: source, "split": split} | contents | texts)

@@ -176,20 +176,19 @@ def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> No
     """
     wanted = programs.count(reference.program)
     more = census["convolution"] - wanted["convolution"]
-    normalizations = programs.count_normalizations(reference.program)
-    kind = None
-    if not 0 <= more <= wanted["batch_norm"]:
-        kind = "conv"
-    elif census["batch_norm"] > normalizations - more:
-        kind = "batch"
-    if kind:
-        names = [name for name in census if kind in name.lower() and name not in ("convolution", "batch_norm")]
+    norms = census["batch_norm"] + max(more, 0) - programs.count_normalizations(reference.program)
+    if more < 0:
         raise GateError(
-            f"{file}: holds {census['convolution']} convolutions and {census['batch_norm']} batch norms "
-            f"({', '.join(f'{census[name]} {name}' for name in names)}), but the fused network has "
-            f"{wanted['convolution']} and {wanted['batch_norm'] or 'none'}. The exporter undid the fold, left a layer "
-            "out, or was given the branched network."
+            f"{file}: holds {census['convolution']} convolutions ({_listed(census, 'conv')}), {-more} fewer than the "
+            f"fused network's {wanted['convolution']}. The exporter left a layer out, or computed it another way."
         )
+    for surplus, kind, key in ((more - wanted["batch_norm"], "conv", "convolution"), (norms, "batch", "batch_norm")):
+        if surplus > 0:
+            raise GateError(
+                f"{file}: {surplus} {key.replace('_', ' ')}{'s' * (surplus > 1)} too many, of {_listed(census, kind)}; "
+                f"the fused network has {wanted[key] or 'none'}. The exporter undid the fold, or was given the "
+                "branched network."
+            )
     if census["join"] > wanted["join"]:
         raise GateError(
             f"{file}: adds branches at {census['join']} places, but the fused network at {wanted['join']}. A branch "
@@ -201,6 +200,13 @@ def _hold_census(file: Path, census: dict[str, int], reference: Reference) -> No
             f"{wanted['int8']}. The exporter left the others in float, or lost their scales; export it again, and if "
             "that fails, leave out the exporter's version that manifest.json names."
         )
+
+
+def _listed(census: dict[str, int], kind: str) -> str:
+    """The operations of a kind as the file names them: ``4 Conv, 1 ConvTranspose``."""
+    names = [name for name in census if kind in name.lower() and "convert" not in name.lower()]
+    own = [name for name in names if name not in ("convolution", "batch_norm")]
+    return ", ".join(f"{census[name]} {name}" for name in own or names)
 
 
 def _short(value: object) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline import backends, exit_codes, lifetime
-from pipeline.config import schema
-from pipeline.errors import InputError, nearest
+from pipeline.config import schema, yaml_file
+from pipeline.errors import InputError, nearest, quoted
 from pipeline.models import resolve
 from pipeline.stages.settings import settings_of
 
@@ -116,9 +116,10 @@ def _parser(run: Callable[..., Any], signature: inspect.Signature) -> tuple[argp
 
 def _settings(options: argparse.Namespace, model: type[schema.Strict]) -> schema.Strict:
     if options.settings is None:
-        loaded = resolve.load(schema.read_yaml(options.config), backends.rules(), options.config.parent)
+        loaded = resolve.load(yaml_file.read(options.config), backends.rules(), options.config.parent)
         return settings_of(options.stage, loaded, options.model, options.target, options.precision)
     try:
         return model.model_validate_json(options.settings)
     except ValidationError as error:
-        raise InputError(f"--settings: {' '.join(str(error).split())}") from None
+        problem = error.errors(include_url=False, include_context=False)[0]
+        raise InputError(f"--settings: `{schema.dotted(problem['loc'])}`: {quoted(problem['msg'])}.") from None

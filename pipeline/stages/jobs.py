@@ -11,10 +11,10 @@ from typing import Any
 from pipeline import backends, lifetime
 from pipeline.artifacts import digests, documents
 from pipeline.artifacts.bundle_result import BundleResult
-from pipeline.config import project, targets
+from pipeline.config import project, schema, targets, yaml_file
 from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
-from pipeline.errors import InputError
+from pipeline.errors import InputError, shown
 from pipeline.models import networks, resolve
 from pipeline.stages.settings import settings_of
 
@@ -27,9 +27,15 @@ ENVIRONMENT = {
 """Environment of every stage, unless the user sets these variables; torch reads them when it is imported."""
 
 
-def configure(values: Mapping[str, Any]) -> project.Config:
-    """Validate the configuration that Snakemake read, and set the environment of its jobs. No file is changed, but
-    locks of runs that were killed are released.
+def configure(changes: Mapping[str, Any], replace: bool = False) -> project.Config:
+    """Read config.yaml, and set the environment of Snakemake's jobs. No file is changed, but locks of runs that were
+    killed are released.
+
+    The rules leave config.yaml to this function, since Snakemake's `configfile:` sets no limits on what it reads.
+
+    Args:
+        changes: what `--config` and `--configfile` give.
+        replace: they are all there is; `--replace-workflow-config`.
 
     A mistake of the user's ends the process with exit code 2 and one paragraph on stderr.
     """
@@ -38,11 +44,19 @@ def configure(values: Mapping[str, Any]) -> project.Config:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     lifetime.release_locks_of_dead_runs()
+    own = Path("config.yaml")
+    is_left_out = replace or (changes and not own.exists())
     try:
+        values = schema.merged({} if is_left_out else yaml_file.read(own), changes)
         read = resolve.load(values, backends.rules())
         for name, model in read.models.items():
+            path = f"models.{name}.checkpoint: {shown(model.checkpoint)}"
             if model.checkpoint and not Path(model.checkpoint).is_file():
-                raise InputError(f"models.{name}.checkpoint: there is no file {model.checkpoint}; correct the path.")
+                raise InputError(f"{path} is no file that is there. Correct the path.")
+            if model.checkpoint and set(model.checkpoint) & set("{}"):
+                raise InputError(
+                    f"{path}: Snakemake takes braces in a path for wildcards. Rename the file or its folder."
+                )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(InputError.exit_code) from None
@@ -72,7 +86,7 @@ def _note_bundles(exists: MutableMapping[str, bool]) -> None:
     """A bundle.json that is damaged, or whose bundle was deleted, counts as missing, so that it is made again."""
     for place in Path("targets").glob("*/*/bundle.json"):
         try:
-            is_there = Path(documents.read(BundleResult, place).bundle).is_file()
+            is_there = os.path.isfile(documents.read(BundleResult, place).bundle)  # False for what is no path
         except InputError:
             is_there = False
         if not is_there:
@@ -164,11 +178,11 @@ def exports(read: project.Config) -> list[Exports]:
     return [Exports(*key, tuple(models)) for key, models in groups.items()]
 
 
-def exported_files(_wildcards: Any, input: Any) -> str:  # Snakemake knows the second one by this name
+def exported_files(_wildcards: Any, input: Any) -> list[str]:  # Snakemake knows the second one by this name
     """The options of `bundle` for the files that ship. A race's choice is one folder, with its manifest and check."""
-    if "manifest" in input.keys():  # noqa: SIM118
-        return f"--manifest {input.manifest} --check {input.check} --files {input.files}"
-    return f"--manifest {input.files}/manifest.json --check {input.files}/check.json --files {input.files}/*"
+    files = [input.files] if isinstance(input.files, str) else list(input.files)
+    manifest, check = (input.get(one, f"{files[0]}/{one}.json") for one in ("manifest", "check"))
+    return ["--manifest", manifest, "--check", check, "--files", *files]
 
 
 def races(read: project.Config) -> dict[str, list[Exports]]:

@@ -130,6 +130,15 @@ def _conv_bn(conv: Conv, kernel: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(OrderedDict(**parts, conv=made, bn=batch_norm(conv)))
 
 
+def require_unread(name: str) -> None:
+    """Say how to go on to whoever reads the weight of a convolution that was expanded."""
+    if name in ("weight", "bias"):
+        raise AttributeError(
+            f"This network reads the `{name}` of a convolution itself, and an expanded one has none. Leave that "
+            "convolution as it is: repnets.expand(model, style, leave=[its name])."
+        )
+
+
 class OnlineKernel(nn.Module):
     """A convolution whose kernel is a sum of kernels, put together at every step (OREPA, arXiv 2204.00826).
 
@@ -155,6 +164,10 @@ class OnlineKernel(nn.Module):
         for weights in (*self.points, self.before, self.after.flatten(1), self.channels.flatten(1)):
             nn.init.kaiming_uniform_(weights, a=5**0.5)
         self.register_buffer("cosines", _cosines(out, window), persistent=False)
+
+    def __getattr__(self, name: str) -> object:
+        require_unread(name)
+        return super().__getattr__(name)
 
     def kernel(self) -> Tensor:
         """The sum, of the shape of the convolution's weight."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
@@ -45,6 +45,10 @@ class ExpandedConv(nn.Module):
         self.main = main
         self.beside = nn.ModuleDict(beside)
 
+    def __getattr__(self, name: str) -> object:
+        branches.require_unread(name)
+        return super().__getattr__(name)
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.main(x)
         for branch in self.beside.values():
@@ -52,7 +56,7 @@ class ExpandedConv(nn.Module):
         return y
 
 
-def expand(model: nn.Module, style: str, keep_function: bool = True) -> nn.Module:
+def expand(model: nn.Module, style: str, keep_function: bool = True, leave: Collection[str] = ()) -> nn.Module:
     """A copy of a network with training branches around its convolutions; `fuse` folds them into what was there.
 
     Train the copy and fuse it: the result has exactly the plain network's layers. With `keep_function` the copy
@@ -68,16 +72,18 @@ def expand(model: nn.Module, style: str, keep_function: bool = True) -> nn.Modul
         keep_function: The branches' last batch norms (OREPA: factors) are zero at first, and the convolution keeps
             its bias and no batch norm. Else each branch and the convolution have a batch norm with gain one (OREPA:
             one after the convolution). Default True.
+        leave: Names of convolutions, or of modules that hold some, that stay as they are: those whose `weight` other
+            code reads, say. Default: none.
 
     Returns:
         The copy: on the model's devices, in its dtypes and modes. Random weights are drawn from torch's generator.
 
     Raises:
-        RepnetsError: there is no such style, or no convolution that it can expand.
+        RepnetsError: there is no such style, no such name in `leave`, or no convolution that can be expanded.
     """
     if not isinstance(model, nn.Module):
         raise RepnetsError(f"`expand` takes an nn.Module, and got a {type(model).__name__}.")
-    left = what_expands(model, style)
+    left = what_expands(model, style, leave)
     if all(left.values()):
         reasons = "; ".join(f"{name or 'it'} {reason}" for name, reason in list(left.items())[:3])
         raise RepnetsError(
@@ -97,26 +103,37 @@ def expand(model: nn.Module, style: str, keep_function: bool = True) -> nn.Modul
     return result
 
 
-def what_expands(model: nn.Module, style: str) -> dict[str, str]:
+def what_expands(model: nn.Module, style: str, leave: Collection[str] = ()) -> dict[str, str]:
     """Each convolution of a network, and why it is left as it is; "" for one that `expand` expands.
 
     Args:
         model: Any network.
-        style: As for `expand`.
+        style: As for `expand`, as the next.
+        leave: Names.
 
     Returns:
         Names as of `named_modules`, in their order; a module that stands at several places, once for each.
 
     Raises:
-        RepnetsError: there is no such style.
+        RepnetsError: there is no such style, or no such name in `leave`.
     """
     if style not in STYLES:
-        near = get_close_matches(str(style), STYLES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise RepnetsError(f"There is no style {style!r}.{hint} Known: {', '.join(STYLES)}.")
+        raise RepnetsError(f"There is no style {style!r}.{_nearest(style, STYLES)} Known: {', '.join(STYLES)}.")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if unknown := [name for name in leave if name not in modules]:
+        raise RepnetsError(f"`leave` names {unknown[0]!r}, and no module is called so.{_nearest(unknown[0], modules)}")
     kinds = tuple(CONVOLUTIONS)
-    found = model.named_modules(remove_duplicate=False)
-    return {name: _why_left(one, style) for name, one in found if isinstance(one, kinds)}
+    asked = {f"{name}." if name else "" for name in leave}
+    return {
+        name: "is left, as `leave` says" if f"{name}.".startswith(tuple(asked)) else _why_left(one, style)
+        for name, one in modules.items()
+        if isinstance(one, kinds)
+    }
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _why_left(conv: Conv, style: str) -> str:

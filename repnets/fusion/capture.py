@@ -8,10 +8,12 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
+from functools import lru_cache
 from io import StringIO
 from itertools import chain
 from pathlib import Path
 
+import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -28,6 +30,8 @@ from repnets.fusion.inplace import without_overwriting, write_elsewhere
 from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
 from repnets.fusion.trial import Trial, difference, random_input, run, tolerance
 
+_ROUNDINGS = {CeilToInt, FloorToInt, TruncToInt, RoundToInt}
+_MOST_PARTS = 300  # of an expression; those of networks that pad by constants have 20
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, ParametrizationList)
 _ROOMY = 128  # pixels, at which no feature map of a network of total stride 64 is a single pixel
 
@@ -77,7 +81,7 @@ def on_cpu(model: nn.Module, example_input: Example) -> tuple[nn.Module, tuple[T
             f"The model does not run on the example input, {' and '.join(map(_describe, examples))}: {error}. Give one "
             "of the shape and dtype that the model takes; of several inputs, a tuple."
         ) from error
-    if difference(second, first) > tolerance(private, *examples):
+    if difference(second, first) > tolerance(private, examples, first):
         raise RepnetsError(
             "The model gives something else when it is called a second time with the same input: its forward keeps a "
             "value from call to call, such as a counter or the last feature map, or draws random numbers that "
@@ -177,18 +181,28 @@ def _describe(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-class _Rounded(Exception):
-    """A size was rounded up or down, as padding to "same" does: torch 2.14 saves no such program."""
+class _UselessSize(Exception):
+    """A free size of which nothing comes, so that the export is ended."""
 
 
-class _StopAtRounding(TorchFunctionMode):
-    """Ends an export where a call takes a free size that was rounded, since nothing comes of it."""
+class _StopAtUselessSizes(TorchFunctionMode):
+    """Ends an export where a call takes a size that was rounded, or one that is too long an expression of the image's.
+
+    Torch 2.14 saves no program with a rounded size. Padding to "same" makes expressions three times as long at each
+    layer with a stride, and each takes three times as long to trace as the one before.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.SymInt) and leaf.node._expr.has(CeilToInt, FloorToInt, TruncToInt, RoundToInt):
-                raise _Rounded(f"{leaf} is a rounded size")
+            if isinstance(leaf, torch.SymInt) and _is_useless(leaf.node._expr):
+                raise _UselessSize(f"{str(leaf)[:100]} is rounded or too long")
         return function(*args, **(kwargs or {}))
+
+
+@lru_cache(maxsize=1024)
+def _is_useless(size: sympy.Expr) -> bool:
+    parts = [type(part) for part in sympy.preorder_traversal(size)]
+    return len(parts) > _MOST_PARTS or not _ROUNDINGS.isdisjoint(parts)
 
 
 def _freest(model: nn.Module, example: Tensor) -> ExportedProgram:
@@ -299,7 +313,7 @@ def _exported(model: nn.Module, inputs: Sequence[Tensor], axes: set[int]) -> Exp
     first = next(iter(inspect.signature(model.forward).parameters.values()))
     if first.kind is inspect.Parameter.VAR_POSITIONAL:  # forward(*args): the exporter takes them for one tuple
         sizes = (sizes,)
-    with _StopAtRounding(), quietly("torch.fx.experimental.symbolic_shapes"), redirect_stderr(StringIO()):
+    with _StopAtUselessSizes(), quietly("torch.fx.experimental.symbolic_shapes"), redirect_stderr(StringIO()):
         program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes if axes else None)
     write_elsewhere(program)
     return program.run_decompositions({}) if _writes_in_place(program) else program

@@ -107,22 +107,21 @@ def settle_sizes(program: ExportedProgram, trial: Trial) -> bool:
         Whether every free axis has a rule that holds, also together with the others, and that the trial's example
         keeps to. If not, the program is of no use.
     """
-    assured, allows = free_sizes(program), _guard(program)
-    _set_least(program, dict.fromkeys(assured, 1))  # the trial's graph is to refuse no size
+    guarded, allows = free_sizes(program), _guard(program)
+    _set_least(program, dict.fromkeys(guarded, 1))  # the trial's graph is to refuse no size
     graph = graph_module(program)
-    small = list(trial.example.shape)
-    for axis, size in assured.items():
-        small[axis] = size.min
+    own = trial.example.shape
 
     @cache
     def holds(shape: Shape) -> bool:
         return trial.agrees(graph, shape, same_calls=not allows(shape))
 
+    assured = _with_an_output(holds, guarded, own)
+    small = _replaced(own, {axis: size.min for axis, size in assured.items()})
     widest = {axis: _widest(holds, axis, size, small, list(assured)) for axis, size in assured.items()}
     # a norm by the statistics of the image itself takes no image of a single pixel, however many axes are 1 before it
     larger = {axis: FreeSize(size.min + size.step, size.step) if axis else size for axis, size in assured.items()}
-    own = trial.example.shape
-    candidates = (widest, assured, larger, *_coarser(assured, own))
+    candidates = (widest, assured, larger, *_coarser(guarded, own))
     claimed = next((sizes for sizes in candidates if _together(holds, small, sizes)), None)
     if claimed is None:
         return False
@@ -167,6 +166,21 @@ def has_upper_limit(program: ExportedProgram) -> bool:
     return any(program.range_constraints[symbol].upper < _MOST for symbol in _symbols(program).values())
 
 
+def _with_an_output(
+    holds: Callable[[Shape], bool], assured: Mapping[int, FreeSize], own: Sequence[int]
+) -> dict[int, FreeSize]:
+    """The sizes from the first on that holds, the image's axes alike: guards allow those at which nothing is left."""
+
+    def after(steps: int) -> dict[int, FreeSize]:
+        return {axis: FreeSize(size.min + bool(axis) * steps * size.step, size.step) for axis, size in assured.items()}
+
+    def taken(steps: int) -> bool:
+        return holds(_replaced(own, {axis: size.min for axis, size in after(steps).items()}))
+
+    steps = range(max((own[axis] - size.min) // size.step for axis, size in assured.items()) + 1)
+    return after(_first(taken, steps)) if steps and taken(steps[-1]) else dict(assured)
+
+
 def _widest(
     holds: Callable[[Shape], bool], axis: int, assured: FreeSize, small: Sequence[int], axes: Sequence[int]
 ) -> FreeSize:
@@ -182,12 +196,18 @@ def _widest(
     below = range((assured.min - 1) % step + 1, assured.min, step)
     if not below or not taken(below[-1]):
         return FreeSize(assured.min, step)
-    low, high = 0, len(below) - 1
+    first = _first(taken, below)
+    between = below[first :: max(1, (len(below) - first) // _TRIED)]
+    return FreeSize(below[first] if all(map(taken, between)) else assured.min, step)
+
+
+def _first(taken: Callable[[int], bool], sizes: Sequence[int]) -> int:
+    """The place of the first of some sizes that is taken; the last one is, and mostly all or few of them."""
+    low, high = 0, len(sizes) - 1
     while low < high:
         middle = (low + high) // 2 if low else 0
-        low, high = (low, middle) if taken(below[middle]) else (middle + 1, high)
-    between = below[high :: max(1, (len(below) - high) // _TRIED)]
-    return FreeSize(below[high] if all(map(taken, between)) else assured.min, step)
+        low, high = (low, middle) if taken(sizes[middle]) else (middle + 1, high)
+    return high
 
 
 def _coarser(assured: Mapping[int, FreeSize], own: Sequence[int]) -> Iterator[dict[int, FreeSize]]:

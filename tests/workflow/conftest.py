@@ -1,6 +1,5 @@
 """A copy of the project in a folder of its own, in which the real Snakefile runs on a small network."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.connections import as_at_home, can_trace, traced
+
 PROJECT = Path(__file__).resolve().parents[2]
+QUICK = "{min_runs: 10, max_seconds: 0.1, warmup_seconds: 0, launches: [1, 1]}"
 CONFIG = """
 data: {name: digits, image_size: 32}
 models: {toy: }
@@ -21,10 +23,10 @@ quantize: {calibration_images: 128}
 targets:
   tensorrt:
     options: {compute_capabilities: ["8.6"]}
-    bench: &quick {min_runs: 10, max_seconds: 0.1, warmup_seconds: 0, launches: [1, 1]}
-  coreml: {bench: *quick}
-  executorch: {bench: *quick}
-"""
+    bench: QUICK
+  coreml: {bench: QUICK}
+  executorch: {bench: QUICK}
+""".replace("QUICK", QUICK)
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,22 @@ class Clone:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "REPNETS_STORE": str(self.store), "PYTHONPATH": str(self.folder)}
+        return {**as_at_home(), "REPNETS_STORE": str(self.store), "PYTHONPATH": str(self.folder)}
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "snakemake", "--printshellcmds", *(words or ("all",))]
 
-    def snakemake(self, *words: str) -> Run:
-        """Run snakemake here; returns what it did, whether or not it succeeded."""
-        done = subprocess.run(
-            self.command(*words), cwd=self.folder, env=self.environment, capture_output=True, text=True
-        )
+    def snakemake(self, *words: str, connections: Path | None = None) -> Run:
+        """Run snakemake here; returns what it did, whether or not it succeeded.
+
+        Args:
+            words: its arguments.
+            connections: a log for all that it and its jobs connect to, if this machine can trace.
+        """
+        command = self.command(*words)
+        if connections and can_trace():
+            command = traced(connections, *command)
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         output = done.stdout + done.stderr
         jobs = Counter()
         for line in re.findall(r"python -m pipeline \w+ .*", output):
@@ -106,7 +114,8 @@ def built(made_once) -> Clone:
     """A clone in which everything was built once. Do not change it: take a copy."""
 
     def fill(folder: Path) -> None:
-        run = fresh_clone(folder / "clone", folder / "store").snakemake("--cores", "2", "all")
+        made = fresh_clone(folder / "clone", folder / "store")
+        run = made.snakemake("--cores", "2", "all", connections=folder / "connections.log")
         assert run.code == 0, run.output
 
     folder = made_once("built", fill)

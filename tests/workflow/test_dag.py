@@ -134,7 +134,7 @@ def test_a_checkpoint_that_came_folded_goes_straight_to_export(clone, tmp_path):
     exports = [line for line in planned.output.splitlines() if "python -m pipeline export" in line]
     assert len(exports) == 3 and all('"model":"mine"' in line and '"forms":["fused"]' in line for line in exports)
 
-    quick, before = re.search(r"&quick (.*)", config)[1], config.partition("targets:")[0]
+    quick, before = re.search(r"    bench: (.*)", config)[1], config.partition("targets:")[0]
     (clone.folder / "config.yaml").write_text(f"{before}targets:\n  executorch: {{bench: {quick}}}\n")
     for target in ("tensorrt", "coreml"):
         shutil.rmtree(clone.folder / "targets" / target)

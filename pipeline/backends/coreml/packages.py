@@ -180,7 +180,10 @@ def _operations(block: Any) -> Iterator[Any]:
 
 def _int8(operations: list[Any]) -> int:
     """How many layers compute on int8: input and weights come from it, and the result, or what an activation makes of
-    it, goes to it."""
+    it, goes to it.
+
+    coremltools crops after a transposed convolution with an output padding.
+    """
     made_by = {output.name: operation for operation in operations for output in operation.outputs}
     users: dict[str, list[Any]] = {}
     for operation in operations:
@@ -192,7 +195,9 @@ def _int8(operations: list[Any]) -> int:
 
     def goes_to_int8(name: str, steps: int = 1) -> bool:
         return any(
-            user.type == "quantize" or (steps and goes_to_int8(user.outputs[0].name, steps - 1))
+            user.type == "quantize"
+            or (user.type == "crop" and goes_to_int8(user.outputs[0].name, steps))
+            or (steps and goes_to_int8(user.outputs[0].name, steps - 1))
             for user in users.get(name, ())
         )
 

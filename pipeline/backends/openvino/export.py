@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import temporary
 from pipeline.artifacts.manifest import ExportSpec, versions
+from pipeline.backends.openvino.package import openvino
 from pipeline.errors import StageError, first_line
 from pipeline.quiet import quiet
 
@@ -30,19 +31,18 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         StageError: OpenVINO is not installed, or cannot convert an operation.
     """
     try:
-        with quiet():
-            import openvino
+        converter = openvino()
     except ImportError:
         raise StageError(
             "OpenVINO is not installed, which writes this target's files. Install it: pip install repnets[openvino]"
         ) from None
     try:
         with quiet(), temporary.folder() as folder:
-            model = openvino.convert_model(program, extension=_int8_operations())
+            model = converter.convert_model(program, extension=_int8_operations())
             model.reshape(list(spec.input_shape))
             _name(model, spec)
             written = Path(folder, "x.xml")
-            openvino.save_model(model, written, compress_to_fp16=spec.precision == "fp16")
+            converter.save_model(model, written, compress_to_fp16=spec.precision == "fp16")
             places = [*files, files[0].with_suffix(".bin")][:2]
             for file, place in zip((written, written.with_suffix(".bin")), places, strict=True):
                 shutil.copyfile(file, place)

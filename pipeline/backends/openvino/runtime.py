@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import regular_file
 from pipeline.artifacts.manifest import Unavailable, versions
+from pipeline.backends.openvino.package import openvino
 from pipeline.backends.runtime import Runtime
 from pipeline.backends.signatures import Signature
 from pipeline.errors import InputError, StageError, first_line, reading
-from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,12 +100,10 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
 
 
 def _read(file: Path) -> Any:
-    with quiet():
-        import openvino
     try:
         for part in (file, file.with_suffix(".bin")):
             regular_file.require(part)
-        return openvino.Core().read_model(file)
+        return openvino().Core().read_model(file)
     except Exception as error:  # its readers raise many kinds
         why = "does not exist" if not file.is_file() else f"cannot be read by OpenVINO ({first_line(error)})"
         raise InputError(f"{file} {why}. Copy it and its .bin again, or run the export again.") from None
@@ -120,10 +118,8 @@ def _request(file: Path, threads: int, **more: Any) -> tuple[Any, tuple[int, ...
         "NUM_STREAMS": 1,
         **more,
     }
-    with quiet():
-        import openvino
     try:
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        compiled = openvino().Core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise StageError(f"OpenVINO cannot run {file}: {first_line(error)}. Export it again.") from error
     return compiled.create_infer_request(), tuple(model.inputs[0].get_shape())

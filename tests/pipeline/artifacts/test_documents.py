@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.artifacts import documents
 from pipeline.artifacts.bench_result import WarmUp
+from pipeline.artifacts.bundle_result import BundleResult
 from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy, Flip, GateResult
 from pipeline.artifacts.export_result import ExportedForm, Manifest
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing
@@ -143,3 +144,34 @@ def test_a_file_is_the_one_that_is_described_by_its_content(place):
         InputError, match=r"branched\.pte is not the file that its manifest describes, .* Delete it and"
     ):
         manifest.opened(files)
+
+
+DAMAGED = ["", "{", "[]", "3", '{"x": 1}', '{"bundle": 3}', "[" * 100_000, "\0", '{"schema": "' + "x" * 100_000 + '"}',
+           '{"schema": ' + "9" * 5000 + "}", '{"' + "k" * 100_000 + '": 1}']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, b"\xff", b"x" * 16_000_001], ids=range(len(DAMAGED) + 2))
+@pytest.mark.parametrize("kind", [Manifest, CheckResult, BundleResult], ids=lambda kind: kind.__name__)
+def test_a_damaged_document_is_one_sentence(tmp_path, kind, content):
+    path = tmp_path / "document.json"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(InputError, match=f"Delete it and run again: the stage `{kind.STAGE}` writes it") as caught:
+        documents.read(kind, path)
+    assert len(str(caught.value)) < 600 + len(str(path))
+
+
+def test_a_folder_in_place_of_a_document(tmp_path):
+    with pytest.raises(InputError, match=r"is no note of a bundle: it is a folder. Delete it"):
+        documents.read(BundleResult, tmp_path)
+    with pytest.raises(InputError, match=r"does not exist. Build it first"):
+        documents.read(BundleResult, tmp_path / "bundle.json")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\r", "\x85", "a\u2028b", "\0", "gru\u0308n", "\ud800"])
+def test_a_class_is_a_line_of_text(place, name):
+    """So labels.txt, which a bundle has, holds as many lines as there are classes."""
+    with pytest.raises(InputError, match="is not named as one can be"):
+        Preprocessing(12, (0.5,) * 3, (0.2,) * 3, ("a", name))
+    changed(place, lambda document: document["preprocessing"].update(classes=["a", name]))
+    with pytest.raises(InputError):
+        documents.read(Manifest, place)

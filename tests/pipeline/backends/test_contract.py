@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from pipeline import backends
 from pipeline.artifacts.manifest import Unavailable
@@ -21,7 +23,9 @@ from pipeline.errors import InputError
 from pipeline.models import programs as graphs
 from pipeline.quantization import pt2e
 from pipeline.verification import compare
+from repnets.fusion.capture import capture
 from repnets.quantization import ranges
+from tests.fixtures.layers import Layers
 
 NAMES = backends.names()
 LOADED = {name: backends.load(name) for name in NAMES}
@@ -32,13 +36,8 @@ FLOATS = ("fp32", "fp16")
 
 @pytest.fixture(scope="session")
 def int8_program(programs, image):
-    """The fused network in int8, as the stage `quantize` makes it, with the ranges of one image."""
-    prepared = pt2e.prepare(pt2e.network(programs["fused"]))
-    found = pt2e.simulation(prepared)
-    ranges.set_activations(ranges.observe(found, [image]), "max")
-    ranges.set_weights(found, "max")
-    made = pt2e.convert(prepared, found, image.shape[-1])
-    return graphs.static(made.module(), tuple(image.shape))
+    """The fused network in int8."""
+    return in_int8(programs["fused"], image)
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +57,37 @@ def written(programs, int8_program, spec, tmp_path_factory):
         return made[name, precision]
 
     return write
+
+
+@pytest.fixture(scope="session")
+def hard_in_int8(image):
+    """In int8, by name, what runtimes write each their own way: a program and its convolutions and int8 layers.
+
+    Transposed convolutions, plain, before a ReLU6, and of two groups, which stays in float; and a batch norm that stays
+    beside another reader of its convolution.
+    """
+    torch.manual_seed(0)
+    stem, head = nn.Conv2d(3, 8, 3, 4), (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    up = (nn.ConvTranspose2d(8, 8, 2, 2), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, 2, 1, 1), nn.ReLU6(),
+          nn.ConvTranspose2d(6, 8, 2, groups=2))  # fmt: skip
+    norm = nn.BatchNorm2d(8)
+    nn.init.uniform_(norm.running_var, 2, 3)
+    block = Layers(lambda own, x: x + own.conv(own.norm(x).relu()), norm=norm, conv=nn.Conv2d(8, 8, 3, padding=1))
+    layers = {
+        "transposed": (stem, nn.ReLU(), *up, *head),
+        "pre-activation": (stem, block, *head),
+    }
+    return {name: in_int8(capture(nn.Sequential(*ones).eval(), image), image) for name, ones in layers.items()}
+
+
+def in_int8(program, image):
+    """A program in int8, as the stage `quantize` makes it, with the ranges of one image."""
+    prepared = pt2e.prepare(pt2e.network(program))
+    found = pt2e.simulation(prepared)
+    ranges.set_activations(ranges.observe(found, [image]), "max")
+    ranges.set_weights(found, "max")
+    made = pt2e.convert(prepared, found, image.shape[-1])
+    return graphs.static(made.module(), tuple(image.shape))
 
 
 def precisions(name):
@@ -147,6 +177,25 @@ def test_a_written_file_is_the_network(written, int8_program, programs, image, n
     got = client.predict(name, files[0], image.numpy())
     want = program.module()(image).detach().numpy()
     assert compare.compare(got, want).relative_error <= compare.TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(
+    ("network", "convolutions", "int8"), [("transposed", 4, 4), ("pre-activation", 2, 3), ("numbers", 1, 2)]
+)
+@pytest.mark.parametrize("name", [name for name in TARGETS if "int8" in precisions(name)])
+def test_a_file_in_int8_has_the_layers_and_numbers_of_its_program(
+    hard_in_int8, image, spec, tmp_path, name, network, convolutions, int8
+):
+    backend, program = LOADED[name], hard_in_int8[network]
+    options = backend.rules.options().model_dump(mode="json")
+    options |= dict([*filter(None, [backend.rules.at_least.get("int8")])])
+    files = [tmp_path / file.format(form="quantized") for file in backend.files()]
+    backend.export(program, files, spec("int8", **options))
+    census, wanted = backend.census(files[0]), graphs.count(program)
+    assert (wanted["convolution"], wanted["int8"]) == (convolutions, int8)
+    assert convolutions <= census["convolution"] <= convolutions + wanted["batch_norm"] and census["int8"] == int8
+    got, want = client.predict(name, files[0], image.numpy()), program.module()(image).numpy()
+    assert compare.compare(got, want).relative_error <= compare.TOLERANCE["int8"]
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -7,10 +7,10 @@ import textwrap
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import save_file
 
 from pipeline import backends
+from pipeline.config import yaml_file
 from pipeline.errors import InputError
 from pipeline.models import resolve
 from pipeline.stages import jobs
@@ -42,7 +42,7 @@ def written(tmp_path, monkeypatch):
         (tmp_path / "config.yaml").write_text(textwrap.dedent(text))
         (tmp_path / "targets" / "phone").mkdir(parents=True, exist_ok=True)
         (tmp_path / "targets" / "phone" / "target.yaml").write_text(textwrap.dedent(target))
-        return resolve.load(yaml.safe_load(textwrap.dedent(text)), backends.rules())
+        return resolve.load(yaml_file.read(tmp_path / "config.yaml"), backends.rules())
 
     return write
 
@@ -166,10 +166,12 @@ def test_launches_are_the_least_and_the_most(written):
         ),
         (
             "models:\n  timm:repvgg_a0:",
-            "config.yaml, line 2: `timm:repvgg_a0` cannot name a folder of artifacts. Give the model a name of "
-            "letters, digits, `_`, `-` and `.`, and put the network under it: `my_model: {arch: timm:repvgg_a0}`.",
+            "config.yaml, line 2: `timm:repvgg_a0` cannot name a folder of artifacts. Give the model a name of at "
+            "most 64 letters, digits, `_`, `-` and `.`, and put the network under it: `my_model: "
+            "{arch: timm:repvgg_a0}`.",
         ),
-        ("models: {18: }", "`18` cannot name a folder of artifacts"),
+        ("models: {18: }", "line 1: the key `18` is read as no text. Put it in quotes"),
+        ("models: {'-8': }", "`-8` cannot name a folder of artifacts"),
         (
             "models:\n  toy: {recalibrate_bn: 3}",
             "config.yaml, line 2: `models.toy`: recalibrate_bn is a number of training images: 32 or more, or 0 to",
@@ -206,12 +208,15 @@ def test_a_mistake_is_named_with_its_place_and_the_nearest_right_thing(written, 
             "targets/phone/target.yaml, line 4: unknown key `options.class_label`; did you mean `class_labels`?",
         ),
         ("backend: coreml\nprecision: fp17", "there is no `fp17`; did you mean `fp16`?"),
-        ("precision: fp16", "`backend`: Field required"),
+        ("precision: fp16", "targets/phone/target.yaml: `backend` is missing"),
+        ("backnd: coreml\nprecision: fp16", "line 1: unknown key `backnd`; did you mean `backend`?"),
+        ("backend: [1]\nprecision: fp16", "line 1: `backend`: Input should be a valid string, got [1]"),
+        ("backend: coreml\nprecision: fp16\nname: a;b", "line 3: unknown key `name`"),
         (
             "backend: coreml\nprecision: w4\noptions:\n  minimum_deployment_target: iOS17",
             "`precision: w4` needs iOS18 or later, not iOS17, whose Core ML does not read it",
         ),
-        ("backend: [", "is not valid YAML"),
+        ("backend: [", "not valid YAML"),
         (
             "backend: executorch\nprecision: fp32\ndevice: jetson",
             "targets/phone/target.yaml, line 3: `jetson` names no device. Give `local`, `ssh://user@host:port`",
@@ -238,6 +243,29 @@ def test_a_mistake_in_a_target(written, target, message):
     with pytest.raises(InputError) as caught:
         written(target=target)
     assert message in str(caught.value)
+
+
+def test_a_path_in_the_home_folder_is_written_out(written, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    read = written("models: {toy: {checkpoint: ~/a.pth}}\ndata: {root: ~/b}\nbundle: {signing_key: ~/c}")
+    paths = read.models["toy"].checkpoint, read.data.root, read.bundle.signing_key
+    assert paths == tuple(str(tmp_path / name) for name in ("a.pth", "b", "c"))
+    for path, said in (("~nobody-here/a", "`~nobody-here` is nobody's home folder"), ("a" * 256, "at most 255 bytes")):
+        with pytest.raises(InputError, match=rf"config.yaml, line 1: `models.toy.checkpoint`: .*{said}"):
+            written(f"models: {{toy: {{checkpoint: {path}}}}}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("{best}.pth", "takes braces in a path for wildcards. Rename"), ("gone.pth", "is no file that is there. Correct")],
+)
+def test_a_checkpoint_that_the_rules_cannot_read(written, tmp_path, capsys, monkeypatch, name, said):
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # put back afterwards
+    save_file({"stage1.weight": np.zeros(1)}, tmp_path / "{best}.pth")
+    written(f"models: {{toy: {{checkpoint: '{name}'}}}}")
+    with pytest.raises(SystemExit) as ended:
+        jobs.configure({})
+    assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_a_changed_device_runs_bench_alone_again(written):
@@ -450,7 +478,7 @@ def test_stages_get_what_torch_reads_before_it_is_imported_and_the_users_own_wor
     monkeypatch.setenv("PATH", os.environ["PATH"])  # put back afterwards
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    jobs.configure(yaml.safe_load(CONFIG))
+    jobs.configure({})
     assert (os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"]) == ("ACTIVE", "1")
 
 

@@ -98,3 +98,14 @@ def test_a_name_that_cannot_be_printed_is_refused(tmp_path, name, shown, where):
 def test_what_cannot_be_listed_is_named(tmp_path):
     with pytest.raises(InputError, match="gone cannot be read: No such file"):
         list(folder_layout.files_in(tmp_path / "gone"))
+
+
+def test_a_class_is_named_in_composed_characters_however_the_folder_is(tmp_path):
+    composed, apart = "gr\xfcn", "gru\u0308n"
+    fill(tmp_path, f"train/{apart}", "train/a b; $(c)", f"val/{composed}")
+    tree = image_folder.scan(tmp_path, [composed, "a b; $(c)"])
+    assert tree.classes == (composed, "a b; $(c)") and sorted(tree.labels) == [0, 0, 1]
+    assert f"train/{apart}/1.png" in tree.images
+    fill(tmp_path, f"train/{composed}")
+    with pytest.raises(InputError, match="has two class folders"):
+        image_folder.scan(tmp_path)

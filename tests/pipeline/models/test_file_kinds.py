@@ -1,6 +1,7 @@
 """Files of other kinds that are given for a checkpoint: each is named, with the way out, and none is unpickled."""
 
 import gzip
+import json
 import tarfile
 import warnings
 import zipfile
@@ -98,6 +99,17 @@ def test_a_wrong_ending_is_named_with_the_right_one(tmp_path, suffix):
         torch.save(STATE, tmp_path / "mine.safetensors", _use_new_zipfile_serialization=zipped)
         with pytest.raises(InputError, match=r"is a file of torch\.save.*Rename it to end in \.pth"):
             external_checkpoints.read(tmp_path / "mine.safetensors")
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02\x00", b"\x80\x05\x00", b"\x08\x10\x12", b"\x08\x01\x22"])
+def test_a_table_whose_length_looks_like_another_kind_is_a_safetensors_file(tmp_path, start):
+    """The length comes first in the file, before the table."""
+    length = int.from_bytes(start, "little")
+    table = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(length)
+    (tmp_path / "mine.safetensors").write_bytes(length.to_bytes(8, "little") + table.encode() + bytes(4))
+    assert (tmp_path / "mine.safetensors").read_bytes().startswith(start)
+    found, _, _ = external_checkpoints.read(tmp_path / "mine.safetensors")
+    assert found["weight"].tolist() == [0.0]
 
 
 @pytest.mark.parametrize("suffix", file_kinds.PICKLES)

@@ -146,15 +146,16 @@ def test_a_tiny_weight_keeps_its_digits(images):
     assert [int(one.abs().max()) for one in stored] == [127]
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize("in_float", [(), ("conv2d_1",)])
-def test_padding_takes_the_range_of_what_it_pads_and_is_float_before_a_float_layer(images, in_float):
+def test_padding_takes_the_range_of_what_it_pads_and_is_float_before_a_float_layer(images, in_float, mode):
     class Padded(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, stride=2)
 
         def forward(self, x):
-            return self.second(nn.functional.pad(self.first(x).relu(), (0, 1, 0, 1)))
+            return self.second(nn.functional.pad(self.first(x).relu(), (0, 1, 0, 1), mode))
 
     network = pt2e.network(capture(Padded().eval(), images[:2]))
     found = pt2e.simulation(pt2e.prepare(network, in_float))
@@ -164,3 +165,58 @@ def test_padding_takes_the_range_of_what_it_pads_and_is_float_before_a_float_lay
         assert reader.target is torch.ops.aten.conv2d.default
     else:
         assert found.rounding(reader).group == found.rounding(pad.args[0]).group
+
+
+@pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.ReLU6()])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_transposed_convolution_has_a_scale_for_each_output_channel_or_is_in_float(images, groups, activation):
+    layer = nn.ConvTranspose2d(4, 8, 2, 2, groups=groups)
+    network = pt2e.network(capture(nn.Sequential(nn.Conv2d(3, 4, 3), layer, activation).eval(), images[:2]))
+    found = pt2e.simulation(pt2e.prepare(network))
+    axes = [one.weight_rounding.axis for one in found.layers if one.is_transposed]
+    assert axes == ([1] if groups == 1 else [])
+
+
+@pytest.mark.parametrize("average", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2)])
+def test_an_average_has_a_range_of_its_own(images, average):
+    network = pt2e.network(capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), average).eval(), images[:2]))
+    found = pt2e.simulation(pt2e.prepare(network))
+    (pool,) = found.module.graph.find_nodes(op="call_function", target=torch.ops.aten.adaptive_avg_pool2d.default)
+    (reader,) = pool.users
+    assert found.rounding(reader).group != found.rounding(pool.args[0]).group
+
+
+def test_a_batch_norm_that_is_left_changes_nothing_for_other_readers_of_its_convolution(images):
+    class PreActivation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.second = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+            nn.init.uniform_(self.norm.running_var, 2, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return x + self.second(self.norm(x).relu())
+
+    model = PreActivation().eval()
+    found = pt2e.simulation(pt2e.prepare(pt2e.network(capture(model, images[:2]))))
+    with torch.no_grad(), found.as_float():
+        torch.testing.assert_close(found(images), model(images))
+
+
+def test_no_int8_constant_is_without_a_dimension(images):
+    """TensorRT refuses such a one."""
+
+    class Gains(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.gain = nn.Conv2d(3, 8, 3), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.gain * x + (x + 3).relu()
+
+    prepared = pt2e.prepare(pt2e.network(capture(Gains().eval(), images[:2])))
+    program = pt2e.convert(prepared, calibrated(prepared, images), 16)
+    stored = [*program.state_dict.values(), *program.constants.values()]
+    ranks = [one.dim() for one in stored if isinstance(one, torch.Tensor) and one.dtype is torch.int8]
+    assert sorted(ranks) == [1, 1, 4]

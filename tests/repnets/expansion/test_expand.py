@@ -11,6 +11,8 @@ import repnets
 from repnets.expansion import STYLES
 from repnets.expansion.expand import what_expands
 
+LEFT = "is left, as `leave` says"
+
 # layers and the shape of an image, for every kind of geometry
 GEOMETRIES = {
     "padded 3x3": (nn.Conv2d(4, 6, 3, padding=1), (9, 8)),
@@ -164,3 +166,32 @@ def test_what_is_left_says_why():
 def test_bad_input_is_one_sentence(model, style, message):
     with pytest.raises(repnets.RepnetsError, match=re.escape(message)):
         repnets.expand(model, style)
+
+
+class Reading(nn.Module):
+    """Convolves with the weight of a layer that it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.called = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.called(nn.functional.conv2d(x, self.read.weight, self.read.bias, padding=1))
+
+
+@pytest.mark.parametrize("style", ["dbb", "orepa"])
+def test_a_convolution_whose_weight_is_read_can_be_left(style):
+    model, x = Reading(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(AttributeError, match=r"reads the `weight` of a convolution itself.*leave=\[its name\]"):
+        repnets.expand(model, style)(x)
+    expanded = repnets.expand(model, style, leave=["read"])
+    assert type(expanded.read) is nn.Conv2d and type(expanded.called) is not nn.Conv2d
+    torch.testing.assert_close(expanded(x), model(x))
+
+
+def test_modules_are_left_by_the_names_of_what_holds_them():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3))
+    assert what_expands(model, "repvgg", ["0"]) == {"0.0": LEFT, "0.1": LEFT, "1": ""}
+    assert what_expands(model, "repvgg", ["0.1"]) == {"0.0": "", "0.1": LEFT, "1": ""}
+    with pytest.raises(repnets.RepnetsError, match=r"`leave` names '0\.2', and no module is called so\. Did you mean"):
+        repnets.expand(model, "repvgg", leave=["0.2"])

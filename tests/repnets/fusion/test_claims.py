@@ -431,3 +431,42 @@ def test_a_network_that_is_wrong_at_the_example_is_not_given(randomise):
 
     assert checked_sizes(model, wrong_at_odd_heights, [x], {0: ANY, 2: ANY, 3: ANY}) == {0: ANY, 3: ANY}
     assert checked_sizes(model, model, [x], {0: ANY, 2: ANY, 3: FreeSize(2, 2)}) == {0: ANY, 2: ANY, 3: FreeSize(2, 2)}
+
+
+@pytest.mark.parametrize("last", [lambda y: y, lambda y: y.mean((2, 3))], ids=["empty", "NaN"])
+def test_sizes_at_which_a_crop_leaves_nothing_are_not_claimed(last, randomise, relative_error):
+    model = net(lambda _, y, x: last(y[:, :, 2:-2, 2:-2]))
+    model.b = nn.Identity()
+    model = randomise(model).double()
+    free = {"batch": ANY, "height": FreeSize(5), "width": FreeSize(5)}
+    assert hold(relative_error, model, torch.randn(1, 3, 12, 12, dtype=torch.float64), 1e-12).report.free == free
+
+
+def test_a_network_may_give_a_narrower_type_than_its_own(randomise, relative_error):
+    class Narrower(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.a(x)).float()
+            return F.conv2d(y, self.b.weight.float(), padding=1) * self.b.bias[0]
+
+    model = Narrower()
+    hold(relative_error, randomise(model).double(), torch.randn(1, 3, 12, 12, dtype=torch.float64), 1e-5)
+
+
+class Same(nn.Module):
+    """Layers of stride 2 whose padding is rounded up from the size, in whole numbers."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, stride=2) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            down, right = (max((-(-size // 2) - 1) * 2 + 3 - size, 0) for size in x.shape[2:])
+            x = layer(F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))).relu()
+        return x
+
+
+@pytest.mark.parametrize(("layers", "free"), [(1, FREE), (4, {"batch": ANY})])
+def test_sizes_that_would_take_minutes_to_trace_are_fixed(layers, free, randomise, relative_error):
+    model, x = randomise(Same(layers)).double(), torch.randn(1, 3, 48, 48, dtype=torch.float64)
+    assert hold(relative_error, model, x, 1e-12).report.free == free
