@@ -5,7 +5,8 @@ Every message says what happened, why, and how to fix it, in one short paragraph
 
 import difflib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 QUOTED = 200
 """Characters that a message quotes of a value at most."""
@@ -45,6 +46,17 @@ class DeviceError(Exception):
     def __init__(self, message: str, *, is_cut: bool = False) -> None:
         super().__init__(message)
         self.is_cut = is_cut
+
+
+@contextmanager
+def reading(file: object, remedy: str = "Copy it again or run the export again.") -> Iterator[None]:
+    """What is read of a file in the block raises InputError where the file is damaged: a parser may raise anything."""
+    try:
+        yield
+    except (InputError, GateError, StageError, DeviceError):
+        raise
+    except Exception as error:
+        raise InputError(f"{shown(file)} is damaged: {first_line(error)}. {remedy}") from error
 
 
 def first_line(error: BaseException) -> str:

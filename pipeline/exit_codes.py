@@ -4,7 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from pipeline.errors import DeviceError, GateError, InputError, StageError
+from pipeline.errors import DeviceError, GateError, InputError, StageError, shown
 from repnets.errors import RepnetsError
 
 
@@ -23,7 +23,7 @@ def answered(act: Callable[[], None], debug: bool) -> int:
     except (InputError, GateError, StageError, DeviceError, RepnetsError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -34,3 +34,8 @@ def answered(act: Callable[[], None], debug: bool) -> int:
         print(f"error: {error.filename} does not exist. Build it first: snakemake {error.filename}", file=sys.stderr)
         return 2
     return 0
+
+
+def said(error: Exception) -> str:
+    """The message of an error as it can be printed: names from files may hold what a terminal obeys."""
+    return "\n".join(map(shown, str(error).split("\n")))

@@ -99,7 +99,7 @@ def open_file(path: Path) -> Exported:
         backend,
         signature.input_shape,
         signature.example,
-        signature.output_shape[-1],
+        signature.output_shape[-1] if signature.output_shape else None,
         manifest,
         signature.takes_pixels,
         signature.gives_probabilities,

@@ -42,8 +42,8 @@ def ordered(names: Sequence[str], order: str | Sequence[str]) -> tuple[str, ...]
         source, given = "data.classes", list(order)
     missing, unknown = sorted(set(names) - set(given)), sorted(set(given) - set(names))
     if missing or unknown or len(given) != len(names):
-        wrong = [f"lacks `{shown(missing[0])}`"] if missing else []
-        wrong += [f"names `{shown(unknown[0])}`, which is no class folder"] if unknown else []
+        wrong = [f"lacks `{quoted(missing[0])}`"] if missing else []
+        wrong += [f"names `{quoted(unknown[0])}`, which is no class folder"] if unknown else []
         wrong = wrong or ["names a class twice"]
         raise InputError(f"{source} {' and '.join(wrong)}. List each of the {len(names)} class folders once.")
     return tuple(given)

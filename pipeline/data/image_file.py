@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import InputError, shown
+from pipeline import regular_file
+from pipeline.errors import InputError, first_line, shown
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +65,7 @@ def inspect(path: Path) -> Traits:
 def content_of(path: Path) -> bytes:
     """The content of an image file. InputError if it cannot be read, or is a pipe or device."""
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{shown(path)} is no regular file. Delete it.")
-        return path.read_bytes()
+        return regular_file.content_of(path)
     except OSError as error:
         raise InputError(
             f"{shown(path)} cannot be read: {error.strerror}. Restore it, or run the stage split again."
@@ -95,7 +94,7 @@ def _decoded(path: Path, sha256: str | None) -> tuple["torch.Tensor", Traits]:
     except UnidentifiedImageError:
         reason = f"its content is no image of the formats {', '.join(FORMATS)}" if content else "it is empty"
     except Exception as error:  # a decoder may raise anything on a damaged file
-        reason = str(error)[:200] or type(error).__name__
+        reason = first_line(error)
     else:
         return torch.from_numpy(pixels).permute(2, 0, 1), Traits(is_deep, is_rotated)
     raise InputError(f"{shown(path)} cannot be decoded: {reason.rstrip('.')}. Replace the file or delete it.")

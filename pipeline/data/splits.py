@@ -226,6 +226,7 @@ def open_split(path: Path, trained_with: str | None = None) -> Split:
         parts = {part: values[part] for part in ("train", "val")}
         split = new_split(values["name"], values["root"], values["classes"], values["sources"], values["labels"], parts)
         both = set(parts["train"]) & set(parts["val"])
+        _require_types(split)
         edited = split.digest != values["digest"] or split.name not in FACTS
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Make it with `python -m pipeline split --output {path}`.") from None
@@ -250,6 +251,20 @@ def open_split(path: Path, trained_with: str | None = None) -> Split:
             "adopt it with this split, or bring back the other one."
         )
     return split
+
+
+def _require_types(split: Split) -> None:
+    """What a split names is of the types that it should be, and its numbers are of images; else ValueError."""
+    texts = (split.name, *split.classes, *split.sources, *split.sources.values())
+    if not all(isinstance(text, str) for text in texts) or not isinstance(split.root, str | None):
+        raise ValueError("a name in it is no text")
+    numbers = [*split.labels, *split.parts["train"], *split.parts["val"]]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a number in it is no whole number")
+    if any(label >= len(split.classes) for label in split.labels):
+        raise ValueError("a label in it is of no class")
+    if split.labels and not len(split.labels) == len(split.sources) > max(numbers[len(split.labels) :], default=0):
+        raise ValueError("its labels, its images and the numbers of its parts do not fit each other")
 
 
 def training_steps(split: Split, batch_size: int) -> int:

@@ -9,6 +9,7 @@ A signature is a file beside it, made by OpenSSH with the user's own key (``ssh-
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -16,21 +17,26 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from pipeline import regular_file
 from pipeline.artifacts import documents
 from pipeline.artifacts.bundle_result import BundleManifest
 from pipeline.artifacts.digests import folder_digest
 from pipeline.artifacts.export_result import FileFacts
 from pipeline.deploy import ustar
 from pipeline.deploy.ustar import DISTRUST, Member, damaged
-from pipeline.errors import InputError, StageError
+from pipeline.errors import InputError, StageError, quoted
 
 MANIFEST = "bundle.json"
 NAMESPACE = "repnets-bundle"
 """Namespace of signatures, so that one of the same key for mail or git is not valid for a bundle."""
 
+COMMANDS = (("python3", "selftest.py"),)
+"""What `BundleManifest.run` may be: it is run on devices."""
+
+_LONGEST_S = 86_400
 _MANIFEST_ROOM = 16 << 20  # bytes; it is read into memory
 
 
@@ -164,10 +170,12 @@ def open_bundle(path: Path) -> Bundle:
         path: of the tar.
 
     Raises:
-        InputError: it is missing, cut short or no bundle; or a member climbs out of its folder, is a link or a device
-            node, comes twice, is not listed or is missing, or does not have its digest. Names the member.
+        InputError: it is missing, cut short or no bundle; a field of its bundle.json cannot be; or a member climbs
+            out of its folder, is a link or a device node, comes twice, is not listed or is missing, or does not have
+            its digest. Names the member.
     """
     try:
+        regular_file.require(path)
         with path.open("rb") as tar:
             members = ustar.read(tar, path)
             manifest, right_digest = _read_manifest(tar, path, members)
@@ -175,6 +183,8 @@ def open_bundle(path: Path) -> Bundle:
         raise InputError(f"{path} does not exist. `snakemake bundles` makes the bundles, in dist/.") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, and not the tar of a bundle. Name the tar.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. {damaged(path)}") from None
     listed = manifest.files
     for name in listed:
         if name not in members:
@@ -188,6 +198,7 @@ def open_bundle(path: Path) -> Bundle:
             raise InputError(f"{path}: `{name}` does not have the sha256 that bundle.json names. {damaged(path)}")
     if manifest.digest != right_digest:
         raise InputError(f"{path}: bundle.json does not have the digest that it names. {damaged(path)}")
+    _require_fields(path, manifest)
     _require_checked(path, manifest)
     return Bundle(path, manifest, members)
 
@@ -301,6 +312,24 @@ def _read_manifest(tar: BinaryIO, path: Path, members: Mapping[str, Member]) -> 
     if not all(ustar.is_part(name) for name in (manifest.model, manifest.target)):
         raise InputError(f"{path}: bundle.json names no model or target as it must. {DISTRUST}")
     return manifest, digest(json.loads(content))
+
+
+def _require_fields(path: Path, manifest: BundleManifest) -> None:
+    """What bundle.json says can be: files that the bundle holds, sizes, and the one command that a device is given."""
+    folders = {str(folder) for name in manifest.files for folder in PurePosixPath(name).parents}
+    named = [name for case in manifest.golden for name in (case.input, case.output)]
+    wrong = {
+        "file": manifest.file not in manifest.files.keys() | folders - {"."},
+        "run": manifest.run not in COMMANDS,
+        "golden": not set(named) <= manifest.files.keys(),
+        "time_limit_s": not 0 < manifest.time_limit_s <= _LONGEST_S,
+        "tolerance": not 0 <= manifest.tolerance < math.inf,
+        "input": not all(size > 0 for size in manifest.input.shape),
+        "output": not all(size > 0 for size in manifest.output.shape),
+    }
+    if field := next((name for name, is_wrong in wrong.items() if is_wrong), None):
+        value = quoted(getattr(manifest, field))
+        raise InputError(f"{path}: `{field}` in bundle.json, {value}, is not what a bundle can have. {DISTRUST}")
 
 
 def _require_checked(path: Path, manifest: BundleManifest) -> None:

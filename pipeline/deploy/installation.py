@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.artifacts import documents
 from pipeline.devices import Device
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, first_line, quoted
 
 KEPT = 3
 """Older versions that are kept for a rollback."""
@@ -143,12 +144,12 @@ def _with(state: State, key: str, value: str, device: Device) -> State:
         about["versions"] += (value,)
     elif key == "history" and value:
         try:
-            about["history"] = tuple(Entry(**entry) for entry in json.loads(value))
-        except (ValueError, TypeError, RecursionError) as error:
+            about["history"] = tuple(documents.of(Entry, entry) for entry in json.loads(value))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DeviceError(
-                f"{home(device)}/{state.name}/history.json on {device.name} is damaged ({str(error)[:100]}), so it is "
-                "not known what was installed before. Remove that file there, and ship again; nothing else has to be "
-                "removed."
+                f"{home(device)}/{quoted(state.name)}/history.json on {device.name} is damaged ({first_line(error)}), "
+                "so it is not known what was installed before. Remove that file there, and ship again; nothing else "
+                "has to be removed."
             ) from None
     return State(**about)
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import documents
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line, reading
 from pipeline.models import networks
 from repnets.checkpoints.state_dict_errors import misnamed, misshapen
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+_TABLE_ROOM = 100_000_000  # bytes; the limit of the safetensors library itself
 
 # one key, since the order of several in the file is not the same in every run
 _KEY = "repnets"
@@ -41,10 +43,17 @@ def write(path: Path, state: Mapping[str, "torch.Tensor"], header: CheckpointHea
 
 def read(path: Path) -> tuple[dict[str, "torch.Tensor"], CheckpointHeader]:
     """Tensors and header of a checkpoint of this pipeline. InputError if it is none."""
+    header = read_header(path)
+    return tensors(path), header
+
+
+def tensors(path: Path) -> dict[str, "torch.Tensor"]:
+    """The tensors of a safetensors file. InputError if its table is wrong, as one is whose tensors overlap."""
     from safetensors.torch import load_file
 
-    header = read_header(path)
-    return load_file(path), header
+    read_table(path)
+    with reading(path, "Get it again."):
+        return load_file(path)
 
 
 def read_header(path: Path) -> CheckpointHeader:
@@ -129,15 +138,18 @@ def read_table(path: Path) -> tuple[list[str], CheckpointHeader | None]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > size:
                 raise ValueError("it ends before its table of contents does")
+            if length > _TABLE_ROOM:
+                raise ValueError(f"its table of contents has {length:,} bytes, and {_TABLE_ROOM:,} are the most")
             table = json.loads(file.read(length))
         own = table.pop("__metadata__", {}).get(_KEY)
         ends = [entry["data_offsets"][1] for entry in table.values()]
         if size < 8 + length + max(ends, default=0):
             raise ValueError(f"it has {size} bytes and should have {8 + length + max(ends)}")
         names = list(table)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file: {error}. A download of it was cut short; get it again."
+            f"{path} is not a whole safetensors file: {first_line(error)}. A download of it was cut short; get it "
+            "again."
         ) from None
     if own is None:
         return names, None

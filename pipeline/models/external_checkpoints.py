@@ -6,14 +6,13 @@ A pickle is only ever read with ``weights_only=True``, which refuses to run code
 import io
 import pickletools
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line, quoted, reading
 from pipeline.models import checkpoints, file_kinds
 from repnets.checkpoints import layouts
 from repnets.checkpoints.state_dict_errors import listed
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 _EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "params_ema", "ema")
 _RAW_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights")
-_UNLISTED = (OSError, ValueError, LookupError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 _NESTED = 8  # wrappers in one another
 _LEGACY_PICKLES = 4  # a .pth that is no zip opens with a magic number, a version, facts of the system, the object
 _OF_A_MODULE = {"_parameters", "_buffers", "_modules"}  # attributes that every pickled nn.Module has
@@ -47,10 +45,8 @@ def read(path: Path) -> tuple[dict[str, "torch.Tensor"], str, CheckpointHeader |
     """
     file_kinds.require_checkpoint(path)
     if path.suffix == file_kinds.SAFETENSORS:
-        from safetensors.torch import load_file
-
         _, header = checkpoints.read_table(path)
-        return _weights(load_file(path)), header.weights if header else "raw", header
+        return _weights(checkpoints.tensors(path)), header.weights if header else "raw", header
     loaded = _unpickled(path)
     state, weights = _unwrapped(loaded, set()) or (loaded, "raw")
     return _weights(_tensors(state, path)), weights, None
@@ -94,10 +90,10 @@ def keys_of(path: Path) -> list[str]:
     """
     if path.suffix == ".safetensors":
         return checkpoints.read_table(path)[0]
-    try:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Check the name of the checkpoint.")
+    with reading(path, "Get it again."):
         return list(_strings(path))
-    except _UNLISTED as error:
-        raise InputError(f"{path} is no checkpoint, or was cut short: {error}. Get it again.") from None
 
 
 def _strings(path: Path) -> Iterator[str]:
@@ -128,7 +124,7 @@ def _unpickled(path: Path) -> Any:
         reason = " ".join(str(error).split())
         at = max(reason.find(word) for word in ("GLOBAL", "Unsupported global", "Unsupported class"))
         if at < 0:
-            raise InputError(f"{path} is no checkpoint, or was cut short: {reason[:200]}. Get it again.") from None
+            raise InputError(f"{path} is no checkpoint, or was cut short: {quoted(reason)}. Get it again.") from None
         if _holds_a_network(path):
             raise InputError(
                 f"{path} holds a whole network as `torch.save(model, ...)` writes it, and reading that would run code; "
@@ -136,18 +132,17 @@ def _unpickled(path: Path) -> Any:
             ) from None
         raise InputError(
             f"{path} holds more than tensors, and reading it would run code that is in it; nothing of it "
-            f"was run ({reason[at : at + 120]}). Save the weights alone, `torch.save(model.state_dict(), "
+            f"was run ({quoted(reason[at : at + 120])}). Save the weights alone, `torch.save(model.state_dict(), "
             "...)`, or as safetensors."
         ) from None
     except Exception as error:  # what is no pickle fails wherever its bytes lead the reader
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no checkpoint, or was cut short: {reason}. Get it again.") from None
+        raise InputError(f"{path} is no checkpoint, or was cut short: {first_line(error)}. Get it again.") from None
 
 
 def _holds_a_network(path: Path) -> bool:
     """Whether a pickle holds a pickled nn.Module, as far as it can be listed."""
     found = set()
-    with suppress(*_UNLISTED):
+    with suppress(InputError), reading(path):
         for text in _strings(path):
             found.add(text)
     return found >= _OF_A_MODULE

@@ -3,13 +3,12 @@
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InputError, first_line
+from pipeline.errors import InputError, first_line, reading
 from pipeline.models import program_archive
 from pipeline.quiet import quiet
 
@@ -60,15 +59,12 @@ def read_lineage(file: Path) -> dict[str, Any]:
         InputError: the file is missing, or no archive.
     """
     _require_archive(file)
-    with zipfile.ZipFile(file) as archive:
+    with reading(f"{file}: its {_LINEAGE}", "Build it again."), zipfile.ZipFile(file) as archive:
         name = next((name for name in archive.namelist() if name.endswith(f"/extra/{_LINEAGE}")), None)
         if name is None:
             return {}
-        try:
-            with archive.open(name) as file_of_lineage:
-                return _lineage(file_of_lineage.read(_LINEAGE_ROOM))
-        except (ValueError, RecursionError, NotImplementedError, OSError, zlib.error, zipfile.BadZipFile) as error:
-            raise InputError(f"{file}: its {_LINEAGE} cannot be read ({first_line(error)}). Build it again.") from None
+        with archive.open(name) as file_of_lineage:
+            return _lineage(file_of_lineage.read(_LINEAGE_ROOM))
 
 
 def write(program: "ExportedProgram", file: Path, lineage: Mapping[str, Any]) -> dict[str, Any]:

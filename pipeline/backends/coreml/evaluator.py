@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.backends.coreml import packages, values
 from pipeline.backends.coreml.operations import NEVER_ROUND, OPERATIONS
 from pipeline.backends.coreml.values import Declared
-from pipeline.errors import InputError, StageError
+from pipeline.errors import InputError, StageError, reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,12 @@ def load(file: Path, exact: bool = False) -> Program:
         StageError: an operation, or an input of one, that the evaluator does not know.
     """
     package = packages.open_package(file)
-    specification = package.specification
+    with reading(file, _AGAIN):
+        return _load(package, exact)
+
+
+def _load(package: packages.Package, exact: bool) -> Program:
+    file, specification = package.folder, package.specification
     block, inputs = packages.main_block(file, specification)
     constants: dict[str, Any] = {}
     last_use = {name: index for index, operation in enumerate(block.operations) for name in _used(operation)}

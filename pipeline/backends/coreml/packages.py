@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts.manifest import ExportSpec, as_plain
 from pipeline.backends.coreml import library, weights
 from pipeline.backends.signatures import Signature
-from pipeline.errors import GateError, InputError
+from pipeline.errors import GateError, InputError, quoted, reading, shown
 from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def census(file: Path) -> dict[str, int]:
         InputError: the file is not an ML program.
     """
     program = read(file).mlProgram
+    with reading(file, _AGAIN):
+        return _census(program)
+
+
+def _census(program: Any) -> dict[str, int]:
     found = [
         operation
         for function in program.functions.values()
@@ -77,12 +82,13 @@ def inspect(files: Sequence[Path], facts: Mapping[str, Any], spec: ExportSpec) -
         GateError: a field differs.
         InputError: the file is not an ML program.
     """
-    noted = json.loads(read(files[0]).description.metadata.userDefined["preprocessing"])
+    with reading(files[0], _AGAIN):
+        noted = dict(json.loads(read(files[0]).description.metadata.userDefined["preprocessing"]))
     for field, must in as_plain(spec.preprocessing).items():
         if noted.get(field) != must:
             raise GateError(
-                f"{files[0]}: its metadata says that `{field}` of the preprocessing is {noted.get(field)}, but the "
-                f"network was trained and verified with {must}. Export it again."
+                f"{files[0]}: its metadata says that `{field}` of the preprocessing is {quoted(noted.get(field))}, but "
+                f"the network was trained and verified with {must}. Export it again."
             )
 
 
@@ -95,25 +101,39 @@ def open_package(package: Path) -> Package:
     """Read the Manifest of a package and its specification.
 
     Raises:
-        InputError: one of them is missing or damaged, or there is no ML program.
+        InputError: one of them is missing or damaged, or there is no ML program; the package holds links or devices; a
+            path of the Manifest leads out of it.
     """
     with quiet():
         Model = library.load_messages().Model_pb2.Model
-        from google.protobuf.message import DecodeError
-    try:
-        manifest = json.loads((package / "Manifest.json").read_text())
-        paths = {key: PurePosixPath(item["path"]) for key, item in manifest["itemInfoEntries"].items()}
-        root = paths[manifest["rootModelIdentifier"]]
-        specification = Model.FromString((package / "Data" / root).read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"{package} is not a Core ML package: {Path(error.filename).name}: {error.strerror}. {_AGAIN}"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, DecodeError) as error:
-        raise InputError(f"{package} is damaged: {' '.join(str(error).split())[:200]}. {_AGAIN}") from None
+    with reading(package, _AGAIN):
+        try:
+            _require_regular(package)
+            manifest = json.loads((package / "Manifest.json").read_bytes())
+            paths = {key: _inside(item["path"]) for key, item in manifest["itemInfoEntries"].items()}
+            root = paths[manifest["rootModelIdentifier"]]
+            specification = Model.FromString((package / "Data" / root).read_bytes())
+        except OSError as error:
+            name = shown(Path(error.filename or "").name)
+            raise InputError(f"{package} is not a Core ML package: {name}: {error.strerror}. {_AGAIN}") from None
     if not specification.mlProgram.functions:
         raise InputError(f"{package} holds no ML program. {_AGAIN}")
     return Package(package, specification, root, frozenset(paths.values()) - {root})
+
+
+def _require_regular(package: Path) -> None:
+    """A package holds folders and regular files alone, so that no path in it leads out of it."""
+    for path in package.rglob("*"):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise ValueError(f"{shown(path.name)} is no regular file")
+
+
+def _inside(path: str) -> PurePosixPath:
+    """A path of the Manifest. ValueError where it leads out of the package's own data."""
+    found = PurePosixPath(path)
+    if found.is_absolute() or ".." in found.parts or "\0" in path:
+        raise ValueError(f"the path {quoted(path)} in its Manifest leads out of it")
+    return found
 
 
 def main_block(file: Path, specification: Any) -> tuple[Any, Any]:
@@ -145,8 +165,8 @@ def read_weights(package: Package, blob: Any, kind: weights.Kind, count: int) ->
     named = any(path == entry or entry in path.parents for entry in package.entries)
     if not named or ".." in path.parts:
         raise InputError(
-            f"{package.folder} is damaged: its weights are said to be in {blob.fileName}, which Manifest.json does "
-            f"not name. {_AGAIN}"
+            f"{package.folder} is damaged: its weights are said to be in {quoted(blob.fileName)}, which Manifest.json "
+            f"does not name. {_AGAIN}"
         )
     return weights.read(package.folder / "Data" / path, blob.offset, kind, count)
 
@@ -208,6 +228,11 @@ def _joins(operations: list[Any], inputs: list[str]) -> int:
 def signature(file: Path) -> Signature:
     """What a package takes and gives. InputError where it cannot be read."""
     description = read(file).description
+    with reading(file, _AGAIN):
+        return _signature(description)
+
+
+def _signature(description: Any) -> Signature:
     taken = description.input[0].type
     takes_pixels = taken.WhichOneof("Type") == "imageType"
     of_image = (1, 3, taken.imageType.height, taken.imageType.width)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.coreml import evaluator
 from pipeline.backends.coreml.evaluator import Program
-from pipeline.errors import InputError
+from pipeline.errors import InputError, reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,8 @@ def open_session(file: Path, threads: int, exact: bool) -> Callable[["np.ndarray
 
     torch.set_num_threads(threads)
     program = evaluator.load(file, exact)
-    feed = _feeder(program)
+    with reading(file):
+        feed = _feeder(program)
     description = program.description
     if not description.predictedFeatureName and len(program.outputs) != 1:
         raise InputError(

@@ -11,11 +11,13 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.backends.executorch import flatbuffer
-from pipeline.errors import InputError, StageError
+from pipeline.backends.executorch.flatbuffer import FlatBuffer
+from pipeline.errors import InputError, StageError, reading
+from pipeline.regular_file import content_of
 
 _MAGIC, _EXTENDED, _XNNPACK = b"ET12", b"eh00", b"XH00"
 _KERNEL_CALL, _DELEGATE_CALL, _TENSOR = 1, 2, 5
@@ -57,7 +59,7 @@ def read_whole(file: Path) -> bytes:
         InputError: it is missing, empty, of another kind, or cut short.
     """
     try:
-        data = file.read_bytes()
+        data = content_of(file)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}. Run the export again.") from None
     if data[4:8] != _MAGIC:
@@ -79,11 +81,9 @@ def read(file: Path) -> Contents:
     Raises:
         InputError: the file is not a whole ExecuTorch program.
     """
-    data = read_whole(file)
-    try:
+    data = FlatBuffer(read_whole(file))
+    with reading(file):
         return _contents(data)
-    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
 
 
 def tensors(file: Path) -> list[tuple[tuple[int, ...], str]]:
@@ -92,45 +92,43 @@ def tensors(file: Path) -> list[tuple[tuple[int, ...], str]]:
     Raises:
         InputError: the file is not a whole ExecuTorch program, or its input or output is no tensor.
     """
-    data = read_whole(file)
-    try:
-        plan = next(flatbuffer.tables(data, flatbuffer.root(data), 1))
-        values = list(flatbuffer.tables(data, plan, 2))
-        return [_tensor(data, values[flatbuffer.numbers(data, plan, slot)[0]]) for slot in (3, 4)]
-    except (struct.error, IndexError, OverflowError, StopIteration) as error:
-        raise InputError(f"{file} is damaged: {error}. Copy it again or run the export again.") from None
+    data = FlatBuffer(read_whole(file))
+    with reading(file):
+        plan = next(data.tables(data.root(), 1))
+        values = list(data.tables(plan, 2))
+        return [_tensor(data, values[data.numbers(plan, slot)[0]]) for slot in (3, 4)]
 
 
-def _tensor(data: bytes, value: int) -> tuple[tuple[int, ...], str]:
-    if flatbuffer.scalar(data, value, 0, "<B") != _TENSOR:
+def _tensor(data: FlatBuffer, value: int) -> tuple[tuple[int, ...], str]:
+    if data.scalar(value, 0, "<B") != _TENSOR:
         raise IndexError("its input or output is no tensor")
     tensor = _child(data, value, 1)
-    number = flatbuffer.scalar(data, tensor, 0, "<b")
-    return flatbuffer.numbers(data, tensor, 2), _DTYPES.get(number, f"type {number}")
+    number = data.scalar(tensor, 0, "<b")
+    return data.numbers(tensor, 2), _DTYPES.get(number, f"type {number}")
 
 
-def _contents(data: bytes) -> Contents:
-    program = flatbuffer.root(data)
-    base = struct.unpack_from("<Q", data, 24)[0] if data[8:12] == _EXTENDED else 0
-    segments = [base + flatbuffer.scalar(data, segment, 0, "<Q") for segment in flatbuffer.tables(data, program, 4)]
-    inline = [_child(data, blob, 0) + 4 for blob in flatbuffer.tables(data, program, 3)]
+def _contents(data: FlatBuffer) -> Contents:
+    program = data.root()
+    base = struct.unpack_from("<Q", data.content, 24)[0] if data.content[8:12] == _EXTENDED else 0
+    segments = [base + data.scalar(segment, 0, "<Q") for segment in data.tables(program, 4)]
+    inline = [_child(data, blob, 0) + 4 for blob in data.tables(program, 3)]
     kernels, delegates, nodes, joins, int8 = Counter(), Counter(), Counter(), 0, 0
-    for plan in flatbuffer.tables(data, program, 1):
-        operators = [_operator(data, table) for table in flatbuffer.tables(data, plan, 6)]
-        backends = list(flatbuffer.tables(data, plan, 7))
-        for chain in flatbuffer.tables(data, plan, 5):
-            for instruction in flatbuffer.tables(data, chain, 2):
-                kind, call = flatbuffer.scalar(data, instruction, 0, "<B"), _child(data, instruction, 1)
+    for plan in data.tables(program, 1):
+        operators = [_operator(data, table) for table in data.tables(plan, 6)]
+        backends = list(data.tables(plan, 7))
+        for chain in data.tables(plan, 5):
+            for instruction in data.tables(chain, 2):
+                kind, call = data.scalar(instruction, 0, "<B"), _child(data, instruction, 1)
                 if kind == _KERNEL_CALL:
-                    kernels[operators[flatbuffer.scalar(data, call, 0, "<i")]] += 1
+                    kernels[operators[data.scalar(call, 0, "<i")]] += 1
                 elif kind == _DELEGATE_CALL:
-                    backend = backends[flatbuffer.scalar(data, call, 0, "<i")]
-                    name = flatbuffer.text(data, backend, 0)
+                    backend = backends[data.scalar(call, 0, "<i")]
+                    name = data.text(backend, 0)
                     delegates[name] += 1
                     if name == "XnnpackBackend":
                         where = _child(data, backend, 1)
-                        places = segments if flatbuffer.scalar(data, where, 0, "<b") else inline
-                        graph = _xnnpack_graph(data, places[flatbuffer.scalar(data, where, 1, "<I")])
+                        places = segments if data.scalar(where, 0, "<b") else inline
+                        graph = _xnnpack_graph(data, places[data.scalar(where, 1, "<I")])
                         found = list(_xnnpack_nodes(data, graph))
                         nodes.update(kind for kind, _ in found)
                         joins += _joins(data, graph, [node for kind, node in found if kind == "XNNAdd"])
@@ -138,50 +136,48 @@ def _contents(data: bytes) -> Contents:
     return Contents(kernels, delegates, nodes, joins, int8)
 
 
-def _xnnpack_graph(data: bytes, at: int) -> int:
-    if data[at + 4 : at + 8] == _XNNPACK:
-        at += struct.unpack_from("<I", data, at + 10)[0]
-    return flatbuffer.root(data, at)
+def _xnnpack_graph(data: FlatBuffer, at: int) -> int:
+    if data.content[at + 4 : at + 8] == _XNNPACK:
+        at += struct.unpack_from("<I", data.content, at + 10)[0]
+    return data.root(at)
 
 
-def _xnnpack_nodes(data: bytes, graph: int) -> Iterator[tuple[str, int]]:
+def _xnnpack_nodes(data: FlatBuffer, graph: int) -> Iterator[tuple[str, int]]:
     """Each node's kind, and its table."""
     kinds = _xnnpack_kinds()
-    for node in flatbuffer.tables(data, graph, 1):
-        yield kinds[flatbuffer.scalar(data, node, 0, "<B") - 1], _child(data, node, 1)
+    for node in data.tables(graph, 1):
+        yield kinds[data.scalar(node, 0, "<B") - 1], _child(data, node, 1)
 
 
-def _joins(data: bytes, graph: int, additions: list[int]) -> int:
+def _joins(data: FlatBuffer, graph: int, additions: list[int]) -> int:
     """How many additions have two inputs that the graph itself computed: neither a constant nor from outside."""
     given = set()
     for tensor in _xnnpack_tensors(data, graph):
-        place_among_constants, flags = (flatbuffer.scalar(data, tensor, slot, "<I") for slot in (3, 5))
+        place_among_constants, flags = (data.scalar(tensor, slot, "<I") for slot in (3, 5))
         if place_among_constants or flags & _EXTERNAL_INPUT:
-            given.add(flatbuffer.scalar(data, tensor, 6, "<I"))
-    inputs = [{flatbuffer.scalar(data, node, slot, "<I") for slot in (0, 1)} for node in additions]
+            given.add(data.scalar(tensor, 6, "<I"))
+    inputs = [{data.scalar(node, slot, "<I") for slot in (0, 1)} for node in additions]
     return sum(not pair & given for pair in inputs)
 
 
-def _int8(data: bytes, graph: int, nodes: list[tuple[str, int]]) -> int:
+def _int8(data: FlatBuffer, graph: int, nodes: list[tuple[str, int]]) -> int:
     """How many convolutions and products have an input, a filter and an output of int8."""
-    types = {
-        flatbuffer.scalar(data, tensor, 6, "<I"): flatbuffer.scalar(data, tensor, 0, "<h")
-        for tensor in _xnnpack_tensors(data, graph)
-    }
+    types = {data.scalar(tensor, 6, "<I"): data.scalar(tensor, 0, "<h") for tensor in _xnnpack_tensors(data, graph)}
     return sum(
-        {types[flatbuffer.scalar(data, node, slot, "<I")] for slot in _LAYERS[kind]} <= _INT8
+        {types[data.scalar(node, slot, "<I")] for slot in _LAYERS[kind]} <= _INT8
         for kind, node in nodes
         if kind in _LAYERS
     )
 
 
-def _xnnpack_tensors(data: bytes, graph: int) -> Iterator[int]:
+def _xnnpack_tensors(data: FlatBuffer, graph: int) -> Iterator[int]:
     """The table of each value, which says its type and its number."""
-    for value in flatbuffer.tables(data, graph, 2):
+    for value in data.tables(graph, 2):
         tensor = _child(data, value, 1)
-        yield _child(data, tensor, 0) if flatbuffer.scalar(data, value, 0, "<B") == _QUANTIZED_TENSOR else tensor
+        yield _child(data, tensor, 0) if data.scalar(value, 0, "<B") == _QUANTIZED_TENSOR else tensor
 
 
+@cache
 def _xnnpack_kinds() -> list[str]:
     """Names of XNNPACK's nodes in the order of their numbers, as the installed ExecuTorch writes them."""
     package = find_spec("executorch")
@@ -196,13 +192,13 @@ def _xnnpack_kinds() -> list[str]:
     )
 
 
-def _operator(data: bytes, table: int) -> str:
-    name, overload = flatbuffer.text(data, table, 0), flatbuffer.text(data, table, 1)
+def _operator(data: FlatBuffer, table: int) -> str:
+    name, overload = data.text(table, 0), data.text(table, 1)
     return f"{name}.{overload}" if overload else name
 
 
-def _child(data: bytes, table: int, slot: int) -> int:
-    at = flatbuffer.child(data, table, slot)
+def _child(data: FlatBuffer, table: int, slot: int) -> int:
+    at = data.child(table, slot)
     if at is None:
         raise IndexError("a part of it is missing")
     return at

@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import versions
-from pipeline.backends.executorch import flatbuffer, pte
+from pipeline.backends.executorch import pte
+from pipeline.backends.executorch.flatbuffer import FlatBuffer
 from pipeline.backends.runtime import Runtime
-from pipeline.errors import InputError, StageError, first_line
+from pipeline.errors import InputError, StageError, first_line, reading
 from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
@@ -79,9 +80,11 @@ def read_trace(dump: bytes, runs: int, file: Path) -> list[dict[str, Any]]:
         file: what ran.
 
     Raises:
-        StageError: the trace is not what this reads.
+        InputError: the trace is damaged.
+        StageError: it is not of so many executions of one program.
     """
-    executions = [execution for execution in _executions(dump) if execution][WARMUP_RUNS:]
+    with reading(f"the event trace of {file}", "Run it again."):
+        executions = [execution for execution in _executions(dump) if execution][WARMUP_RUNS:]
     names = [[name for name, _ in execution] for execution in executions]
     if len(executions) != runs or any(one != names[0] for one in names):
         raise StageError(
@@ -157,17 +160,17 @@ def _executions(dump: bytes) -> list[list[tuple[str, float]]]:
     The trace has XNNPACK's operators, which carry an identifier of the delegate's, and ExecuTorch's own kernels
     (``native_call_``). The calls around them would count their time twice.
     """
-    found = []
-    for block in flatbuffer.tables(dump, flatbuffer.root(dump, start=4), 1):
+    trace, found = FlatBuffer(dump), []
+    for block in trace.tables(trace.root(start=4), 1):
         operations = []
-        for event in flatbuffer.tables(dump, block, 3):
-            about = flatbuffer.child(dump, event, 0)
+        for event in trace.tables(block, 3):
+            about = trace.child(event, 0)
             if about is None:
                 continue
-            name = flatbuffer.text(dump, about, 0)
-            operator = flatbuffer.text(dump, about, 4)
+            name = trace.text(about, 0)
+            operator = trace.text(about, 4)
             if operator or name.startswith("native_call_"):
-                begin, end = (flatbuffer.scalar(dump, about, slot, "<Q") for slot in (6, 7))
+                begin, end = (trace.scalar(about, slot, "<Q") for slot in (6, 7))
                 operations.append((operator or name.removeprefix("native_call_"), (end - begin) / 1e6))
         found.append(operations)
     return found

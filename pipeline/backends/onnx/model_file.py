@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.backends.signatures import Shape, Signature
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line, quoted, reading
+from pipeline.regular_file import content_of
 
 if TYPE_CHECKING:
     import onnx
@@ -16,23 +17,31 @@ def check(file: Path) -> "onnx.ModelProto":
     """Read an ONNX file and hold it against the specification.
 
     Raises:
-        InputError: it is missing, empty, cut short, of another kind, or not valid.
+        InputError: it is missing, empty, cut short, of another kind, or not valid; it has loops, branches or functions,
+            which can take a time and a memory that nothing in the file tells.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     again = "Copy it again or run the export again."
     try:
-        content = file.read_bytes()
+        content = content_of(file)
         model = onnx.load_model_from_string(content)
         onnx.checker.check_model(model)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}. Run the export again.") from None
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        what = "is empty" if not content else f"does not hold a valid ONNX model ({' '.join(str(error).split())[:200]})"
+    except Exception as error:  # onnx's checker raises many kinds
+        what = "is empty" if not content else f"does not hold a valid ONNX model ({first_line(error)})"
         raise InputError(f"{file} {what}. {again}") from None
     if not model.graph.node or not model.graph.output:
         raise InputError(f"{file} is an ONNX model without a network. {again}")
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    nested = [node.op_type for node in model.graph.node if any(one.type in kinds for one in node.attribute)]
+    if nested or model.functions:
+        what = f"the operation {quoted(nested[0])}, which runs a graph of its own" if nested else "functions"
+        raise InputError(
+            f"{file} holds {what}, and only plain graphs are read. Export a network without loops and branches on "
+            "values, with its functions inlined (onnx.inliner)."
+        )
     return model
 
 
@@ -48,6 +57,11 @@ def census(file: Path) -> dict[str, int]:
         InputError: the file is not a valid ONNX model.
     """
     graph = check(file).graph
+    with reading(file):
+        return _census(graph)
+
+
+def _census(graph: "onnx.GraphProto") -> dict[str, int]:
     operations = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
     return {
         "convolution": sum(count for name, count in operations.items() if name.startswith("Conv")),
@@ -62,11 +76,12 @@ def census(file: Path) -> dict[str, int]:
 def signature(file: Path) -> Signature:
     """What an ONNX file takes and gives. InputError where it is not a valid ONNX model."""
     graph = check(file).graph
-    weights = {one.name for one in graph.initializer}
-    given = graph.output[0]
-    taken = next(one for one in graph.input if one.name not in weights)
-    dtypes = _dtype(taken), _dtype(given)
-    return Signature(_shape(taken), _shape(given), _shape(taken), names=(taken.name, given.name), dtypes=dtypes)
+    with reading(file):
+        weights = {one.name for one in graph.initializer}
+        given = graph.output[0]
+        taken = next(one for one in graph.input if one.name not in weights)
+        dtypes = _dtype(taken), _dtype(given)
+        return Signature(_shape(taken), _shape(given), _shape(taken), names=(taken.name, given.name), dtypes=dtypes)
 
 
 def _dtype(value: "onnx.ValueInfoProto") -> str:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import regular_file
 from pipeline.artifacts.manifest import Unavailable, versions
 from pipeline.backends.openvino.package import openvino
 from pipeline.backends.runtime import Runtime
 from pipeline.backends.signatures import Signature
-from pipeline.errors import InputError, StageError, first_line
+from pipeline.errors import InputError, StageError, first_line, reading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,12 +32,13 @@ def unavailable() -> Unavailable | None:
 def signature(file: Path) -> Signature:
     """What a file takes and gives. InputError where it cannot be read."""
     model = _read(file)
-    both = model.inputs[0], model.outputs[0]
-    shapes = [tuple(one.get_partial_shape()) for one in both]
-    sizes = [tuple(size.get_length() if size.is_static else None for size in shape) for shape in shapes]
-    names = tuple(min(one.get_names(), default=None) for one in both)
-    dtypes = tuple(one.get_element_type().to_dtype().name for one in both)
-    return Signature(sizes[0], sizes[1], sizes[0], names=names, dtypes=dtypes)
+    with reading(file):
+        both = model.inputs[0], model.outputs[0]
+        shapes = [tuple(one.get_partial_shape()) for one in both]
+        sizes = [tuple(size.get_length() if size.is_static else None for size in shape) for shape in shapes]
+        names = tuple(min(one.get_names(), default=None) for one in both)
+        dtypes = tuple(one.get_element_type().to_dtype().name for one in both)
+        return Signature(sizes[0], sizes[1], sizes[0], names=names, dtypes=dtypes)
 
 
 def census(file: Path) -> dict[str, int]:
@@ -49,16 +51,9 @@ def census(file: Path) -> dict[str, int]:
     Raises:
         InputError: the file cannot be read.
     """
-    nodes = [one for one in _read(file).get_ordered_ops() if one.get_type_name() not in ("Constant", "Result")]
-    operations = Counter(one.get_type_name() for one in nodes if one.get_type_name() != "Parameter")
-    return {
-        "convolution": sum(operations[name] for name in _CONVOLUTIONS),
-        "batch_norm": operations["BatchNormInference"],
-        "join": _joins(nodes),
-        "int8": sum(one.get_type_name() in _LAYERS and _is_int8(one) for one in nodes),
-        "total": operations.total(),
-        **dict(sorted(operations.items())),
-    }
+    model = _read(file)
+    with reading(file):
+        return _census(model)
 
 
 def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
@@ -106,8 +101,10 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
 
 def _read(file: Path) -> Any:
     try:
+        for part in (file, file.with_suffix(".bin")):
+            regular_file.require(part)
         return openvino().Core().read_model(file)
-    except RuntimeError as error:
+    except Exception as error:  # its readers raise many kinds
         why = "does not exist" if not file.is_file() else f"cannot be read by OpenVINO ({first_line(error)})"
         raise InputError(f"{file} {why}. Copy it and its .bin again, or run the export again.") from None
 
@@ -126,6 +123,19 @@ def _request(file: Path, threads: int, **more: Any) -> tuple[Any, tuple[int, ...
     except RuntimeError as error:
         raise StageError(f"OpenVINO cannot run {file}: {first_line(error)}. Export it again.") from error
     return compiled.create_infer_request(), tuple(model.inputs[0].get_shape())
+
+
+def _census(model: Any) -> dict[str, int]:
+    nodes = [one for one in model.get_ordered_ops() if one.get_type_name() not in ("Constant", "Result")]
+    operations = Counter(one.get_type_name() for one in nodes if one.get_type_name() != "Parameter")
+    return {
+        "convolution": sum(operations[name] for name in _CONVOLUTIONS),
+        "batch_norm": operations["BatchNormInference"],
+        "join": _joins(nodes),
+        "int8": sum(one.get_type_name() in _LAYERS and _is_int8(one) for one in nodes),
+        "total": operations.total(),
+        **dict(sorted(operations.items())),
+    }
 
 
 def _kind(name: str, made: str) -> str:

@@ -39,7 +39,9 @@ class Network:
 def packed(opening="pass", answer=RIGHT, want=(2.0, 4.0, 6.0, 8.0), limit=60):
     """The members and bundle.json of a bundle whose network doubles four numbers."""
     golden = [{"input": "in.bin", "output": "out.bin", "labels": [1]}]
-    manifest = bundle_manifest(target="phone", backend="none", tolerance=1e-4, time_limit_s=limit, golden=golden)
+    manifest = bundle_manifest(
+        target="phone", backend="none", file="predict.py", tolerance=1e-4, time_limit_s=limit, golden=golden
+    )
     members = {
         "selftest.py": (SHIPPED / "selftest.py").read_bytes(),
         "predict.py": NETWORK.format(opening=opening, answer=answer).encode(),

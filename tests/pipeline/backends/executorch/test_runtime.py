@@ -65,7 +65,7 @@ def test_kinds(name, kind):
 
 
 def test_a_trace_of_fewer_runs_than_were_made_is_an_error(files, image, monkeypatch):
-    monkeypatch.setattr(flatbuffer, "tables", lambda data, table, slot: iter(()))
+    monkeypatch.setattr(flatbuffer.FlatBuffer, "tables", lambda data, table, slot: iter(()))
     with pytest.raises(StageError, match=r"fused\.pte: ExecuTorch's event trace holds 0 executions of 20"):
         backend.RUNTIME.profile(files["fused"], 1, image.numpy(), RUNS)
 

@@ -45,7 +45,7 @@ def test_what_is_brought_is_little():
         "pipeline.backends.executorch", "pipeline.backends.executorch.flatbuffer", "pipeline.backends.executorch.pte",
         "pipeline.backends.executorch.runtime", "pipeline.backends.runtime", "pipeline.backends.worker",
         "pipeline.backends.worker.server",
-        "pipeline.errors", "pipeline.lifetime", "pipeline.quiet",
+        "pipeline.errors", "pipeline.lifetime", "pipeline.quiet", "pipeline.regular_file",
     ]  # fmt: skip
 
 
