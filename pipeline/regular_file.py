@@ -5,10 +5,23 @@ import stat
 from pathlib import Path
 
 
-def content_of(file: Path) -> bytes:
-    """The bytes of a regular file. OSError where it cannot be read, is a pipe or a device."""
+def content_of(file: Path, most_bytes: int | None = None) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        file: or a link to it.
+        most_bytes: that it may have; None: any number.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe or a device.
+        ValueError: it is larger.
+    """
     require(file)
-    return file.read_bytes()
+    with file.open("rb") as opened:
+        content = opened.read() if most_bytes is None else opened.read(most_bytes + 1)
+    if most_bytes is not None and len(content) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes:,} bytes")
+    return content
 
 
 def require(file: Path) -> None:

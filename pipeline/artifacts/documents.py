@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from pipeline.artifacts import file_content
+from pipeline import regular_file
 from pipeline.artifacts.manifest import write_json
 from pipeline.errors import InputError, quoted
 
@@ -56,7 +56,7 @@ def read(kind: type[_D], path: Path) -> _D:
     """
     remedy = f"Delete it and run again: the stage `{kind.STAGE}` writes it."
     try:
-        content = file_content.read(path, _MOST_BYTES)
+        content = regular_file.content_of(path, _MOST_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Build it first: snakemake {path}") from None
     except OSError as error:
@@ -107,7 +107,7 @@ def parse(kind: type[_D], content: bytes, name: str, remedy: str) -> _D:
 def read_either(kind: type[_D], other: type[_E], path: Path) -> _D | _E:
     """Read a document that is of one of two kinds: of the first where it has all keys of that; see `read`."""
     with suppress(OSError, ValueError, RecursionError):  # which `read` tells of
-        content = json.loads(file_content.read(path, _MOST_BYTES))
+        content = json.loads(regular_file.content_of(path, _MOST_BYTES))
         if isinstance(content, dict) and {one.name for one in fields(kind)} <= content.keys():
             return read(kind, path)
     return read(other, path)

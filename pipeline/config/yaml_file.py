@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import file_content
+from pipeline import regular_file
 from pipeline.errors import InputError, quoted, shown
 
 _MOST_BYTES = 250_000
@@ -62,7 +62,7 @@ def line_of(path: Path, keys: Sequence[str]) -> int | None:
 def _tree(path: Path) -> yaml.Node | None:
     """A file's content as nodes, which hold their place in it."""
     try:
-        text = file_content.read(path, _MOST_BYTES).decode()
+        text = regular_file.content_of(path, _MOST_BYTES).decode()
         _hold_to_plain_yaml(text, path)
         node = yaml.compose(text, yaml.SafeLoader)
     except FileNotFoundError:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import file_content
+from pipeline import regular_file
 from pipeline.errors import InputError, quoted, shown
 
 _MOST_BYTES = 16_000_000
@@ -51,7 +51,7 @@ def ordered(names: Sequence[str], order: str | Sequence[str]) -> tuple[str, ...]
 
 def _read(path: Path, names: set[str]) -> list[str]:
     try:
-        return _names(json.loads(file_content.read(path, _MOST_BYTES)), names)
+        return _names(json.loads(regular_file.content_of(path, _MOST_BYTES)), names)
     except OSError as error:
         raise InputError(
             f"data.classes: `{shown(path)}` is neither `sorted`, `natural`, a list of names, nor a file that can be "

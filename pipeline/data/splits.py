@@ -13,7 +13,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import digests, file_content, manifest
+from pipeline import regular_file
+from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.data import folder_layout, image_folder, prepared_images, transforms
 from pipeline.data.datasets import FACTS, FOLDER, Facts, Images, files_of, read_images
@@ -222,7 +223,7 @@ def open_split(path: Path, trained_with: str | None = None) -> Split:
         InputError: it is missing, is not a split, was edited since it was written, or is not the one of the checkpoint.
     """
     try:
-        values = json.loads(file_content.read(path, _MOST_BYTES))
+        values = json.loads(regular_file.content_of(path, _MOST_BYTES))
         parts = {part: values[part] for part in ("train", "val")}
         split = new_split(values["name"], values["root"], values["classes"], values["sources"], values["labels"], parts)
         both = set(parts["train"]) & set(parts["val"])

@@ -187,6 +187,8 @@ class _Place:
 def _copy(source: Path, target: Path) -> None:
     if target.is_dir():
         shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
     target.parent.mkdir(exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target)

@@ -161,7 +161,7 @@ def test_a_damaged_document_is_one_sentence(tmp_path, kind, content):
 
 
 def test_a_folder_in_place_of_a_document(tmp_path):
-    with pytest.raises(InputError, match=r"is no note of a bundle: it is a folder. Delete it"):
+    with pytest.raises(InputError, match=r"cannot be read: Is a directory. Delete it"):
         documents.read(BundleResult, tmp_path)
     with pytest.raises(InputError, match=r"does not exist. Build it first"):
         documents.read(BundleResult, tmp_path / "bundle.json")

@@ -58,7 +58,7 @@ def test_a_file_that_is_refused(tmp_path, content, message):
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(InputError, match="cannot be settings: it is a folder"):
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
         yaml_file.read(tmp_path)
     with pytest.raises(InputError, match="does not exist; run from the project's folder"):
         yaml_file.read(tmp_path / "config.yaml")
