@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, program_file
+from pipeline.models.passes.constants_ahead import compute_constants
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ def narrow(program: "ExportedProgram", source: "ExportedProgram") -> None:
 
 
 def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
-    """A network as a program of one input shape, as the exporters take it.
+    """A network as a program of one input shape, as the exporters take it; what it computes of weights alone is stored.
 
     Args:
         module: float32, in evaluation mode.
@@ -67,7 +68,9 @@ def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
     """
     import torch
 
-    return torch.export.export(module, (torch.zeros(shape),))
+    program = torch.export.export(module, (torch.zeros(shape),))
+    network = as_module(program)
+    return torch.export.export(network, (torch.zeros(shape),)) if compute_constants(network) else program
 
 
 def input_shape(program: "ExportedProgram") -> tuple[int | None, ...]:

@@ -1,0 +1,54 @@
+"""Compute ahead what a network computes of its weights alone, such as standardised weights."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
+
+
+def compute_constants(module: "GraphModule") -> bool:
+    """Write what depends on stored tensors alone as stored tensors, in place; whether there was any.
+
+    Runtimes want the weight of a layer stored. What makes a weight of integers a float one again stays: they read it.
+
+    Args:
+        module: of ATen operators, in evaluation mode.
+    """
+    import torch
+    from torch import fx
+
+    from repnets.fusion.graph import tensor_at
+
+    values: dict[fx.Node, object] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(node.meta.get("val"), torch.Tensor):
+            values[node] = tensor_at(module, node.target)
+        elif _is_computed_ahead(node) and all(one in values for one in node.all_input_nodes):
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+    made = [node for node in values if node.op != "get_attr" and not values.keys() >= node.users.keys()]
+    for node in made:
+        name = f"constant_{node.name}"
+        module.register_buffer(name, values[node].clone())
+        with module.graph.inserting_before(node):
+            stored = module.graph.get_attr(name)
+        stored.meta = dict(node.meta)
+        node.replace_all_uses_with(stored, delete_user_cb=lambda user: user not in values)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return bool(made)
+
+
+def _is_computed_ahead(node: "Node") -> bool:
+    import operator
+
+    import torch
+
+    if node.op != "call_function" or not node.all_input_nodes:
+        return False
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
+        return False
+    return torch.Tag.nondeterministic_seeded not in node.target.tags and not node.target._schema.is_mutable
