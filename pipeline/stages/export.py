@@ -11,7 +11,7 @@ of the exporter, and the sha256 of each.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
 from pipeline.artifacts import documents, evidence, store
@@ -23,6 +23,9 @@ from pipeline.config.backend_rules import BackendRules
 from pipeline.config.stages import ExportSettings
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, networks, program_file, programs
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def run(
@@ -84,6 +87,8 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
     modules = {form: programs.of_form(form, checkpoint, fused, quantized) for form in settings.forms}
     for module in modules.values():
         networks.require_runs(module, header.arch, header.num_classes, size)
+    if settings.precision == "fp16":
+        _require_float16(modules["fused"], fused)
     shape = (settings.batch, 3, size, size)
     spec = ExportSpec(
         precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
@@ -128,6 +133,19 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
             versions=versions("torch", *backend.packages),
         ),
     )
+
+
+def _require_float16(network: "nn.Module", fused: Path) -> None:
+    import torch
+
+    limit = torch.finfo(torch.float16).max
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and float(tensor.abs().max()) > limit and "running_" not in name:
+            raise InputError(
+                f"{fused}: `{name}` holds {float(tensor.abs().max()):.1e}, and float16 ends at {limit:,.0f}, so a file "
+                "in fp16 would give infinite numbers. Write `precision: fp32` in target.yaml, or look at the batch "
+                "norms that fuse.json lists under `bn_health`."
+            )
 
 
 def _precision_of(form: str, precision: str, rules: BackendRules | None) -> str:

@@ -46,6 +46,7 @@ _PACKAGES = ("torch", "torchao", "executorch")
 _FEW = 128
 _SHOWN = 5
 _BATCH = 64
+_LARGEST = 1e18  # value whose square float32 still holds
 
 
 def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, quantized: Path, report: Path) -> None:
@@ -84,7 +85,7 @@ def _quantize(settings: QuantizeSettings, inputs: Inputs, places: dict[str, Path
     images = splits.open_split(inputs.paths["split"])
     calibration, about = _calibration(images, settings.calibration_images, preprocessing)
     network = pt2e.network(program)
-    _require_runs(network, calibration[0][:1], fused)
+    _require_usable(network, calibration[0][:1], fused)
 
     def accuracy(model: "Callable[[Tensor], Tensor]") -> float:
         return top1_accuracy(model, images, preprocessing, _BATCH)
@@ -126,7 +127,7 @@ def _calibration(images: splits.Split, wanted: int, preprocessing: Preprocessing
     return batches, Calibration(count, "train", augmented=False, digest=seen)
 
 
-def _require_runs(network: "GraphModule", image: "Tensor", fused: Path) -> None:
+def _require_usable(network: "GraphModule", image: "Tensor", fused: Path) -> None:
     import torch
 
     try:
@@ -137,6 +138,14 @@ def _require_runs(network: "GraphModule", image: "Tensor", fused: Path) -> None:
             f"{fused} does not take the calibration images, of shape {tuple(image.shape)}: {first_line(error)}. They "
             "are prepared as verify.json says; build both again: snakemake --forcerun reparameterize."
         ) from error
+    largest = {name: abs(value).max(initial=0) for name, value in programs.outputs_of(network, image.numpy()).items()}
+    name = next((name for name, value in largest.items() if not value < _LARGEST), None)
+    if name is not None:
+        raise InputError(
+            f"{fused}: `{programs.title(network, name)}` gives values up to {largest[name]:.1e}. Their squares, by "
+            "which the ranges of int8 are chosen, are beyond float32. Look at that layer's weights; fuse.json lists "
+            "batch norms that are out of the ordinary, under `bn_health`."
+        )
 
 
 def _training(settings: QuantizeSettings, images: splits.Split, preprocessing: Preprocessing) -> "ptq.Training | None":

@@ -21,10 +21,11 @@ from pipeline.artifacts.fuse_result import BatchNormFinding, Forecast, FuseResul
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import NoSettings
 from pipeline.data import splits
+from pipeline.errors import InputError
 from pipeline.models import checkpoints, program_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from repnets.fusion.report import FuseReport
 
@@ -47,6 +48,7 @@ def run(settings: NoSettings, *, checkpoint: Path, split: Path, fused: Path, rep
 
     Raises:
         RepnetsError: weights that are not finite, a network that cannot be captured.
+        InputError: what the network gives is beyond float32, or it takes one number of images alone.
     """
     inputs = Inputs({"checkpoint": checkpoint, "split": split})
     store.cached(
@@ -82,8 +84,15 @@ def _fuse(inputs: Inputs, places: dict[str, Path]) -> None:
         "data_digest": header.data_digest,
         "recalibrated": header.recalibrated,
     }
-    lineage = program_file.write(capture(result.module, example), places["fused"], lineage)
     images = _images(inputs.paths["split"], header.preprocessing, result.report)
+    _require_finite(model, images[0], inputs.paths["checkpoint"])
+    if "batch" not in result.report.free:
+        raise InputError(
+            f"`{header.arch}` takes {len(example)} images at once and no other number, so it cannot be verified on a "
+            "validation set: its forward depends on the batch size, or mixes images. Let it treat each image alike, "
+            "for example `x.shape[0]` in place of a number."
+        )
+    lineage = program_file.write(capture(result.module, example), places["fused"], lineage)
     subjects = inputs.sha256 | {"fused": digests.digest(places["fused"])}
     told = {"bn_health": documents.plain(bn_health(model)), "forecast": forecast(model, result, images).to_dict()}
     documents.write(
@@ -91,6 +100,19 @@ def _fuse(inputs: Inputs, places: dict[str, Path]) -> None:
         documents.of(FuseResult, {"subjects": subjects, "lineage": lineage, **told, **result.report.to_dict()}),
     )
     print(result.report)
+
+
+def _require_finite(model: "nn.Module", images: "Tensor", checkpoint: Path) -> None:
+    import torch
+
+    with torch.no_grad():
+        wrong = ~model(images).flatten(1).isfinite().all(1)
+    if wrong.any():
+        raise InputError(
+            f"{checkpoint}: in float32 the network gives infinite or NaN numbers for {int(wrong.sum())} of "
+            f"{len(images)} images, so nothing can be proved of it: its weights are too large. Take an earlier "
+            "checkpoint, or train again with a lower learning rate."
+        )
 
 
 def _images(split: Path, preprocessing: Preprocessing, report: "FuseReport") -> "list[Tensor]":

@@ -114,7 +114,7 @@ def mean_error(got: "np.ndarray", want: "np.ndarray") -> float:
     """Each image's largest difference of a logit, on average, of the largest absolute value wanted of all."""
     import numpy as np
 
-    return float(np.abs(got - want).max(1).mean() / np.abs(want).max())
+    return float(np.abs(got - want).max(1).mean() / _scale(want))
 
 
 def flips(got: "np.ndarray", want: "np.ndarray") -> list[Flip]:
@@ -126,7 +126,7 @@ def flips(got: "np.ndarray", want: "np.ndarray") -> list[Flip]:
     import numpy as np
 
     classes, must = got.argmax(1), want.argmax(1)
-    scale = float(np.abs(want).max())
+    scale = _scale(want)
     found = [
         Flip(int(i), int(classes[i]), int(must[i]), float(want[i, must[i]] - want[i, classes[i]]) / scale)
         for i in np.flatnonzero(classes != must)
@@ -170,8 +170,14 @@ def _largest(got: "np.ndarray", want: "np.ndarray") -> tuple[float, tuple[int, .
     import numpy as np
 
     got, want = got.astype(np.float64), want.astype(np.float64)
-    scale = max(float(np.abs(want).max()), np.finfo(np.float32).tiny)
     with np.errstate(invalid="ignore"):
-        errors = np.abs(got - want) / scale
+        errors = np.abs(got - want) / _scale(want)
     at = tuple(int(i) for i in np.unravel_index(np.argmax(errors), errors.shape))  # argmax stops at a NaN
     return float(errors[at]), at
+
+
+def _scale(want: "np.ndarray") -> float:
+    """The largest absolute value wanted; of a network that gives zeros alone, the least number that is none."""
+    import numpy as np
+
+    return max(float(np.abs(want).max()), float(np.finfo(np.float32).tiny))
