@@ -80,7 +80,7 @@ _NAMES: Mapping[str, Mapping[str, Mapping[str, str]]] = {
 
 # What tells a layout: a key that no other layout has.
 
-_BLOCK = r"stage\d++(?:\.\d++)?+"  # possessive: a block's number is never taken for a name below it
+_BLOCK = r"stage\d+(?:\.\d+)?(?!\.?\d)"  # whole: the number of a block is never taken for a name below it
 _OURS, _TIMMS = rf"(?:^|\.){_BLOCK}\.", r"(?:^|\.)(?:stem|stages\.\d+\.\d+)\."
 _MARKS = {
     Layout("repnets", "training"): rf"{_OURS}(?:(?:dense|pointwise|convs\.\d+|scale)\.bn|identity|skip)\.",
