@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import regular_file
-from pipeline.errors import InputError, first_line, shown
+from pipeline.errors import InputError, quoted, shown
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def _decoded(path: Path, sha256: str | None) -> tuple["torch.Tensor", Traits]:
     except UnidentifiedImageError:
         reason = f"its content is no image of the formats {', '.join(FORMATS)}" if content else "it is empty"
     except Exception as error:  # a decoder may raise anything on a damaged file
-        reason = first_line(error)
+        reason = quoted(str(error) or type(error).__name__)
     else:
         return torch.from_numpy(pixels).permute(2, 0, 1), Traits(is_deep, is_rotated)
     raise InputError(f"{shown(path)} cannot be decoded: {reason.rstrip('.')}. Replace the file or delete it.")

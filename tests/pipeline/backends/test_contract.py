@@ -179,9 +179,7 @@ def test_a_written_file_is_the_network(written, int8_program, programs, image, n
     assert compare.compare(got, want).relative_error <= compare.TOLERANCE[precision]
 
 
-@pytest.mark.parametrize(
-    ("network", "convolutions", "int8"), [("transposed", 4, 4), ("pre-activation", 2, 3), ("numbers", 1, 2)]
-)
+@pytest.mark.parametrize(("network", "convolutions", "int8"), [("transposed", 4, 4), ("pre-activation", 2, 3)])
 @pytest.mark.parametrize("name", [name for name in TARGETS if "int8" in precisions(name)])
 def test_a_file_in_int8_has_the_layers_and_numbers_of_its_program(
     hard_in_int8, image, spec, tmp_path, name, network, convolutions, int8
