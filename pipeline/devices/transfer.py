@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shlex
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -14,7 +15,7 @@ from pipeline.devices import shell
 from pipeline.devices.device import Device
 from pipeline.devices.shell import SHORT_SECONDS, Completed
 from pipeline.devices.watch import MOST_BYTES
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, first_line, quoted
 
 TRIES_AFTER_SECONDS = (1.0, 3.0, 9.0)
 """Pauses before the retries of a copy whose link was cut; after the last one it fails."""
@@ -115,10 +116,28 @@ def _pull(device: Device, place: str, target: Path) -> None:
     if kind == "file":
         part.replace(target)
         return
-    target.mkdir(exist_ok=True)
-    with tarfile.open(part) as tar:
-        tar.extractall(target, filter="data")
+    _unpack(device, part, target)
     part.unlink()
+
+
+def _unpack(device: Device, packed: Path, target: Path) -> None:
+    """The folders and files in a tar from a device; DeviceError where there is anything else in it."""
+    target.mkdir(exist_ok=True)
+    try:
+        with tarfile.open(packed) as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
+                    raise tarfile.ReadError(f"{quoted(member.name)} is no file or folder below that one")
+                (target / name if member.isdir() else target / name.parent).mkdir(parents=True, exist_ok=True)
+                if member.isfile():
+                    with tar.extractfile(member) as content, (target / name).open("wb") as file:
+                        shutil.copyfileobj(content, file)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise DeviceError(
+            f"{device.name} sent a folder that cannot be unpacked: {first_line(error)}. Try again; if it fails again, "
+            "see whether `tar` works there."
+        ) from None
 
 
 def _send(device: Device, source: Path, line: str, place: str) -> None:

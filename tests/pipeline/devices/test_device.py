@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +102,15 @@ def test_a_folder_comes_and_goes(device, tmp_path):
         assert device.output(f"{place}/out/run.sh") == "ran\n"
         transfer.pull(device, f"{place}/out", tmp_path / "back")
     assert sorted(file.name for file in (tmp_path / "back").rglob("*")) == ["run.sh", "sub", "x"]
+
+
+def test_a_link_in_a_folder_of_a_device_is_not_taken(device, tmp_path):
+    with device.scratch() as place:
+        device.output(f"mkdir {place}/out")
+        Path(place, "out", "link").symlink_to("/etc/passwd")
+        with pytest.raises(DeviceError, match=r"folder that cannot be unpacked: .*link is no file or folder"):
+            transfer.pull(device, f"{place}/out", tmp_path / "back")
+    assert not (tmp_path / "back" / "link").exists()
 
 
 def test_a_scratch_folder_is_the_owners_alone_and_goes(device):
