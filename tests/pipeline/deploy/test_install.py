@@ -293,9 +293,10 @@ def cutting(ssh_device, what: str) -> None:
     wrapper.write_text(
         'case "$SSH_ORIGINAL_COMMAND" in\n'
         "*cat*.tar.part*)\n"
+        f'    part="$HOME/.local/share/repnets/{NAME}/.incoming-*.tar.part"\n'
+        "    rm -f $part\n"  # of the copy before, which may still be there
         "    exec 3<&0\n"
         '    { head -c 100000; cat > /dev/null; } <&3 | sh -c "$SSH_ORIGINAL_COMMAND" &\n'
-        f'    part="$HOME/.local/share/repnets/{NAME}/.incoming-*.tar.part"\n'
         "    until ls $part 2> /dev/null; do :; done\n"
         f"    {what}\n"
         "    kill -KILL $PPID;;\n"
