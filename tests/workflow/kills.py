@@ -94,7 +94,7 @@ def commands(copy: Path) -> list[Stage]:
     found = []
     for command, paths in outputs.items():
         argv = shlex.split(command)
-        if argv:
+        if argv[1:3] == ["-m", "pipeline"]:  # what only gathers files runs none
             found.append(Stage(f"{argv[3]} {paths[0].relative_to(copy)}", [sys.executable, *argv[1:]], paths))
     return found
 
