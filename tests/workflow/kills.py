@@ -30,6 +30,7 @@ from pathlib import Path
 
 from pipeline.artifacts.digests import digest
 
+_OF_TORCH = "torchinductor_"  # a cache that torch keeps among the temporary files by design
 _SESSION_SECONDS = 15.0  # for what a killed stage has started to end by itself
 
 
@@ -142,7 +143,7 @@ class _Place:
             else:
                 others = [path.name for path, same in stage.same if digest(path) != same]
                 wrong += [f"{when} makes another {name} when it is run again" for name in others]
-                left = [path.name for path in (self.folder / "tmp").iterdir()]
+                left = [path.name for path in (self.folder / "tmp").iterdir() if not path.name.startswith(_OF_TORCH)]
                 wrong += [f"{when} left {name} among the temporary files" for name in left]
         self._clear_store()
         return wrong
