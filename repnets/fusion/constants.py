@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-aten = torch.ops.aten
+from repnets.fusion.graph import aten, is_random
 
 _FILLS = {  # what they are filled with; of their tensor only the size counts
     **dict.fromkeys((aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten.zero.default), 0.0),
@@ -87,7 +87,7 @@ class Constants:
             if one.op == "placeholder":
                 return "depends on the input"
             sized = sized or isinstance(one.meta.get("val"), _NUMBERS)
-            random = random or _is_random(one)
+            random = random or is_random(one)
             if not isinstance(one.meta.get("val"), _NUMBERS):
                 before = [other for other in one.all_input_nodes if other not in self._known and other not in seen]
                 seen.update(before)
@@ -108,7 +108,7 @@ class Constants:
         if node.target in _FILLS or node.target in _FILLS_WITH:
             unknown = any(one not in self._known for one in operands)
             return None if unknown else not _is_fixed(value)
-        if any(one not in self._known for one in operands) or _is_random(node):
+        if any(one not in self._known for one in operands) or is_random(node):
             return None
         if not operands and not isinstance(value, Tensor):
             return None
@@ -151,10 +151,6 @@ def _filled(filling: Tensor | float, like: Tensor) -> Tensor:
 
 def _is_fixed(value: object) -> bool:
     return not any(isinstance(size, torch.SymInt) for one in tree_leaves(value) for size in one.shape)
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _elements(value: Value) -> int:

@@ -82,6 +82,18 @@ def zeros_around(padding: object, kernel: Sequence[int], dilation: Sequence[int]
     return tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
 
 
+def is_random(node: fx.Node) -> bool:
+    """Whether a call draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def is_repeatable(node: fx.Node) -> bool:
+    """Whether a call gives the same each time for the same arguments, and writes into none of them."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target is operator.getitem
+    return not is_random(node) and not node.target._schema.is_mutable
+
+
 def module_path(node: fx.Node) -> str:
     """Qualified name of the module whose forward made `node`; empty for the root."""
     stack = node.meta.get("nn_module_stack")
@@ -141,12 +153,10 @@ def calls(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 def multiply_accumulates(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> int:
     """MACs of a layer or a product of two feature maps at the sizes in `shapes`; 0 for every other node."""
-    if (
-        node.target in TRANSPOSED
-    ):  # one for each number that it reads, where the others have one for each that they make
-        return prod(shapes[node.args[0]]) * prod(shapes[node.args[1]][1:])
     if node.target in LAYERS:
-        return prod(shapes[node]) * prod(shapes[node.args[1]][1:])
+        # a transposed convolution does for each number that it reads what the others do for each that they make
+        counted = node.args[0] if node.target in TRANSPOSED else node
+        return prod(shapes[counted]) * prod(shapes[node.args[1]][1:])
     if node.target in _PRODUCTS:
         first = node.args[_PRODUCTS[node.target]]
         return prod(shapes[node]) * shapes[first][-1]

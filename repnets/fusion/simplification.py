@@ -1,12 +1,11 @@
 """Passes that write a captured network's graph as the rules read it."""
 
-import operator
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
 
-from repnets.fusion.graph import BATCH_NORM, GROUPINGS, WHOLE, arguments, aten, sizes_at
+from repnets.fusion.graph import BATCH_NORM, GROUPINGS, WHOLE, arguments, aten, is_repeatable, sizes_at
 from repnets.fusion.nested_graphs import inline_blocks
 
 _DROPOUTS = {
@@ -131,18 +130,12 @@ def merge_equal_calls(graph: fx.Graph) -> None:
     """
     made: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op not in ("call_function", "get_attr") or not _is_repeatable(node):
+        if node.op != "get_attr" and not (node.op == "call_function" and is_repeatable(node)):
             continue
         first = made.setdefault((node.target, _frozen(node.args), _frozen(node.kwargs)), node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-
-
-def _is_repeatable(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return node.op == "get_attr" or node.target is operator.getitem
-    return torch.Tag.nondeterministic_seeded not in node.target.tags and not node.target._schema.is_mutable
 
 
 def _frozen(value: object) -> object:

@@ -41,14 +41,7 @@ def compute_constants(module: "GraphModule") -> bool:
 
 
 def _is_computed_ahead(node: "Node") -> bool:
-    import operator
+    from repnets.fusion.graph import is_repeatable
 
-    import torch
-
-    if node.op != "call_function" or not node.all_input_nodes:
-        return False
-    if node.target is operator.getitem:
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
-        return False
-    return torch.Tag.nondeterministic_seeded not in node.target.tags and not node.target._schema.is_mutable
+    is_plain = getattr(node.target, "namespace", "aten") == "aten"  # `getitem` has none
+    return node.op == "call_function" and bool(node.all_input_nodes) and is_plain and is_repeatable(node)
