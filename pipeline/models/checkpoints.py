@@ -48,10 +48,9 @@ def read(path: Path) -> tuple[dict[str, "torch.Tensor"], CheckpointHeader]:
 
 
 def tensors(path: Path) -> dict[str, "torch.Tensor"]:
-    """The tensors of a safetensors file. InputError if its table is wrong, as one is whose tensors overlap."""
+    """The tensors of a file whose table was read (`read_table`). InputError where they overlap."""
     from safetensors.torch import load_file
 
-    read_table(path)
     with reading(path, "Get it again."):
         return load_file(path)
 

@@ -143,8 +143,7 @@ def _holds_a_network(path: Path) -> bool:
     """Whether a pickle holds a pickled nn.Module, as far as it can be listed."""
     found = set()
     with suppress(InputError), reading(path):
-        for text in _strings(path):
-            found.add(text)
+        found.update(_strings(path))
     return found >= _OF_A_MODULE
 
 
