@@ -140,9 +140,11 @@ def _require_float16(network: "nn.Module", fused: Path) -> None:
 
     limit = torch.finfo(torch.float16).max
     for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and float(tensor.abs().max()) > limit and "running_" not in name:
+        if not tensor.is_floating_point() or "running_" in name:
+            continue
+        if (largest := float(tensor.abs().max())) > limit:
             raise InputError(
-                f"{fused}: `{name}` holds {float(tensor.abs().max()):.1e}, and float16 ends at {limit:,.0f}, so a file "
+                f"{fused}: `{name}` holds {largest:.1e}, and float16 ends at {limit:,.0f}, so a file "
                 "in fp16 would give infinite numbers. Write `precision: fp32` in target.yaml, or look at the batch "
                 "norms that fuse.json lists under `bn_health`."
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import backends, lifetime
+from pipeline import backends, exit_codes, lifetime
 from pipeline.artifacts import digests, documents
 from pipeline.artifacts.bundle_result import BundleResult
 from pipeline.config import project, schema, targets, yaml_file
@@ -58,7 +58,7 @@ def configure(changes: Mapping[str, Any], replace: bool = False) -> project.Conf
                     f"{path}: Snakemake takes braces in a path for wildcards. Rename the file or its folder."
                 )
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {exit_codes.said(error)}", file=sys.stderr)
         raise SystemExit(InputError.exit_code) from None
     return read
 

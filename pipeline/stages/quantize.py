@@ -128,17 +128,14 @@ def _calibration(images: splits.Split, wanted: int, preprocessing: Preprocessing
 
 
 def _require_usable(network: "GraphModule", image: "Tensor", fused: Path) -> None:
-    import torch
-
     try:
-        with torch.no_grad():
-            network(image)
+        given = programs.outputs_of(network, image.numpy())
     except Exception as error:
         raise InputError(
             f"{fused} does not take the calibration images, of shape {tuple(image.shape)}: {first_line(error)}. They "
             "are prepared as verify.json says; build both again: snakemake --forcerun reparameterize."
         ) from error
-    largest = {name: abs(value).max(initial=0) for name, value in programs.outputs_of(network, image.numpy()).items()}
+    largest = {name: abs(value).max(initial=0) for name, value in given.items()}
     name = next((name for name, value in largest.items() if not value < _LARGEST), None)
     if name is not None:
         raise InputError(
