@@ -315,6 +315,11 @@ def test_the_report_says_free_fixed_or_in_steps(even, randomise):
         (lambda s, y, x: y.__iadd__(s.a(x)) + y[:, :1], True),
         (lambda s, y, x: (z := s.a(x) * 2) + (w := z.tanh()) * z.sub_(y).sigmoid_() + w * z.clamp_(0.2, 0.6), False),
         (lambda s, y, x: torch.cat([(z := s.a(x))[:, :1], z.abs(), z.mul_(3)], 1)[:, :8] + z, True),
+        (lambda s, y, x: (z := s.a(x), z[:, 1:3].relu_(), z[:, 0, ..., 1:].mul_(y[:, 0, ..., 1:]))[0] + y, False),
+        (lambda s, y, x: (y.transpose(1, 3)[..., 2:].copy_(s.a(x).transpose(1, 3)[..., :6]), y)[1] * 2, False),
+        (lambda s, y, x: (z := s.a(x), z.__setitem__((slice(None), [2, 5]), y[:, :2]), z[:, 7].fill_(3))[0] + y, False),
+        (lambda s, y, x: (row := (z := s.a(x))[:, 1], whole := z[:, :8], row.add_(1), whole.mul_(2))[3] + row, True),
+        (lambda s, y, x: s.a(x.mul_(2)) + s.a(x) + x.sum(1, keepdim=True), False),
     ],
 )
 def test_calls_that_overwrite_are_read_as_calls_that_do_not(between, written, randomise, relative_error, monkeypatch):
