@@ -124,9 +124,9 @@ def require_runs(model: "nn.Module", arch: str, num_classes: int, image_size: in
             logits = copy.deepcopy(model)(images)
         except Exception as error:
             raise InputError(
-                f"`{arch}` does not run on images of {image_size} x {image_size} pixels: {_words(error)}. If that "
-                "is too small for it, or not the one size that it takes, set `image_size` (in pixels) under its "
-                "name in `models:`, or in the target."
+                f"`{arch}` does not run on images of {image_size} x {image_size} pixels: {_words(error)}. It is given "
+                "three channels, red, green and blue. If the size is too small for it, or not the one that it takes, "
+                "set `image_size` (in pixels) under its name in `models:`, or in the target."
             ) from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
     if shape != (2, num_classes):

@@ -147,7 +147,11 @@ def outputs_of(module: "GraphModule", image: "np.ndarray") -> "dict[str, np.ndar
 
 
 def with_rounded_weights(
-    module: "GraphModule", precision: str, stored: "Mapping[str, np.ndarray]" = MappingProxyType({})
+    module: "GraphModule",
+    precision: str,
+    stored: "Mapping[str, np.ndarray]" = MappingProxyType({}),
+    *,
+    of_layers_alone: bool = False,
 ) -> "GraphModule":
     """A copy of a network whose weights are as a file of this precision stores them, and which computes in float32.
 
@@ -157,18 +161,20 @@ def with_rounded_weights(
         module: float32.
         precision: ``fp16`` rounds all that are not `stored`; others round nothing.
         stored: by the parameter's name, float32 weights to take instead; the rest is then float16 at any precision.
+        of_layers_alone: round no parameter of other operations than convolutions and linear layers.
     """
     import copy
 
     import torch
 
     rounded = copy.deepcopy(module)
+    kept = {name for node in module.graph.nodes if not _is_layer(node) for name in weights_of(node)}
     if precision == "fp16" or stored:
         with torch.no_grad():
             for name, tensor in constants(rounded):
                 if name in stored:
                     tensor.copy_(torch.from_numpy(stored[name]))
-                elif tensor.is_floating_point():
+                elif tensor.is_floating_point() and not (of_layers_alone and name in kept):
                     tensor.copy_(tensor.half().float())
         for node in rounded.graph.nodes:
             if "quantize_per_tensor" in str(node.target):
@@ -176,6 +182,32 @@ def with_rounded_weights(
                 node.args = (value, float(torch.tensor(scale).half()), *rest)
         rounded.recompile()
     return rounded
+
+
+def with_rounded_numbers(module: "GraphModule") -> "GraphModule":
+    """A copy of a network whose numbers that are no tensors are rounded to half precision; it computes as before.
+
+    A division by a number becomes a product with its reciprocal, as converters write it.
+    """
+    import copy
+
+    import torch
+
+    aten = torch.ops.aten
+    rounded = copy.deepcopy(module)
+    for node in rounded.graph.nodes:
+        if node.target is aten.div.Tensor and isinstance(node.args[1], int | float):
+            node.target, node.args = aten.mul.Tensor, (node.args[0], 1 / node.args[1])
+        node.args = tuple(_half(one) for one in node.args)
+        node.kwargs = {name: _half(one) for name, one in node.kwargs.items()}
+    rounded.recompile()
+    return rounded
+
+
+def _half(argument: object) -> object:
+    import numpy as np
+
+    return float(np.float16(argument)) if isinstance(argument, float) else argument
 
 
 def layers(module: "GraphModule") -> "list[Node]":
@@ -196,8 +228,12 @@ def weighted_layers(module: "GraphModule") -> dict[str, str]:
     return {
         node.name: str(node.args[1].target)
         for node in module.graph.nodes
-        if str(node.target).startswith(("aten.conv", "aten.linear")) and node.args[1].op == "get_attr"
+        if _is_layer(node) and node.args[1].op == "get_attr"
     }
+
+
+def _is_layer(node: "Node") -> bool:
+    return str(node.target).startswith(("aten.conv", "aten.linear"))
 
 
 def weights_of(node: "Node") -> list[str]:
@@ -236,20 +272,27 @@ def _owners(node: "Node") -> list[str]:
 
 
 def rounded_constants(module: "GraphModule") -> list[str]:
-    """Names of the layers that hold a number other than a weight, which a float16 file rounds: ``gelu``, ``mul_1``.
+    """Names of the operations with a number that a float16 file rounds, and that is no layer's: ``gelu``, ``mul_1``.
 
     Some exporters write GELU, hard sigmoid and hard swish by their formulas, with the square root of 2 or 1/6 in
-    float16; others have an operation for them.
+    float16; others have an operation for them. They write a division by 6 as a product with 1/6. Some round the slopes
+    of a PReLU, others do not.
     """
-    import numpy as np
-
     formulas = ("aten.gelu", "aten.hardsigmoid", "aten.hardswish", "aten.elu")
-    found = []
-    for node in module.graph.nodes:
+    kinds = dict(constants(module))
+
+    def is_rounded(node: "Node") -> bool:
         numbers = [one for one in (*node.args, *node.kwargs.values()) if isinstance(one, float)]
-        if str(node.target).startswith(formulas) or any(float(np.float16(one)) != one for one in numbers):
-            found.append(node.name)
-    return found
+        if str(node.target) == "aten.div.Tensor" and isinstance(node.args[1], int | float):
+            numbers = [1 / node.args[1]]
+        own = () if _is_layer(node) else weights_of(node)
+        return (
+            str(node.target).startswith(formulas)
+            or any(_half(one) != one for one in numbers)
+            or any(kinds[name].is_floating_point() for name in own)
+        )
+
+    return [node.name for node in module.graph.nodes if node.op == "call_function" and is_rounded(node)]
 
 
 def cut_after(module: "GraphModule", layer: "Node") -> "GraphModule":

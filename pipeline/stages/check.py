@@ -7,9 +7,10 @@ The file itself runs, in a runtime that reads it on this machine. The gates, in 
 2. a census of its operations: the convolutions of the fused network, no batch norm and no branch that it does not have,
    and as many layers in int8 as the program has;
 3. the converter is exact: in float32, with the weights rounded as the file stores them, the file gives what the program
-   gives, to 1e-5 of the largest logit, or within twice what float32 itself costs the network; to 5e-4 where the file
-   rounds numbers other than weights, as the square root of 2 in a GELU that is written by its formula. Weights that
-   are compressed are read from the file, and each is held against the network's own by what its scheme may change;
+   gives, to 1e-5 of the largest logit, or within twice what float32 itself costs the network; where the file rounds
+   numbers other than weights, as the square root of 2 in a GELU that is written by its formula, to 5e-4 or within twice
+   what such rounding costs the network. Weights that are compressed are read from the file, and each is held against
+   the network's own by what its scheme may change;
 4. its precision: in its own arithmetic its logits are those of fused.pt2 in float32, with the weights of the file where
    it compresses them, on the whole validation set, within the tolerance of the precision; or, where the network by
    itself loses more in half precision, as dead channels make it, within twice what fused.pt2 loses in it;

@@ -115,6 +115,22 @@ class Reference:
         return images.numpy(), logits.numpy()
 
     @cached_property
+    def effect_of_rounded_numbers(self) -> float:
+        """How far the logits of these images move, of the largest, where all numbers of the program are rounded to half
+        precision and not its layers' weights alone: a converter rounds some of them."""
+        import torch
+
+        from repnets.relative_error import relative_error
+
+        images, precision = self._first_images(), self.spec.precision
+        weights = programs.with_rounded_weights(self._module, precision, self.weights, of_layers_alone=True)
+        all_numbers = programs.with_rounded_numbers(
+            programs.with_rounded_weights(self._module, precision, self.weights)
+        )
+        with torch.inference_mode():
+            return relative_error(_in_batches(all_numbers, images), _in_batches(weights, images))
+
+    @cached_property
     def last_digits(self) -> tuple[float, float]:
         """How far the logits of an int8 program move by the order of float32 sums alone, of the largest logit: on
         average over the same images, and at most.

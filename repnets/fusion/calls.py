@@ -80,10 +80,16 @@ def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor, *, dry: bo
     return [given, *recorder.calls]
 
 
-def are_large(calls: Sequence[Call]) -> bool:
-    """Whether calls without numbers, at some milliseconds each, are sooner done than those with them."""
-    elements = sum(prod(shape) for call in calls for shape in call.shapes)
-    return elements > _LARGE * len(calls)
+def are_large(calls: Sequence[Call], shape: Sequence[int]) -> bool:
+    """Whether calls without numbers, at some milliseconds each, are sooner done than those with them.
+
+    Args:
+        calls: Of a network at one shape of its input.
+        shape: Of the input to come.
+    """
+    elements = sum(prod(each) for call in calls for each in call.shapes)
+    (own,) = calls[0].shapes
+    return elements * prod(shape) > _LARGE * len(calls) * prod(own)
 
 
 @contextmanager

@@ -208,10 +208,9 @@ def _is_useless(size: sympy.Expr) -> bool:
 def _freest(model: nn.Module, example: Tensor) -> ExportedProgram:
     """The export of a model of one input with as many free sizes as it allows, and the example among them."""
     way = calls_at(model, example.shape, example) or []
-    dry = are_large(way)
 
     def calls(shape: Sequence[int]) -> list[Call] | None:
-        return calls_at(model, shape, example, dry=dry)
+        return calls_at(model, shape, example, dry=bool(way) and are_large(way, shape))
 
     trial = Trial(model, example, way)
     attempts = deque(_attempts(calls, way, tuple(example.shape)))

@@ -160,19 +160,21 @@ def _ways(piece: Sequence[fx.Node], analysis: Analysis, shapes: Shapes, cost: Co
         ways[node] = [Way(None, reads, own, int(node.target in LAYERS))]
         for source, op in reversed(upstream):  # of two equally cheap ones the nearer is taken
             if source in below_a_layer[node]:
-                if _is_layer(op, source, node):
+                if _is_one_module(op, source, node):
                     price = sum(map(cost, works_of_operator(op, source, node, shapes)))
                     if op.pooled:  # it is a mean and a layer again: worth it only where a layer before them goes
                         price = max(price, _cost_of_mean_and_layer(node, source, ways, analysis))
                     ways[node].append(Way(op, (source,), price, 1))
-            elif op.is_channelwise and len(op.stride) == node.meta["val"].dim() - 2:
+            elif (
+                op.is_channelwise and _is_one_module(op, source, node) and len(op.stride) == node.meta["val"].dim() - 2
+            ):
                 # exporters compute the constants: not to need them is no reason to make one call two
                 ways[node].append(Way(op, (source,), sum(map(cost, works_of_scale(op, node, shapes)), constants), 0))
     return ways
 
 
-def _is_layer(op: AffineConv, source: fx.Node, target: fx.Node) -> bool:
-    """Whether one layer makes the target: a linear layer leaves tokens in the groups that they come in."""
+def _is_one_module(op: AffineConv, source: fx.Node, target: fx.Node) -> bool:
+    """Whether one module makes the target: what computes tokens leaves them in the groups that they come in."""
     if op.stride or op.pooled:
         return True
     return str(source.meta["val"].shape[:-1]) == str(target.meta["val"].shape[:-1])

@@ -78,9 +78,13 @@ class Seen:
             return self.largest
         width = self.end / _BINS
         if how.startswith("percentile"):
-            covered = self.counts.cumsum(0) / self.counts.sum().clamp_min(1)
-            share = float(how.split()[1]) / 100
-            return min(float(torch.searchsorted(covered, share) + 1) * width, self.largest)
+            # between the ends of a bin: scales that are whole multiples of one step would let sums of two activations
+            # lie in the middle between two integers, where runtimes go either way
+            covered = self.counts.cumsum(0)
+            wanted = float(how.split()[1]) / 100 * float(covered[-1])
+            bin = min(int(torch.searchsorted(covered, wanted)), _BINS - 1)
+            above = float(covered[bin] - wanted) / max(float(self.counts[bin]), 1.0)
+            return min((bin + 1 - above) * width, self.largest)
         middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * width
         ends = _CUTS.double() * self.largest
         steps = (ends / LIMIT).clamp_min(_SMALLEST)[:, None]

@@ -64,7 +64,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         precision = coremltools.precision.FLOAT32 if spec.precision == "fp32" else coremltools.precision.FLOAT16
         try:
             model = coremltools.convert(
-                _without_aliases(network.run_decompositions({})),
+                _spelled_out(network.run_decompositions({})),
                 convert_to="mlprogram",
                 inputs=[kind],
                 outputs=[coremltools.TensorType(output, dtype=numpy.float32)],
@@ -139,26 +139,34 @@ def _with_ends(
 
 
 def _passes(precision: str) -> Any:
-    """coremltools' own passes but for one, which in 9.0 negates in place a constant that is taken off a convolution.
+    """coremltools' own passes but for two, as of 9.0; what compresses weights comes last.
 
-    Where a network adds the same constant elsewhere, as DBB does around its padding, its file would be wrong. What
-    compresses weights comes last.
+    One negates in place a constant that is taken off a convolution: where a network adds the same constant elsewhere,
+    as DBB does around its padding, its file would be wrong. One divides the scales around an int8 sum by that of its
+    second summand, which saves the phone a product: the quotients are rounded to half once more, and a network of many
+    sums then gives other integers than the program that was verified.
     """
     import coremltools
 
     passes = coremltools.PassPipeline.DEFAULT
-    passes.remove_passes({"common::fuse_conv_bias"})
+    passes.remove_passes({"common::fuse_conv_bias", "common::distributive_quantized_binary_op_scale_normalization"})
     compression.add_pass(passes, precision)
     return passes
 
 
-def _without_aliases(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":
-    """Drop second names of a tensor, which change nothing and which coremltools 9.0 does not know."""
+def _spelled_out(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":
+    """Drop second names of a tensor, and give each pool its stride: coremltools 9.0 knows neither the one nor the
+    default of the other."""
     import torch
 
-    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
-        node.replace_all_uses_with(node.args[0])
-        program.graph.erase_node(node)
+    aten = torch.ops.aten
+    pools = {getattr(aten, f"{kind}_pool{rank}d").default for kind in ("max", "avg") for rank in (1, 2, 3)}
+    for node in list(program.graph.nodes):
+        if node.target is aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+        elif node.target in pools and not any(node.args[2:3]):
+            node.args = (*node.args[:2], node.args[1], *node.args[3:])
     return program
 
 

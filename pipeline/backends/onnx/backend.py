@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
 from pipeline.backends.base import Backend
+from pipeline.backends.onnx.int8_weights import store_turned
 from pipeline.backends.onnx.model_file import census, check, signature
 from pipeline.backends.runtime import Runtime
 from pipeline.errors import InputError, StageError, first_line
@@ -84,6 +85,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
             ) from error
     _name_nodes(model, exported.exported_program)
     _name_batch(model.graph)
+    store_turned(model.graph)
     _strip(model)
     files[0].write_bytes(model.SerializeToString(deterministic=True))
     check(files[0])

@@ -107,8 +107,8 @@ def _joins(nodes: "Sequence[onnx.NodeProto]", inputs: Sequence[str]) -> int:
 
 
 def _int8(graph: "onnx.GraphProto") -> int:
-    """How many layers compute on int8: both operands come from it, and the result, or what an activation makes of it,
-    goes to it."""
+    """How many layers compute on int8: both operands come from it, and the result, or what a MatMul's bias and an
+    activation make of it, goes to it."""
     from onnx import TensorProto
 
     made_by = {name: node for node in graph.node for name in node.output}
@@ -126,11 +126,14 @@ def _int8(graph: "onnx.GraphProto") -> int:
         is_quantized = source is not None and source.op_type == "QuantizeLinear"
         return is_quantized or types.get(made.input[0]) == TensorProto.INT8
 
-    def goes_to_int8(name: str, steps: int = 1) -> bool:
+    def goes_to_int8(name: str, steps: int) -> bool:
         return any(
             user.op_type == "QuantizeLinear" or (steps and goes_to_int8(user.output[0], steps - 1))
             for user in users.get(name, ())
         )
 
     layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
-    return sum(all(map(is_from_int8, node.input[:2])) and goes_to_int8(node.output[0]) for node in layers)
+    return sum(
+        all(map(is_from_int8, node.input[:2])) and goes_to_int8(node.output[0], 2 if node.op_type == "MatMul" else 1)
+        for node in layers
+    )

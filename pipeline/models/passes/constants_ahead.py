@@ -30,7 +30,7 @@ def compute_constants(module: "GraphModule") -> bool:
     made = [node for node in values if node.op != "get_attr" and not values.keys() >= node.users.keys()]
     for node in made:
         name = f"constant_{node.name}"
-        module.register_buffer(name, values[node].clone())
+        module.register_buffer(name, values[node].detach().clone())
         with module.graph.inserting_before(node):
             stored = module.graph.get_attr(name)
         stored.meta = dict(node.meta)

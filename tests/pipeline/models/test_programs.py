@@ -34,10 +34,13 @@ def image():
         (torch.relu, []),
         (lambda x: x * 0.25, []),
         (lambda x: x * 0.3, ["mul"]),
+        (lambda x: torch.relu(x + 3) / 6, ["div"]),
+        (lambda x: x / 4, []),
+        (nn.PReLU(4), ["prelu"]),
         (nn.GELU(), ["gelu"]),
         (nn.Hardswish(), ["hardswish"]),
     ],
-    ids=["relu", "a half", "no half", "gelu", "hardswish"],
+    ids=["relu", "a half", "no half", "a sixth", "a fourth", "slopes", "gelu", "hardswish"],
 )
 def test_layers_with_numbers_that_half_precision_rounds(act, found):
     assert programs.rounded_constants(module(act)) == found
@@ -49,6 +52,25 @@ def test_weights_are_rounded_in_a_copy():
     rounded = programs.with_rounded_weights(own, "fp16")
     assert torch.equal(rounded.stem.weight, before.half().float())
     assert torch.equal(own.stem.weight, before) and not torch.equal(before, rounded.stem.weight)
+
+
+def test_all_numbers_of_a_program_are_rounded_in_a_copy():
+    own = module(lambda x: torch.clamp(x * 0.3 + 1, -0.1, 7) / 6)
+    x = torch.from_numpy(image())
+    rounded = programs.with_rounded_numbers(own)
+    third, tenth, sixth = (float(np.float16(one)) for one in (0.3, 0.1, 1 / 6))
+    with torch.no_grad():
+        want = module(lambda x: torch.clamp(x * third + 1, -tenth, 7) * sixth)(x)
+        assert torch.equal(rounded(x), want) and not torch.equal(own(x), want)
+
+
+def test_weights_of_layers_alone_are_rounded():
+    own = module(nn.PReLU(4))
+    with torch.no_grad():
+        own.act.weight.fill_(0.3)
+    rounded = programs.with_rounded_weights(own, "fp16", of_layers_alone=True)
+    assert torch.equal(rounded.stem.weight, own.stem.weight.half().float())
+    assert torch.equal(rounded.act.weight, own.act.weight)
 
 
 def test_a_program_cut_after_a_layer_gives_what_that_layer_gives():

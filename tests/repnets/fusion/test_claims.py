@@ -265,6 +265,23 @@ def test_the_small_networks_are_equal_or_refused(form, relative_error):
     assert hold(relative_error, model, torch.randn(small_networks.SHAPE).double(), 1e-12).report.free == FREE
 
 
+def test_what_treats_each_channel_leaves_tokens_in_their_groups(relative_error):
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position = nn.Parameter(torch.randn(1, 3, 14))
+
+        def forward(self, x):
+            y = x.new_zeros(x.shape).add(x).flatten(0, 1)
+            return y.unflatten(0, x.shape[:2]) + self.position[..., : x.shape[-1]]
+
+    model = Grouped().eval()
+    result = repnets.fuse(model, torch.randn(1, 3, 14))
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 14)
+        assert relative_error(result.module(x), model(x)) < 1e-6
+
+
 @pytest.fixture(scope="module")
 def even(randomise) -> tuple[nn.Module, repnets.FuseResult]:
     """A network of even widths, fused."""

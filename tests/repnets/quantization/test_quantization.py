@@ -68,6 +68,9 @@ def test_a_percentile_leaves_out_the_outliers_and_the_mean_squared_error_finds_t
     size = values.abs().flatten()
     assert found.scale("percentile 99.9") * LIMIT == pytest.approx(float(size.quantile(0.999)), abs=40 / 2000)
 
+    bins = found.scale("percentile 99.9") * LIMIT / (found.end / 4096)
+    assert bins % 1, "scales of one step would put sums of two activations between two integers"
+
     def loss(scale: float) -> float:
         return float(((values / scale).round().clamp(-127, 127) * scale - values).square().mean())
 

@@ -100,6 +100,51 @@ def _gather_nd(x: "Tensor", indices: "Tensor", batch_dims: int = 0, validate_ind
     return x[tuple(indices.long().unbind(-1))]
 
 
+def _scatter(
+    data: "Tensor",
+    indices: "Tensor",
+    updates: "Tensor",
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> "Tensor":
+    return _put(data, _gather(_places(data), indices, axis), updates, mode)
+
+
+def _scatter_along_axis(
+    data: "Tensor",
+    indices: "Tensor",
+    updates: "Tensor",
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> "Tensor":
+    return _put(data, _gather_along_axis(_places(data), indices, axis), updates, mode)
+
+
+def _scatter_nd(
+    data: "Tensor", indices: "Tensor", updates: "Tensor", mode: str = "add", validate_indices: bool = False
+) -> "Tensor":
+    return _put(data, _gather_nd(_places(data), indices), updates, mode)
+
+
+def _places(data: "Tensor") -> "Tensor":
+    """The place of each number in the flat tensor: gathering what is to be written gives where."""
+    import torch
+
+    return torch.arange(data.numel()).view(data.shape)
+
+
+def _put(data: "Tensor", places: "Tensor", updates: "Tensor", mode: str) -> "Tensor":
+    flat, places, updates = data.flatten(), places.flatten(), updates.flatten()
+    if mode == "update":
+        return flat.scatter(0, places, updates).view(data.shape)
+    if mode in ("sub", "div"):
+        mode, updates = ("add", -updates) if mode == "sub" else ("mul", 1 / updates)
+    how = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[mode]
+    return flat.scatter_reduce(0, places, updates, how).view(data.shape)
+
+
 def _from_the_start(indices: "Tensor", size: int) -> "Tensor":
     indices = indices.long()
     return indices + size * (indices < 0)
@@ -131,6 +176,9 @@ OPERATIONS = {
     "gather_along_axis": _gather_along_axis,
     "gather_nd": _gather_nd,
     "one_hot": _one_hot,
+    "scatter": _scatter,
+    "scatter_along_axis": _scatter_along_axis,
+    "scatter_nd": _scatter_nd,
     "slice_by_index": _slice_by_index,
     "slice_by_size": _slice_by_size,
     "slice_update": _slice_update,

@@ -12,6 +12,7 @@ from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import ExportSpec
 from pipeline.backends.coreml import backend, export
 from pipeline.errors import InputError, StageError
+from tests.fixtures.quantizable_networks import in_int8
 
 FORMS = ("fused", "branched")
 ENDS = {"normalization": True, "class_labels": True}
@@ -210,3 +211,52 @@ def test_a_second_name_of_a_tensor_is_converted(spec, tmp_path):
     image = torch.randn(1, 3, 16, 16)
     got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())
     np.testing.assert_allclose(got, program.module()(image).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_a_pool_without_a_stride_steps_by_its_size(spec, tmp_path, kind):
+    pool = getattr(torch.nn.functional, f"{kind}_pool2d")
+
+    class Pool(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([pool(x, 2).flatten(1), pool(x, (3, 2), padding=1).flatten(1)], 1)
+
+    image = torch.randn(1, 3, 16, 16)
+    program = torch.export.export(Pool().eval(), (image,))
+    backend.export(program, [tmp_path / "x.mlpackage"], spec("fp32"))
+    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())
+    np.testing.assert_allclose(got, program.module()(image), rtol=1e-5, atol=1e-6)
+
+
+def test_sums_in_int8_keep_the_scales_of_the_program(spec, tmp_path):
+    """coremltools would divide them all by that of the second summand, and round the quotients to half."""
+
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, padding=1)
+            self.head = torch.nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.head(x + self.second(x).relu()).mean((2, 3))
+
+    program = in_int8(Residual().eval(), torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    package = tmp_path / "x.mlpackage"
+    backend.export(program, [package], spec("int8", minimum_deployment_target="iOS17"))
+    (function,) = specification(package).mlProgram.functions.values()
+    (block,) = function.block_specializations.values()
+    values = {
+        operation.outputs[0].name: np.frombuffer(
+            operation.attributes["val"].immediateValue.tensor.bytes.values, np.float16
+        )
+        for operation in block.operations
+        if operation.type == "const"
+    }
+    in_file = {
+        values[operation.inputs["scale"].arguments[0].name].item()
+        for operation in block.operations
+        if operation.type in ("quantize", "dequantize")
+    }
+    own = [node.args[1] for node in program.graph.nodes if "quantize_per_tensor" in str(node.target)]
+    assert in_file == {float(np.float16(one)) for one in own}

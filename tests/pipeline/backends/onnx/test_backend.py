@@ -12,6 +12,8 @@ import torch
 from pipeline.artifacts import digests
 from pipeline.backends.onnx import backend
 from pipeline.errors import InputError, StageError
+from pipeline.models import programs as programs_of
+from tests.fixtures.quantizable_networks import in_int8
 
 FORMS = ("fused", "branched")
 TOLERANCE = {"fp32": 1e-6, "fp16": 5e-3}
@@ -153,6 +155,30 @@ def test_several_operations_of_one_node_are_told_apart(tmp_path, spec):
     assert len([name for name in layers if name.startswith("gelu")]) > 1
     names = [node.name for node in backend.check(tmp_path / "x.onnx").graph.node]
     assert len(set(names)) == len(names)
+
+
+def test_a_linear_layer_of_a_map_reads_int8_weights(tmp_path, spec):
+    """It is written as MatMul, and no Transpose stands between it and its integers."""
+
+    class ChannelsLast(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.wide, self.narrow = torch.nn.Conv2d(3, 6, 3), torch.nn.Linear(6, 9), torch.nn.Linear(9, 4)
+
+        def forward(self, x):
+            x = self.first(x).permute(0, 2, 3, 1)
+            return self.narrow(self.wide(x).relu()).mean((1, 2))
+
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    program = in_int8(ChannelsLast().eval(), images)
+    backend.export(program, [tmp_path / "x.onnx"], spec("int8"))
+    counts = backend.census(tmp_path / "x.onnx")
+    assert counts["int8"] == programs_of.count(program)["int8"] == 3 and counts["MatMul"] == 2
+    stored = backend.check(tmp_path / "x.onnx").graph.initializer
+    assert [list(one.dims) for one in stored if one.name.endswith("_turned")] == [[6, 9], [9, 4]]
+    got = backend.open_session(tmp_path / "x.onnx", 1)(images[:1].numpy())
+    want = program.module()(images[:1]).detach().numpy()
+    assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
 
 
 def test_exact_is_float32_on_the_weights_as_stored(onnx_files, programs, image):

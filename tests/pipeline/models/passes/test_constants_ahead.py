@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from pipeline.models import programs
 from pipeline.models.passes.constants_ahead import compute_constants
+from pipeline.models.passes.float16 import half
 
 X = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 
@@ -39,6 +40,24 @@ def test_computed_weights_are_stored():
     assert called(program) == [f"aten.{name}.default" for name in ("conv2d", "batch_norm", "relu", "linear")]
     with torch.no_grad():
         torch.testing.assert_close(program.module()(X), network(X))
+
+
+def test_a_parameter_that_is_only_seen_otherwise_is_stored_and_copied():
+    """As the scale of a layer is, in ConvNeXt: seen as (1, C, 1, 1)."""
+
+    class LayerScale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gamma = nn.Conv2d(3, 4, 3), nn.Parameter(torch.linspace(0.5, 2, 4))
+
+        def forward(self, x):
+            return self.conv(x) * self.gamma.view(1, -1, 1, 1)
+
+    network = LayerScale().eval()
+    program = half(programs.static(network, tuple(X.shape)))
+    assert "aten.view.default" not in called(program)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(X), network(X), rtol=1e-2, atol=1e-2)
 
 
 def test_a_network_without_any_stays_and_random_numbers_are_drawn_each_time():

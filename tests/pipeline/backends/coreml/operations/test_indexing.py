@@ -91,6 +91,52 @@ def test_gathering_in_batches(computed):
     assert np.array_equal(nested, X[[0, 3], [1, 4]])
 
 
+COMBINED = {
+    "update": lambda _, new: new,
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+}
+
+
+@pytest.mark.parametrize("mode", COMBINED)
+def test_scattering(computed, mode):
+    rows, points = np.array([3, -4], np.int32), np.array([[0, 1], [3, 4]], np.int32)
+    along = np.argsort(X, 1)[:, :3].astype(np.int32)
+    new = np.random.default_rng(2).normal(size=(4, 5, 6)).astype(np.float32)
+    where = {"mode": mode, "validate_indices": False}
+
+    def build(mb, x, rows, points, along, new):
+        return [
+            mb.scatter(data=x, indices=rows, updates=mb.slice_by_size(x=new, begin=[0] * 3, size=[2, 5, 6]), **where),
+            mb.scatter_nd(
+                data=x,
+                indices=points,
+                updates=mb.squeeze(x=mb.slice_by_size(x=new, begin=[0] * 3, size=[2, 1, 6]), axes=[1]),
+                **where,
+            ),
+            mb.scatter_along_axis(
+                data=x,
+                indices=along,
+                updates=mb.slice_by_size(x=new, begin=[0] * 3, size=[4, 3, 6]),
+                axis=1,
+                **where,
+            ),
+        ]
+
+    whole, each, sorted_ = computed(build, X, rows, points, along, new)
+    combine = COMBINED[mode]
+    expected = [X.copy(), X.copy(), X.copy()]
+    expected[0][rows] = combine(X[rows], new[:2])
+    expected[1][[0, 3], [1, 4]] = combine(X[[0, 3], [1, 4]], new[:2, 0])
+    np.put_along_axis(expected[2], along, combine(np.take_along_axis(X, along, 1), new[:, :3]), 1)
+    for got, want in zip((whole, each, sorted_), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 def test_one_hot(computed, axis):
     places = np.array([[1, 0, 3], [2, 2, 1]], np.int32)
