@@ -1,6 +1,7 @@
 """The order of an image folder's classes: that of their names, or that of whoever trained a checkpoint."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def ordered(names: Sequence[str], order: str | Sequence[str]) -> tuple[str, ...]
     if order == "natural":
         return natural(names)
     if isinstance(order, str):
-        source, given = f"data.classes: {shown(order)}", _read(Path(order).expanduser(), set(names))
+        source, given = f"data.classes: {shown(order)}", _read(Path(os.path.expanduser(order)), set(names))
     else:
         source, given = "data.classes", list(order)
     missing, unknown = sorted(set(names) - set(given)), sorted(set(given) - set(names))

@@ -334,7 +334,7 @@ def listing(name: str, root: str | None, order: str | Sequence[str] = "sorted") 
     if name != FOLDER:
         return name
     total = hashlib.sha256()
-    named = [Path(order).expanduser()] if isinstance(order, str) else []
+    named = [Path(os.path.expanduser(order))] if isinstance(order, str) else []
     try:
         for path in [*named, *folder_layout.files_in(Path(root or "").expanduser())]:
             total.update(os.fsencode(path))

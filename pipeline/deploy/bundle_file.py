@@ -116,7 +116,7 @@ def write(folder: Path, members: Mapping[str, Path | bytes], manifest: BundleMan
     Args:
         folder: for the tar; created if it does not exist.
         members: content of each file, or a path of the content, by its path in the bundle.
-        manifest: bundle.json; its ``digest`` and ``files`` are filled in.
+        manifest: bundle.json; its ``digest``, ``files`` and ``sha256_of_file`` are filled in.
 
     Returns:
         The tar.
@@ -135,6 +135,7 @@ def write(folder: Path, members: Mapping[str, Path | bytes], manifest: BundleMan
         ustar.require_below(name, "this bundle")
     ustar.require_apart([MANIFEST, *names], "this bundle")
     named = replace(manifest, digest="", files={name: _facts(members[name]) for name in names})
+    named = replace(named, sha256_of_file=_held(named).get(named.file, ""))
     named = replace(named, digest=digest(documents.plain(named)))
     content = (json.dumps(documents.plain(named), indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
@@ -319,7 +320,9 @@ def _require_fields(path: Path, manifest: BundleManifest) -> None:
     folders = {str(folder) for name in manifest.files for folder in PurePosixPath(name).parents}
     named = [name for case in manifest.golden for name in (case.input, case.output)]
     wrong = {
+        "backend": not ustar.is_part(manifest.backend),
         "file": manifest.file not in manifest.files.keys() | folders - {"."},
+        "sha256_of_file": manifest.sha256_of_file != _held(manifest).get(manifest.file),
         "run": manifest.run not in COMMANDS,
         "golden": not set(named) <= manifest.files.keys(),
         "time_limit_s": not 0 < manifest.time_limit_s <= _LONGEST_S,
@@ -334,16 +337,20 @@ def _require_fields(path: Path, manifest: BundleManifest) -> None:
 
 def _require_checked(path: Path, manifest: BundleManifest) -> None:
     """The check that a bundle tells of was of the file in it, and of the programs in its lineage."""
+    held = _held(manifest) | {name: getattr(manifest.lineage, name) for name in ("fused", "quantized", "verify")}
+    for name, sha256 in manifest.checked.subjects.items():
+        if held.get(name) not in (None, sha256):
+            raise InputError(f"{path}: its check was of another {name} than the bundle holds or names. {DISTRUST}")
+
+
+def _held(manifest: BundleManifest) -> dict[str, str]:
+    """Digests of what a bundle holds, by path; of a network that is a folder, also that of the folder."""
     folder = f"{manifest.file}/"
     parts = {
         name.removeprefix(folder): facts.sha256 for name, facts in manifest.files.items() if name.startswith(folder)
     }
     package = {manifest.file: folder_digest(parts)} if parts else {}
-    held = {name: facts.sha256 for name, facts in manifest.files.items()} | package
-    held |= {name: getattr(manifest.lineage, name) for name in ("fused", "quantized", "verify")}
-    for name, sha256 in manifest.checked.subjects.items():
-        if held.get(name) not in (None, sha256):
-            raise InputError(f"{path}: its check was of another {name} than the bundle holds or names. {DISTRUST}")
+    return {name: facts.sha256 for name, facts in manifest.files.items()} | package
 
 
 def _is_without_schema(content: bytes) -> bool:

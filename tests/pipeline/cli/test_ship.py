@@ -290,4 +290,4 @@ def again(tar: Path, **changed: bytes) -> Path:
     sha256 = hashlib.sha256(members[opened.manifest.file]).hexdigest()
     checked = opened.manifest.checked
     checked = replace(checked, subjects={**checked.subjects, opened.manifest.file: sha256})
-    return bundle_file.write(tar.parent, members, replace(opened.manifest, sha256_of_file=sha256, checked=checked))
+    return bundle_file.write(tar.parent, members, replace(opened.manifest, checked=checked))

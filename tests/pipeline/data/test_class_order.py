@@ -38,6 +38,7 @@ def test_an_index_of_any_common_form_is_read(tmp_path, index):
         (("class1", "class2"), "lacks `class10`"),
         ((*NATURAL, "class3"), "names `class3`, which is no class folder"),
         ((*NATURAL, "class1"), "names a class twice"),
+        ("~nobody-here/order.json", "is neither `sorted`, `natural`, a list of names, nor a file that can be read"),
         ("alphabetical", "`alphabetical` is neither `sorted`, `natural`, a list of names, nor a file"),
     ],
 )

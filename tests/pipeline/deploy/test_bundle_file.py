@@ -173,6 +173,19 @@ def test_a_check_of_another_file_is_refused(tmp_path, name):
             refused(tar, f"its check was of another {name} than the bundle holds or names")
 
 
+@pytest.mark.parametrize(("field", "value"), [("sha256_of_file", "0" * 64), ("backend", "a b"), ("run", ["sh"])])
+def test_what_bundle_json_cannot_say_is_refused(tar, field, value):
+    def change(members):
+        for info, content in members:
+            if info.name == "bundle.json":
+                said = {**json.loads(content), field: value}
+                content = json.dumps({**said, "digest": bundle_file.digest({**said, "digest": ""})}).encode()
+            yield info, content
+
+    rewritten(tar, change)
+    refused(tar, f"`{field}` in bundle.json, ", "is not what a bundle can have")
+
+
 @pytest.mark.parametrize("length", [0, 100, 512, 700, 5000, -512, -1])
 def test_a_bundle_that_was_cut_short_is_refused(tar, length):
     tar.write_bytes(tar.read_bytes()[:length])
