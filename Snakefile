@@ -20,6 +20,7 @@ CONFIG = jobs.configure(config, workflow.config_settings.replace_workflow_config
 
 onstart:
     lifetime.begin_run()  # stages end with this run, even if it is killed
+    jobs.tell_left_out(CONFIG)
 
 
 wildcard_constraints:

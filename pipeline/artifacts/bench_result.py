@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.export_result import TensorFacts
+from pipeline.artifacts.verify_result import Metric
 
 Number = int | float
 Status = Literal["ok", "unavailable", "failed"]
@@ -244,12 +246,24 @@ class Reference:
 
 @dataclass(frozen=True)
 class BenchAccuracy:
-    """Top-1 as in `CheckResult`, and the runtime that ran the file for it."""
+    """As in `CheckResult`, and the runtime that ran the file for it.
+
+    Attributes:
+        branched, fused, file: None where there is none, or where the metric is ``none``.
+    """
 
     branched: float | None
-    fused: float
+    fused: float | None
     file: float | None
     checked_by: str | None
+    metric: Metric = "top-1"
+
+
+def accuracy_of(checked: CheckResult) -> BenchAccuracy:
+    """What a bench tells of a file's accuracy, by its check."""
+    if checked.accuracy.metric == "none":
+        return BenchAccuracy(None, None, None, checked.checked_by, "none")
+    return BenchAccuracy(**vars(checked.accuracy), checked_by=checked.checked_by)
 
 
 @dataclass(frozen=True)

@@ -45,14 +45,14 @@ class BundledCheck:
     Attributes:
         by: the runtime.
         images: of the validation set.
-        accuracy: top-1 of the file.
+        accuracy: top-1 of the file; None where the images have no labels.
         converter, precision, agreement: see `CheckedForm`.
         subjects: sha256 of all that `check` saw; see `artifacts.evidence`. Empty in bundles of older versions.
     """
 
     by: str
     images: int
-    accuracy: float
+    accuracy: float | None
     converter: GateResult
     precision: GateResult | None
     agreement: float

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pipeline.artifacts.verify_result import Metric
 from pipeline.errors import InputError
 
 
@@ -16,11 +17,13 @@ class FileAccuracy:
         branched: None where the network came folded.
         fused: of fused.pt2.
         file: of the file that ships.
+        metric: see `ProvedAccuracy`.
     """
 
     branched: float | None
     fused: float
     file: float
+    metric: Metric = "top-1"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from pipeline.artifacts.verify_result import Metric
+
 
 @dataclass(frozen=True)
 class Rounding:
@@ -48,10 +50,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class QuantizedAccuracy:
-    """Top-1 of both programs on the validation images."""
+    """Top-1 of both programs on the validation images, or their agreement with the float one: see `ProvedAccuracy`."""
 
     fused: float
     quantized: float
+    metric: Metric = "top-1"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 from pipeline.artifacts.manifest import Preprocessing
 
+Metric = Literal["top-1", "agreement", "none"]
+
 
 @dataclass(frozen=True)
 class ProvedAccuracy:
@@ -14,10 +16,13 @@ class ProvedAccuracy:
     Attributes:
         branched: None where the network came folded.
         fused: of fused.pt2.
+        metric: ``agreement`` where the images have no labels: the share of them whose class is that of the network as
+            it was trained, in float. ``none`` is the same of generated images, which tells nothing of real ones.
     """
 
     branched: float | None
     fused: float
+    metric: Metric = "top-1"
 
 
 @dataclass(frozen=True)

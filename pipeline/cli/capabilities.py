@@ -138,9 +138,10 @@ def _bench(target: Target) -> Can:
 def _inputs(config: Config) -> tuple[Unavailable, ...]:
     """What the configuration names and is not there."""
     missing = []
-    if config.data.name == "imagefolder" and not Path(config.data.root).is_dir():
+    if config.data.name in ("imagefolder", "pictures") and not Path(config.data.root).is_dir():
+        held = "one folder of images a class" if config.data.has_labels else "the pictures"
         missing.append(Unavailable(f"There is no folder {config.data.root}.", "Set `data.root` in config.yaml to the "
-                       "folder that holds one folder of images a class."))  # fmt: skip
+                       f"folder that holds {held}."))  # fmt: skip
     for name, model in config.models.items():
         if model.checkpoint and not Path(model.checkpoint).is_file():
             missing.append(Unavailable(f"There is no file {model.checkpoint}.", f"Set `models.{name}.checkpoint` in "

@@ -30,28 +30,45 @@ def _path(given: str) -> str:
 
 _Path = Annotated[str, AfterValidator(_path)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=2, le=1_000_000, strict=True)]
 _Positive = Annotated[float, Field(gt=0, le=1)]
 
 
 class Data(Strict):
     """The data set for training and validation, and how its images become the network's input."""
 
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder", "pictures", "none"] = "digits"
     root: _Path | None = Field(None, description="folder of the images, or where torchvision downloads them to")
     image_size: int = Field(32, ge=1, description="side of the square input, pixels")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
     split_seed: int = 0
-    classes: str | tuple[str, ...] = Field(
+    classes: _Count | str | tuple[str, ...] = Field(
         "sorted",
-        description="order of an imagefolder's classes: sorted, natural, a list of names, or a JSON file of them",
+        description="order of an imagefolder's classes: sorted, natural, a list of names, or a JSON file of them; of "
+        "pictures and none: how many classes the network has, a list of names, or a JSON file of them",
     )
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the class of each image is known."""
+        return self.name not in ("pictures", "none")
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> "Data":
         if self.name == "imagefolder" and self.root is None:
             raise ValueError("data.root is not set; name the folder that holds one folder of images per class")
-        if self.classes != "sorted" and self.name != "imagefolder":
+        if self.name == "pictures" and self.root is None:
+            raise ValueError("data.root is not set; name the folder that holds the pictures")
+        if not self.has_labels:
+            if self.classes in ("sorted", "natural"):
+                raise ValueError(
+                    "data.classes is not set, and without labels nothing tells how many classes the network has; give "
+                    "their number, as `classes: 1000`, a list of their names, or a JSON file of them"
+                )
+        elif isinstance(self.classes, int):
+            raise ValueError("data.classes is a number, which is for pictures and none; the folders are the classes")
+        elif self.classes != "sorted" and self.name != "imagefolder":
             raise ValueError(f"data.classes orders the folders of an imagefolder; {self.name} has an order of its own")
         return self
 
@@ -142,6 +159,7 @@ class Config(Strict):
 
     Attributes:
         candidates: the candidates of each target of `precision: auto`, as targets of one precision each.
+        left_out: targets of int8, whose ranges come from pictures, where `data.name` is none.
     """
 
     data: Data
@@ -150,6 +168,7 @@ class Config(Strict):
     quantize: Quantize
     targets: dict[str, Target]
     candidates: dict[str, tuple[Target, ...]]
+    left_out: tuple[str, ...] = ()
     bundle: Bundle = Bundle()
 
     def exported(self, target: str) -> tuple[Target, ...]:
@@ -178,15 +197,34 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
     data = validate(Data, parts["data"], source, ("data",))
     validate(Training, parts["training"], source, ("training",))
     models = {name: _model(name, parts, data, source) for name in parts["models"]}
+    for name, model in models.items():
+        if not data.has_labels and model.checkpoint is None:
+            raise InputError(
+                f"{where(source, ('models', name))}: `{name}` has no checkpoint, and images without labels train no "
+                f"network. Set `checkpoint:` under its name to your .pth or .safetensors file, or `data.name` to a "
+                "data set with classes."
+            )
+        if data.name == "none" and model.recalibrate_bn:
+            raise InputError(
+                f"{where(source, ('models', name))}: `recalibrate_bn` estimates statistics from images, and "
+                "`data.name` is none. Take it away, or give pictures: `data: {name: pictures, root: FOLDER}`."
+            )
     if not models:
         raise InputError(f"{source}: `models:` names no network, so there is nothing to build. Add one, e.g. `toy:`.")
     verify = validate(Verify, parts["verify"], source, ("verify",))
     quantize = validate(Quantize, parts["quantize"], source, ("quantize",))
     bundle = validate(Bundle, parts["bundle"], source, ("bundle",))
     declared, candidates = targets.load(parts["targets"], rules, root)
+    left_out: tuple[str, ...] = ()
+    if data.name == "none":
+        left_out = tuple(name for name, target in declared.items() if target.precision == "int8")
+        declared = {name: target for name, target in declared.items() if name not in left_out}
+        candidates = {
+            name: tuple(one for one in every if one.precision != "int8") for name, every in candidates.items()
+        }
     return Config(
         data=data, models=models, verify=verify, quantize=quantize, targets=declared, candidates=candidates,
-        bundle=bundle,
+        left_out=left_out, bundle=bundle,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ class SplitSettings(Strict):
     root: str | None
     val_fraction: float
     split_seed: int
-    classes: str | tuple[str, ...] = "sorted"
+    classes: int | str | tuple[str, ...] = "sorted"
 
 
 class AdoptSettings(Strict):

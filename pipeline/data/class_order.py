@@ -50,6 +50,19 @@ def ordered(names: Sequence[str], order: str | Sequence[str]) -> tuple[str, ...]
     return tuple(given)
 
 
+def named(classes: int | str | Sequence[str]) -> tuple[str, ...]:
+    """The classes of a network, where no folder tells them: so many, all names, or the path of a JSON file of them.
+
+    Raises:
+        InputError: the file is no index of classes.
+    """
+    if isinstance(classes, int):
+        return tuple(map(str, range(classes)))
+    if isinstance(classes, str):
+        return tuple(_read(Path(os.path.expanduser(classes)), set()))
+    return tuple(classes)
+
+
 def _read(path: Path, names: set[str]) -> list[str]:
     try:
         return _names(json.loads(regular_file.content_of(path, _MOST_BYTES)), names)

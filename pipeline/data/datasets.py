@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import store
+from pipeline.data import generated
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
+UNKNOWN = -1
+"""The label of an image without one."""
 FOLDER = "imagefolder"
+PICTURES = "pictures"
+NONE = "none"
+OF_FILES = (FOLDER, PICTURES)
+"""Read image by image, from a folder."""
+UNLABELLED = (PICTURES, NONE)
+"""Without classes of their own: what a network says of an image is held against what it says in float."""
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -37,7 +46,7 @@ FACTS = {
     "cifar10": Facts((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), mirror=True),
     "cifar100": Facts((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), mirror=True),
     # the statistics of ImageNet, which photographs share
-    FOLDER: Facts((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), mirror=True),
+    **dict.fromkeys((FOLDER, PICTURES, NONE), Facts((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), mirror=True)),
 }
 _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -67,6 +76,8 @@ def files_of(name: str, root: str | None) -> dict[str, Path]:
     Raises:
         InputError: a package or a file is missing and cannot be had.
     """
+    if name == NONE:
+        return {}
     if name == "digits":
         found = importlib.util.find_spec("sklearn")
         if found is None or not found.submodule_search_locations:
@@ -101,6 +112,9 @@ def read_images(name: str, files: Mapping[str, Path]) -> Images:
     """
     import torch
 
+    if name == NONE:
+        pixels = generated.pictures()
+        return Images(pixels, torch.full((len(pixels),), UNKNOWN), (), 0)
     try:
         if name == "digits":
             return _digits(files["digits.csv.gz"])

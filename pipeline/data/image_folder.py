@@ -124,6 +124,23 @@ def scan(root: Path, order: str | Sequence[str] = "sorted") -> Tree:
     )
 
 
+def pictures(root: Path) -> Tree:
+    """Find the images of a folder, however deep, whatever their folders are called: a tree without classes.
+
+    Raises:
+        InputError: the folder is missing or holds no image, a link leads back up, or a name is not UTF-8.
+    """
+    if not root.is_dir():
+        raise InputError(f"data.root: {shown(root)} is not a folder. Name the folder that holds the pictures.")
+    found, other = [], []
+    for path in folder_layout.files_in(root):
+        (found if path.suffix.lower() in SUFFIXES else other).append(path.relative_to(root).as_posix())
+    if not found:
+        raise InputError(f"data.root: {shown(root)} holds no images ({', '.join(SUFFIXES)}). Put pictures there.")
+    _check_names(root, found)
+    return Tree(classes=(), images=tuple(found), labels=(), own_val=None, other=tuple(other))
+
+
 def _composed(name: str) -> str:
     """The name of a class folder as that of a class; a Mac's older file systems write an umlaut as two characters."""
     return unicodedata.normalize("NFC", name)

@@ -17,7 +17,7 @@ from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.data import folder_layout, image_folder, prepared_images, transforms
-from pipeline.data.datasets import FACTS, FOLDER, Facts, Images, files_of, read_images
+from pipeline.data.datasets import FACTS, OF_FILES, UNKNOWN, UNLABELLED, Facts, Images, files_of, read_images
 from pipeline.errors import InputError, quoted
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ class Split:
     def size(self, part: str) -> int:
         """Number of images in ``train`` or ``val``."""
         return len(self.parts[part])
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the class of each image is known; else every label that is read is `datasets.UNKNOWN`."""
+        return self.name not in UNLABELLED
 
     @property
     def facts(self) -> Facts:
@@ -151,7 +156,7 @@ class Split:
         """Images of a part before they are normalised: float32 (n, 1 or 3, image_size, image_size) in [0, 1]."""
         numbers = self.parts[part]
         chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
-        if self.name == FOLDER:
+        if self.name in OF_FILES:
             view = partial(transforms.resized, preprocessing=preprocessing)
             yield from image_folder.batches(self._items(chunks), view, workers)
             return
@@ -160,9 +165,10 @@ class Split:
 
     def _items(self, chunks: Sequence[Sequence[int]]) -> list[list[image_folder.Item]]:
         root, sources = Path(self.root or "").expanduser(), list(self.sources.items())
+        labels = self.labels or (UNKNOWN,) * len(sources)
         return [
             [
-                image_folder.Item(number, root / sources[number][0], sources[number][1], self.labels[number])
+                image_folder.Item(number, root / sources[number][0], sources[number][1], labels[number])
                 for number in chunk
             ]
             for chunk in chunks
@@ -306,7 +312,7 @@ def training_batches(
     generator = torch.Generator().manual_seed(seed)
     order = torch.tensor(split.parts["train"])[torch.randperm(split.size("train"), generator=generator)]
     chunks = [order[at * batch_size :][:batch_size] for at in range(training_steps(split, batch_size))]
-    if split.name == FOLDER:
+    if split.name in OF_FILES:
         items = split._items([chunk[rank::world].tolist() for chunk in chunks])
         for images, labels in image_folder.batches(
             items, transforms.FolderView(preprocessing, augment, split.facts.mirror), workers, seed
@@ -331,7 +337,7 @@ def listing(name: str, root: str | None, order: str | Sequence[str] = "sorted") 
     classes; its name alone for the others, which are published once and for all. The stage `split` then looks at the
     contents, and says what is wrong where this only notes it.
     """
-    if name != FOLDER:
+    if name not in OF_FILES:
         return name
     total = hashlib.sha256()
     named = [Path(os.path.expanduser(order))] if isinstance(order, str) else []

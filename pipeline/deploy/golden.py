@@ -25,7 +25,7 @@ class Golden:
     Attributes:
         input: float32 (N, 3, H, W), little-endian; uint8 if the file takes pixels.
         output: float32 (N, classes), little-endian.
-        labels: the true class of each image.
+        labels: the true class of each image; of those without labels, what the program says.
     """
 
     input: bytes
@@ -82,6 +82,8 @@ def tolerance(checked: CheckedForm, precision: str) -> float:
 
 def _chosen(split: splits.Split, count: int) -> splits.Split:
     """A split whose validation part is `count` of its images, spread over the classes."""
+    if not split.has_labels:
+        return replace(split, parts={"train": (), "val": split.parts["val"][:count]})
     labels = split.labels or split.images.labels.tolist()
     of_class: dict[int, list[int]] = {}
     for number in split.parts["val"]:

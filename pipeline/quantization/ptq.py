@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.quantize_result import Step
+from pipeline.artifacts.verify_result import Metric
 from pipeline.models import programs
+from pipeline.models.accuracy import share_right
 from pipeline.quantization import pt2e
 
 if TYPE_CHECKING:
@@ -97,19 +99,21 @@ def repair(
     calibration: "Sequence[Tensor]",
     accuracy: "Callable[[Callable[[Tensor], Tensor]], float]",
     limits: Limits,
+    metric: Metric = "top-1",
 ) -> Repaired:
     """Quantize a network, and mend what that breaks.
 
     Args:
         network: from `pt2e.network`.
         calibration: float32 batches (n, 3, H, W) of training images.
-        accuracy: top-1 on the validation images of a function from images to logits.
+        accuracy: by `metric`, on the validation images, of a function from images to logits.
         limits: when to stop.
+        metric: what `accuracy` gives.
 
     Returns:
         The best that was reached; whether it is within the limits is for the caller to hold.
     """
-    return _Repair(network, calibration, accuracy, limits).run()
+    return _Repair(network, calibration, accuracy, limits, metric).run()
 
 
 class _Repair:
@@ -119,6 +123,7 @@ class _Repair:
         calibration: "Sequence[Tensor]",
         accuracy: "Callable[[Callable[[Tensor], Tensor]], float]",
         limits: Limits,
+        metric: Metric,
     ) -> None:
         self.network, self.calibration, self.measure, self.limits = network, calibration, accuracy, limits
         self.moments: dict[str, Tensor] = {}
@@ -127,7 +132,7 @@ class _Repair:
         with simulation.as_float():
             self.want = simulation.logits(calibration)
             self.done = Repaired(prepared, simulation, accuracy(simulation))
-        print(f"float: right on {self.done.float_accuracy:.2%} of the validation images", flush=True)
+        print(f"float: it {share_right(self.done.float_accuracy, metric)}", flush=True)
 
     def run(self) -> Repaired:
         seen = self._observed()

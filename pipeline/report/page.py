@@ -14,6 +14,13 @@ _LEGEND = (
     "accuracy on the validation images, ms the median latency. `speed-up` is how many times as fast `file` is as "
     "`branched` on the same runtime, with its 95% interval; a note below says where it is over `fused` instead."
 )
+_TOP1 = "% is top-1 accuracy on the validation images, ms"
+_UNLABELLED = {
+    "agreement": "The pictures have no labels: % is the share of them on which the class is that of the network as it "
+    "was trained, in float. ms is",
+    "none": "There are no pictures: files were held against the network on generated ones, which tell nothing of its "
+    "accuracy, so there is no %. ms is",
+}
 _SLOWEST_LAYERS = (
     "The slowest operations of `file`, at most {count} for each model and target, and their share of the time of all "
     "operations. Profiling slows a runtime down, and the time between operations is counted in none of them, so "
@@ -44,7 +51,10 @@ def render(results: Sequence[BenchResult], profiles: Sequence[ProfileResult], fo
         profiles: likewise; those without figures are left out.
         forecasts: what int8 is expected to do, by model.
     """
-    parts = ["# What the fold gained", wrapped(_LEGEND), tables.benchmarks(results), _notes(results)]
+    legend = _LEGEND
+    for metric in {result.accuracy.metric for result in results} & _UNLABELLED.keys():
+        legend = _LEGEND.replace(_TOP1, _UNLABELLED[metric])
+    parts = ["# What the fold gained", wrapped(legend), tables.benchmarks(results), _notes(results)]
     parts += _candidates(results) if any(result.tried for result in results) else []
     for (runtime, precision), group in _by_reference(results).items():
         text = wrapped(_REFERENCE.format(runtime=runtime, precision=precision))
@@ -104,7 +114,8 @@ def _notes(results: Sequence[BenchResult]) -> str:
         baseline = next(iter(list(result.forms)[1:]), "branched")
         if baseline != "branched" and not (result.chosen and result.speedup is None):
             baselines.setdefault(baseline, []).append(result.target)
-    folded = [result.model for result in results if result.accuracy.branched is None]
+    told = [result for result in results if result.accuracy.metric != "none"]
+    folded = [result.model for result in told if result.accuracy.branched is None]
     lines = [f"- {_listed(folded)}: came folded, so there is no branched network to compare with."] if folded else []
     lines += [
         f"- {_listed(targets)}: {status}. {reason.rstrip('.')}. To get figures: {remedy.rstrip('.')}."

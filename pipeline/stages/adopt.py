@@ -6,9 +6,9 @@
 The file is a .safetensors, or a .pth, .pt or .ckpt of which only the weights are read: code in it never runs. Its
 keys may be those of repnets, of the official RepVGG and MobileOne, or of timm, in training or in deploy form, and may
 all have a prefix (`module.`, `_orig_mod.`, `model.`). Every tensor of the network must be there, and no other; the
-number of classes must be that of the data set; no value may be NaN. The accuracy on the validation images is measured
-and printed: if it is no better than guessing, the order of the classes or the preprocessing is not the one that the
-network was trained with.
+number of classes must be that of the data set; no value may be NaN. Where the images have labels, the accuracy on the
+validation images is measured and printed: if it is no better than guessing, the order of the classes or the
+preprocessing is not the one that the network was trained with.
 
 The result is a checkpoint like that of the stage `train`. If it is of the deploy form, its header says so: it has the
 weights of the fused network, and there is no branched network.
@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.artifacts import digests, store
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
@@ -27,6 +28,9 @@ from pipeline.data import class_order, splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints, networks
 from pipeline.models.accuracy import better_order, predictions
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path) -> None:
@@ -74,6 +78,26 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
     checkpoints.load_strict(model, state, settings.arch, str(source))
     model.eval()
     networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
+    metrics = {"val_accuracy": _accuracy(model, images, preprocessing, source)} if images.has_labels else {}
+    if not metrics:
+        print(f"adopt: {source.name} is taken as it is: the images have no labels, so nothing says how good it is")
+    made = CheckpointHeader(
+        arch=settings.arch,
+        num_classes=len(images.classes),
+        preprocessing=preprocessing,
+        data_digest=images.digest,
+        epoch=header.epoch if header else None,
+        weights=weights,
+        form=form,
+        seed=header.seed if header else None,
+        metrics=metrics,
+        adopted_from=digests.digest(source),
+    )
+    checkpoints.write(checkpoint, model.state_dict(), made)
+
+
+def _accuracy(model: "nn.Module", images: splits.Split, preprocessing: Preprocessing, source: Path) -> float:
+    """Top-1 on the validation images; warns where the classes seem to be in another order, or it guesses."""
     guessed, labels = predictions(model, images, preprocessing)
     accuracy = int((guessed == labels).sum()) / len(labels)
     print(
@@ -90,19 +114,7 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
             "trained with.",
             file=sys.stderr,
         )
-    made = CheckpointHeader(
-        arch=settings.arch,
-        num_classes=len(images.classes),
-        preprocessing=preprocessing,
-        data_digest=images.digest,
-        epoch=header.epoch if header else None,
-        weights=weights,
-        form=form,
-        seed=header.seed if header else None,
-        metrics={"val_accuracy": accuracy},
-        adopted_from=digests.digest(source),
-    )
-    checkpoints.write(checkpoint, model.state_dict(), made)
+    return accuracy
 
 
 def _another_order(order: list[str], classes: Sequence[str], labels: Sequence[int], accuracy: float) -> str:

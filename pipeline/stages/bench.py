@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline import backends
 from pipeline.artifacts import digests, documents, evidence, store
-from pipeline.artifacts.bench_result import UNTIMED, BenchAccuracy, BenchResult, Measured, Reference, ReferenceResult
+from pipeline.artifacts.bench_result import UNTIMED, BenchResult, Measured, Reference, ReferenceResult, accuracy_of
 from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest
@@ -127,7 +127,7 @@ def _bench(
         input=written.input,
         **vars(measured) | {"forms": {name: replace(one, **facts[name]) for name, one in measured.forms.items()}},
         reference=reference,
-        accuracy=BenchAccuracy(**vars(checked.accuracy), checked_by=checked.checked_by),
+        accuracy=accuracy_of(checked),
         conditions=runs[0].conditions if runs else None,
         files={name: tuple(form.files) for name, form in written.forms.items()},
     )

@@ -135,7 +135,7 @@ def _pack(
         checked=BundledCheck(
             by=checked.checked_by,
             images=checked.images,
-            accuracy=checked.accuracy.file,
+            accuracy=checked.accuracy.file if checked.accuracy.metric == "top-1" else None,
             converter=checked_form.converter,
             precision=checked_form.precision,
             agreement=checked_form.agreement,

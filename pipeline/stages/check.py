@@ -155,6 +155,8 @@ def _references(
         key = sources.get(form, sources["fused"]), precision
         if key not in made:
             made[key] = Reference(key[0], images, replace(spec, precision=precision), whole_pixels)
+    judge = made[sources["fused"], precisions["fused"]]  # its logits are those of fused.pt2 in any precision
+    made = {key: one if one is judge else replace(one, judge=judge) for key, one in made.items()}
     return {form: made[sources.get(form, sources["fused"]), precision] for form, precision in precisions.items()}
 
 

@@ -63,6 +63,16 @@ def configure(changes: Mapping[str, Any], replace: bool = False) -> project.Conf
     return read
 
 
+def tell_left_out(read: project.Config) -> None:
+    """Say which targets are not built, and why."""
+    if read.left_out:
+        print(
+            f"note: {', '.join(read.left_out)} are left out: the ranges of int8 come from pictures, and data.name is "
+            "none. A folder of them will do, without labels: `data: {name: pictures, root: FOLDER}`.",
+            file=sys.stderr,
+        )
+
+
 def split(workflow: Any) -> Callable[[Any], str]:
     """A function of a job's wildcards: the split, which every model begins with.
 

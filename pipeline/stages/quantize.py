@@ -30,12 +30,12 @@ from pipeline.artifacts.quantize_result import (
     Rounding,
     Scheme,
 )
-from pipeline.artifacts.verify_result import VerifyResult
+from pipeline.artifacts.verify_result import Metric, VerifyResult
 from pipeline.config.stages import QuantizeSettings
-from pipeline.data import splits
+from pipeline.data import datasets, splits
 from pipeline.errors import GateError, InputError, first_line
 from pipeline.models import program_file, programs
-from pipeline.models.accuracy import top1_accuracy
+from pipeline.models.accuracy import metric_of, predictions, share_right, top1_accuracy
 from pipeline.quantization import pt2e, ptq
 
 if TYPE_CHECKING:
@@ -84,22 +84,23 @@ def _quantize(settings: QuantizeSettings, inputs: Inputs, places: dict[str, Path
     program, lineage = program_file.read(fused)
     images = splits.open_split(inputs.paths["split"])
     calibration, about = _calibration(images, settings.calibration_images, preprocessing)
-    network = pt2e.network(program)
+    network, metric = pt2e.network(program), metric_of(images)
     _require_usable(network, calibration[0][:1], fused)
+    in_float = None if images.has_labels else predictions(network, images, preprocessing, _BATCH)[0]
 
     def accuracy(model: "Callable[[Tensor], Tensor]") -> float:
-        return top1_accuracy(model, images, preprocessing, _BATCH)
+        return top1_accuracy(model, images, preprocessing, _BATCH, in_float)
 
     limits = ptq.Limits(
         settings.max_accuracy_drop, settings.max_float_layers, _training(settings, images, preprocessing)
     )
-    done = ptq.repair(network, calibration, accuracy, limits)
+    done = ptq.repair(network, calibration, accuracy, limits, metric)
     outside = pt2e.in_float(done.prepared)
     written = pt2e.convert(done.prepared, done.simulation, preprocessing.image_size)
     # what the fused network asserts of its sizes is not in the one that was quantized
     programs.narrow(written, program)
     reached = accuracy(programs.as_module(written))
-    result = _result(done, reached, about, outside, lineage | {"fused": inputs.sha256["fused"]})
+    result = _result(done, reached, metric, about, outside, lineage | {"fused": inputs.sha256["fused"]})
     if done.float_accuracy - reached > settings.max_accuracy_drop:
         if not settings.may_lose:
             raise GateError(_refusal(fused, settings, result))
@@ -114,6 +115,11 @@ def _calibration(images: splits.Split, wanted: int, preprocessing: Preprocessing
     """Batches of training images, and what tells which they were."""
     sample = images.sample("train", wanted)
     count = sample.size("train")
+    if images.name == datasets.NONE:
+        raise InputError(
+            "int8 takes its ranges from pictures such as the device will see, and `data.name` is none. Give a folder "
+            "of them, `data: {name: pictures, root: FOLDER}`, without labels; or leave out the targets of int8."
+        )
     if not count:
         raise InputError("the train part of the split holds no image, so there is nothing to calibrate int8 with.")
     if count < _FEW:
@@ -159,7 +165,12 @@ def _training(settings: QuantizeSettings, images: splits.Split, preprocessing: P
 
 
 def _result(
-    done: ptq.Repaired, reached: float, about: Calibration, outside: dict[str, int], lineage: dict[str, str]
+    done: ptq.Repaired,
+    reached: float,
+    metric: Metric,
+    about: Calibration,
+    outside: dict[str, int],
+    lineage: dict[str, str],
 ) -> QuantizeResult:
     """Of a program that holds its gate, before it is written: its `subjects` are not known yet."""
 
@@ -186,7 +197,7 @@ def _result(
             activations=Rounding("int8", True, "tensor", done.ways[0]),
         ),
         calibration=about,
-        accuracy=QuantizedAccuracy(done.float_accuracy, reached),
+        accuracy=QuantizedAccuracy(done.float_accuracy, reached, metric),
         steps=tuple(done.steps),
         layers=tuple(layer.title for layer in done.simulation.layers),
         in_float=InFloat(tuple(kept), outside),
@@ -205,7 +216,7 @@ def _refusal(fused: Path, settings: QuantizeSettings, result: QuantizeResult) ->
     tries += ["a network that is made for int8 (arch qarepvgg_a0 in place of repvgg_a0)"]
     tries += ["another precision in target.yaml (fp16)"]
     return (
-        f"{fused}: in int8 it is right on {accuracy.quantized:.2%} of the validation images, in float32 on "
+        f"{fused}: in int8 it {share_right(accuracy.quantized, accuracy.metric)}, in float32 on "
         f"{accuracy.fused:.2%}; allowed is a drop of {settings.max_accuracy_drop:.2%} (quantize.max_accuracy_drop). "
         f"That is the best of {len(result.steps)} steps, which the log has. The layers that lose most, by what "
         f"each alone does to the logits, of their variance: {worst}. fuse.json says why, under `forecast`. Try "
@@ -216,7 +227,7 @@ def _refusal(fused: Path, settings: QuantizeSettings, result: QuantizeResult) ->
 def _headline(result: QuantizeResult) -> str:
     accuracy, kept = result.accuracy, result.in_float
     line = (
-        f"int8: {len(result.layers)} layers, right on {accuracy.quantized:.2%} of the validation images; "
+        f"int8: {len(result.layers)} layers; it {share_right(accuracy.quantized, accuracy.metric)}; "
         f"in float {accuracy.fused:.2%}"
     )
     if result.status == "lost":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.artifacts import digests, documents, evidence, store
-from pipeline.artifacts.bench_result import UNTIMED, BenchAccuracy, BenchResult, Run, Tried
+from pipeline.artifacts.bench_result import UNTIMED, BenchResult, Run, Tried, accuracy_of
 from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import FileFacts, Manifest
@@ -252,7 +252,7 @@ def _race(
         power=power,
         sustained=sustained,
         reference=None,
-        accuracy=BenchAccuracy(**vars(winner.checked.accuracy), checked_by=winner.checked.checked_by),
+        accuracy=accuracy_of(winner.checked),
         conditions=runs[0].conditions if runs else None,
         files={name: tuple(passed[name].written.shipped_form.files) for name in order},
     )

@@ -17,7 +17,7 @@ from pipeline.config.stages import RecalibrateSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
-from pipeline.models.accuracy import top1_accuracy
+from pipeline.models.accuracy import predictions, top1_accuracy
 
 _BATCH_SIZE = 256
 
@@ -62,17 +62,18 @@ def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> No
     sample = images.sample("train", wanted)
     count = sample.size("train")
     batches = -(-count // _BATCH_SIZE)
-    before = top1_accuracy(model, images, preprocessing)
+    labels = None if images.has_labels else predictions(model, images, preprocessing)[0]
+    before = top1_accuracy(model, images, preprocessing, labels=labels)
     fresh = recalibrated(model, (batch for batch, _ in sample.batches("train", preprocessing, -(-count // batches))))
-    after = top1_accuracy(fresh, images, preprocessing)
-    print(
-        f"recalibrate: statistics of {count} training images; right on {after:.2%} of {images.size('val')} "
-        f"validation images, before on {before:.2%}",
-        flush=True,
-    )
+    after = top1_accuracy(fresh, images, preprocessing, labels=labels)
+    if images.has_labels:
+        told = f"right on {after:.2%} of {images.size('val')} validation images, before on {before:.2%}"
+    else:
+        told = f"{after:.2%} of {images.size('val')} pictures are of the same class as before"
+    print(f"recalibrate: statistics of {count} training images; {told}", flush=True)
     made = replace(
         header,
-        metrics={**header.metrics, "val_accuracy": after},
+        metrics={**header.metrics, "val_accuracy": after} if images.has_labels else header.metrics,
         recalibrated={"images": count, "from": digests.digest(checkpoint)},
     )
     checkpoints.write(output, fresh.state_dict(), made)

@@ -84,8 +84,10 @@ def _fuse(inputs: Inputs, places: dict[str, Path]) -> None:
         "data_digest": header.data_digest,
         "recalibrated": header.recalibrated,
     }
-    images = _images(inputs.paths["split"], header.preprocessing, result.report)
-    _require_finite(model, images[0], inputs.paths["checkpoint"])
+    split = splits.open_split(inputs.paths["split"])
+    images = _images(split, header.preprocessing, result.report)
+    shown = images or next(split.batches("val", header.preprocessing, _BATCH))
+    _require_finite(model, shown[0], inputs.paths["checkpoint"])
     if "batch" not in result.report.free:
         raise InputError(
             f"`{header.arch}` takes {len(example)} images at once and no other number, so it cannot be verified on a "
@@ -115,10 +117,10 @@ def _require_finite(model: "nn.Module", images: "Tensor", checkpoint: Path) -> N
         )
 
 
-def _images(split: Path, preprocessing: Preprocessing, report: "FuseReport") -> "list[Tensor]":
-    """Images of the train part, the same ones for the same network, prepared as for inference."""
+def _images(split: splits.Split, preprocessing: Preprocessing, report: "FuseReport") -> "list[Tensor]":
+    """Images of the train part, the same ones for the same network, prepared as for inference; none of `none`."""
     wanted = max(_FEWEST, min(_IMAGES, int(_MACS / max(report.after.macs, 1))))
-    sample = splits.open_split(split).sample("train", wanted)
+    sample = split.sample("train", wanted)
     return [batch for batch, _ in sample.batches("train", preprocessing, _BATCH)]
 
 

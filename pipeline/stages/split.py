@@ -4,7 +4,8 @@
 
 The split depends on the images and on data.split_seed alone. A data set with a test part of its own
 (fashion_mnist, cifar10, cifar100, an image folder with val/, valid/, test/ or the like) keeps it; of the others,
-data.val_fraction of each class is held out. The validation images prove every later stage, so they are never augmented.
+data.val_fraction of each class is held out. Pictures without labels are parted likewise; of `none` some are made by a
+seed, for validation alone. The validation images prove every later stage, so they are never augmented.
 
 split.json holds the sha256 of everything that was read. For an image folder each run of this stage reads
 every image once to know whether anything changed, at the speed of the disk, and decodes every image once
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 from pipeline.artifacts import digests, store
 from pipeline.config.stages import SplitSettings
-from pipeline.data import image_file, image_folder, splits
+from pipeline.data import class_order, datasets, generated, image_file, image_folder, splits
 from pipeline.errors import InputError, shown
 
 _R = TypeVar("_R")
@@ -39,9 +40,10 @@ def run(settings: SplitSettings, *, output: Path) -> None:
         InputError: the data set is missing, or an image folder is empty, has one class, or holds an image
             that cannot be decoded; the files are named.
     """
-    if settings.name == splits.FOLDER:
+    if settings.name in datasets.OF_FILES:
         root = Path(settings.root or "").expanduser()
-        tree = image_folder.scan(root, settings.classes)
+        labelled = settings.name == datasets.FOLDER
+        tree = image_folder.scan(root, settings.classes) if labelled else image_folder.pictures(root)
         found = _of_each(_digest, [root / name for name in tree.images], "reading")
         sources = dict(zip(tree.images, found, strict=True))
     else:
@@ -49,7 +51,11 @@ def run(settings: SplitSettings, *, output: Path) -> None:
         sources = {name: digests.digest(path) for name, path in splits.files_of(settings.name, settings.root).items()}
 
     def build(outputs: dict[str, Path], _scratch: Path) -> None:
-        made = _of_memory(settings, sources) if tree is None else _of_folder(settings, tree, sources)
+        if settings.name == datasets.NONE:
+            parts = {"train": (), "val": range(generated.COUNT)}
+            made = splits.new_split(settings.name, None, class_order.named(settings.classes), {}, [], parts)
+        else:
+            made = _of_memory(settings, sources) if tree is None else _of_folder(settings, tree, sources)
         splits.write_split(outputs["split"], made)
 
     store.cached(
@@ -77,8 +83,11 @@ def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split
 def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[str, str]) -> splits.Split:
     root = Path(settings.root or "").expanduser()
     seen = _of_each(image_file.inspect, [root / name for name in tree.images], "decoding")
-    if tree.own_val is None:
-        parts = _held_out(settings, tree.classes, tree.labels, tree.images)
+    classes = tree.classes or class_order.named(settings.classes)
+    if not tree.labels:
+        parts = _of_pictures(settings, tree.images)
+    elif tree.own_val is None:
+        parts = _held_out(settings, classes, tree.labels, tree.images)
     else:
         parts = {
             part: [number for number, held in enumerate(tree.own_val) if held is (part == "val")]
@@ -95,7 +104,19 @@ def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[s
         notes.append(f"{rotated} images have an EXIF rotation, which is not applied, here and on devices")
     for note in notes:
         print(f"split: {note}", flush=True)
-    return splits.new_split(settings.name, settings.root, tree.classes, sources, tree.labels, parts)
+    return splits.new_split(settings.name, settings.root, classes, sources, tree.labels, parts)
+
+
+def _of_pictures(settings: SplitSettings, names: Sequence[str]) -> dict[str, list[int]]:
+    """Those for the ranges of int8, and those that files are held against, by the hash of a picture's name."""
+    order = sorted(range(len(names)), key=lambda number: _key(settings, names[number]))
+    held = set(order[: max(1, round(settings.val_fraction * len(names)))])
+    numbers = range(len(names))
+    return {"train": [n for n in numbers if n not in held], "val": [n for n in numbers if n in held]}
+
+
+def _key(settings: SplitSettings, name: str) -> bytes:
+    return hashlib.sha256(f"{settings.split_seed} {name}".encode()).digest()
 
 
 def _digest(path: Path) -> str:
@@ -114,7 +135,7 @@ def _held_out(
                 f"class `{name}` has {len(members)} image, so none can be held out for validation. Add "
                 "images to it, or leave the class out."
             )
-        members.sort(key=lambda number: hashlib.sha256(f"{settings.split_seed} {names[number]}".encode()).digest())
+        members.sort(key=lambda number: _key(settings, names[number]))
         held.update(members[: min(max(1, round(settings.val_fraction * len(members))), len(members) - 1)])
     numbers = range(len(labels))
     return {"train": [n for n in numbers if n not in held], "val": [n for n in numbers if n in held]}
@@ -152,10 +173,11 @@ def _of_each(work: Callable[[Path], _R], images: Sequence[Path], doing: str) -> 
 def _tell(output: Path) -> None:
     split = splits.open_split(output)
     sizes: dict[str, Any] = {part: split.size(part) for part in ("train", "val")}
-    print(
-        f"split: {split.name}, {len(split.classes)} classes, {sizes['train']} images to train on, "
-        f"{sizes['val']} held out"
-    )
+    if split.has_labels:
+        use = f"{sizes['train']} images to train on, {sizes['val']} held out"
+    else:
+        use = f"{sizes['train']} pictures for the ranges of int8, {sizes['val']} to hold files against, without labels"
+    print(f"split: {split.name}, {len(split.classes)} classes, {use}")
     if split.labels:
         train, val = ({list(split.sources.values())[n] for n in split.parts[part]} for part in ("train", "val"))
         if twice := len(train & val):

@@ -24,10 +24,20 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import documents, store
 from pipeline.artifacts.digests import Inputs
-from pipeline.artifacts.verify_result import Float32, Float64, FormErrors, ProvedAccuracy, Tie, VerifyResult, Weights
+from pipeline.artifacts.verify_result import (
+    Float32,
+    Float64,
+    FormErrors,
+    Metric,
+    ProvedAccuracy,
+    Tie,
+    VerifyResult,
+    Weights,
+)
 from pipeline.config.project import Verify
 from pipeline.errors import GateError
 from pipeline.models import checkpoints, program_file, programs
+from pipeline.models.accuracy import metric_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -89,7 +99,7 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
         file = programs.as_module(program)
         float32 = _hold_float32(exact, model, file, samples, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
-        seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding)
+        seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding, metric_of(images))
         again = fuse(refused.module, torch.zeros(2, 3, size, size, dtype=torch.float64))
     if again.report.regions:
         raise GateError(
@@ -204,14 +214,18 @@ def _hold_float32(
 
 
 def _hold_predictions(
-    model: "nn.Module", file: "nn.Module", batches: Any, rounding: float
+    model: "nn.Module", file: "nn.Module", batches: Any, rounding: float, metric: Metric
 ) -> tuple[int, ProvedAccuracy, tuple[Tie, ...]]:
-    """How many images there were, on how many of them each form is right, and those whose class differs."""
+    """How many images there were, on how many of them each form is right, and those whose class differs.
+
+    Of images without labels, what the branched network says is right.
+    """
     correct = {"branched": 0, "fused": 0}
     seen, ties = 0, []
     for batch, labels in batches:
         logits = {"branched": model(batch), "fused": file(batch)}
         classes = {form: values.argmax(1) for form, values in logits.items()}
+        labels = classes["branched"] if metric != "top-1" else labels
         for form in correct:
             correct[form] += int((classes[form] == labels).sum())
         for row in (classes["branched"] != classes["fused"]).nonzero().flatten().tolist():
@@ -227,7 +241,8 @@ def _hold_predictions(
         seen += len(labels)
     if not seen:
         raise GateError("predictions: the validation split holds no image, so nothing was compared.")
-    return seen, ProvedAccuracy(**{form: count / seen for form, count in correct.items()}), tuple(ties)
+    accuracy = ProvedAccuracy(**{form: count / seen for form, count in correct.items()}, metric=metric)
+    return seen, accuracy, tuple(ties)
 
 
 def _index(tensor: "Tensor") -> tuple[int, ...]:

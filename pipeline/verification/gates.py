@@ -13,6 +13,7 @@ from pipeline.backends.worker import client
 from pipeline.config.targets import WEIGHTS_ALONE, Check
 from pipeline.errors import GateError
 from pipeline.models import programs
+from pipeline.models.accuracy import metric_of, share_right
 from pipeline.verification import compare, localize
 from pipeline.verification.reference import Reference
 
@@ -165,7 +166,10 @@ class CheckedFile:
             batch = self.reference.spec.input_shape[0]
             got = self.predict(images, session="exact", batch=batch)
         error, found = compare.mean_error(*self._comparable(got, want)), self._compare(got, want)
-        allowed, tolerance = max(compare.EXACT_INT8, compare.SLACK * self.reference.last_digits[0]), self._tolerance
+        allowed, tolerance = (
+            max(compare.EXACT_INT8, compare.SLACK * self.reference.last_digits(beside)[0]),
+            self._tolerance,
+        )
         if not error <= allowed:
             raise GateError(
                 f"{self.file}: {found} quantized.pt2, and on average an image is off by {error:.1e} of the largest "
@@ -201,16 +205,17 @@ class CheckedFile:
         precision = self.reference.spec.precision
         if self.gates.tolerance or self.form != "quantized":
             return self.gates.tolerance or compare.TOLERANCE["fp16" if precision in WEIGHTS_ALONE else precision]
-        in_half = backends.load(self.backend).float_beside_int8 == "fp16"
-        return max(compare.TOLERANCE["int8"], compare.SLACK * self.reference.last_digits[1]) * (
-            compare.SLACK if in_half else 1
+        beside = backends.load(self.backend).float_beside_int8
+        return max(compare.TOLERANCE["int8"], compare.SLACK * self.reference.last_digits(beside)[1]) * (
+            compare.SLACK if beside == "fp16" else 1
         )
 
     def _check_accuracy(self, fused: float) -> None:
         share, allowed = self.accuracy, self.gates.max_accuracy_drop
         if fused - share > allowed:
+            metric = metric_of(self.reference.split)
             raise GateError(
-                f"{self.file}: top-1 is {share:.2%} on the validation set, that of the fused network {fused:.2%}; "
+                f"{self.file}: it {share_right(share, metric)}, and the fused network on {fused:.2%}; "
                 f"allowed is a drop of {allowed:.2%} (check.max_accuracy_drop). {self._remedy}"
             )
 

@@ -35,6 +35,7 @@ class Reference:
         whole_pixels: whether the file takes an image of 8-bit pixels, so that both sides are given such.
         weights: by the parameter's name, those that take the place of the program's: a file's own, where it compresses
             them.
+        judge: of images without labels, what the program is held against; None: itself.
     """
 
     source: Path
@@ -42,6 +43,8 @@ class Reference:
     spec: ExportSpec
     whole_pixels: bool = False
     weights: "Mapping[str, np.ndarray]" = field(default_factory=dict)
+    judge: "Reference | None" = None
+    _last_digits: dict[str, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def images(self) -> "Iterator[np.ndarray]":
         """All validation images in order, preprocessed, as float32 pieces (m, 3, H, W); they need not fit in memory."""
@@ -79,7 +82,9 @@ class Reference:
 
     @property
     def labels(self) -> "np.ndarray":
-        """int64 (images,): the classes of the validation images."""
+        """int64 (images,): the classes of the validation images; of those without, what the float network says."""
+        if not self.split.has_labels:
+            return (self.judge or self).logits.argmax(1)
         return self._answers[1]
 
     @property
@@ -130,24 +135,29 @@ class Reference:
         with torch.inference_mode():
             return relative_error(_in_batches(all_numbers, images), _in_batches(weights, images))
 
-    @cached_property
-    def last_digits(self) -> tuple[float, float]:
+    def last_digits(self, precision: str) -> tuple[float, float]:
         """How far the logits of an int8 program move by the order of float32 sums alone, of the largest logit: on
         average over the same images, and at most.
 
         A value in the middle between two integers goes one way or the other, and what follows amplifies it: the deeper
         the network, the more. Torch computes it twice, with oneDNN's convolutions and without.
+
+        Args:
+            precision: of the numbers that are not int8; rounded to half, many more values lie in such a middle.
         """
         import torch
 
         from pipeline.verification.compare import compare, mean_error
 
-        images, want = self.stored("fp32")
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore", UserWarning)  # setting one flag sets another, of Intel's GPUs
-            with torch.backends.mkldnn.flags(enabled=False):
-                got = _in_batches(self._module, torch.from_numpy(images)).numpy()
-        return mean_error(got, want), compare(got, want).relative_error
+        if precision not in self._last_digits:
+            images, want = self.stored(precision)
+            module = programs.with_rounded_weights(self._module, precision)
+            with warnings.catch_warnings(), torch.inference_mode():
+                warnings.simplefilter("ignore", UserWarning)  # setting one flag sets another, of Intel's GPUs
+                with torch.backends.mkldnn.flags(enabled=False):
+                    got = _in_batches(module, torch.from_numpy(images)).numpy()
+            self._last_digits[precision] = mean_error(got, want), compare(got, want).relative_error
+        return self._last_digits[precision]
 
     def outputs_by_layer(self, image: "np.ndarray", exact: bool) -> "dict[str, np.ndarray]":
         """What each layer should give for an image, by its name: in float32, with rounded weights where `exact`."""

@@ -51,6 +51,40 @@ def forms(read):
     return resolve.forms(read, read.targets["phone"], "toy")
 
 
+UNLABELLED = """
+data: {name: none, classes: 1000}
+models:
+  mine: {arch: toy, checkpoint: mine.pth}
+"""
+
+
+def test_without_pictures_the_targets_of_int8_are_left_out(written, capsys):
+    read = written(UNLABELLED, "backend: executorch\nprecision: int8")
+    assert (read.targets, read.left_out, read.data.has_labels) == ({}, ("phone",), False)
+    jobs.tell_left_out(read)
+    assert "phone are left out: the ranges of int8 come from pictures, and data.name is none" in capsys.readouterr().err
+    with_folder = UNLABELLED.replace("none,", "pictures, root: photos,")
+    assert list(written(with_folder, "backend: executorch\nprecision: int8").targets) == ["phone"]
+    auto = written(UNLABELLED, "backend: executorch\nprecision: auto")
+    assert [one.precision for one in auto.exported("phone")] == ["fp32", "fp16"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (", classes: 1000", "", "data.classes is not set, and without labels nothing tells how many classes"),
+        ("none,", "pictures,", "data.root is not set; name the folder that holds the pictures"),
+        (", checkpoint: mine.pth", "", "`mine` has no checkpoint, and images without labels train no network"),
+        ("mine.pth", "mine.pth, recalibrate_bn: 64", "`recalibrate_bn` estimates statistics from images"),
+        ("none,", "digits,", "data.classes is a number, which is for pictures and none"),
+        ("1000", "1", "greater than or equal to 2"),
+    ],
+)
+def test_what_images_without_labels_cannot_do(written, old, new, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        written(UNLABELLED.replace(old, new))
+
+
 def test_expand_is_told_in_the_arch(written):
     read = written(CONFIG.replace("  toy:", "  own: {arch: resnet18, expand: dbb}"))
     assert (read.models["own"].arch, read.models["own"].expand) == ("resnet18+dbb", "dbb")

@@ -1,0 +1,188 @@
+"""Pictures without labels, and no pictures at all: every stage runs, and nothing is called accuracy that is none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+import repnets
+from pipeline import backends
+from pipeline.artifacts import documents
+from pipeline.artifacts.bench_result import accuracy_of
+from pipeline.artifacts.check_result import CheckResult
+from pipeline.config.project import Verify
+from pipeline.config.stages import (
+    AdoptSettings,
+    CheckSettings,
+    ExportSettings,
+    NoSettings,
+    QuantizeSettings,
+    SplitSettings,
+)
+from pipeline.config.targets import Check
+from pipeline.data import datasets, generated, splits
+from pipeline.errors import GateError, InputError
+from pipeline.models import checkpoints
+from pipeline.stages import adopt, check, export, quantize, reparameterize, split, verify
+
+CLASSES = 7
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of 20 crops of photographs, in folders that are no classes, and a note."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    photographs = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    for number in range(20):
+        photograph, (top, left) = photographs[number % 2], draw.integers(0, 200, 2)
+        place = folder / ("train" if number < 3 else "") / f"{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(photograph[top : top + 90, left : left + 120]).save(place)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Of a toy network that was trained elsewhere."""
+    torch.manual_seed(0)
+    model = repnets.create_model("toy", num_classes=CLASSES)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.0)
+            torch.nn.init.normal_(layer.running_mean, std=0.3)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2.0)
+    file = tmp_path_factory.mktemp("weights") / "mine.pth"
+    torch.save(model.state_dict(), file)
+    return file
+
+
+class Built:
+    """The artifacts of a model, made by the stages themselves from weights and a data set without labels."""
+
+    def __init__(self, folder: Path, weights: Path, name: str, root: Path | None) -> None:
+        self.folder, self.split, self.checkpoint = folder, folder / "split.json", folder / "checkpoint.safetensors"
+        self.fused, self.verify, self.quantized = (
+            folder / one for one in ("fused.pt2", "verify.json", "quantized.pt2")
+        )
+        settings = SplitSettings(name=name, root=root and str(root), val_fraction=0.4, split_seed=0, classes=CLASSES)
+        split.run(settings, output=self.split)
+        arch = AdoptSettings(arch="toy", image_size=32, interpolation="bilinear")
+        adopt.run(arch, source=weights, split=self.split, checkpoint=self.checkpoint)
+        made = {"checkpoint": self.checkpoint, "split": self.split}
+        reparameterize.run(NoSettings(), **made, fused=self.fused, report=folder / "fuse.json")
+        verify.run(Verify(), **made, fused=self.fused, output=self.verify)
+
+    def quantize(self, **settings: object) -> dict:
+        quantize.run(
+            QuantizeSettings(calibration_images=12, **settings),
+            fused=self.fused, verify=self.verify, split=self.split, quantized=self.quantized,
+            report=self.folder / "quantize.json",
+        )  # fmt: skip
+        return json.loads((self.folder / "quantize.json").read_text())
+
+    def check(self, precision: str, **gates: float) -> CheckResult:
+        forms = ("quantized", "fused") if precision == "int8" else ("fused", "branched")
+        place = self.folder / precision
+        place.mkdir(exist_ok=True)
+        settings = ExportSettings(
+            target="board", model="mine", backend="executorch", precision=precision, forms=forms, batch=1,
+            image_size=None, options={},
+        )  # fmt: skip
+        made = {"fused": self.fused, "verify": self.verify} | (
+            {"quantized": self.quantized} if precision == "int8" else {}
+        )
+        export.run(settings, checkpoint=self.checkpoint, **made, manifest=place / "manifest.json")
+        check.run(
+            CheckSettings(backend="executorch", check=Check(**gates)),
+            manifest=place / "manifest.json",
+            files=[place / name for name in backends.file_names("executorch", forms)],
+            **made, split=self.split, output=place / "check.json",
+        )  # fmt: skip
+        return documents.read(CheckResult, place / "check.json")
+
+
+@pytest.fixture(scope="module")
+def of_pictures(tmp_path_factory, weights, pictures) -> Built:
+    return Built(tmp_path_factory.mktemp("built"), weights, "pictures", pictures)
+
+
+@pytest.fixture(scope="module")
+def of_none(tmp_path_factory, weights) -> Built:
+    return Built(tmp_path_factory.mktemp("built"), weights, "none", None)
+
+
+def test_pictures_are_parted_by_name_and_have_no_class(of_pictures):
+    found = splits.open_split(of_pictures.split)
+    assert (found.size("train"), found.size("val"), len(found.sources)) == (12, 8, 20)
+    assert found.classes == tuple("0123456") and not found.has_labels
+    labels = [
+        one for _, each in found.batches("val", found.preprocessing(32, "bilinear"), 3, 0) for one in each.tolist()
+    ]
+    assert labels == [datasets.UNKNOWN] * 8
+
+
+def test_on_pictures_what_is_told_is_agreement_with_the_float_network(of_pictures):
+    verified = json.loads(of_pictures.verify.read_text())
+    assert verified["accuracy"] == {"branched": 1.0, "fused": 1.0, "metric": "agreement"} and verified["images"] == 8
+    assert "val_accuracy" not in checkpoints.read_header(of_pictures.checkpoint).metrics
+    checked = of_pictures.check("fp32")
+    assert checked.accuracy.metric == accuracy_of(checked).metric == "agreement"
+    assert checked.accuracy.file == checked.forms["fused"].agreement == 1.0
+
+
+def test_int8_takes_its_ranges_from_pictures_and_is_judged_by_the_float_network(of_pictures):
+    told = of_pictures.quantize(max_accuracy_drop=1.0)
+    assert told["accuracy"]["metric"] == "agreement" and told["accuracy"]["fused"] == 1.0
+    assert told["calibration"]["images"] == 12
+    checked = of_pictures.check("int8", max_accuracy_drop=1.0)
+    assert checked.accuracy.file == told["accuracy"]["quantized"] == checked.forms["quantized"].accuracy
+    assert checked.forms["fused"].accuracy == 1.0
+
+
+def test_an_int8_program_that_often_disagrees_is_refused_in_those_words(of_pictures, monkeypatch):
+    from pipeline.quantization import pt2e
+
+    def spoil(prepared, simulation, size, _convert=pt2e.convert):
+        for layer in simulation.layers[-1:]:
+            layer.bias.data.copy_(layer.bias.flip(0) + 3 * torch.arange(CLASSES))
+        return _convert(prepared, simulation, size)
+
+    monkeypatch.setattr(pt2e, "convert", spoil)
+    monkeypatch.setenv("REPNETS_STORE", str(of_pictures.folder / "store"))
+    with pytest.raises(GateError, match=r"in int8 it agrees with the float network on \d+\.\d\d% of the pictures, in "):
+        of_pictures.quantize(max_accuracy_drop=0.0, max_float_layers=0)
+
+
+def test_without_pictures_files_are_proved_and_no_accuracy_is_told(of_none):
+    found = splits.open_split(of_none.split)
+    assert (found.size("train"), found.size("val"), dict(found.sources)) == (0, generated.COUNT, {})
+    checked = of_none.check("fp32")
+    assert checked.forms["fused"].agreement == 1.0 and checked.images == generated.COUNT
+    told = accuracy_of(checked)
+    assert (told.branched, told.fused, told.file, told.metric) == (None, None, None, "none")
+    with pytest.raises(InputError, match=r"int8 takes its ranges from pictures .* `data.name` is none\. Give a"):
+        of_none.quantize()
+
+
+def test_generated_pictures_are_the_same_each_time_and_of_many_kinds():
+    found = generated.pictures()
+    assert found.shape == (generated.COUNT, 3, generated.SIDE, generated.SIDE) and torch.equal(
+        found, generated.pictures()
+    )
+    assert not torch.equal(found, generated.pictures(seed=1))
+    spread = found.float().flatten(1).std(1)
+    assert (spread == 0).sum() == 2 and (spread > 60).sum() >= 20 and (found == 0).any() and (found == 255).any()
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    settings = SplitSettings(name="pictures", root=str(tmp_path), val_fraction=0.2, split_seed=0, classes=3)
+    with pytest.raises(InputError, match="holds no images"):
+        split.run(settings, output=tmp_path / "split.json")
+    with pytest.raises(InputError, match=r"is not a folder\. Name the folder that holds the pictures"):
+        split.run(settings.model_copy(update={"root": str(tmp_path / "no")}), output=tmp_path / "split.json")
