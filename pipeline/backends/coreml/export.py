@@ -71,7 +71,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
                 classifier_config=labels,
                 minimum_deployment_target=getattr(coremltools.target, options["minimum_deployment_target"]),
                 compute_precision=precision,
-                pass_pipeline=_passes(spec.precision),
+                pass_pipeline=_passes(spec.precision, network),
                 skip_model_load=True,
             )
         except Exception as error:
@@ -138,20 +138,29 @@ def _with_ends(
     return torch.export.export(WithEnds(), (torch.zeros(spec.input_shape),))
 
 
-def _passes(precision: str) -> Any:
-    """coremltools' own passes but for two, as of 9.0; what compresses weights comes last.
+def _passes(precision: str, network: "torch.export.ExportedProgram") -> Any:
+    """coremltools' own passes but for some that err, as of 9.0; what compresses weights comes last.
 
     One negates in place a constant that is taken off a convolution: where a network adds the same constant elsewhere,
     as DBB does around its padding, its file would be wrong. One divides the scales around an int8 sum by that of its
     second summand, which saves the phone a product: the quotients are rounded to half once more, and a network of many
-    sums then gives other integers than the program that was verified.
+    sums then gives other integers than the program that was verified. Those that take a batch norm, or a factor, into
+    the convolution before it mix up the channels of a transposed convolution of several groups.
     """
     import coremltools
 
     passes = coremltools.PassPipeline.DEFAULT
     passes.remove_passes({"common::fuse_conv_bias", "common::distributive_quantized_binary_op_scale_normalization"})
+    if any(map(_is_grouped_and_transposed, network.graph.nodes)):
+        passes.remove_passes({"common::fuse_conv_batchnorm", "common::fuse_conv_scale"})
     compression.add_pass(passes, precision)
     return passes
+
+
+def _is_grouped_and_transposed(node: "torch.fx.Node") -> bool:
+    from repnets.fusion.graph import arguments
+
+    return str(node.target).startswith("aten.conv_transpose") and arguments(node)["groups"] > 1
 
 
 def _spelled_out(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":

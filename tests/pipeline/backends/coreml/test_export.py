@@ -228,6 +228,17 @@ def test_a_pool_without_a_stride_steps_by_its_size(spec, tmp_path, kind):
     np.testing.assert_allclose(got, program.module()(image), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_batch_norm_after_a_transposed_convolution_stays_what_it_is(spec, tmp_path, randomise, groups):
+    """coremltools mixes up the channels where it folds one into a transposed convolution of several groups."""
+    layers = torch.nn.Conv2d(3, 8, 1), torch.nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=groups), torch.nn.BatchNorm2d(8)
+    network = randomise(torch.nn.Sequential(*layers, torch.nn.Flatten())).eval()
+    image = torch.randn(1, 3, 16, 16)
+    backend.export(torch.export.export(network, (image,)), [tmp_path / "x.mlpackage"], spec("fp32"))
+    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())
+    np.testing.assert_allclose(got, network(image).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_sums_in_int8_keep_the_scales_of_the_program(spec, tmp_path):
     """coremltools would divide them all by that of the second summand, and round the quotients to half."""
 
