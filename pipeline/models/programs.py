@@ -196,7 +196,7 @@ def with_rounded_numbers(module: "GraphModule") -> "GraphModule":
     aten = torch.ops.aten
     rounded = copy.deepcopy(module)
     for node in rounded.graph.nodes:
-        if node.target is aten.div.Tensor and isinstance(node.args[1], int | float):
+        if node.target is aten.div.Tensor and _is_divisor(node.args[1]):
             node.target, node.args = aten.mul.Tensor, (node.args[0], 1 / node.args[1])
         node.args = tuple(_half(one) for one in node.args)
         node.kwargs = {name: _half(one) for name, one in node.kwargs.items()}
@@ -205,9 +205,13 @@ def with_rounded_numbers(module: "GraphModule") -> "GraphModule":
 
 
 def _half(argument: object) -> object:
-    import numpy as np
+    import torch
 
-    return float(np.float16(argument)) if isinstance(argument, float) else argument
+    return float(torch.tensor(argument).half()) if isinstance(argument, float) else argument
+
+
+def _is_divisor(argument: object) -> bool:
+    return isinstance(argument, int | float) and argument != 0
 
 
 def layers(module: "GraphModule") -> "list[Node]":
@@ -283,7 +287,7 @@ def rounded_constants(module: "GraphModule") -> list[str]:
 
     def is_rounded(node: "Node") -> bool:
         numbers = [one for one in (*node.args, *node.kwargs.values()) if isinstance(one, float)]
-        if str(node.target) == "aten.div.Tensor" and isinstance(node.args[1], int | float):
+        if str(node.target) == "aten.div.Tensor" and _is_divisor(node.args[1]):
             numbers = [1 / node.args[1]]
         own = () if _is_layer(node) else weights_of(node)
         return (

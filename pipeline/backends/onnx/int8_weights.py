@@ -12,7 +12,7 @@ def store_turned(graph: "onnx.GraphProto") -> None:
     A linear layer of a map of more than two dimensions is written as MatMul, whose weight the exporter turns in float:
     runtimes then multiply floats. The matrix is stored turned instead, and its scales go along its other axis.
     """
-    from onnx import numpy_helper
+    from onnx import helper, numpy_helper
 
     stored = {tensor.name: tensor for tensor in graph.initializer}
     made_by = {name: node for node in graph.node for name in node.output}
@@ -27,9 +27,10 @@ def store_turned(graph: "onnx.GraphProto") -> None:
         turned = numpy_helper.from_array(numpy_helper.to_array(weight).T.copy(), f"{weight.name}_turned")
         graph.initializer.append(turned)
         made.input[0] = turned.name
-        for attribute in made.attribute:
-            if attribute.name == "axis":
-                attribute.i = 1 - attribute.i % 2
+        axis = next((one.i for one in made.attribute if one.name == "axis"), 1)
+        others = [one for one in made.attribute if one.name != "axis"]
+        del made.attribute[:]
+        made.attribute.extend([*others, helper.make_attribute("axis", 1 - axis % 2)])
         made.output[0] = turn.output[0]
         graph.node.remove(turn)
         if not any(weight.name in node.input for node in graph.node):
