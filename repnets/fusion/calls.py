@@ -35,16 +35,20 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         calls: In the order in which they returned.
+        dtypes: Of the tensors that they gave.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self.dtypes: set[torch.dtype] = set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        given = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        shapes = tuple(tuple(leaf.shape) for leaf in given)
         if shapes:
+            self.dtypes.update(leaf.dtype for leaf in given)
             self.calls.append(Call(getattr(function, "__name__", str(function)), shapes))
         return result
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from repnets.errors import RepnetsError
+from repnets.fusion.calls import Recorder
 from repnets.fusion.sizes import FreeSize
 from repnets.fusion.trial import difference, random_input, run, tolerance
 
@@ -76,10 +77,12 @@ def _others(own: int, free: FreeSize, axis: int) -> tuple[int, int]:
 def _excess(model: nn.Module, network: Callable[..., object], inputs: Sequence[Tensor]) -> str:
     """How far a network is from its model beyond what rounding explains, in words; empty where it is not."""
     try:
-        want, got = run(model, inputs), run(network, inputs)
+        with Recorder() as recorder:
+            want = run(model, inputs)
+        got = run(network, inputs)
     except Exception as error:  # whatever call does not take that size
         return f"it fails with: {error}"
-    allowed = tolerance(model, inputs, want)
+    allowed = tolerance(model, inputs, want, *recorder.dtypes)
     apart = difference(got, want)
     if apart <= allowed:
         return ""

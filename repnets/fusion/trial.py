@@ -54,7 +54,7 @@ class Trial:
             return False
         if any(isinstance(one, Tensor) and not one.isfinite().any() for one in tree_leaves(want)):
             return False  # nothing is left of so small an image
-        return difference(got, want) <= tolerance(self.model, x, want)
+        return difference(got, want) <= tolerance(self.model, x, want, *recorder.dtypes)
 
 
 def run(network: Network, inputs: Sequence[Tensor]) -> object:
@@ -77,11 +77,13 @@ def tolerance(model: nn.Module, *values: object) -> float:
 
     Args:
         model: Whose parameters count.
-        *values: Its inputs and outputs, whose tensors count too: a network may take float64 and give float32.
+        *values: Its inputs and outputs, whose tensors count too, and dtypes that it computes with on the way: a network
+            may take float64 and compute, or give, float32.
     """
-    tensors = [one for one in tree_leaves(values) if isinstance(one, Tensor)]
-    dtypes = {tensor.dtype for tensor in (*model.parameters(), *tensors) if tensor.is_floating_point()}
-    return max((_TOLERANCES.get(dtype, _COARSE) for dtype in dtypes), default=_TOLERANCES[torch.float32])
+    leaves = (*model.parameters(), *tree_leaves(values))
+    dtypes = {one.dtype if isinstance(one, Tensor) else one for one in leaves if isinstance(one, Tensor | torch.dtype)}
+    used = [_TOLERANCES.get(dtype, _COARSE) for dtype in dtypes if dtype.is_floating_point]
+    return max(used, default=_TOLERANCES[torch.float32])
 
 
 def difference(got: object, want: object) -> float:

@@ -265,6 +265,23 @@ def test_the_small_networks_are_equal_or_refused(form, relative_error):
     assert hold(relative_error, model, torch.randn(small_networks.SHAPE).double(), 1e-12).report.free == FREE
 
 
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_a_float64_network_that_rounds_on_the_way_is_not_called_wrong(dtype, allowed, relative_error):
+    class Rounds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = F.conv2d(x.to(dtype), self.first.weight.to(dtype), self.first.bias.to(dtype)) * self.first.bias[0]
+            return self.second(y.double() / 3 + 1)
+
+    torch.manual_seed(0)
+    model, x = Rounds().double().eval(), torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    result = repnets.fuse(model, x)
+    assert relative_error(result.module(x), model(x)) < allowed
+
+
 def test_what_treats_each_channel_leaves_tokens_in_their_groups(relative_error):
     class Grouped(nn.Module):
         def __init__(self):
