@@ -49,7 +49,7 @@ def test_what_nothing_is_known_of_is_left_out_and_null_stays(tmp_path):
     assert list(json.loads((tmp_path / "check.json").read_text()).items())[:-1] == list({
         "schema": 1, "status": "ok", "reason": None, "subjects": {"fused.pte": "00"},
         "checked_by": "ExecuTorch", "images": 9,
-        "accuracy": {"branched": None, "fused": 0.5, "file": 0.5},
+        "accuracy": {"branched": None, "fused": 0.5, "file": 0.5, "metric": "top-1"},
         "forms": {
             "fused": {
                 "census": {"join": 0},

@@ -64,7 +64,7 @@ def test_it_is_proved_without_a_branched_accuracy(artifacts, folded):
     got, want = (json.loads((path / "verify.json").read_text()) for path in (folded, artifacts.verify.parent))
     assert (got["form"], want["form"]) == ("deploy", "training")
     assert (got["status"], got["agreement"]) == ("ok", 1.0)
-    assert got["accuracy"] == {"branched": None, "fused": want["accuracy"]["fused"]}
+    assert got["accuracy"] == {"branched": None, "fused": want["accuracy"]["fused"], "metric": "top-1"}
     assert max(got["float64"]["max_relative_error"].values()) == 0
 
 
