@@ -2,7 +2,9 @@
 
 import errno
 import stat
+import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 
 def content_of(file: Path, most_bytes: int | None = None) -> bytes:
@@ -32,3 +34,11 @@ def require(file: Path) -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
+
+
+def is_zip(file: Path | BinaryIO) -> bool:
+    """Whether a file ends as a zip archive does; Python's own function raises for one that spans several disks."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:
+        return False

@@ -153,7 +153,8 @@ def read_table(path: Path) -> tuple[list[str], CheckpointHeader | None]:
     if own is None:
         return names, None
     remedy = "Train the network again; or save its tensors without that header, and adopt the file."
-    return names, documents.parse(CheckpointHeader, str(own).encode(), f"the header in {path}", remedy)
+    content = str(own).encode(errors="backslashreplace")  # half of a surrogate pair can stand in JSON
+    return names, documents.parse(CheckpointHeader, content, f"the header in {path}", remedy)
 
 
 def _refuse_sick(state: Mapping[str, "torch.Tensor"], source: str) -> None:

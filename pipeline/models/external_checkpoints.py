@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import regular_file
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.errors import InputError, first_line, quoted, reading
 from pipeline.models import checkpoints, file_kinds
@@ -98,7 +99,7 @@ def keys_of(path: Path) -> list[str]:
 
 def _strings(path: Path) -> Iterator[str]:
     """Every string that a pickle mentions. A pickle is a program; it is listed here, never run."""
-    if zipfile.is_zipfile(path):
+    if regular_file.is_zip(path):
         with zipfile.ZipFile(path) as archive:
             name = next((name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"), "data.pkl")
             with archive.open(name) as file:

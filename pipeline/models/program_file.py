@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import regular_file
 from pipeline.errors import InputError, first_line, reading
 from pipeline.models import program_archive
 from pipeline.quiet import quiet
@@ -101,5 +102,5 @@ def _lineage(content: str | bytes) -> dict[str, Any]:
 def _require_archive(file: Path) -> None:
     if not file.is_file():
         raise InputError(f"{file} does not exist. Build it first: snakemake {file}")
-    if not zipfile.is_zipfile(file):
+    if not regular_file.is_zip(file):
         raise InputError(f"{file} is no torch.export program, or was cut short. Build it again.")

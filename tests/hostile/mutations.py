@@ -15,6 +15,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from pipeline.regular_file import is_zip
+
 Mutation = Callable[[Random, bytes], bytes]
 
 _NUMBERS = (0, 1, 2, -1, 7, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1,
@@ -169,7 +171,7 @@ def safetensors(random: Random, content: bytes) -> bytes:
 
 def archive(random: Random, content: bytes) -> bytes:
     """A member of a zip changed, renamed, left out or added; the archive is whole mostly."""
-    if random.random() < 0.2 or not zipfile.is_zipfile(io.BytesIO(content)):
+    if random.random() < 0.2 or not is_zip(io.BytesIO(content)):
         return raw(random, content)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as opened:

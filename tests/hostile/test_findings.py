@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline.data import class_order, image_file, splits
 from pipeline.deploy import bundle_file
 from pipeline.errors import InputError, reading
 from pipeline.exit_codes import said
-from pipeline.models import checkpoints, external_checkpoints
+from pipeline.models import checkpoints, external_checkpoints, program_file
 from tests.fixtures.documents import bundle_manifest
 
 READ = {
@@ -206,3 +207,24 @@ def test_what_a_parser_says_is_one_line_that_a_terminal_can_show():
         raise KeyError("\x1b[31m" + "x" * 5000 + "\nmore")
     assert len(str(error.value)) < 400 and str(error.value).isprintable()
     assert said(InputError("a\x1bb\nc")) == "a\\x1bb\nc"
+
+
+def test_half_a_surrogate_pair_in_a_header_is_refused(tmp_path):
+    header = json.dumps({"__metadata__": {checkpoints._KEY: "\ud800"}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(InputError, match="the header in"):
+        checkpoints.read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("read", [external_checkpoints.read, program_file.read])
+def test_an_archive_of_several_disks_is_refused(tmp_path, read):
+    path = tmp_path / "weights.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"x")
+    end = path.read_bytes()
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 3, 0, 7)
+    path.write_bytes(end[:-22] + locator + end[-22:])
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.is_zipfile(path)
+    with pytest.raises(InputError):
+        read(path)
