@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-COUNT = 64
 SIDE = 256  # pixels; they are resized to the network's size as pictures are
 
 

@@ -70,11 +70,7 @@ def scan(root: Path, order: str | Sequence[str] = "sorted") -> Tree:
         )
     layout = folder_layout.find(root)
     top = [layout.train] if layout.val is None else [layout.train, layout.val]
-    found, other = [], []
-    for part in top:
-        for path in folder_layout.files_in(root / part):
-            name = path.relative_to(root).as_posix()
-            (found if path.suffix.lower() in SUFFIXES else other).append(name)
+    found, other = _images_in(root, top)
     if not found:
         raise InputError(
             f"data.root: {shown(root)} holds no images ({', '.join(SUFFIXES)}). Put the images of each class into "
@@ -132,13 +128,21 @@ def pictures(root: Path) -> Tree:
     """
     if not root.is_dir():
         raise InputError(f"data.root: {shown(root)} is not a folder. Name the folder that holds the pictures.")
-    found, other = [], []
-    for path in folder_layout.files_in(root):
-        (found if path.suffix.lower() in SUFFIXES else other).append(path.relative_to(root).as_posix())
+    found, other = _images_in(root, [""])
     if not found:
         raise InputError(f"data.root: {shown(root)} holds no images ({', '.join(SUFFIXES)}). Put pictures there.")
     _check_names(root, found)
     return Tree(classes=(), images=tuple(found), labels=(), own_val=None, other=tuple(other))
+
+
+def _images_in(root: Path, parts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths, relative to the root, of the images in some of its folders, and of the other files."""
+    found, other = [], []
+    for part in parts:
+        for path in folder_layout.files_in(root / part):
+            name = path.relative_to(root).as_posix()
+            (found if path.suffix.lower() in SUFFIXES else other).append(name)
+    return found, other
 
 
 def _composed(name: str) -> str:

@@ -168,13 +168,14 @@ def with_rounded_weights(
     import torch
 
     rounded = copy.deepcopy(module)
-    kept = {name for node in module.graph.nodes if not _is_layer(node) for name in weights_of(node)}
+    others = [node for node in module.graph.nodes if of_layers_alone and not _is_layer(node)]
+    kept = {name for node in others for name in weights_of(node)}
     if precision == "fp16" or stored:
         with torch.no_grad():
             for name, tensor in constants(rounded):
                 if name in stored:
                     tensor.copy_(torch.from_numpy(stored[name]))
-                elif tensor.is_floating_point() and not (of_layers_alone and name in kept):
+                elif tensor.is_floating_point() and name not in kept:
                     tensor.copy_(tensor.half().float())
         for node in rounded.graph.nodes:
             if "quantize_per_tensor" in str(node.target):

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from pipeline.artifacts import digests, store
 from pipeline.config.stages import SplitSettings
-from pipeline.data import class_order, datasets, generated, image_file, image_folder, splits
+from pipeline.data import class_order, datasets, image_file, image_folder, splits
 from pipeline.errors import InputError, shown
 
 _R = TypeVar("_R")
@@ -51,11 +51,7 @@ def run(settings: SplitSettings, *, output: Path) -> None:
         sources = {name: digests.digest(path) for name, path in splits.files_of(settings.name, settings.root).items()}
 
     def build(outputs: dict[str, Path], _scratch: Path) -> None:
-        if settings.name == datasets.NONE:
-            parts = {"train": (), "val": range(generated.COUNT)}
-            made = splits.new_split(settings.name, None, class_order.named(settings.classes), {}, [], parts)
-        else:
-            made = _of_memory(settings, sources) if tree is None else _of_folder(settings, tree, sources)
+        made = _of_memory(settings, sources) if tree is None else _of_folder(settings, tree, sources)
         splits.write_split(outputs["split"], made)
 
     store.cached(
@@ -72,12 +68,12 @@ def run(settings: SplitSettings, *, output: Path) -> None:
 
 def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split:
     images = splits.read_images(settings.name, splits.files_of(settings.name, settings.root))
-    labels = images.labels.tolist()
+    labels, classes = images.labels.tolist(), images.classes or class_order.named(settings.classes)
     if images.own_val < len(labels):
         parts = {"train": range(images.own_val), "val": range(images.own_val, len(labels))}
     else:
-        parts = _held_out(settings, images.classes, labels, [str(number) for number in range(len(labels))])
-    return splits.new_split(settings.name, settings.root, images.classes, sources, [], parts)
+        parts = _held_out(settings, classes, labels, [str(number) for number in range(len(labels))])
+    return splits.new_split(settings.name, settings.root, classes, sources, [], parts)
 
 
 def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[str, str]) -> splits.Split:

@@ -44,6 +44,7 @@ class Reference:
     whole_pixels: bool = False
     weights: "Mapping[str, np.ndarray]" = field(default_factory=dict)
     judge: "Reference | None" = None
+    _stored: "dict[str, np.ndarray]" = field(default_factory=dict, init=False, repr=False, compare=False)
     _last_digits: dict[str, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def images(self) -> "Iterator[np.ndarray]":
@@ -115,9 +116,11 @@ class Reference:
         images = self._first_images()
         if precision == "fp32":
             return images.numpy(), self.logits[: len(images)]
-        with torch.inference_mode():
-            logits = _in_batches(programs.with_rounded_weights(self._module, precision), images)
-        return images.numpy(), logits.numpy()
+        if precision not in self._stored:
+            with torch.inference_mode():
+                logits = _in_batches(programs.with_rounded_weights(self._module, precision), images)
+            self._stored[precision] = logits.numpy()
+        return images.numpy(), self._stored[precision]
 
     @cached_property
     def effect_of_rounded_numbers(self) -> float:

@@ -161,9 +161,9 @@ def test_an_int8_program_that_often_disagrees_is_refused_in_those_words(of_pictu
 
 def test_without_pictures_files_are_proved_and_no_accuracy_is_told(of_none):
     found = splits.open_split(of_none.split)
-    assert (found.size("train"), found.size("val"), dict(found.sources)) == (0, generated.COUNT, {})
+    assert (found.size("train"), found.size("val"), dict(found.sources)) == (0, 64, {})
     checked = of_none.check("fp32")
-    assert checked.forms["fused"].agreement == 1.0 and checked.images == generated.COUNT
+    assert checked.forms["fused"].agreement == 1.0 and checked.images == 64
     told = accuracy_of(checked)
     assert (told.branched, told.fused, told.file, told.metric) == (None, None, None, "none")
     with pytest.raises(InputError, match=r"int8 takes its ranges from pictures .* `data.name` is none\. Give a"):
@@ -172,9 +172,7 @@ def test_without_pictures_files_are_proved_and_no_accuracy_is_told(of_none):
 
 def test_generated_pictures_are_the_same_each_time_and_of_many_kinds():
     found = generated.pictures()
-    assert found.shape == (generated.COUNT, 3, generated.SIDE, generated.SIDE) and torch.equal(
-        found, generated.pictures()
-    )
+    assert found.shape == (64, 3, generated.SIDE, generated.SIDE) and torch.equal(found, generated.pictures())
     assert not torch.equal(found, generated.pictures(seed=1))
     spread = found.float().flatten(1).std(1)
     assert (spread == 0).sum() == 2 and (spread > 60).sum() >= 20 and (found == 0).any() and (found == 255).any()

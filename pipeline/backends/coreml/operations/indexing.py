@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -100,26 +102,20 @@ def _gather_nd(x: "Tensor", indices: "Tensor", batch_dims: int = 0, validate_ind
     return x[tuple(indices.long().unbind(-1))]
 
 
-def _scatter(
-    data: "Tensor",
-    indices: "Tensor",
-    updates: "Tensor",
-    axis: int = 0,
-    mode: str = "add",
-    validate_indices: bool = False,
-) -> "Tensor":
-    return _put(data, _gather(_places(data), indices, axis), updates, mode)
+def _scattering(gather: "Callable[..., Tensor]") -> "Callable[..., Tensor]":
+    """What writes to the places that an operation would gather along an axis."""
 
+    def scatter(
+        data: "Tensor",
+        indices: "Tensor",
+        updates: "Tensor",
+        axis: int = 0,
+        mode: str = "add",
+        validate_indices: bool = False,
+    ) -> "Tensor":
+        return _put(data, gather(_places(data), indices, axis), updates, mode)
 
-def _scatter_along_axis(
-    data: "Tensor",
-    indices: "Tensor",
-    updates: "Tensor",
-    axis: int = 0,
-    mode: str = "add",
-    validate_indices: bool = False,
-) -> "Tensor":
-    return _put(data, _gather_along_axis(_places(data), indices, axis), updates, mode)
+    return scatter
 
 
 def _scatter_nd(
@@ -176,8 +172,8 @@ OPERATIONS = {
     "gather_along_axis": _gather_along_axis,
     "gather_nd": _gather_nd,
     "one_hot": _one_hot,
-    "scatter": _scatter,
-    "scatter_along_axis": _scatter_along_axis,
+    "scatter": _scattering(_gather),
+    "scatter_along_axis": _scattering(_gather_along_axis),
     "scatter_nd": _scatter_nd,
     "slice_by_index": _slice_by_index,
     "slice_by_size": _slice_by_size,
