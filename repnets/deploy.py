@@ -7,7 +7,7 @@ from repnets.fusion.engine import fuse
 from repnets.networks import MODELS, create_model
 
 
-def fused_network(arch: str, num_classes: int = 1000) -> nn.Module:
+def fused_network(arch: str, num_classes: int = 1000, in_channels: int = 3) -> nn.Module:
     """The fused network of an architecture, with weights that mean nothing: load your own.
 
     It is what `fuse` makes of the network, so a checkpoint that was folded elsewhere runs, exports and is fused
@@ -17,6 +17,7 @@ def fused_network(arch: str, num_classes: int = 1000) -> nn.Module:
     Args:
         arch: One of `repnets.list_models()`.
         num_classes: Width of the last layer. Default 1000.
+        in_channels: Channels of the image. Default 3.
 
     Returns:
         A module in eval mode, as `FuseResult.module`.
@@ -24,6 +25,6 @@ def fused_network(arch: str, num_classes: int = 1000) -> nn.Module:
     Raises:
         RepnetsError: As for `create_model`.
     """
-    model = create_model(arch, num_classes=num_classes).eval()
+    model = create_model(arch, num_classes, in_channels).eval()
     size = 2 * MODELS[arch].min_image_size  # at the smallest, the last feature map is one pixel
-    return fuse(model, torch.zeros(1, 3, size, size)).module
+    return fuse(model, torch.zeros(1, in_channels, size, size)).module

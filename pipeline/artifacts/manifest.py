@@ -3,53 +3,103 @@
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import InputError, quoted
+
+ColorOrder = Literal["RGB", "BGR", "gray"]
+"""The channels of an input, in order."""
+Resize = Literal["shorter_side_then_crop", "stretch", "letterbox"]
+"""How an image of another size becomes one of the input's."""
+ImageSize = int | tuple[int, int]
+"""Side of a square, or height and width, pixels."""
+LETTERBOX_FILL = 114
+"""Level of the bars around a letterboxed image, as YOLO networks have it; 0 is black and 255 white."""
+GRAY_OF_RGB = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in gray, of ITU-R BT.601."""
+
+
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """(height, width), pixels."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def image_size_of(shape: Sequence[int]) -> ImageSize:
+    """Of an input (N, C, H, W)."""
+    height, width = shape[-2:]
+    return height if height == width else (height, width)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes the network's input; it is stored with every artifact.
 
-    An RGB image in [0, 255] is divided by 255, resized so that its shorter side is ``image_size``,
-    cropped at the centre to a square, then ``(x - mean) / std`` per channel. A gray image of more than 8
-    bits is brought to [0, 255] first: 16-bit values divided by 257, floats in [0, 1] times 255. EXIF rotations
-    are not applied.
+    An RGB image in [0, 255] is divided by 255, made gray where the network takes gray, resized, put into
+    ``color_order``, then ``(x - mean) / std`` per channel. A gray image of more than 8 bits is brought to [0, 255]
+    first: 16-bit values divided by 257, floats in [0, 1] times 255. EXIF rotations are not applied.
 
     Attributes:
-        image_size: side of the square input, pixels.
-        interpolation: ``bilinear`` or ``bicubic``, always antialiased.
-        mean, std: per channel, of pixels in [0, 1].
-        color_order: always ``RGB``.
+        image_size: side of the square input, or (height, width), pixels.
+        mean, std: per channel in ``color_order``, of pixels in [0, 1].
         classes: name of each logit, in order.
+        interpolation: ``bilinear`` or ``bicubic``, always antialiased.
+        color_order: the channels; see `ColorOrder`. Gray is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
+        resize: ``shorter_side_then_crop``: it covers the input, and what is over is cut off on both sides; ``stretch``:
+            to the input's height and width; ``letterbox``: all of it is in the input, with bars of `LETTERBOX_FILL`.
 
     Raises:
-        InputError: a class has a name that is no line of text; see `is_class_name`.
+        InputError: a class has a name that is no line of text, see `is_class_name`; mean and std do not fit the
+            channels.
     """
 
-    image_size: int
+    image_size: ImageSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
     interpolation: str = "bilinear"
-    color_order: str = "RGB"
+    color_order: ColorOrder = "RGB"
+    resize: Resize = "shorter_side_then_crop"
 
     def __post_init__(self) -> None:
+        if {len(self.mean), len(self.std)} != {self.channels}:
+            raise InputError(
+                f"mean has {len(self.mean)} and std {len(self.std)} numbers, and an image in {self.color_order} has "
+                f"{self.channels} channels: give one for each."
+            )
         if wrong := [name for name in self.classes if not is_class_name(name)]:
             raise InputError(
                 f"the class `{quoted(wrong[0])}` is not named as one can be: printable characters on one line, "
                 "composed ones as Unicode's NFC has them. Rename it in the data set, and make what came of it again."
             )
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), pixels."""
+        return height_and_width(self.image_size)
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return 1 if self.color_order == "gray" else 3
+
+    @property
+    def of_rgb(self) -> tuple[tuple[float, float, float], ...]:
+        """The weights of R, G and B in each channel."""
+        unit = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+        return {"RGB": unit, "BGR": unit[::-1], "gray": (GRAY_OF_RGB,)}[self.color_order]
+
+    def shape(self, batch: int) -> tuple[int, int, int, int]:
+        """(N, C, H, W) of the input."""
+        return (batch, self.channels, *self.size)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of ``dataclasses.asdict``, also after a trip through JSON."""
-        lists = {name: tuple(values[name]) for name in ("mean", "std", "classes")}
+        lists = {name: tuple(one) for name, one in values.items() if isinstance(one, list | tuple)}
         return cls(**{**values, **lists})
 
 
@@ -60,7 +110,7 @@ class ExportSpec:
     Attributes:
         precision: ``fp32`` or ``fp16``: the arithmetic inside the file; ``int8``: the program has its own quantize and
             dequantize operations; or a scheme of Core ML's that compresses weights. Input and output are float32.
-        input_shape: (N, 3, H, W) of the file's input.
+        input_shape: (N, C, H, W) of the file's input.
         preprocessing: how images become that input.
         options: the backend's own section of target.yaml.
         input_name, output_name: of the file's one input and one output.

@@ -10,7 +10,7 @@ from pipeline.artifacts import documents
 from pipeline.artifacts.bench_result import Speedup
 from pipeline.artifacts.export_result import FileFacts
 from pipeline.artifacts.files_bench_result import FilesBench, FilesRun, TimedFile
-from pipeline.artifacts.manifest import Unavailable
+from pipeline.artifacts.manifest import ImageSize, Unavailable
 from pipeline.backends.worker.client import Job
 from pipeline.benchmark import measurement, runners
 from pipeline.benchmark.interleaved import Until
@@ -30,7 +30,7 @@ def bench(
     paths: Sequence[Path],
     *,
     threads: Sequence[int] = (1,),
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     min_runs: int | None = None,
     max_seconds: float | None = None,
     document: Path | None = None,

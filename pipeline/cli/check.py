@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
-from pipeline.artifacts.manifest import ExportSpec, Preprocessing, write_json
+from pipeline.artifacts.manifest import ColorOrder, ExportSpec, ImageSize, Preprocessing, image_size_of, write_json
 from pipeline.backends import signatures
 from pipeline.backends.worker import client
 from pipeline.cli import exported_files
@@ -50,7 +50,7 @@ def check(
     *,
     images: Path | None = None,
     split: Path | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     tolerance: float | None = None,
     exact: bool = False,
     document: Path | None = None,
@@ -164,7 +164,9 @@ def _located(file: Exported, against: Exported, image: "np.ndarray", tolerance: 
     """Where a file departs from a program that it may have been exported from; the exporter tells."""
     program, _ = program_file.read(against.path)
     static = programs.static(programs.as_module(program), image.shape)
-    unused = Preprocessing(image.shape[-1], (0.0,) * 3, (1.0,) * 3, ())  # outside of the file, where layers are silent
+    order: ColorOrder = "gray" if image.shape[1] == 1 else "RGB"
+    channels = 1 if order == "gray" else 3  # all of it is outside of the file, where layers are silent
+    unused = Preprocessing(image_size_of(image.shape), (0.0,) * channels, (1.0,) * channels, (), color_order=order)
     spec = ExportSpec(file.precision, image.shape, unused)
     return localize.locate(file.backend, file.path, static, spec, image, tolerance)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline import backends
 from pipeline.artifacts import documents
 from pipeline.artifacts.export_result import Manifest
-from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.manifest import ImageSize, Preprocessing, height_and_width, image_size_of
 from pipeline.backends import signatures
 from pipeline.benchmark import inputs
 from pipeline.data import transforms
@@ -106,12 +106,12 @@ def open_file(path: Path) -> Exported:
     )
 
 
-def common_shape(files: Sequence[Exported], image_size: int | None = None) -> tuple[int, int, int, int]:
+def common_shape(files: Sequence[Exported], image_size: ImageSize | None = None) -> tuple[int, int, int, int]:
     """The input shape (N, C, H, W) that all files take: what one fixes, for all; else what a file is known to take.
 
     Args:
         files: at least one.
-        image_size: height and width, pixels; default: as the files say.
+        image_size: pixels; default: as the files say.
 
     Raises:
         InputError: two files differ, in a size or in the number of classes; both are named. Nothing says which size.
@@ -122,7 +122,7 @@ def common_shape(files: Sequence[Exported], image_size: int | None = None) -> tu
                 f"{files[0].path} gives {files[0].classes} classes and {file.path} {file.classes}, so they are not of "
                 "the same network. Name two files of one network."
             )
-    wanted = (None, None, image_size, image_size)
+    wanted = (None, None, *(height_and_width(image_size) if image_size else (None, None)))
     return tuple(_size(files, axis, wanted[axis]) for axis in range(4))  # type: ignore[return-value]
 
 
@@ -141,21 +141,19 @@ def images(
         InputError: there is no image; nothing says how images are prepared.
     """
     found = _images(files, shape, folder, split)
-    return _in_whole_pixels(found, files, shape[3]) if any(file.takes_pixels for file in files) else found
+    return _in_whole_pixels(found, files, shape) if any(file.takes_pixels for file in files) else found
 
 
 def _images(files: Sequence[Exported], shape: tuple[int, ...], folder: Path | None, split: Path | None) -> Images:
     if folder is None and split is None:
         return _random((_RANDOM_IMAGES, *shape[1:]))
-    if shape[2] != shape[3]:
-        raise InputError(f"images are prepared as squares, but {files[0].path} takes {shape[2]} x {shape[3]} pixels.")
     if split is not None:
-        return _of_split(split, files, shape[3])
-    return _of_folder(folder, _preprocessing(files, shape[3]))
+        return _of_split(split, files, shape)
+    return _of_folder(folder, _preprocessing(files, shape))
 
 
-def _in_whole_pixels(found: Images, files: Sequence[Exported], size: int) -> Images:
-    preprocessing = _preprocessing(files, size)
+def _in_whole_pixels(found: Images, files: Sequence[Exported], shape: Sequence[int]) -> Images:
+    preprocessing = _preprocessing(files, shape)
 
     def pieces() -> "Iterator[np.ndarray]":
         import torch
@@ -212,10 +210,10 @@ def _random(shape: tuple[int, ...]) -> Images:
     return Images(f"{shape[0]} random normal images, seed {inputs.SEED}", lambda: iter([inputs.random_image(shape)]))
 
 
-def _preprocessing(files: Sequence[Exported], size: int) -> Preprocessing:
+def _preprocessing(files: Sequence[Exported], shape: Sequence[int]) -> Preprocessing:
     for file in files:
         if file.manifest:
-            return replace(file.manifest.preprocessing, image_size=size)
+            return replace(file.manifest.preprocessing, image_size=image_size_of(shape))
     names = " nor ".join(str(file.path) for file in files)
     raise InputError(
         f"how images become the input is in {_MANIFEST}, which lies beside neither {names}. Put it there, give "
@@ -241,14 +239,14 @@ def _of_folder(folder: Path, preprocessing: Preprocessing) -> Images:
     return Images(f"{len(paths)} image{'s' * (len(paths) > 1)} of {folder}", pieces)
 
 
-def _of_split(place: Path, files: Sequence[Exported], size: int) -> Images:
+def _of_split(place: Path, files: Sequence[Exported], shape: Sequence[int]) -> Images:
     from pipeline.data.splits import open_split
 
     split = open_split(place)
     try:
-        preprocessing = _preprocessing(files, size)
+        preprocessing = _preprocessing(files, shape)
     except InputError:  # no manifest: the data set's own statistics will do to compare two files
-        preprocessing = split.preprocessing(size, "bilinear")
+        preprocessing = split.preprocessing(image_size_of(shape), color_order="gray" if shape[1] == 1 else "RGB")
 
     def pieces() -> "Iterator[np.ndarray]":
         return (images.numpy() for images, _ in split.batches("val", preprocessing, _PIECE))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import exit_codes
+from pipeline.artifacts.manifest import ImageSize
 from pipeline.benchmark.interleaved import Until
 from pipeline.cli import doctor as doctors
 from pipeline.cli import ship as ships
@@ -247,12 +248,18 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(_number, text.split(",")))
 
 
+def _image_size(text: str) -> ImageSize:
+    """`224`, or `96x160` of height and width."""
+    sides = tuple(map(_number, text.split("x", 1)))
+    return sides if len(sides) == 2 else sides[0]
+
+
 def _add_image_size(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--image-size",
-        type=_number,
+        type=_image_size,
         metavar="PIXELS",
-        help="input size for files that take any; default: a size that they were made for",
+        help="input size for files that take any, a side or HEIGHTxWIDTH; default: a size that they were made for",
     )
 
 

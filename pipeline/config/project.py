@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.artifacts.manifest import ColorOrder, Resize
 from pipeline.config import targets
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.schema import Strict, is_name, merged, section, unknown_key, validate, where
-from pipeline.config.targets import Target
+from pipeline.config.targets import Side, Target
 from pipeline.errors import InputError, quoted
 from repnets.expansion import STYLES
 
@@ -29,9 +30,9 @@ def _path(given: str) -> str:
 
 
 _Path = Annotated[str, AfterValidator(_path)]
-_Share = Annotated[float, Field(ge=0, le=1)]
+_Level = Annotated[float, Field(ge=0, le=255)]
+_Spread = Annotated[float, Field(gt=0, le=255)]
 _Count = Annotated[int, Field(ge=2, le=1_000_000, strict=True)]
-_Positive = Annotated[float, Field(gt=0, le=1)]
 
 
 class Data(Strict):
@@ -39,8 +40,10 @@ class Data(Strict):
 
     name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder", "pictures", "none"] = "digits"
     root: _Path | None = Field(None, description="folder of the images, or where torchvision downloads them to")
-    image_size: int = Field(32, ge=1, description="side of the square input, pixels")
+    image_size: Side | tuple[Side, Side] = Field(32, description="side of the square input, or height, width; pixels")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    color_order: ColorOrder = "RGB"
+    resize: Resize = "shorter_side_then_crop"
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
     split_seed: int = 0
     classes: _Count | str | tuple[str, ...] = Field(
@@ -100,9 +103,12 @@ class Model(Strict):
     checkpoint: _Path | None = Field(
         None, description="a .safetensors, .pth or .ckpt of the user's own; skips training"
     )
-    image_size: int = Field(ge=1)
-    mean: tuple[_Share, _Share, _Share] | None = Field(None, description="of R, G, B in [0, 1]; default: the data's")
-    std: tuple[_Positive, _Positive, _Positive] | None = Field(None, description="likewise")
+    image_size: Side | tuple[Side, Side] = Field(description="default: the data's, as of the next two")
+    color_order: ColorOrder
+    resize: Resize
+    pixel_range: Literal[1, 255] = Field(1, description="1: pixels are divided by 255 before mean and std; 255: not")
+    mean: tuple[_Level, ...] | None = Field(None, description="a number for each channel; default: the data's")
+    std: tuple[_Spread, ...] | None = Field(None, description="likewise; of 0 and 1 where `pixel_range` is 255")
     recalibrate_bn: int = Field(
         0, ge=0, description="training images to estimate the batch norms' statistics from; 0: leave them"
     )
@@ -113,6 +119,20 @@ class Model(Strict):
     def _arch_tells_the_style(cls, values: dict[str, Any]) -> dict[str, Any]:
         arch, style = values["arch"], values.get("expand")
         return {**values, "arch": f"{arch}+{style}"} if isinstance(arch, str) and style in STYLES else values
+
+    @model_validator(mode="after")
+    def _fits_the_channels(self) -> "Model":
+        channels = 1 if self.color_order == "gray" else 3
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            if given is not None and len(given) != channels:
+                order = self.color_order
+                raise ValueError(f"{name} has {len(given)} numbers, and a network that takes {order} needs {channels}")
+            if max(given or (0,)) > self.pixel_range:
+                raise ValueError(
+                    f"{name} is {list(given or ())}, and pixels are at most 1 there; set `pixel_range: 255` if the "
+                    "network takes pixels from 0 to 255"
+                )
+        return self
 
     @model_validator(mode="after")
     def _enough_images(self) -> "Model":
@@ -239,5 +259,6 @@ def _model(name: str, parts: Mapping[str, Mapping[str, Any]], data: Data, source
     entry = section(parts["models"], source, path)
     own = section(entry, source, (*path, "training"))
     validate(Training, own, source, (*path, "training"))
-    values = {"arch": name, "image_size": data.image_size, **entry, "training": merged(parts["training"], own)}
+    images = {key: getattr(data, key) for key in ("image_size", "color_order", "resize")}
+    values = {"arch": name, **images, **entry, "training": merged(parts["training"], own)}
     return validate(Model, values, source, path)

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
+from pipeline.artifacts.manifest import ColorOrder, ImageSize, Resize
 from pipeline.config.project import Bundle, Quantize, Training
 from pipeline.config.schema import Strict
 from pipeline.config.targets import Bench, Check
@@ -27,10 +28,18 @@ class AdoptSettings(Strict):
     """Of the stage `adopt`."""
 
     arch: str
-    image_size: int
+    image_size: ImageSize
     interpolation: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    color_order: ColorOrder = "RGB"
+    resize: Resize = "shorter_side_then_crop"
+    pixel_range: int = 1
+
+    @property
+    def of_images(self) -> dict[str, Any]:
+        """What `data.splits.Split.preprocessing` takes."""
+        return {name: getattr(self, name) for name in AdoptSettings.model_fields if name != "arch"}
 
 
 class TrainSettings(AdoptSettings):
@@ -54,7 +63,7 @@ class ExportSettings(Strict):
     precision: str
     forms: tuple[str, ...]
     batch: int
-    image_size: int | None
+    image_size: ImageSize | None
     options: dict[str, Any]
 
 
@@ -78,7 +87,7 @@ class ReferenceSettings(Strict):
     precision: str
     forms: tuple[str, ...]
     batch: int
-    image_size: int | None
+    image_size: ImageSize | None
     bench: Bench
 
 

@@ -11,6 +11,9 @@ from pipeline.config.backend_rules import BackendRules, hold_device
 from pipeline.config.schema import Strict, is_name, merged, section, unknown_key, validate, where
 from pipeline.errors import InputError, nearest, quoted
 
+Side = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+"""Of an image, pixels."""
+
 
 def _each_once(threads: tuple[int, ...]) -> tuple[int, ...]:
     if not threads or len(set(threads)) < len(threads):
@@ -85,7 +88,9 @@ class Target(Strict):
         None, description="what the file is timed beside; default: fused for int8, else branched"
     )
     batch: int = Field(1, ge=1)
-    image_size: int | None = Field(None, ge=1, description="default: the size that the model was trained at")
+    image_size: Side | tuple[Side, Side] | None = Field(
+        None, description="side of a square, or height, width; default: the size that the model was trained at"
+    )
     device: str = Field("local", description="where bench runs: local, ssh://user@host:port, adb:SERIAL")
     device_python: str = Field("python3", min_length=1, description="on the device, where the runtime is installed")
     runner: str | None = Field(None, min_length=1, description="on the device, instead of Python: devices/runner.cpp")

@@ -5,9 +5,10 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.artifacts import store
+from pipeline.artifacts.manifest import GRAY_OF_RGB, ColorOrder
 from pipeline.data import generated
 from pipeline.errors import InputError
 
@@ -38,6 +39,13 @@ class Facts:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     mirror: bool
+
+    def of(self, color_order: ColorOrder, name: Literal["mean", "std"]) -> tuple[float, ...]:
+        """Mean or std of the channels in their order; of gray, that of R, G and B weighted alike."""
+        own: tuple[float, ...] = getattr(self, name)
+        if color_order == "gray":
+            return (sum(share * one for share, one in zip(GRAY_OF_RGB, own, strict=True)),)
+        return own[::-1] if color_order == "BGR" else own
 
 
 FACTS = {

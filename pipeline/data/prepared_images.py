@@ -1,8 +1,9 @@
 """Images of a split at one size, decoded, resized and cropped once: an array in the store that every stage maps.
 
 The array holds what is left before `transforms.normalised`: float32 in [0, 1], since resizing gives fractions. Its key
-is the digest of the split, which images, their size, and the code: mean and std play no part, so all networks of one
-size share it. It takes 4 bytes a value: 600 MB for 1,000 photographs at 224 x 224.
+is the digest of the split, which images, their size, how they are resized, whether they are gray, and the code: mean,
+std and the order of the channels play no part, so all networks of one size share it. It takes 4 bytes a value: 600 MB
+for 1,000 photographs at 224 x 224.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ class PreparedImages:
     """Images that only have to be normalised.
 
     Attributes:
-        pixels: float32 (n, 1 or 3, image_size, image_size) in [0, 1], mapped from a file.
+        pixels: float32 (n, 1 or 3, height, width) in [0, 1], mapped from a file.
         labels: int64 (n,).
     """
 
@@ -42,17 +43,17 @@ def prepare_once(
     Args:
         split_digest: of the split.
         numbers: of the images, in order; at least one.
-        preprocessing: size and interpolation.
+        preprocessing: size, interpolation, how it is resized, and whether to gray.
         read: gives the images in order and in batches, as `PreparedImages` holds them.
 
     Raises:
         InputError: an image cannot be read, or what lies in the store is no array of such images.
         StageError: the disk is full.
     """
-    size = preprocessing.image_size
+    height, width = preprocessing.size
 
     def build(places: dict[str, Path], _scratch: Path) -> None:
-        print(f"preparing {len(numbers)} images at {size} x {size} pixels, once for all stages", flush=True)
+        print(f"preparing {len(numbers)} images at {height} x {width} pixels, once for all stages", flush=True)
         _write(read(), len(numbers), places["pixels"], places["labels"])
 
     files = store.kept(
@@ -60,15 +61,17 @@ def prepare_once(
         settings={
             "split": split_digest,
             "numbers": list(numbers),
-            "image_size": size,
+            "size": [height, width],
             "interpolation": preprocessing.interpolation,
+            "resize": preprocessing.resize,
+            "gray": preprocessing.color_order == "gray",
         },
         outputs={"pixels": "pixels.npy", "labels": "labels.npy"},
         code=("pipeline.data.splits",),
         packages=("torch", "torchvision", "pillow", "numpy"),
         build=build,
     )
-    return _mapped(files["pixels"], files["labels"], len(numbers), size)
+    return _mapped(files["pixels"], files["labels"], len(numbers), (height, width))
 
 
 def _write(batches: Batches, count: int, pixels: Path, labels: Path) -> None:
@@ -89,10 +92,10 @@ def _write(batches: Batches, count: int, pixels: Path, labels: Path) -> None:
     np.save(labels, torch.cat(seen).numpy())
 
 
-def _mapped(pixels: Path, labels: Path, count: int, size: int) -> PreparedImages:
+def _mapped(pixels: Path, labels: Path, count: int, size: tuple[int, int]) -> PreparedImages:
     import torch
 
-    shapes = [(count, channels, size, size) for channels in (1, 3)]
+    shapes = [(count, channels, *size) for channels in (1, 3)]
     # copy on write: torch wants memory that it could write to, and the file stays as it is
     images = _array(pixels, "float32", shapes, "c")
     return PreparedImages(torch.from_numpy(images), torch.from_numpy(_array(labels, "int64", [(count,)], None)))

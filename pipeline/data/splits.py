@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
-from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.manifest import ColorOrder, ImageSize, Preprocessing, Resize
 from pipeline.data import folder_layout, image_folder, prepared_images, transforms
 from pipeline.data.datasets import FACTS, OF_FILES, UNKNOWN, UNLABELLED, Facts, Images, files_of, read_images
 from pipeline.errors import InputError, quoted
@@ -47,7 +47,7 @@ class Split:
     labels: tuple[int, ...]
     parts: Mapping[str, tuple[int, ...]]
     digest: str
-    _mapped: dict[tuple[str, int, str], prepared_images.PreparedImages] = field(
+    _mapped: dict[tuple[Any, ...], prepared_images.PreparedImages] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -67,21 +67,33 @@ class Split:
 
     def preprocessing(
         self,
-        image_size: int,
-        interpolation: str,
+        image_size: ImageSize,
+        interpolation: str = "bilinear",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        color_order: ColorOrder = "RGB",
+        resize: Resize = "shorter_side_then_crop",
+        pixel_range: int = 1,
     ) -> Preprocessing:
-        """How an image of this data set becomes the input of a network of that size (pixels).
+        """How an image of this data set becomes the input of a network.
 
-        ``mean`` and ``std``, per channel R, G, B of pixels in [0, 1], are the data set's own by default.
+        Args:
+            image_size: pixels; see `Preprocessing`, as for `interpolation`, `color_order` and `resize`.
+            mean, std: per channel in that order, of pixels in [0, ``pixel_range``]; default: the data set's own, and
+                where ``pixel_range`` is 255 the pixels as they are.
+            pixel_range: 1 or 255.
         """
+        if pixel_range == 1:
+            mean, std = (own or self.facts.of(color_order, name) for name, own in (("mean", mean), ("std", std)))
+        channels = 1 if color_order == "gray" else 3
         return Preprocessing(
             image_size=image_size,
-            mean=tuple(mean or self.facts.mean),
-            std=tuple(std or self.facts.std),
+            mean=tuple(one / pixel_range for one in mean or (0.0,) * channels),
+            std=tuple(one / pixel_range for one in std or (1.0,) * channels),
             classes=self.classes,
             interpolation=interpolation,
+            color_order=color_order,
+            resize=resize,
         )
 
     def batches(
@@ -98,7 +110,7 @@ class Split:
             workers: processes that read images, for an image folder; default 2.
 
         Yields:
-            float32 (n, 3, image_size, image_size) and int64 (n,), on the CPU.
+            float32 (n, C, height, width) and int64 (n,), on the CPU.
 
         Raises:
             InputError: the data set is no longer the one that the split was made from.
@@ -143,7 +155,8 @@ class Split:
         self, part: str, preprocessing: Preprocessing, batch_size: int, workers: int
     ) -> prepared_images.Batches:
         """As `_read`, out of the store."""
-        numbers, shape = self.parts[part], (part, preprocessing.image_size, preprocessing.interpolation)
+        numbers, how = self.parts[part], preprocessing
+        shape = (part, how.size, how.interpolation, how.resize, how.color_order == "gray")
         if not numbers:
             return
         if shape not in self._mapped:
@@ -153,7 +166,7 @@ class Split:
         yield from zip(found.pixels.split(batch_size), found.labels.split(batch_size), strict=True)
 
     def _read(self, part: str, preprocessing: Preprocessing, batch_size: int, workers: int) -> prepared_images.Batches:
-        """Images of a part before they are normalised: float32 (n, 1 or 3, image_size, image_size) in [0, 1]."""
+        """Images of a part before they are normalised: float32 (n, 1 or 3, height, width) in [0, 1]."""
         numbers = self.parts[part]
         chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
         if self.name in OF_FILES:
@@ -304,7 +317,7 @@ def training_batches(
         rank, world: which share of each batch to yield.
 
     Yields:
-        float32 (n, 3, image_size, image_size) in channels_last order, and int64 (n,), on ``device``.
+        float32 (n, C, height, width) in channels_last order, and int64 (n,), on ``device``.
     """
     import torch
 
@@ -322,7 +335,7 @@ def training_batches(
         return
     held, labels = split.images.pixels.to(device), split.images.labels.to(device)
     for chunk in chunks:
-        moves = transforms.moves(len(chunk), preprocessing.image_size, split.facts.mirror, generator)
+        moves = transforms.moves(len(chunk), preprocessing.size, split.facts.mirror, generator)
         mine = chunk[rank::world].to(device)
         images = transforms.resized(held[mine], preprocessing)
         if augment:

@@ -3,55 +3,91 @@
 All of it works on whole batches of tensors, on the device they are on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.manifest import GRAY_OF_RGB, LETTERBOX_FILL, Preprocessing
 
 if TYPE_CHECKING:
     import torch
 
 
 def prepare(pixels: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
-    """The network's input for images as they are: scaled to [0, 1], resized, cropped, normalised.
+    """The network's input for images as they are.
 
     Args:
         pixels: uint8 (n, 1 or 3, H, W).
-        preprocessing: size, interpolation, mean and std.
+        preprocessing: the steps.
 
     Returns:
-        float32 (n, 3, image_size, image_size), contiguous.
+        float32 (n, C, height, width), contiguous.
     """
     return normalised(resized(pixels, preprocessing), preprocessing).contiguous()
 
 
 def resized(pixels: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
-    """uint8 (n, c, H, W) as float32 in [0, 1], shorter side ``image_size``, cropped at the centre."""
+    """uint8 (n, 1 or 3, H, W) as float32 in [0, 1] of the input's height and width, gray where the input is.
+
+    The channels of a colour image are R, G, B in any case; `normalised` puts them in order.
+    """
     import torch
 
-    images, size = pixels.to(torch.float32).div_(255), preprocessing.image_size
-    height, width = images.shape[-2:]
-    short = min(height, width)
-    if short != size:
-        height, width = int(size * height / short), int(size * width / short)
+    images = pixels.to(torch.float32).div_(255)
+    if preprocessing.color_order == "gray" and images.shape[1] == 3:
+        images = (images * images.new_tensor(GRAY_OF_RGB).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    scaled = _scaled_size(images.shape[-2:], preprocessing)
+    if scaled != tuple(images.shape[-2:]):
         images = torch.nn.functional.interpolate(
-            images, (height, width), mode=preprocessing.interpolation, align_corners=False, antialias=True
+            images, scaled, mode=preprocessing.interpolation, align_corners=False, antialias=True
         )
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return images[..., top : top + size, left : left + size]
+    return _placed(images, preprocessing.size, LETTERBOX_FILL / 255)
+
+
+def _scaled_size(size: Sequence[int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width that an image of some size is resized to, before it is cut or padded."""
+    (height, width), (high, wide) = size, preprocessing.size
+    if preprocessing.resize == "stretch":
+        return high, wide
+    is_by_height = high * width >= wide * height  # so that it covers the input
+    if preprocessing.resize == "letterbox":
+        scale = min(high / height, wide / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    return (high, int(high * width / height)) if is_by_height else (int(wide * height / width), wide)
+
+
+def _placed(images: "torch.Tensor", size: tuple[int, int], fill: float) -> "torch.Tensor":
+    """Cut at the centre what is over, and pad what is missing, so that images have a height and width."""
+    import torch
+
+    for axis, wanted in ((-2, size[0]), (-1, size[1])):
+        given = images.shape[axis]
+        if given > wanted:
+            images = images.narrow(axis, round((given - wanted) / 2), wanted)
+        elif given < wanted:
+            before = (wanted - given) // 2
+            pads = [before, wanted - given - before]
+            images = torch.nn.functional.pad(images, [0, 0, *pads] if axis == -2 else pads, value=fill)
+    return images
 
 
 def normalised(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
-    """(n, 1 or 3, H, W) in [0, 1] as (n, 3, H, W) with ``(x - mean) / std`` per channel."""
-    mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    """(n, 1 or 3, H, W), R, G, B in [0, 1], as (n, C, H, W) in the input's order, ``(x - mean) / std`` per channel."""
+    if preprocessing.color_order == "BGR":
+        images = images.flip(1)
+    return _scaled(images, preprocessing)
+
+
+def _scaled(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
+    mean, std = (images.new_tensor(one).view(1, -1, 1, 1) for one in (preprocessing.mean, preprocessing.std))
     return (images - mean) / std
 
 
 def whole(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
-    """Normalised images (n, 3, H, W) as the nearest that 8-bit pixels can give, so that rounding changes no more."""
-    mean, std = (images.double().new_tensor(one).view(1, 3, 1, 1) for one in (preprocessing.mean, preprocessing.std))
+    """Normalised images (n, C, H, W) as the nearest that 8-bit pixels can give, so that rounding changes no more."""
+    mean, std = (images.double().new_tensor(one).view(1, -1, 1, 1) for one in (preprocessing.mean, preprocessing.std))
     levels = ((images * std + mean) * 255).round().clamp(0, 255)
-    return normalised(levels.float() / 255, preprocessing)
+    return _scaled(levels.float() / 255, preprocessing)
 
 
 def laid_out(images: "torch.Tensor") -> "torch.Tensor":
@@ -61,11 +97,11 @@ def laid_out(images: "torch.Tensor") -> "torch.Tensor":
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def moves(count: int, size: int, mirror: bool, generator: "torch.Generator") -> tuple["torch.Tensor", ...]:
+def moves(count: int, size: tuple[int, int], mirror: bool, generator: "torch.Generator") -> tuple["torch.Tensor", ...]:
     """Draw for each image how many pixels it moves up and left, and whether it is flipped."""
     import torch
 
-    reach = size // 16
+    reach = min(size) // 16
     down, right = torch.randint(-reach, reach + 1, (2, count), generator=generator)
     return down, right, torch.rand(count, generator=generator) < (0.5 if mirror else 0.0)
 
@@ -74,17 +110,28 @@ def moved(images: "torch.Tensor", down: "torch.Tensor", right: "torch.Tensor", f
     """Shift each image, its border mirrored into the gap, and flip some: one gather for all."""
     import torch
 
-    side = torch.arange(images.shape[-1], device=images.device)
-    last = images.shape[-1] - 1
-    rows, columns = (last - (last - (side + move[:, None]).abs()).abs() for move in (down, right))
+    rows, columns = (
+        _reflected(side, move, images.device) for side, move in zip(images.shape[-2:], (down, right), strict=True)
+    )
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     which = torch.arange(len(images), device=images.device)[:, None, None]
     return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def _reflected(side: int, move: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """(n, side): which row or column comes to each place where image i is moved by ``move[i]``."""
+    import torch
+
+    last = side - 1
+    return last - (last - (torch.arange(side, device=device) + move[:, None]).abs()).abs()
+
+
 @dataclass(frozen=True)
 class FolderView:
-    """One image as training sees it: uint8 (1, 3, H, W) to uint8 (1, 3, image_size, image_size)."""
+    """One image as training sees it: uint8 (1, 3, H, W) to uint8 (1, 1 or 3, height, width).
+
+    Augmented, it is a random part of at least half the area, or, where it is letterboxed, all of it; some are mirrored.
+    """
 
     preprocessing: Preprocessing
     augment: bool
@@ -93,13 +140,14 @@ class FolderView:
     def __call__(self, pixels: "torch.Tensor") -> "torch.Tensor":
         from torchvision.transforms import InterpolationMode, v2
 
-        size = self.preprocessing.image_size
-        interpolation = InterpolationMode(self.preprocessing.interpolation)
-        if self.augment:
-            steps = [
-                v2.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=interpolation, antialias=True),
-                v2.RandomHorizontalFlip(0.5 if self.mirror else 0.0),
-            ]
+        how = self.preprocessing
+        interpolation = InterpolationMode(how.interpolation)
+        if how.color_order == "gray":
+            pixels = v2.functional.rgb_to_grayscale(pixels)
+        if self.augment and how.resize != "letterbox":
+            crop = v2.RandomResizedCrop(how.size, scale=(0.5, 1.0), interpolation=interpolation, antialias=True)
+            pixels = crop(pixels)
         else:
-            steps = [v2.Resize(size, interpolation=interpolation, antialias=True), v2.CenterCrop(size)]
-        return v2.Compose(steps)(pixels)
+            resize = v2.Resize(_scaled_size(pixels.shape[-2:], how), interpolation=interpolation, antialias=True)
+            pixels = _placed(resize(pixels), how.size, LETTERBOX_FILL)
+        return v2.RandomHorizontalFlip(0.5 if self.mirror else 0.0)(pixels) if self.augment else pixels

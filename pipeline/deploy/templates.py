@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import backends
 from pipeline.artifacts.bundle_result import BundleManifest
+from pipeline.artifacts.manifest import LETTERBOX_FILL
 from pipeline.backends.base import Backend
 
 _SHIPPED = Path(__file__).with_name("shipped")
@@ -16,6 +17,19 @@ _SHIPPED = Path(__file__).with_name("shipped")
 
 _ALL = {"selftest.py": "selftest.py", "integration/classify.py": "classify.py"}
 
+_COLORS = {
+    "RGB": "Channels in the order R, G, B.",
+    "BGR": "Channels in the order B, G, R.",
+    "gray": "One channel: 0.299 R + 0.587 G + 0.114 B.",
+}
+_RESIZE = {
+    "shorter_side_then_crop": "Resize so that it just covers {height} x {width} pixels (height x width) in its own "
+    "aspect ratio, and crop these at the centre.",
+    "stretch": "Resize to {height} x {width} pixels (height x width), whatever its aspect ratio.",
+    "letterbox": "Resize so that all of it just fits into {height} x {width} pixels (height x width) in its own aspect "
+    "ratio, and put it at the centre of such an image of level {fill} (where the bars differ, the first is a pixel "
+    "narrower).",
+}
 _PURPOSES = {
     "bundle.json": "describes the bundle: input, output, preprocessing, lineage, sha256 of each file",
     "selftest.py": "tests the bundle on this device",
@@ -67,8 +81,10 @@ def _names(manifest: BundleManifest, backend: Backend, facts: Mapping[str, Any],
     accuracy = checked.accuracy
     mean, std = (", ".join(map(str, values)) for values in (how.mean, how.std))
     batch = manifest.input.shape[0]
-    normalize = f"Divide by 255; subtract the mean ({mean}) and divide by ({std}), of R, G, B."
-    order = f"planar, {batch} x R, G, B x rows x columns, float32"
+    height, width = how.size
+    letters = {"RGB": "R, G, B", "BGR": "B, G, R", "gray": "gray"}[how.color_order]
+    normalize = f"Divide by 255; subtract the mean ({mean}) and divide by ({std}), of {letters}."
+    order = f"planar, {batch} x {letters} x rows x columns, float32"
     if takes_pixels:
         normalize, order = "Leave the pixels as they are: mean and std are in the package.", "an image of 8-bit pixels"
     known = {name.upper(): str(value) for name, value in {**facts, **manifest.created_by}.items()}
@@ -84,11 +100,16 @@ def _names(manifest: BundleManifest, backend: Backend, facts: Mapping[str, Any],
         "OUTPUT": manifest.output.name,
         "KIND": manifest.output.kind,
         "BATCH": str(batch),
-        "SIZE": str(how.image_size),
+        "HEIGHT": str(height),
+        "WIDTH": str(width),
+        "CHANNELS": str(how.channels),
+        "LETTERS": letters,
+        "WEIGHTS": ", ".join(str(float(weight)) for row in how.of_rgb for weight in row),
+        "RESIZE": _RESIZE[how.resize].format(height=height, width=width, fill=LETTERBOX_FILL),
+        "COLORS": _COLORS[how.color_order],
         "CLASSES": str(len(how.classes)),
         "MEAN": mean,
         "STD": std,
-        "COLOR": how.color_order,
         "INTERPOLATION": how.interpolation,
         "NORMALIZE": normalize,
         "ORDER": order,

@@ -86,7 +86,7 @@ def load_model(path: Path) -> tuple["nn.Module", CheckpointHeader]:
         InputError: as for `read_header` and `networks.build`; weights that do not fit the network or are not finite.
     """
     state, header = read(path)
-    model = networks.build(header.arch, header.num_classes, header.is_folded)
+    model = networks.build(header.arch, header.num_classes, header.is_folded, header.preprocessing.channels)
     load_strict(model, state, header.arch, str(path))
     return model.eval(), header
 

@@ -5,8 +5,8 @@
     my.module:factory       the user's own: a callable `factory(num_classes=...)` that returns an nn.Module
     resnet18+dbb            any of these with training branches around its convolutions, by `repnets.expand`
 
-Each takes float32 images (N, 3, H, W) and gives logits (N, num_classes). The user's module is looked up in
-the folder of the run first, then on Python's path.
+Each takes float32 images (N, C, H, W), C being 3, or 1 of gray ones, and gives logits (N, num_classes). The user's
+module is looked up in the folder of the run first, then on Python's path.
 """
 
 import copy
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import source_files
+from pipeline.artifacts.manifest import Preprocessing
 from pipeline.errors import InputError, nearest
 from repnets.expansion import STYLES
 from repnets.networks import MODELS
@@ -34,6 +35,11 @@ _TIMM = "timm:"
 _FUSED = "repnets.deploy"
 _EXPANDED = "repnets.expansion.expand"
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_CHANNELS = {
+    "RGB": "three channels, red, green and blue",
+    "BGR": "three channels, blue, green and red",
+    "gray": "one channel, gray",
+}
 _STAR = re.compile(r"^\s*from\s.*\simport\s*\*", re.MULTILINE)
 
 
@@ -82,9 +88,10 @@ def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
     return (arch.partition(":")[0] if ":" in arch else f"repnets.networks.{MODELS[arch].family}",)
 
 
-def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
+def build(arch: str, num_classes: int, folded: bool = False, channels: int = 3) -> "nn.Module":
     """A network in training form with random weights, in training mode, on the CPU; or its fused form, to evaluate.
 
+    A factory of the user's is given `in_channels`, or `in_chans`, where it has that argument and they are not three.
     What makes fused forms is imported by name, like a family of networks: the fuse engine's code counts, through
     `code_modules`, for the checkpoints that need it, and for no training.
 
@@ -94,21 +101,21 @@ def build(arch: str, num_classes: int, folded: bool = False) -> "nn.Module":
     """
     check(arch)
     if folded:
-        return importlib.import_module(_FUSED).fused_network(arch, num_classes=num_classes)
+        return importlib.import_module(_FUSED).fused_network(arch, num_classes, channels)
     base, style = _parts(arch)
     if style is not None:
-        plain = build(base, num_classes)
+        plain = build(base, num_classes, channels=channels)
         return _made(arch, lambda: importlib.import_module(_EXPANDED).expand(plain, style, keep_function=False))
     if arch.startswith(_TIMM):
-        return _build_timm(arch, num_classes)
+        return _build_timm(arch, num_classes, channels)
     if ":" in arch:
-        return _build_own(arch, num_classes)
+        return _build_own(arch, num_classes, channels)
     from repnets.networks import create_model
 
-    return create_model(arch, num_classes=num_classes)
+    return create_model(arch, num_classes, channels)
 
 
-def require_runs(model: "nn.Module", arch: str, num_classes: int, image_size: int) -> None:
+def require_runs(model: "nn.Module", arch: str, preprocessing: Preprocessing) -> None:
     """Hold a network to what this pipeline asks of one, on two black images and in the mode that it is in.
 
     A copy is run, so that neither its statistics nor the random numbers drawn after it change.
@@ -118,15 +125,17 @@ def require_runs(model: "nn.Module", arch: str, num_classes: int, image_size: in
     """
     import torch
 
-    images = torch.zeros(2, 3, image_size, image_size)
+    images, num_classes = torch.zeros(preprocessing.shape(2)), len(preprocessing.classes)
+    height, width = preprocessing.size
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             logits = copy.deepcopy(model)(images)
         except Exception as error:
             raise InputError(
-                f"`{arch}` does not run on images of {image_size} x {image_size} pixels: {_words(error)}. It is given "
-                "three channels, red, green and blue. If the size is too small for it, or not the one that it takes, "
-                "set `image_size` (in pixels) under its name in `models:`, or in the target."
+                f"`{arch}` does not run on images of {height} x {width} pixels: {_words(error)}. It is given "
+                f"{_CHANNELS[preprocessing.color_order]}. If the size is too small for it, or not the one that it "
+                "takes, set `image_size` (in pixels) under its name in `models:`, or in the target. If it takes other "
+                "channels, set `color_order` under its name."
             ) from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
     if shape != (2, num_classes):
@@ -172,7 +181,7 @@ def _check_own(arch: str) -> None:
         raise InputError(f"{file} has no `{factory}`{nearest(factory, made) if made else ', and no function at all.'}")
 
 
-def _build_timm(arch: str, num_classes: int) -> "nn.Module":
+def _build_timm(arch: str, num_classes: int, channels: int) -> "nn.Module":
     import timm
 
     name = arch.removeprefix(_TIMM)
@@ -180,10 +189,10 @@ def _build_timm(arch: str, num_classes: int) -> "nn.Module":
         near = get_close_matches(name, timm.list_models(), n=1)
         hint = f"; did you mean `{_TIMM}{near[0]}`?" if near else "."
         raise InputError(f"timm {timm.__version__} has no network `{name}`{hint} timm.list_models() gives all names.")
-    return _made(arch, lambda: timm.create_model(name, pretrained=False, num_classes=num_classes))
+    return _made(arch, lambda: timm.create_model(name, False, num_classes=num_classes, in_chans=channels))
 
 
-def _build_own(arch: str, num_classes: int) -> "nn.Module":
+def _build_own(arch: str, num_classes: int, channels: int) -> "nn.Module":
     from torch import nn
 
     module, _, name = arch.partition(":")
@@ -195,8 +204,12 @@ def _build_own(arch: str, num_classes: int) -> "nn.Module":
             f"`{arch}` is of type {type(factory).__name__} and cannot be called. Name the function, or the class, that "
             "returns the network."
         )
+    given = {"num_classes": num_classes}
     try:
-        inspect.signature(factory).bind(num_classes=num_classes)
+        taken = inspect.signature(factory)
+        if channels != 3:
+            given |= {name: channels for name in ("in_channels", "in_chans") if name in taken.parameters}
+        taken.bind(**given)
     except TypeError as error:
         raise InputError(
             f"`{arch}` cannot be called as `{name}(num_classes={num_classes})`: {error}. Give it the argument "
@@ -204,7 +217,7 @@ def _build_own(arch: str, num_classes: int) -> "nn.Module":
         ) from None
     except ValueError:  # it does not tell its arguments; calling it will
         pass
-    model = _made(arch, lambda: factory(num_classes=num_classes))
+    model = _made(arch, lambda: factory(**given))
     if not isinstance(model, nn.Module):
         raise InputError(f"`{arch}` returned a {type(model).__name__}, and must return the network, an nn.Module.")
     return model.train()

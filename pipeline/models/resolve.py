@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.manifest import ImageSize, height_and_width
 from pipeline.config import project
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.project import Config, Model
@@ -30,13 +31,17 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
         except InputError as error:
             raise InputError(f"{where(source, named)}: {error}") from None
         smallest = networks.min_image_size(model.arch)
-        if smallest is not None and model.image_size < smallest:
+        if smallest is not None and min(height_and_width(model.image_size)) < smallest:
             raise InputError(
                 f"{where(source, path)}: `{model.arch}` needs images of at least {smallest} x {smallest} pixels, since "
-                f"it halves them to one, not {model.image_size}. Set `image_size: {smallest}` under models.{name} or "
-                "data."
+                f"it halves them to one, and not {_shown(model.image_size)}. Set `image_size: {smallest}` under "
+                f"models.{name} or data."
             )
     return read
+
+
+def _shown(size: ImageSize) -> str:
+    return " x ".join(map(str, height_and_width(size)))
 
 
 def form(model: Model) -> str:

@@ -7,7 +7,7 @@ quantizer says, so that ExecuTorch computes them as integers; Core ML and Tensor
 
 import copy
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -137,13 +137,14 @@ def simulation(prepared: "GraphModule") -> "Simulation":
     return Simulation(module)
 
 
-def convert(prepared: "GraphModule", found: "Simulation", image_size: int) -> "ExportedProgram":
+def convert(prepared: "GraphModule", found: "Simulation", shape: Sequence[int]) -> "ExportedProgram":
     """The int8 program: a prepared network with the weights and scales of its simulation.
 
     Args:
         prepared: from `prepare`; it is used up.
         found: from `simulation` of it; its biases are rounded to what integer runtimes hold.
-        image_size: of an example; batch size, height and width stay free where the network leaves them free.
+        shape: (N, C, H, W) of an example, N being 2; batch size, height and width stay free where the network leaves
+            them free.
     """
     with quiet():
         import torch
@@ -162,7 +163,7 @@ def convert(prepared: "GraphModule", found: "Simulation", image_size: int) -> "E
             observer.min_val, observer.max_val = -largest, largest
         converted = _in_evaluation(convert_pt2e(prepared))
         _drop_unread(converted)
-        return capture(converted, torch.zeros(2, 3, image_size, image_size))
+        return capture(converted, torch.zeros(*shape))
 
 
 def copy_tensors(source: "GraphModule", target: "GraphModule") -> None:

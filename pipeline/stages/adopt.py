@@ -17,6 +17,7 @@ weights of the fused network, and there is no branched network.
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,11 +66,11 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
 
     images = splits.open_split(split)
     state, weights, header = external_checkpoints.read(source)
-    preprocessing = images.preprocessing(settings.image_size, settings.interpolation, settings.mean, settings.std)
+    preprocessing = images.preprocessing(**settings.of_images)
     if header is not None:
         preprocessing = _check_header(header, settings, preprocessing, source)
     state, form = external_checkpoints.as_ours(state, settings.arch, str(source))
-    model = networks.build(settings.arch, len(images.classes), folded=form == "deploy")
+    model = networks.build(settings.arch, len(images.classes), form == "deploy", preprocessing.channels)
     if form == "deploy":
         # the network names a convolution after what was folded into it, the layout after its block
         in_network = {name: key for key, name in block_names(model.state_dict()).items()}
@@ -77,7 +78,7 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
     state = without_prefix(state, model.state_dict())
     checkpoints.load_strict(model, state, settings.arch, str(source))
     model.eval()
-    networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
+    networks.require_runs(model, settings.arch, preprocessing)
     metrics = {"val_accuracy": _accuracy(model, images, preprocessing, source)} if images.has_labels else {}
     if not metrics:
         print(f"adopt: {source.name} is taken as it is: the images have no labels, so nothing says how good it is")
@@ -137,6 +138,11 @@ def _check_header(
             f"{source} holds a `{header.arch}`, but the model's `arch` is `{settings.arch}`. Set `arch: {header.arch}`."
         )
     own = header.preprocessing
+    if own.color_order != preprocessing.color_order:
+        raise InputError(
+            f"{source} was trained on images in {own.color_order}, but they would be in {preprocessing.color_order}. "
+            f"Set `color_order: {own.color_order}` under its name in `models:`."
+        )
     if len(own.classes) != len(preprocessing.classes):
         raise InputError(
             f"{source} tells {len(own.classes)} classes apart, but the data set has "
@@ -149,10 +155,8 @@ def _check_header(
                 f"{source} was trained on other classes: number {number} is `{one}` there and `{other}` in "
                 "the data set. Set `data` to the data set that it was trained on, or train a new network."
             )
-    return Preprocessing(
-        image_size=preprocessing.image_size,
-        mean=settings.mean or own.mean,
-        std=settings.std or own.std,
-        classes=own.classes,
-        interpolation=preprocessing.interpolation,
+    return replace(
+        preprocessing,
+        mean=preprocessing.mean if settings.mean else own.mean,
+        std=preprocessing.std if settings.std else own.std,
     )

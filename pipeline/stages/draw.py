@@ -44,8 +44,7 @@ def _draw(checkpoint: Path, places: dict[str, Path]) -> None:
 
     svg.require_graphviz()  # before the work is done
     model, header = checkpoints.load_model(checkpoint)
-    size = header.preprocessing.image_size
-    example = torch.zeros(1, 3, size, size)
+    example = torch.zeros(header.preprocessing.shape(1))
     shown = svg.scene(example, fuse(model, example))
     name = svg.busiest_block(shown)
     title = f"{header.arch} {name}".strip()

@@ -82,14 +82,15 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
         raise InputError(
             f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
         )
-    size = settings.image_size or header.preprocessing.image_size
-    preprocessing = replace(header.preprocessing, image_size=size)
+    preprocessing = header.preprocessing
+    if settings.image_size:
+        preprocessing = replace(preprocessing, image_size=settings.image_size)
     modules = {form: programs.of_form(form, checkpoint, fused, quantized) for form in settings.forms}
     for module in modules.values():
-        networks.require_runs(module, header.arch, header.num_classes, size)
+        networks.require_runs(module, header.arch, preprocessing)
     if settings.precision == "fp16":
         _require_float16(modules["fused"], fused)
-    shape = (settings.batch, 3, size, size)
+    shape = preprocessing.shape(settings.batch)
     spec = ExportSpec(
         precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
     )

@@ -96,7 +96,7 @@ def _quantize(settings: QuantizeSettings, inputs: Inputs, places: dict[str, Path
     )
     done = ptq.repair(network, calibration, accuracy, limits, metric)
     outside = pt2e.in_float(done.prepared)
-    written = pt2e.convert(done.prepared, done.simulation, preprocessing.image_size)
+    written = pt2e.convert(done.prepared, done.simulation, preprocessing.shape(2))
     # what the fused network asserts of its sizes is not in the one that was quantized
     programs.narrow(written, program)
     reached = accuracy(programs.as_module(written))

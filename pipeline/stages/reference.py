@@ -5,6 +5,7 @@ CPU, and nothing about the target: in its bench.json they are given under `refer
 all targets that have the same forms, image size, batch and settings under `bench`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import backends
@@ -40,8 +41,9 @@ def run(
     def build(places: dict[str, Path], scratch: Path) -> None:
         header = checkpoints.read_header(checkpoint)
         preprocessing = header.preprocessing
-        size = settings.image_size or preprocessing.image_size
-        shape = (settings.batch, 3, size, size)
+        if settings.image_size:
+            preprocessing = replace(preprocessing, image_size=settings.image_size)
+        shape = preprocessing.shape(settings.batch)
         files = {}
         for form in settings.forms:
             files[form] = scratch / backend.file_name(form)

@@ -74,8 +74,7 @@ def _fuse(inputs: Inputs, places: dict[str, Path]) -> None:
     from repnets.quantization.forecast import forecast
 
     model, header = checkpoints.load_model(inputs.paths["checkpoint"])
-    size = header.preprocessing.image_size
-    example = torch.zeros(2, 3, size, size)
+    example = torch.zeros(header.preprocessing.shape(2))
     result = fuse(model, example)
     lineage = {
         "checkpoint": inputs.sha256["checkpoint"],

@@ -84,10 +84,10 @@ def _train(settings: TrainSettings, split: Path, scratch: Path, group: ProcessGr
             f"training.batch_size: {training.batch_size} leaves less than two images to each of "
             f"{group.world_size} processes, too few for a batch norm. Set it to {2 * group.world_size} or more."
         )
-    preprocessing = images.preprocessing(settings.image_size, settings.interpolation, settings.mean, settings.std)
+    preprocessing = images.preprocessing(**settings.of_images)
     torch.manual_seed(training.seed)
-    model = networks.build(settings.arch, len(images.classes))
-    networks.require_runs(model, settings.arch, len(images.classes), settings.image_size)
+    model = networks.build(settings.arch, len(images.classes), channels=preprocessing.channels)
+    networks.require_runs(model, settings.arch, preprocessing)
 
     def report(record: dict[str, Any]) -> None:
         print(

@@ -17,7 +17,7 @@ these, and the accuracy of `branched` is null.
 A gate that fails ends with exit code 1, says where, and leaves no verify.json.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,22 +85,23 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
     model, header = checkpoints.load_model(checkpoint)
     program, _ = program_file.read(fused)
     preprocessing = header.preprocessing
-    size = preprocessing.image_size
+    shape = preprocessing.shape(2)
     images = open_split(inputs.paths["split"], header.data_digest)
 
     with torch.inference_mode():
         reference, _ = checkpoints.load_model(checkpoint)
         reference = reference.double()
-        refused = fuse(reference, torch.zeros(2, 3, size, size, dtype=torch.float64))
+        refused = fuse(reference, torch.zeros(shape, dtype=torch.float64))
         real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
-        samples = {**_random_inputs(size, reference, refused.report.free), f"real {size} x {size}": real}
+        own = " x ".join(map(str, preprocessing.size))
+        samples = {**_random_inputs(shape, reference, refused.report.free), f"real {own}": real}
         float64, exact = _hold_float64(reference, refused, samples, settings.float64_tolerance)
         weights = _hold_weights(program, refused.module)
         file = programs.as_module(program)
         float32 = _hold_float32(exact, model, file, samples, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
         seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding, metric_of(images))
-        again = fuse(refused.module, torch.zeros(2, 3, size, size, dtype=torch.float64))
+        again = fuse(refused.module, torch.zeros(shape, dtype=torch.float64))
     if again.report.regions:
         raise GateError(
             f"fusing the fused network folded {again.report.regions[0].name} once more, so the first fuse was not "
@@ -122,20 +123,23 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
     )
 
 
-def _random_inputs(size: int, reference: "nn.Module", free: "Mapping[str, FreeSize]") -> dict[str, "Tensor"]:
+def _random_inputs(
+    shape: "Sequence[int]", reference: "nn.Module", free: "Mapping[str, FreeSize]"
+) -> dict[str, "Tensor"]:
     """Random images at three sizes, of those that the network and its program take; at its own in any case."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    odd = size + 1 + size % 2
+    _, channels, *own = shape
     inputs = {}
-    for side in (size, odd, size + size // 2):
-        batch = torch.randn(4, 3, side, side, generator=generator)
-        taken = all(axis in free and side in free[axis] for axis in ("height", "width"))
-        if side == size or (taken and _runs(reference, batch.double())):
-            inputs[f"random {side} x {side}"] = batch
+    for size in (own, [side + 1 + side % 2 for side in own], [side + side // 2 for side in own]):
+        batch = torch.randn(4, channels, *size, generator=generator)
+        taken = all(axis in free and side in free[axis] for axis, side in zip(("height", "width"), size, strict=True))
+        shown = " x ".join(map(str, size))
+        if size == own or (taken and _runs(reference, batch.double())):
+            inputs[f"random {shown}"] = batch
         else:
-            print(f"verify: the network does not take {side} x {side} pixels, so it is not compared there", flush=True)
+            print(f"verify: the network does not take {shown} pixels, so it is not compared there", flush=True)
     return inputs
 
 

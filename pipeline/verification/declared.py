@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline import backends
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest, TensorFacts
-from pipeline.artifacts.manifest import ExportSpec
+from pipeline.artifacts.manifest import ExportSpec, image_size_of
 from pipeline.backends.signatures import Shape, Signature
 from pipeline.config.stages import CheckSettings
 from pipeline.errors import GateError
@@ -56,10 +56,11 @@ def hold_signature(file: Path, manifest: Path, written: Manifest, signature: Sig
     Raises:
         GateError: a shape, type or name is another one; or the manifest contradicts itself.
     """
-    size = written.preprocessing.image_size
+    size, taken = written.preprocessing.image_size, image_size_of(written.input.shape)
     own = ExportSpec(written.precision, written.input.shape, written.preprocessing)
     says = [
-        ("image_size", size, written.input.shape[-1], "its input"),
+        ("image_size", size, taken, "its input"),
+        ("color_order", written.preprocessing.channels, written.input.shape[1], "its input"),
         ("classes", len(written.preprocessing.classes), written.output.shape[-1], "its output"),
         ("output batch", written.output.shape[0], written.input.shape[0], "its input"),
     ]

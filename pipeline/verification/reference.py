@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.export_result import Manifest
-from pipeline.artifacts.manifest import ExportSpec, Preprocessing
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing, image_size_of
 from pipeline.data import transforms
 from pipeline.data.splits import Split
 from pipeline.errors import GateError
@@ -218,7 +218,7 @@ class Reference:
 def spec_of(written: Manifest, preprocessing: Preprocessing) -> ExportSpec:
     """What export was asked for, by its manifest, with the network's own preprocessing."""
     shape = written.input.shape
-    return ExportSpec(written.precision, shape, replace(preprocessing, image_size=shape[-1]))
+    return ExportSpec(written.precision, shape, replace(preprocessing, image_size=image_size_of(shape)))
 
 
 def _in_batches(module: "Callable[[torch.Tensor], torch.Tensor]", images: "torch.Tensor") -> "torch.Tensor":

@@ -90,19 +90,20 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def create_model(name: str, num_classes: int = 1000) -> nn.Module:
+def create_model(name: str, num_classes: int = 1000, in_channels: int = 3) -> nn.Module:
     """A network in training form with random weights, in training mode.
 
     Args:
         name: One of `list_models()`.
         num_classes: Width of the last layer. Default 1000, as for ImageNet.
+        in_channels: Channels of the image: 3, or 1 of a gray one. Default 3.
 
     Returns:
-        A module that takes (N, 3, H, W) float images, H and W at least the spec's `min_image_size`, and gives
+        A module that takes (N, in_channels, H, W) float images, H and W at least the spec's `min_image_size`, and gives
         (N, num_classes) logits.
 
     Raises:
-        RepnetsError: The name is unknown, or `num_classes` is less than 1.
+        RepnetsError: The name is unknown, or `num_classes` or `in_channels` is less than 1.
     """
     if name not in MODELS:
         near = get_close_matches(name, MODELS, n=1)
@@ -110,5 +111,9 @@ def create_model(name: str, num_classes: int = 1000) -> nn.Module:
         raise RepnetsError(f"There is no network {name!r}.{hint} repnets.list_models() gives all names.")
     if num_classes < 1:
         raise RepnetsError(f"A classifier needs at least one class, and num_classes is {num_classes}.")
+    if in_channels < 1:
+        raise RepnetsError(f"An image has at least one channel, and in_channels is {in_channels}.")
     spec = MODELS[name]
-    return import_module(f"repnets.networks.{spec.family}").build(num_classes=num_classes, **spec.settings)
+    return import_module(f"repnets.networks.{spec.family}").build(
+        num_classes=num_classes, in_channels=in_channels, **spec.settings
+    )

@@ -11,15 +11,18 @@ from repnets.networks.heads import Classifier, init_weights
 _UNITS = (4, 8, 4)
 
 
-def build(num_classes: int, widths: tuple[int, int, int, int, int]) -> nn.Sequential:
+def build(num_classes: int, in_channels: int, widths: tuple[int, int, int, int, int]) -> nn.Sequential:
     """`stem`, `stage2` to `stage4` of 4, 8 and 4 units, `last` and `head`.
 
     Args:
         num_classes: Width of the head.
+        in_channels: Of the image.
         widths: Channels of the stem, of stages 2 to 4 (even), and of the 1x1 convolution before the head.
     """
     channels, *stage_widths, last = widths
-    stem = nn.Sequential(ConvBN(3, channels, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+    stem = nn.Sequential(
+        ConvBN(in_channels, channels, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
+    )
     stages = OrderedDict(stem=stem)
     for number, (units, width) in enumerate(zip(_UNITS, stage_widths, strict=True), start=2):
         stages[f"stage{number}"] = nn.Sequential(

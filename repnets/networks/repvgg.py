@@ -17,6 +17,7 @@ _BLOCKS = {"plain": RepVGGBlock, "gated": partial(RepVGGBlock, use_se=True), "qu
 
 def build(
     num_classes: int,
+    in_channels: int,
     depths: tuple[int, int, int, int],
     multipliers: tuple[float, float, float, float],
     groups: int = 1,
@@ -26,6 +27,7 @@ def build(
 
     Args:
         num_classes: Width of the head.
+        in_channels: Of the image.
         depths: Blocks of stages 1 to 4.
         multipliers: Of the widths 64, 128, 256 and 512 of stages 1 to 4.
         groups: Groups of every second layer, counted from stage0, which is dense. Default 1.
@@ -33,7 +35,7 @@ def build(
     """
     make_block = _BLOCKS[block]
     channels = min(64, int(64 * multipliers[0]))
-    stages = OrderedDict(stage0=make_block(3, channels, stride=2))
+    stages = OrderedDict(stage0=make_block(in_channels, channels, stride=2))
     layer = 1
     for number, (depth, width, multiplier) in enumerate(zip(depths, _WIDTHS, multipliers, strict=True), start=1):
         blocks = []

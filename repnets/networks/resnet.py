@@ -17,17 +17,20 @@ _CONVOLUTIONS = {
 }
 
 
-def build(num_classes: int, convolution: str = "plain") -> nn.Sequential:
+def build(num_classes: int, in_channels: int, convolution: str = "plain") -> nn.Sequential:
     """`stem`, `stage1` to `stage4` of two basic blocks each, and `head`.
 
     Args:
         num_classes: Width of the head.
+        in_channels: Of the image.
         convolution: What the 3x3 convolutions of the basic blocks are: "plain", "diverse" (DBB, arXiv
             2103.13425) or "asymmetric" (ACNet, arXiv 1908.03930). Default "plain".
     """
     make_convolution = _CONVOLUTIONS[convolution]
     channels = _WIDTHS[0]
-    stem = nn.Sequential(ConvBN(3, channels, 7, stride=2, padding=3), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+    stem = nn.Sequential(
+        ConvBN(in_channels, channels, 7, stride=2, padding=3), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
+    )
     stages = OrderedDict(stem=stem)
     for number, width in enumerate(_WIDTHS, start=1):
         stages[f"stage{number}"] = nn.Sequential(

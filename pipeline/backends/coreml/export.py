@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 LABEL, PROBABILITIES = "label", "probabilities"
+_LAYOUTS = {"RGB": "RGB", "BGR": "BGR", "gray": "GRAYSCALE"}
 _MODEL, _WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
 
 
@@ -29,7 +30,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     Args:
         program: float32, of static shape ``spec.input_shape``.
         files: where the one .mlpackage, a folder, goes; what stands there is replaced.
-        spec: the options are ``minimum_deployment_target``; ``normalization``: the input is an RGB image
+        spec: the options are ``minimum_deployment_target``; ``normalization``: the input is an image
             of 0..255 and ``(x - 255 mean) / (255 std)`` is part of the network; ``class_labels``: instead
             of logits a softmax leaves, as ``label`` (the best class) and ``label_probs`` (all of them);
             ``compute_units``, ``device`` and ``development_team`` are noted in the package for those who run it.
@@ -55,7 +56,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         network = _with_ends(program, spec, options)
         kind = coremltools.TensorType(spec.input_name, spec.input_shape, dtype=numpy.float32)
         if options["normalization"]:
-            layout = coremltools.colorlayout.RGB
+            layout = getattr(coremltools.colorlayout, _LAYOUTS[spec.preprocessing.color_order])
             kind = coremltools.ImageType(spec.input_name, spec.input_shape, color_layout=layout)
         labels, output = None, spec.output_name
         if options["class_labels"]:

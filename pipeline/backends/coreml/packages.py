@@ -235,7 +235,8 @@ def signature(file: Path) -> Signature:
 def _signature(description: Any) -> Signature:
     taken = description.input[0].type
     takes_pixels = taken.WhichOneof("Type") == "imageType"
-    of_image = (1, 3, taken.imageType.height, taken.imageType.width)
+    channels = 1 if taken.imageType.ColorSpace.Name(taken.imageType.colorSpace) == "GRAYSCALE" else 3
+    of_image = (1, channels, taken.imageType.height, taken.imageType.width)
     shape = of_image if takes_pixels else tuple(taken.multiArrayType.shape)
     given = next((one.type for one in description.output if one.type.WhichOneof("Type") == "multiArrayType"), None)
     output = tuple(given.multiArrayType.shape) if given else ()

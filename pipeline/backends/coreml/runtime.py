@@ -131,4 +131,7 @@ def _as_image(normalized: "np.ndarray", about: dict[str, Any]) -> Any:
 
     mean, std = (np.array(about[key], dtype=np.float32)[:, None, None] for key in ("mean", "std"))
     pixels = np.clip(np.rint((normalized * std + mean) * 255), 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels.transpose(1, 2, 0))
+    if len(pixels) == 1:
+        return Image.fromarray(pixels[0])
+    planes = pixels[::-1] if about.get("color_order") == "BGR" else pixels  # Core ML brings an RGB image in order
+    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))

@@ -75,7 +75,8 @@ def _feeder(program: Program) -> Callable[["np.ndarray"], dict[str, "np.ndarray"
         return lambda images: {name: images}
     about = _preprocessing(program)
     mean, std = (np.array(about[key], dtype=np.float64)[:, None, None] for key in ("mean", "std"))
-    is_reversed = image.ColorSpace.Name(image.colorSpace) == "BGR"
+    # a package of this project takes its channels in the order of the network
+    is_reversed = image.ColorSpace.Name(image.colorSpace) == "BGR" and about.get("color_order") != "BGR"
 
     def feed(images: "np.ndarray") -> dict[str, "np.ndarray"]:
         pixels = (images * std + mean) * 255  # float64: what is lost here counts 1 / std times in the network

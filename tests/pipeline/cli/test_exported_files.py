@@ -200,10 +200,11 @@ def test_a_file_that_takes_pixels_is_fed_such_as_they_are(tmp_path):
     assert np.abs(levels - plain.clip(0, 255)).max() < 0.501
 
 
-def test_images_are_square(tmp_path):
+def test_images_are_as_high_and_as_wide_as_the_file_takes_them(tmp_path):
     manifest(program(tmp_path / "a.pt2", (1, 3, 12, 16)))
-    with pytest.raises(InputError, match=r"prepared as squares, but .*a\.pt2 takes 12 x 16 pixels"):
-        exported_files.images(opened(tmp_path / "a.pt2"), (1, 3, 12, 16), folder=photos(tmp_path / "photos", 1))
+    folder = photos(tmp_path / "photos", 2)
+    found = exported_files.images(opened(tmp_path / "a.pt2"), (1, 3, 12, 16), folder=folder)
+    assert fed(found).shape == (2, 3, 12, 16)
 
 
 @pytest.mark.parametrize("described", [True, False])

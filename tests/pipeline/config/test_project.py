@@ -139,7 +139,8 @@ def test_mean_and_std_and_recalibration_of_one_model(written):
 def test_a_stage_is_told_only_what_it_reads(written):
     read = written()
     told = settings_of("train", read, "mobileone_s0").model_dump()
-    assert set(told) == {"arch", "image_size", "interpolation", "mean", "std", "training"}
+    images = {"image_size", "interpolation", "color_order", "resize", "pixel_range", "mean", "std"}
+    assert set(told) == {"arch", "training", *images}
     assert "bench" not in settings_of("export", read, "toy", "phone").model_dump()
 
 
@@ -213,8 +214,17 @@ def test_launches_are_the_least_and_the_most(written):
         ("models: {toy: {recalibrate_bn: true}}", "`models.toy`: recalibrate_bn is a number of training images: 32"),
         (
             "models: {toy: {mean: [123.7, 116.3, 103.5]}}",
-            "`models.toy.mean.0`: Input should be less than or",
+            "`models.toy`: mean is [123.7, 116.3, 103.5], and pixels are at most 1 there; set `pixel_range: 255`",
         ),
+        ("models: {toy: {mean: [300, 0, 0]}}", "`models.toy.mean.0`: Input should be less than or equal to 255"),
+        (
+            "models: {toy: {color_order: gray, std: [1, 1, 1]}}",
+            "std has 3 numbers, and a network that takes gray needs",
+        ),
+        ("models: {toy: {color_order: grey}}", "`models.toy.color_order`: there is no `grey`; did you mean `gray`?"),
+        ("data: {resize: crop}\nmodels: {toy: }", "`data.resize`: there is no `crop`"),
+        ("models: {repvgg_a0: {image_size: [64, 16]}}", "halves them to one, and not 64 x 16. Set"),
+        ("models: {toy: {image_size: [64]}}", "`models.toy.image_size"),
         ("models: {toy: {std: [0.2, 0.2, 0]}}", "`models.toy.std.2`: Input should be greater than 0"),
         ("models: {}", "`models:` names no network"),
         (

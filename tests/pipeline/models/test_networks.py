@@ -14,6 +14,7 @@ from torch import nn
 
 import repnets
 from pipeline.artifacts import digests, source_files
+from pipeline.artifacts.manifest import Preprocessing
 from pipeline.errors import InputError
 from pipeline.models import networks
 
@@ -35,6 +36,24 @@ OWN = """
 """
 
 
+GRAYS = """
+    from torch import nn
+
+    def build(num_classes, in_channels=3):
+        layers = nn.Conv2d(in_channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+        return nn.Sequential(*layers)
+
+    def fixed(num_classes):
+        return build(num_classes, 1)
+"""
+
+
+def of(classes: int, side: int, color_order: str = "RGB") -> Preprocessing:
+    """Of images for a network of so many classes."""
+    levels = (0.5,) * (1 if color_order == "gray" else 3)
+    return Preprocessing(side, levels, levels, tuple(map(str, range(classes))), color_order=color_order)
+
+
 def digest_of(arch: str) -> str:
     return digests.code_digest(*networks.code_modules(arch))
 
@@ -47,13 +66,22 @@ def test_a_network_of_repnets():
     assert (networks.min_image_size("toy"), networks.min_image_size("repvgg_a0")) == (4, 32)
 
 
+@pytest.mark.parametrize("arch", ["toy", "mobileone_s0", "toy+dbb", "timm:lcnet_035", "grays:build", "grays:fixed"])
+def test_a_network_of_gray_images(own_modules, arch):
+    own_modules({"grays": GRAYS})
+    networks.require_runs(networks.build(arch, 5, channels=1), arch, of(5, 32, "gray"))
+    if arch != "grays:fixed":
+        with pytest.raises(InputError, match=r"one channel, gray.*set `color_order` under its name"):
+            networks.require_runs(networks.build(arch, 5), arch, of(5, 32, "gray"))
+
+
 @pytest.mark.parametrize("base", ["toy", "mynet:build"])
 def test_an_expanded_network(own_modules, base):
     own_modules({"mynet": OWN})
     arch = f"{base}+repvgg"
     networks.check(arch)
     model = networks.build(arch, 5)
-    networks.require_runs(model, arch, 5, 16)
+    networks.require_runs(model, arch, of(5, 16))
     assert any(".beside." in name for name, _ in model.named_parameters())
     assert networks.min_image_size(arch) == networks.min_image_size(base)
     assert set(networks.code_modules(arch)) == {*networks.code_modules(base), "repnets.expansion.expand"}
@@ -65,7 +93,7 @@ def test_a_network_of_the_users_own(own_modules, factory):
     networks.check(f"mynet:{factory}")
     model = networks.build(f"mynet:{factory}", 5)
     assert model.training
-    networks.require_runs(model, f"mynet:{factory}", 5, 16)
+    networks.require_runs(model, f"mynet:{factory}", of(5, 16))
     assert networks.min_image_size(f"mynet:{factory}") is None
 
 
@@ -171,7 +199,7 @@ def test_a_network_that_timm_does_not_have():
 def test_a_network_of_timm_learns_and_is_fused(randomise_all):
     torch.manual_seed(0)
     model = networks.build("timm:repvgg_a0", 4)
-    networks.require_runs(model, "timm:repvgg_a0", 4, 32)
+    networks.require_runs(model, "timm:repvgg_a0", of(4, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
@@ -253,26 +281,26 @@ class Aux(nn.Module):
 
 def test_a_size_that_the_network_does_not_run_at_is_told():
     model = networks.build("torchvision.models:squeezenet1_1", 10)
-    networks.require_runs(model, "m:squeezenet", 10, 32)
+    networks.require_runs(model, "m:squeezenet", of(10, 32))
     with pytest.raises(InputError) as caught:
-        networks.require_runs(model, "m:squeezenet", 10, 8)
+        networks.require_runs(model, "m:squeezenet", of(10, 8))
     assert str(caught.value).startswith("`m:squeezenet` does not run on images of 8 x 8 pixels: RuntimeError: ")
     assert "set `image_size` (in pixels) under its name in `models:`, or in the target." in str(caught.value)
 
 
 def test_what_is_no_logits_is_refused_in_the_mode_at_hand():
-    networks.require_runs(Aux().eval(), "m:Aux", 4, 8)
+    networks.require_runs(Aux().eval(), "m:Aux", of(4, 8))
     with pytest.raises(InputError, match=r"`m:Aux` gives a tuple for two images in training mode, and must give"):
-        networks.require_runs(Aux(), "m:Aux", 4, 8)
+        networks.require_runs(Aux(), "m:Aux", of(4, 8))
     with pytest.raises(InputError, match=r"gives a tensor \(2, 4\) for two images in evaluation mode.*tensor \(2, 5\)"):
-        networks.require_runs(Aux().eval(), "m:Aux", 5, 8)
+        networks.require_runs(Aux().eval(), "m:Aux", of(5, 8))
 
 
 def test_trying_a_network_leaves_no_trace():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    networks.require_runs(model, "m:net", 4, 8)
+    networks.require_runs(model, "m:net", of(4, 8))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -351,6 +379,6 @@ def test_the_network_of_the_documentation_is_built_and_fused(own_modules):
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     own_modules({"mynets/small": code})
     model = networks.build("mynets.small:build", 10)
-    networks.require_runs(model, "mynets.small:build", 10, 32)
+    networks.require_runs(model, "mynets.small:build", of(10, 32))
     report = repnets.fuse(model.eval(), torch.zeros(1, 3, 32, 32)).report
     assert (report.before.convolutions, report.after.convolutions) == (4, 2)

@@ -4,8 +4,9 @@ import CoreML
 import Foundation
 
 final class Classifier {
-  static let batch = @BATCH@, size = @SIZE@
-  static let mean: [Float] = [@MEAN@], std: [Float] = [@STD@]  // of R, G, B in [0, 1]
+  static let batch = @BATCH@, channels = @CHANNELS@, height = @HEIGHT@, width = @WIDTH@
+  static let mean: [Float] = [@MEAN@], std: [Float] = [@STD@]  // of @LETTERS@ in [0, 1]
+  static let weights: [Float] = [@WEIGHTS@]  // of R, G, B in each channel
 
   private let model: MLModel
   private let labels: [String]
@@ -18,16 +19,17 @@ final class Classifier {
     model = try MLModel(contentsOf: file, configuration: MLModelConfiguration())
   }
 
-  /// The class of one image: size x size pixels of R, G, B, 8 bits each; see preprocessing.txt.
+  /// The class of one image: height x width pixels of R, G, B, 8 bits each; see preprocessing.txt.
   func classify(rgb: [UInt8]) throws -> String {
-    let plane = Self.size * Self.size
-    precondition(rgb.count == 3 * plane, "give \(Self.size) x \(Self.size) pixels of R, G, B")
-    let shape = [Self.batch, 3, Self.size, Self.size].map { NSNumber(value: $0) }
-    let image = try MLMultiArray(shape: shape, dataType: .float32)  // R, then G, then B; the batch's first image
+    let plane = Self.height * Self.width
+    precondition(rgb.count == 3 * plane, "give \(Self.height) x \(Self.width) pixels of R, G, B")
+    let shape = [Self.batch, Self.channels, Self.height, Self.width].map { NSNumber(value: $0) }
+    let image = try MLMultiArray(shape: shape, dataType: .float32)  // channel by channel; the batch's first image
     for i in 0..<image.count { image[i] = 0 }
-    for channel in 0..<3 {
+    for channel in 0..<Self.channels {
       for i in 0..<plane {
-        let value = (Float(rgb[3 * i + channel]) / 255 - Self.mean[channel]) / Self.std[channel]
+        let level = (0..<3).reduce(Float(0)) { $0 + Self.weights[3 * channel + $1] * Float(rgb[3 * i + $1]) }
+        let value = (level / 255 - Self.mean[channel]) / Self.std[channel]
         image[channel * plane + i] = NSNumber(value: value)
       }
     }

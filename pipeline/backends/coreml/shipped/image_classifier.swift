@@ -5,7 +5,7 @@ import CoreVideo
 import Foundation
 
 final class Classifier {
-  static let size = @SIZE@
+  static let height = @HEIGHT@, width = @WIDTH@
 
   private let model: MLModel
   private let labels: [String]
@@ -18,7 +18,8 @@ final class Classifier {
     model = try MLModel(contentsOf: file, configuration: MLModelConfiguration())
   }
 
-  /// The class of an image of size x size pixels, 32BGRA or 32ARGB; see preprocessing.txt.
+  /// The class of an image of height x width pixels, 32BGRA or 32ARGB (OneComponent8 if it is gray); see
+  /// preprocessing.txt.
   func classify(_ buffer: CVPixelBuffer) throws -> String {
     let image = MLFeatureValue(pixelBuffer: buffer)
     let answer = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["@INPUT@": image]))

@@ -58,7 +58,9 @@ class Network:
         if self._takes_pixels:
             from PIL import Image
 
-            pixels = Image.fromarray(self._numpy.ascontiguousarray(pixels[0].transpose(1, 2, 0)))
+            planes = pixels[0][::-1] if self._about["preprocessing"]["color_order"] == "BGR" else pixels[0]
+            array = planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
+            pixels = Image.fromarray(self._numpy.ascontiguousarray(array))
         answer = self._model.predict({taken["name"]: pixels})[given["name"]]
         if given["kind"] == "probabilities":
             return [float(answer[label]) for label in self._about["preprocessing"]["classes"]]

@@ -11,34 +11,38 @@ class Classifier(context: Context) {
     private val labels = context.assets.open("labels.txt").bufferedReader().readLines()
     private val module = Module.load(fileOf(context).path)
 
-    /** The class of a bitmap; see preprocessing.txt for how it becomes SIZE x SIZE pixels. */
+    /** The class of a bitmap; see preprocessing.txt for how it becomes HEIGHT x WIDTH pixels. */
     fun classify(bitmap: Bitmap): String {
-        require(bitmap.width == SIZE && bitmap.height == SIZE) { "give a bitmap of $SIZE x $SIZE pixels" }
-        val pixels = IntArray(SIZE * SIZE)
-        bitmap.getPixels(pixels, 0, SIZE, 0, 0, SIZE, SIZE)
-        val input = FloatArray(BATCH * 3 * SIZE * SIZE) // R, then G, then B; the first image of the batch
-        for (channel in 0 until 3) {
+        require(bitmap.width == WIDTH && bitmap.height == HEIGHT) { "give a bitmap of $HEIGHT x $WIDTH pixels" }
+        val pixels = IntArray(HEIGHT * WIDTH)
+        bitmap.getPixels(pixels, 0, WIDTH, 0, 0, WIDTH, HEIGHT)
+        val input = FloatArray(BATCH * CHANNELS * HEIGHT * WIDTH) // channel by channel; the first image of the batch
+        for (channel in 0 until CHANNELS) {
             for (i in pixels.indices) {
-                val level = pixels[i] shr (16 - 8 * channel) and 0xFF
-                input[channel * SIZE * SIZE + i] = ((level / 255.0 - MEAN[channel]) / STD[channel]).toFloat()
+                val rgb = (0 until 3).map { pixels[i] shr (16 - 8 * it) and 0xFF }
+                val level = (0 until 3).sumOf { WEIGHTS[3 * channel + it] * rgb[it] }
+                input[channel * HEIGHT * WIDTH + i] = ((level / 255.0 - MEAN[channel]) / STD[channel]).toFloat()
             }
         }
         val logits = logits(input)
         return labels[(0 until CLASSES).maxByOrNull { logits[it] }!!]
     }
 
-    /** BATCH * 3 * SIZE * SIZE values in, BATCH * CLASSES out; golden/ has some to try. */
+    /** BATCH * CHANNELS * HEIGHT * WIDTH values in, BATCH * CLASSES out; golden/ has some to try. */
     fun logits(input: FloatArray): FloatArray {
-        val shape = longArrayOf(BATCH.toLong(), 3, SIZE.toLong(), SIZE.toLong())
+        val shape = longArrayOf(BATCH.toLong(), CHANNELS.toLong(), HEIGHT.toLong(), WIDTH.toLong())
         return module.forward(EValue.from(Tensor.fromBlob(input, shape)))[0].toTensor().dataAsFloatArray
     }
 
     private companion object {
         const val BATCH = @BATCH@
-        const val SIZE = @SIZE@
+        const val CHANNELS = @CHANNELS@
+        const val HEIGHT = @HEIGHT@
+        const val WIDTH = @WIDTH@
         const val CLASSES = @CLASSES@
-        val MEAN = doubleArrayOf(@MEAN@) // of R, G, B in [0, 1]
+        val MEAN = doubleArrayOf(@MEAN@) // of @LETTERS@ in [0, 1]
         val STD = doubleArrayOf(@STD@)
+        val WEIGHTS = doubleArrayOf(@WEIGHTS@) // of R, G, B in each channel
 
         /** ExecuTorch reads a file, and an asset is none: a copy, in the app's own folder, by its digest. */
         fun fileOf(context: Context): File {

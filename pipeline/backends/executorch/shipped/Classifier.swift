@@ -5,8 +5,9 @@ import ExecuTorch
 import Foundation
 
 final class Classifier {
-  static let batch = @BATCH@, size = @SIZE@, classes = @CLASSES@
-  static let mean: [Float] = [@MEAN@], std: [Float] = [@STD@]  // of R, G, B in [0, 1]
+  static let batch = @BATCH@, channels = @CHANNELS@, height = @HEIGHT@, width = @WIDTH@, classes = @CLASSES@
+  static let mean: [Float] = [@MEAN@], std: [Float] = [@STD@]  // of @LETTERS@ in [0, 1]
+  static let weights: [Float] = [@WEIGHTS@]  // of R, G, B in each channel
 
   private let module: Module
   private let labels: [String]
@@ -20,23 +21,24 @@ final class Classifier {
     try module.load("forward")
   }
 
-  /// The class of one image: size x size pixels of R, G, B, 8 bits each; see preprocessing.txt.
+  /// The class of one image: height x width pixels of R, G, B, 8 bits each; see preprocessing.txt.
   func classify(rgb: [UInt8]) throws -> String {
-    let plane = Self.size * Self.size
-    precondition(rgb.count == 3 * plane, "give \(Self.size) x \(Self.size) pixels of R, G, B")
-    var input = [Float](repeating: 0, count: Self.batch * 3 * plane)  // R, then G, then B; the batch's first image
-    for channel in 0..<3 {
+    let plane = Self.height * Self.width
+    precondition(rgb.count == 3 * plane, "give \(Self.height) x \(Self.width) pixels of R, G, B")
+    var input = [Float](repeating: 0, count: Self.batch * Self.channels * plane)  // of the batch, the first
+    for channel in 0..<Self.channels {
       for i in 0..<plane {
-        input[channel * plane + i] = (Float(rgb[3 * i + channel]) / 255 - Self.mean[channel]) / Self.std[channel]
+        let level = (0..<3).reduce(Float(0)) { $0 + Self.weights[3 * channel + $1] * Float(rgb[3 * i + $1]) }
+        input[channel * plane + i] = (level / 255 - Self.mean[channel]) / Self.std[channel]
       }
     }
     let logits = try self.logits(input).prefix(Self.classes)
     return labels[logits.indices.max { logits[$0] < logits[$1] }!]
   }
 
-  /// batch * 3 * size * size values in, batch * classes out; golden/ has some to try.
+  /// batch * channels * height * width values in, batch * classes out; golden/ has some to try.
   func logits(_ input: [Float]) throws -> [Float] {
-    let image = Tensor<Float>(input, shape: [Self.batch, 3, Self.size, Self.size])
+    let image = Tensor<Float>(input, shape: [Self.batch, Self.channels, Self.height, Self.width])
     return try Tensor<Float>(module.forward(image)).scalars()
   }
 }

@@ -18,15 +18,20 @@ In an app for Android, by the NDK, link ExecuTorch's own CMake targets instead. 
 #include <string>
 #include <vector>
 
-constexpr int kBatch = @BATCH@, kSize = @SIZE@, kClasses = @CLASSES@;
-constexpr double kMean[3] = {@MEAN@}, kStd[3] = {@STD@};  // of R, G, B in [0, 1]
+constexpr int kBatch = @BATCH@, kChannels = @CHANNELS@, kHeight = @HEIGHT@, kWidth = @WIDTH@, kClasses = @CLASSES@;
+constexpr int kPixels = kHeight * kWidth;
+constexpr double kMean[] = {@MEAN@}, kStd[] = {@STD@};  // of @LETTERS@ in [0, 1]
+constexpr double kWeights[] = {@WEIGHTS@};  // of R, G, B in each channel
 
-// One image, kSize x kSize pixels of R, G, B, 8 bits each, as the network's input: planes of (x / 255 - mean) / std.
+// One image, kHeight x kWidth pixels of R, G, B, 8 bits each, as the network's input: planes of (x / 255 - mean) / std.
 std::vector<float> normalized(const uint8_t* rgb) {
-  std::vector<float> planes(3 * kSize * kSize);
-  for (int c = 0; c < 3; ++c)
-    for (int i = 0; i < kSize * kSize; ++i)
-      planes[c * kSize * kSize + i] = static_cast<float>((rgb[3 * i + c] / 255.0 - kMean[c]) / kStd[c]);
+  std::vector<float> planes(kChannels * kPixels);
+  for (int c = 0; c < kChannels; ++c)
+    for (int i = 0; i < kPixels; ++i) {
+      double level = 0;
+      for (int k = 0; k < 3; ++k) level += kWeights[3 * c + k] * rgb[3 * i + k];
+      planes[c * kPixels + i] = static_cast<float>((level / 255.0 - kMean[c]) / kStd[c]);
+    }
   return planes;
 }
 
@@ -36,10 +41,10 @@ class Classifier {
     if (module_.load_forward() != executorch::runtime::Error::Ok) throw std::runtime_error("cannot load " + pte);
   }
 
-  // kBatch * 3 * kSize * kSize values in, kBatch * kClasses logits out.
+  // kBatch * kChannels * kPixels values in, kBatch * kClasses logits out.
   std::vector<float> operator()(std::vector<float> input) {
-    if (input.size() != size_t{kBatch} * 3 * kSize * kSize) throw std::runtime_error("the input has the wrong size");
-    auto image = executorch::extension::from_blob(input.data(), {kBatch, 3, kSize, kSize});
+    if (input.size() != size_t{kBatch} * kChannels * kPixels) throw std::runtime_error("the input has the wrong size");
+    auto image = executorch::extension::from_blob(input.data(), {kBatch, kChannels, kHeight, kWidth});
     auto outputs = module_.forward(image);
     if (!outputs.ok()) throw std::runtime_error("the network failed");
     const auto logits = outputs->at(0).toTensor();
@@ -57,7 +62,7 @@ int main(int argc, char** argv) {
   std::ifstream lines(argv[2]);
   for (std::string line; std::getline(lines, line);) labels.push_back(line);
   for (int i = 3; i < argc; ++i) {
-    std::vector<float> input(size_t{kBatch} * 3 * kSize * kSize);
+    std::vector<float> input(size_t{kBatch} * kChannels * kPixels);
     std::ifstream file(argv[i], std::ios::binary);
     if (!file.read(reinterpret_cast<char*>(input.data()), input.size() * sizeof(float)))
       return std::fprintf(stderr, "%s is not %zu float32 values\n", argv[i], input.size()), 1;

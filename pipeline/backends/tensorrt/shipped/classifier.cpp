@@ -14,16 +14,21 @@
 #include <string>
 #include <vector>
 
-constexpr int kBatch = @BATCH@, kSize = @SIZE@, kClasses = @CLASSES@;
-constexpr double kMean[3] = {@MEAN@}, kStd[3] = {@STD@};  // of R, G, B in [0, 1]
-constexpr size_t kInputs = size_t{kBatch} * 3 * kSize * kSize, kOutputs = size_t{kBatch} * kClasses;
+constexpr int kBatch = @BATCH@, kChannels = @CHANNELS@, kHeight = @HEIGHT@, kWidth = @WIDTH@, kClasses = @CLASSES@;
+constexpr int kPixels = kHeight * kWidth;
+constexpr double kMean[] = {@MEAN@}, kStd[] = {@STD@};  // of @LETTERS@ in [0, 1]
+constexpr double kWeights[] = {@WEIGHTS@};  // of R, G, B in each channel
+constexpr size_t kInputs = size_t{kBatch} * kChannels * kPixels, kOutputs = size_t{kBatch} * kClasses;
 
-// One image, kSize x kSize pixels of R, G, B, 8 bits each, as the network's input: planes of (x / 255 - mean) / std.
+// One image, kHeight x kWidth pixels of R, G, B, 8 bits each, as the network's input: planes of (x / 255 - mean) / std.
 std::vector<float> normalized(const uint8_t* rgb) {
-  std::vector<float> planes(3 * kSize * kSize);
-  for (int c = 0; c < 3; ++c)
-    for (int i = 0; i < kSize * kSize; ++i)
-      planes[c * kSize * kSize + i] = static_cast<float>((rgb[3 * i + c] / 255.0 - kMean[c]) / kStd[c]);
+  std::vector<float> planes(kChannels * kPixels);
+  for (int c = 0; c < kChannels; ++c)
+    for (int i = 0; i < kPixels; ++i) {
+      double level = 0;
+      for (int k = 0; k < 3; ++k) level += kWeights[3 * c + k] * rgb[3 * i + k];
+      planes[c * kPixels + i] = static_cast<float>((level / 255.0 - kMean[c]) / kStd[c]);
+    }
   return planes;
 }
 
@@ -51,7 +56,7 @@ class Classifier {
     require(cudaMalloc(&input_, kInputs * sizeof(float)) == cudaSuccess, "no memory for the input");
     require(cudaMalloc(&output_, kOutputs * sizeof(float)) == cudaSuccess, "no memory for the output");
     require(cudaStreamCreate(&stream_) == cudaSuccess, "no stream");
-    require(context_->setInputShape("@INPUT@", nvinfer1::Dims4{kBatch, 3, kSize, kSize}) &&
+    require(context_->setInputShape("@INPUT@", nvinfer1::Dims4{kBatch, kChannels, kHeight, kWidth}) &&
                 context_->setTensorAddress("@INPUT@", input_) && context_->setTensorAddress("@OUTPUT@", output_),
             "the engine has other inputs or outputs");
   }
@@ -62,7 +67,7 @@ class Classifier {
     cudaStreamDestroy(stream_);
   }
 
-  // kBatch * 3 * kSize * kSize values in, kBatch * kClasses logits out.
+  // kBatch * kChannels * kPixels values in, kBatch * kClasses logits out.
   std::vector<float> operator()(const std::vector<float>& input) {
     require(input.size() == kInputs, "the input has the wrong size");
     std::vector<float> logits(kOutputs);
