@@ -282,7 +282,7 @@ def naive(program: "ExportedProgram", calibration: "np.ndarray", *, per_tensor: 
     batches = torch.from_numpy(calibration).split(_CALIBRATION_BATCH)
     ranges.set_activations(ranges.observe(simulation, batches), "max")
     ranges.set_weights(simulation, "max", per_tensor=per_tensor)
-    return pt2e.convert(prepared, simulation, calibration.shape[-1])
+    return pt2e.convert(prepared, simulation, (2, *calibration.shape[1:]))
 
 
 def size(file: Path) -> int:

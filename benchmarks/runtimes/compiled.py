@@ -2,12 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts.manifest import Unavailable
-from pipeline.backends.runtime import Runtime
+from pipeline.backends.runtime import Runtime, Session
 from pipeline.models import program_file, programs
 
 if TYPE_CHECKING:
@@ -23,17 +22,17 @@ def unavailable() -> Unavailable | None:
     return Unavailable("torch.compile needs a C++ compiler.", "Install one: apt install g++, or set CXX.")
 
 
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """float32 (N, 3, H, W) -> float32 (N, classes); the first call compiles."""
+def open_session(file: Path, threads: int) -> Session:
+    """The first call compiles."""
     import torch
 
     torch.set_num_threads(threads)
     program, _ = program_file.read(file)
     compiled = torch.compile(programs.as_module(program))
 
-    def run(images: "np.ndarray") -> "np.ndarray":
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
         with torch.inference_mode():
-            return compiled(torch.from_numpy(images)).numpy()
+            return [compiled(torch.from_numpy(images)).numpy()]
 
     return run
 

@@ -1,11 +1,10 @@
 """OpenVINO on the CPU, in float32: an ONNX file."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts.manifest import Unavailable, versions
-from pipeline.backends.runtime import Runtime
+from pipeline.backends.runtime import Runtime, Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +19,8 @@ def unavailable() -> Unavailable | None:
     return Unavailable("OpenVINO is not installed.", 'Install it: pip install "repnets[peers]".')
 
 
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
-    """float32 (N, 3, H, W) -> float32 (N, classes)."""
+def open_session(file: Path, threads: int) -> Session:
+    """In float32, as OpenVINO computes on this CPU."""
     import openvino
 
     settings = {
@@ -32,9 +31,9 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
     }
     request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
 
-    def run(images: "np.ndarray") -> "np.ndarray":
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
         request.infer([images], share_inputs=True)
-        return request.get_output_tensor(0).data
+        return [request.get_output_tensor(0).data]
 
     return run
 

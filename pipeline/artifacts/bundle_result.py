@@ -29,7 +29,7 @@ class BundledOutput:
 
     Attributes:
         name, shape, dtype: see `TensorFacts`.
-        kind: ``logits`` or ``probabilities``.
+        kind: ``logits`` or ``probabilities``; of a network without classes ``numbers``.
     """
 
     name: str
@@ -72,7 +72,9 @@ class BundleManifest:
         run: the command that runs the self-test.
         time_limit_s: of the self-test's runtime.
         tolerance: of the self-test, of the largest output.
-        input, output: of the file.
+        input: of the file.
+        output: of a classifier; of another network the first.
+        outputs: all, of a network without classes; empty for a classifier.
         preprocessing: how an image becomes the input.
         golden: inputs and outputs for the self-test.
         checked: what `check` found.
@@ -104,6 +106,7 @@ class BundleManifest:
     checked: BundledCheck
     lineage: Lineage
     facts: Mapping[str, Any]
+    outputs: tuple[BundledOutput, ...] = ()
     digest: str = ""
     files: Mapping[str, FileFacts]
 

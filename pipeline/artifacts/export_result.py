@@ -63,7 +63,7 @@ class FreeRange:
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """The one input or output of a file.
+    """The one input, or an output, of a file.
 
     Attributes:
         name: as the file calls it.
@@ -113,7 +113,7 @@ class Manifest:
         precision: of the form that ships.
         forms: by name; the first is the one that ships, the second, if there is one, is the baseline.
         extras: files that belong to no form, by name.
-        input, output: the same for every file.
+        input, outputs: the same for every file.
         preprocessing: how an image becomes the input.
         lineage: what the files were exported from.
         versions: of the packages that made them.
@@ -121,7 +121,7 @@ class Manifest:
 
     TITLE: ClassVar[str] = "manifest"
     STAGE: ClassVar[str] = "export"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
     target: str
     model: str
@@ -130,7 +130,7 @@ class Manifest:
     forms: Mapping[str, ExportedForm]
     extras: Mapping[str, FileFacts]
     input: TensorFacts
-    output: TensorFacts
+    outputs: tuple[TensorFacts, ...]
     preprocessing: Preprocessing
     lineage: Lineage
     versions: Mapping[str, str | None]

@@ -113,7 +113,8 @@ class ExportSpec:
         input_shape: (N, C, H, W) of the file's input.
         preprocessing: how images become that input.
         options: the backend's own section of target.yaml.
-        input_name, output_name: of the file's one input and one output.
+        input_name: of the file's one input.
+        output_names: of its outputs, in order.
     """
 
     precision: str
@@ -121,7 +122,7 @@ class ExportSpec:
     preprocessing: Preprocessing
     options: Mapping[str, Any] = field(default_factory=dict)
     input_name: str = "image"
-    output_name: str = "logits"
+    output_names: tuple[str, ...] = ("logits",)
 
 
 @dataclass(frozen=True)

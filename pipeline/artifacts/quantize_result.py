@@ -77,7 +77,7 @@ class Step:
 
     def __str__(self) -> str:
         end = "" if self.kept else "; not kept"
-        return f"{self.name} ({self.how}): error {self.error:.2e}, right on {self.accuracy:.2%}{end}"
+        return f"{self.name} ({self.how}): error {self.error:.2e}, then {self.accuracy:.2%}{end}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pipeline.artifacts.manifest import Preprocessing
 
-Metric = Literal["top-1", "agreement", "none"]
+Metric = Literal["top-1", "agreement", "R2", "none"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class ProvedAccuracy:
         branched: None where the network came folded.
         fused: of fused.pt2.
         metric: ``agreement`` where the images have no labels: the share of them whose class is that of the network as
-            it was trained, in float. ``none`` is the same of generated images, which tells nothing of real ones.
+            it was trained, in float. ``R2`` is of a network without classes: the share of the variance of the float
+            network's outputs that is kept. ``none`` is the same of generated images, which tells nothing of real ones.
     """
 
     branched: float | None

@@ -3,7 +3,7 @@
 It is copied to devices with a backend's runtime module, so it imports nothing of this project.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-Session = Callable[["np.ndarray"], "np.ndarray"]
-"""An open file: float32 (N, 3, H, W) -> float32 logits (N, classes)."""
+Session = Callable[["np.ndarray"], "Sequence[np.ndarray]"]
+"""An open file: float32 (N, C, H, W) -> each of its outputs in order, float32 (N, ...)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,25 +10,42 @@ Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
-class Signature:
-    """The one input and the one output of a file.
+class Tensor:
+    """An input or output as a file declares it.
 
     Attributes:
-        input_shape: (N, C, H, W); None where the file takes any size.
-        output_shape: (N, classes); None where it is not declared.
+        shape: None for an axis of any size; empty where it is not declared.
+        name: None where the file has none.
+        dtype: as numpy calls it; None where it is not declared.
+    """
+
+    shape: Shape
+    name: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The one input and the outputs of a file.
+
+    Attributes:
+        input: of shape (N, C, H, W).
+        outputs: in order; of a classifier one, (N, classes).
         example: sizes that the file is known to take, None where that is unknown.
         takes_pixels: an image of whole numbers from 0 to 255 goes in, and its session rounds to such.
         gives_probabilities: its session gives their logarithms in the place of logits.
-        names, dtypes: of the input and the output, types as numpy calls them; None for what the file does not declare.
     """
 
-    input_shape: Shape
-    output_shape: Shape
+    input: Tensor
+    outputs: tuple[Tensor, ...]
     example: Shape
     takes_pixels: bool = False
     gives_probabilities: bool = False
-    names: tuple[str | None, str | None] = (None, None)
-    dtypes: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def classes(self) -> int | None:
+        """Of a classifier; None where the file gives something else, or does not say."""
+        return self.outputs[0].shape[1] if len(self.outputs) == 1 and len(self.outputs[0].shape) == 2 else None
 
 
 def read(file: Path) -> Signature | None:
@@ -38,6 +55,6 @@ def read(file: Path) -> Signature | None:
         InputError: the file is missing, damaged or of another kind, or does not take one image batch.
     """
     found = backends.load(backends.by_suffix(file)).signature(file)
-    if found and len(found.input_shape) != 4:
-        raise InputError(f"{file} takes {found.input_shape}, and not a batch of images (N, C, H, W).")
+    if found and len(found.input.shape) != 4:
+        raise InputError(f"{file} takes {found.input.shape}, and not a batch of images (N, C, H, W).")
     return found

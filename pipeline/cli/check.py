@@ -78,7 +78,8 @@ def check(
     allowed, why = (tolerance, "as given") if tolerance is not None else _tolerance(files, exact)
     as_probabilities = any(file.gives_probabilities for file in files)
     got, want = (_logits(side, fed, shape[0], as_probabilities) for side in sides)
-    logits = compare.compare(got, want)
+    outputs = sides[1].file.outputs if sum(map(compare.width, sides[1].file.outputs)) == want.shape[1] else ()
+    logits = compare.compare(got, want, outputs)
     passed = logits.relative_error <= allowed
     departure = None if passed else _departure(sides, fed.one(logits.image), shape, exact, allowed)
     found = _Finding(sides, fed, logits, allowed, why, departure)
@@ -174,6 +175,7 @@ def _located(file: Exported, against: Exported, image: "np.ndarray", tolerance: 
 def _shown(found: _Finding) -> str:
     sides, logits = found.sides, found.logits
     probabilities = any(side.file.gives_probabilities for side in sides)
+    classifies = any(side.file.classes for side in sides)
     rows = [
         ("", *(str(side.file.path) for side in sides)),
         ("run by", *(side.runtime for side in sides)),
@@ -185,8 +187,8 @@ def _shown(found: _Finding) -> str:
         ("fed", found.fed.described),
         *((("compared", "probabilities, which are all that one of them gives"),) if probabilities else ()),
         ("largest error", error),
-        ("there", f"logit {logits.logit} of image {logits.image}: {logits.got:.6g}, against {logits.want:.6g}"),
-        ("same class", f"{logits.agreement:.2%} of {logits.images} images"),
+        ("there", f"{logits.where}: {logits.got:.6g}, against {logits.want:.6g}"),
+        *((("same class", f"{logits.agreement:.2%} of {logits.images} images"),) if classifies else ()),
         ("tolerance", f"{found.tolerance:.0e}, {found.why}"),
         ("verdict", "pass" if found.departure is None else "fail"),
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.artifacts import documents
-from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.export_result import Manifest, TensorFacts
 from pipeline.artifacts.manifest import ImageSize, Preprocessing, height_and_width, image_size_of
 from pipeline.backends import signatures
 from pipeline.benchmark import inputs
@@ -32,8 +32,9 @@ class Exported:
         backend: name of the module in pipeline.backends that reads it.
         input_shape: (N, C, H, W), None where the file takes any size.
         example: sizes that it is known to take, None where that is unknown.
-        classes: logits that it gives, None where it does not say.
+        classes: logits that it gives, None where it does not say or gives something else.
         manifest: what the manifest.json beside it says, None where none describes this very file.
+        outputs: that it gives; empty for one that is not known, or of classes.
         takes_pixels, gives_probabilities: see `signatures.Signature`.
     """
 
@@ -43,6 +44,7 @@ class Exported:
     example: signatures.Shape
     classes: int | None
     manifest: Manifest | None
+    outputs: tuple[TensorFacts, ...] = ()
     takes_pixels: bool = False
     gives_probabilities: bool = False
 
@@ -92,17 +94,32 @@ def open_file(path: Path) -> Exported:
     signature, manifest = signatures.read(path), _manifest(path)
     if signature is None:  # an engine
         shape = manifest.input.shape if manifest else (None,) * 4
-        classes = manifest.output.shape[-1] if manifest else None
-        return Exported(path, backend, shape, shape, classes, manifest)
+        alone = manifest.outputs[0].shape if manifest and len(manifest.outputs) == 1 else ()
+        classes = alone[1] if len(alone) == 2 else None
+        return Exported(
+            path, backend, shape, shape, classes, manifest, () if classes or not manifest else manifest.outputs
+        )
     return Exported(
         path,
         backend,
-        signature.input_shape,
+        signature.input.shape,
         signature.example,
-        signature.output_shape[-1] if signature.output_shape else None,
+        signature.classes,
         manifest,
+        () if signature.classes else _outputs(signature),
         signature.takes_pixels,
         signature.gives_probabilities,
+    )
+
+
+def _outputs(signature: signatures.Signature) -> tuple[TensorFacts, ...]:
+    """As they are declared; empty where a size other than the batch is not."""
+    shapes = [(one.shape[0] or 1, *one.shape[1:]) if one.shape else (None,) for one in signature.outputs]
+    if any(None in shape for shape in shapes):
+        return ()
+    return tuple(
+        TensorFacts(one.name or f"output_{place}", shape, one.dtype or "float32")
+        for place, (one, shape) in enumerate(zip(signature.outputs, shapes, strict=True))
     )
 
 

@@ -49,13 +49,19 @@ class Data(Strict):
     classes: _Count | str | tuple[str, ...] = Field(
         "sorted",
         description="order of an imagefolder's classes: sorted, natural, a list of names, or a JSON file of them; of "
-        "pictures and none: how many classes the network has, a list of names, or a JSON file of them",
+        "pictures and none: how many classes the network has, a list of names, or a JSON file of them; left out, it "
+        "is no classifier",
     )
 
     @property
     def has_labels(self) -> bool:
         """Whether the class of each image is known."""
         return self.name not in ("pictures", "none")
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether a network tells classes apart; else nothing is known of what its outputs mean."""
+        return self.has_labels or self.classes != "sorted"
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> "Data":
@@ -64,11 +70,8 @@ class Data(Strict):
         if self.name == "pictures" and self.root is None:
             raise ValueError("data.root is not set; name the folder that holds the pictures")
         if not self.has_labels:
-            if self.classes in ("sorted", "natural"):
-                raise ValueError(
-                    "data.classes is not set, and without labels nothing tells how many classes the network has; give "
-                    "their number, as `classes: 1000`, a list of their names, or a JSON file of them"
-                )
+            if self.classes == "natural":
+                raise ValueError("data.classes: natural orders the folders of an imagefolder, and there are none")
         elif isinstance(self.classes, int):
             raise ValueError("data.classes is a number, which is for pictures and none; the folders are the classes")
         elif self.classes != "sorted" and self.name != "imagefolder":

@@ -61,6 +61,11 @@ class Split:
         return self.name not in UNLABELLED
 
     @property
+    def has_classes(self) -> bool:
+        """Whether a network tells classes apart; else nothing is known of what its outputs mean."""
+        return bool(self.classes)
+
+    @property
     def facts(self) -> Facts:
         """Statistics of the data set's pixels, and whether its images may be mirrored."""
         return FACTS[self.name]

@@ -45,7 +45,9 @@ def lay_out(path: Path, folder: Path) -> str:
     try:
         bundle.unpack(fresh / "bundle")
         for name, targets in app.places.items():
-            _copy(fresh, name.replace("@FILE@", manifest.file), targets.split())
+            name = name.replace("@FILE@", manifest.file)
+            if (fresh / "bundle" / name).exists():  # what tells classes apart is in a classifier's alone
+                _copy(fresh, name, targets.split())
         fresh.chmod(0o755)
         os.replace(fresh, folder)
     finally:

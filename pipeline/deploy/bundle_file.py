@@ -328,7 +328,7 @@ def _require_fields(path: Path, manifest: BundleManifest) -> None:
         "time_limit_s": not 0 < manifest.time_limit_s <= _LONGEST_S,
         "tolerance": not 0 <= manifest.tolerance < math.inf,
         "input": not all(size > 0 for size in manifest.input.shape),
-        "output": not all(size > 0 for size in manifest.output.shape),
+        "output": not all(size > 0 for one in (manifest.output, *manifest.outputs) for size in one.shape),
     }
     if field := next((name for name, is_wrong in wrong.items() if is_wrong), None):
         value = quoted(getattr(manifest, field))

@@ -24,8 +24,8 @@ class Golden:
 
     Attributes:
         input: float32 (N, 3, H, W), little-endian; uint8 if the file takes pixels.
-        output: float32 (N, classes), little-endian.
-        labels: the true class of each image; of those without labels, what the program says.
+        output: float32 (N, classes), little-endian; of several outputs one after the other, (N, ...) each.
+        labels: the true class of each image; of those without labels, what the program says; -1 without classes.
     """
 
     input: bytes
@@ -47,6 +47,8 @@ def make(file: Path, written: Manifest, source: Path, split: Path, count: int, b
         count: number of images; the last batch of the file is filled up with the first images.
         backend: of the file.
     """
+    import numpy as np
+
     chosen = _chosen(splits.open_split(split), count)
     signature = signatures.read(file)
     preprocessing = written.preprocessing
@@ -55,15 +57,20 @@ def make(file: Path, written: Manifest, source: Path, split: Path, count: int, b
     if backend.stored_weights:
         reference = reference.as_stored_in(file, backend.stored_weights)
     if written.shipped == "quantized":
-        images, logits = reference.stored(backend.float_beside_int8)
+        images, numbers = reference.stored(backend.float_beside_int8)
     else:
-        images, logits, _ = reference.exact
-    outputs = compare.probabilities(logits) if signature.gives_probabilities else logits
+        images, numbers, _ = reference.exact
+    numbers = compare.probabilities(numbers) if signature.gives_probabilities else numbers
     inputs = _as_pixels(images, preprocessing) if signature.takes_pixels else images.astype("<f4")
-    labels, batch = reference.labels, spec.input_shape[0]
+    batch, ends = spec.input_shape[0], np.cumsum([compare.width(one) for one in reference.outputs])[:-1]
+    labels = reference.labels if reference.split.has_classes else [splits.UNKNOWN] * len(images)
     rows = [[place % len(images) for place in range(at, at + batch)] for at in range(0, len(images), batch)]
     return [
-        Golden(inputs[row].tobytes(), outputs[row].astype("<f4").tobytes(), tuple(int(one) for one in labels[row]))
+        Golden(
+            inputs[row].tobytes(),
+            b"".join(part.astype("<f4").tobytes() for part in np.split(numbers[row], ends, axis=1)),
+            tuple(int(labels[place]) for place in row),
+        )
         for row in rows
     ]
 

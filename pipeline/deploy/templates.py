@@ -15,7 +15,9 @@ from pipeline.backends.base import Backend
 _SHIPPED = Path(__file__).with_name("shipped")
 
 
-_ALL = {"selftest.py": "selftest.py", "integration/classify.py": "classify.py"}
+_ALL = {"selftest.py": "selftest.py", "integration/network_input.py": "network_input.py"}
+_OF_CLASSES = {"integration/classify.py": "classify.py"}
+_OF_OTHERS = {"integration/run.py": "run.py"}
 
 _COLORS = {
     "RGB": "Channels in the order R, G, B.",
@@ -46,7 +48,8 @@ def shipped(backend: str) -> list[Path]:
     """The files that `texts` reads for a backend."""
     parts = backends.load(backend).bundle
     own = {*parts.files.values(), *parts.files_for_pixels.values(), parts.usage}
-    common = {*_ALL.values(), "README.md", "preprocessing.txt"}
+    scripts = {*_ALL.values(), *_OF_CLASSES.values(), *_OF_OTHERS.values()}
+    common = {*scripts, "README.md", "preprocessing.txt", "usage.md"}
     return [*(_SHIPPED / name for name in sorted(common)), *(parts.folder / name for name in sorted(own))]
 
 
@@ -61,7 +64,11 @@ def texts(manifest: BundleManifest, members: Mapping[str, Any], facts: Mapping[s
     backend = backends.load(manifest.backend)
     parts, takes_pixels = backend.bundle, manifest.input.dtype == "uint8"
     own = {**parts.files, **(parts.files_for_pixels if takes_pixels else {})}
-    files = {path: _SHIPPED / name for path, name in _ALL.items()}
+    classifies = bool(manifest.preprocessing.classes)
+    if not classifies:  # what else is in integration/ tells classes apart
+        own = {path: name for path, name in own.items() if not path.startswith("integration/")}
+    common = {**_ALL, **(_OF_CLASSES if classifies else _OF_OTHERS)}
+    files = {path: _SHIPPED / name for path, name in common.items()}
     files |= {path: parts.folder / name for path, name in own.items()}
     names = _names(manifest, backend, facts, takes_pixels)
     made = {path: _filled(file, names) for path, file in files.items()}
@@ -69,7 +76,7 @@ def texts(manifest: BundleManifest, members: Mapping[str, Any], facts: Mapping[s
     suffix = parts.machine_suffix
     names |= {
         "FILES": _table([*members, *made], manifest.file, suffix),
-        "USE": _filled(parts.folder / parts.usage, names).strip(),
+        "USE": _filled(parts.folder / parts.usage if classifies else _SHIPPED / "usage.md", names).strip(),
     }
     made["README.md"] = _filled(_SHIPPED / "README.md", names)
     return {path: text.encode() for path, text in made.items()}
@@ -78,7 +85,6 @@ def texts(manifest: BundleManifest, members: Mapping[str, Any], facts: Mapping[s
 def _names(manifest: BundleManifest, backend: Backend, facts: Mapping[str, Any], takes_pixels: bool) -> dict[str, str]:
     """The value of each `@NAME@`: facts of the manifest and versions, by their names, and those listed here."""
     how, checked = manifest.preprocessing, manifest.checked
-    accuracy = checked.accuracy
     mean, std = (", ".join(map(str, values)) for values in (how.mean, how.std))
     batch = manifest.input.shape[0]
     height, width = how.size
@@ -88,36 +94,61 @@ def _names(manifest: BundleManifest, backend: Backend, facts: Mapping[str, Any],
     if takes_pixels:
         normalize, order = "Leave the pixels as they are: mean and std are in the package.", "an image of 8-bit pixels"
     known = {name.upper(): str(value) for name, value in {**facts, **manifest.created_by}.items()}
-    return known | {
-        "MODEL": manifest.model,
-        "TARGET": manifest.target,
-        "PRECISION": manifest.precision,
-        "RUNTIME": backend.title,
-        "NEEDS": backend.bundle.needs,
-        "FILE": manifest.file,
-        "STEM": Path(manifest.file).stem,
-        "INPUT": manifest.input.name,
-        "OUTPUT": manifest.output.name,
-        "KIND": manifest.output.kind,
-        "BATCH": str(batch),
-        "HEIGHT": str(height),
-        "WIDTH": str(width),
-        "CHANNELS": str(how.channels),
-        "LETTERS": letters,
-        "WEIGHTS": ", ".join(str(float(weight)) for row in how.of_rgb for weight in row),
-        "RESIZE": _RESIZE[how.resize].format(height=height, width=width, fill=LETTERBOX_FILL),
-        "COLORS": _COLORS[how.color_order],
-        "CLASSES": str(len(how.classes)),
-        "MEAN": mean,
-        "STD": std,
-        "INTERPOLATION": how.interpolation,
-        "NORMALIZE": normalize,
-        "ORDER": order,
-        "ACCURACY": "not known, since the images have no labels" if accuracy is None else f"{accuracy:.2%}",
-        "IMAGES": str(checked.images),
-        "CHECKED_BY": checked.by,
-        "DIGEST": manifest.sha256_of_file[:12],
+    return (
+        known
+        | _of_outputs(manifest)
+        | {
+            "MODEL": manifest.model,
+            "TARGET": manifest.target,
+            "PRECISION": manifest.precision,
+            "RUNTIME": backend.title,
+            "NEEDS": backend.bundle.needs,
+            "FILE": manifest.file,
+            "STEM": Path(manifest.file).stem,
+            "INPUT": manifest.input.name,
+            "OUTPUT": manifest.output.name,
+            "KIND": manifest.output.kind,
+            "BATCH": str(batch),
+            "HEIGHT": str(height),
+            "WIDTH": str(width),
+            "CHANNELS": str(how.channels),
+            "LETTERS": letters,
+            "WEIGHTS": ", ".join(str(float(weight)) for row in how.of_rgb for weight in row),
+            "RESIZE": _RESIZE[how.resize].format(height=height, width=width, fill=LETTERBOX_FILL),
+            "COLORS": _COLORS[how.color_order],
+            "CLASSES": str(len(how.classes)),
+            "MEAN": mean,
+            "STD": std,
+            "INTERPOLATION": how.interpolation,
+            "NORMALIZE": normalize,
+            "ORDER": order,
+            "IMAGES": str(checked.images),
+            "CHECKED_BY": checked.by,
+            "DIGEST": manifest.sha256_of_file[:12],
+        }
+    )
+
+
+def _of_outputs(manifest: BundleManifest) -> dict[str, str]:
+    """What it is for, what it gives, and how good the file is, in words."""
+    classes, accuracy, output = len(manifest.preprocessing.classes), manifest.checked.accuracy, manifest.output
+    if not classes:
+        shown = "; ".join(f"`{one.name}`, {_sizes(one.shape)}" for one in manifest.outputs)
+        return {
+            "WHAT": f"gives {shown} for",
+            "GIVES": f"The outputs, in order, float32: {shown}.",
+            "QUALITY": f"R2 of its outputs to those of the float network: {manifest.checked.agreement:.2%}",
+        }
+    known = "not known, since the images have no labels" if accuracy is None else f"{accuracy:.2%}"
+    return {
+        "WHAT": f"tells {classes} classes apart in",
+        "GIVES": f"The output is {_sizes(output.shape)} {output.kind}, one for each line of labels.txt, in that order.",
+        "QUALITY": f"Top-1 accuracy of this file: {known}",
     }
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _filled(file: Path, names: Mapping[str, str]) -> str:

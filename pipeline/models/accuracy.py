@@ -1,6 +1,7 @@
-"""Top-1 accuracy on the validation images, and whether the labels are in another order than the network's."""
+"""How good a network is on the validation images, and whether the labels are in another order than the network's."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import Metric
@@ -8,14 +9,16 @@ from pipeline.data.datasets import NONE
 from pipeline.data.splits import Split
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
-    from torch import nn
 
 _MUCH_BETTER = 0.2  # of top-1
 
 
 def share_right(share: float, metric: Metric) -> str:
     """A figure as a sentence says it: ``is right on 98.3% of the validation images``."""
+    if metric == "R2":
+        return f"keeps {share:.2%} of the variance of the float network's outputs (R2)"
     if metric != "top-1":
         pictures = "the pictures" if metric == "agreement" else "generated images"
         return f"agrees with the float network on {share:.2%} of {pictures}"
@@ -23,12 +26,17 @@ def share_right(share: float, metric: Metric) -> str:
 
 
 def metric_of(split: Split) -> Metric:
-    """What is told of a network on a split's images: how often it is right, or, without labels, as it was in float."""
-    return "top-1" if split.has_labels else "none" if split.name == NONE else "agreement"
+    """What is told of a network on a split's images: how often it is right, or, without labels, as it was in float.
+
+    Of a network without classes it is R2: how much of the variance of the float network's outputs is kept.
+    """
+    if split.has_labels:
+        return "top-1"
+    return "none" if split.name == NONE else "agreement" if split.classes else "R2"
 
 
 def top1_accuracy(
-    model: "nn.Module",
+    model: "Callable[[torch.Tensor], torch.Tensor]",
     split: Split,
     preprocessing: Preprocessing,
     batch_size: int = 256,
@@ -43,8 +51,55 @@ def top1_accuracy(
     return int((guessed == (own if labels is None else labels)).sum()) / split.size("val")
 
 
+def scorer(
+    network: "Callable[[torch.Tensor], Any]", split: Split, preprocessing: Preprocessing, batch_size: int = 256
+) -> "Callable[[Callable[[torch.Tensor], Any]], float]":
+    """A function that gives a network's score by `metric_of` on the validation images, on the CPU.
+
+    Args:
+        network: in float: what others are held against, where the images have no labels.
+        split, preprocessing: of the images.
+        batch_size: images in a batch.
+    """
+    import torch
+
+    if split.classes:
+        right = None if split.has_labels else predictions(network, split, preprocessing, batch_size)[0]
+
+        return lambda model: top1_accuracy(model, split, preprocessing, batch_size, right)
+
+    from repnets.outputs import rows, widths
+
+    def given(model: Callable[[torch.Tensor], Any]) -> tuple[torch.Tensor, Sequence[int]]:
+        with torch.inference_mode():
+            found = [model(images) for images, _ in split.batches("val", preprocessing, batch_size)]
+        return torch.cat([rows(one) for one in found]), widths(found[0])
+
+    want, of_outputs = given(network)
+    return lambda model: kept_variance(given(model)[0].numpy(), want.numpy(), of_outputs)
+
+
+def kept_variance(got: "np.ndarray", want: "np.ndarray", of_outputs: Sequence[int]) -> float:
+    """R2, the coefficient of determination: 1 less the squared difference over the variance; the least of the outputs.
+
+    Args:
+        got, want: float (images, numbers), of all outputs one after the other.
+        of_outputs: how many numbers each has.
+    """
+    import numpy as np
+
+    least, begin = 1.0, 0
+    for count in of_outputs:
+        one, other = (side[:, begin : begin + count].astype(np.float64) for side in (got, want))
+        begin += count
+        lost, spread = float(np.square(one - other).mean()), float(other.var())
+        kept = 1 - lost / spread if spread else float(lost == 0)
+        least = min(least, kept if np.isfinite(kept) else 0.0)
+    return max(0.0, least)
+
+
 def predictions(
-    model: "nn.Module", split: Split, preprocessing: Preprocessing, batch_size: int = 256
+    model: "Callable[[torch.Tensor], torch.Tensor]", split: Split, preprocessing: Preprocessing, batch_size: int = 256
 ) -> tuple["torch.Tensor", "torch.Tensor"]:
     """The class that a network in evaluation mode, on the CPU, gives each validation image; and its label."""
     import torch

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import source_files
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.errors import InputError, nearest
+from repnets.errors import RepnetsError
 from repnets.expansion import STYLES
 from repnets.networks import MODELS
 
@@ -66,6 +67,12 @@ def check(arch: str) -> None:
         raise InputError(f"there is no network `{arch}`{nearest(arch, list(MODELS))}")
 
 
+def is_classifier(arch: str) -> bool:
+    """Whether it is known to be one by its name; networks of the user's own may be anything."""
+    base, _ = _parts(arch)
+    return base in MODELS or base.startswith(_TIMM)
+
+
 def min_image_size(arch: str) -> int | None:
     """Least height and width of a network's input, pixels; None if only `require_runs` can find out."""
     base, _ = _parts(arch)
@@ -91,7 +98,9 @@ def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
 def build(arch: str, num_classes: int, folded: bool = False, channels: int = 3) -> "nn.Module":
     """A network in training form with random weights, in training mode, on the CPU; or its fused form, to evaluate.
 
-    A factory of the user's is given `in_channels`, or `in_chans`, where it has that argument and they are not three.
+    A factory of the user's is given `num_classes`, unless that is 0, for networks without classes; and `in_channels`,
+    or `in_chans`, where it has that argument and they are not three.
+
     What makes fused forms is imported by name, like a family of networks: the fuse engine's code counts, through
     `code_modules`, for the checkpoints that need it, and for no training.
 
@@ -129,7 +138,7 @@ def require_runs(model: "nn.Module", arch: str, preprocessing: Preprocessing) ->
     height, width = preprocessing.size
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            logits = copy.deepcopy(model)(images)
+            given = copy.deepcopy(model)(images)
         except Exception as error:
             raise InputError(
                 f"`{arch}` does not run on images of {height} x {width} pixels: {_words(error)}. It is given "
@@ -137,14 +146,40 @@ def require_runs(model: "nn.Module", arch: str, preprocessing: Preprocessing) ->
                 "takes, set `image_size` (in pixels) under its name in `models:`, or in the target. If it takes other "
                 "channels, set `color_order` under its name."
             ) from error
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
+    if not num_classes:
+        _require_tensors(given, arch)
+        return
+    shape = tuple(given.shape) if isinstance(given, torch.Tensor) else None
     if shape != (2, num_classes):
         mode = "training" if model.training else "evaluation"
         raise InputError(
-            f"`{arch}` gives {f'a tensor {shape}' if shape else f'a {type(logits).__name__}'} for two images in "
+            f"`{arch}` gives {f'a tensor {shape}' if shape else f'a {type(given).__name__}'} for two images in "
             f"{mode} mode, and must give logits, a tensor (2, {num_classes}): one row an image, one column a "
             "class. Make its forward return them alone."
         )
+
+
+def _require_tensors(given: Any, arch: str) -> None:
+    """What a network without classes gives: tensors alone, each with a row for each of two images."""
+    from repnets.outputs import named
+
+    try:
+        found = named(given)
+    except RepnetsError as error:
+        raise InputError(f"`{arch}`: {error}. Make its forward return tensors, in tuples, lists or dicts.") from None
+    for name, tensor in found.items():
+        what = f"its output `{name}`" if name else "its output"
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"`{arch}`: {what} is of the type {str(tensor.dtype).removeprefix('torch.')}, and must be of floating "
+                "point: leave out what makes whole numbers of scores, such as an argmax, and do it after the file."
+            )
+        if tensor.dim() == 0 or len(tensor) != 2:
+            raise InputError(
+                f"`{arch}`: {what} has the shape {tuple(tensor.shape)} for two images, and the first axis must be the "
+                "batch. Leave out of its forward what does not depend on the image, or what mixes images, such as the "
+                "suppression of boxes (NMS): that is done after the file."
+            )
 
 
 def _parts(arch: str) -> tuple[str, str | None]:
@@ -204,7 +239,7 @@ def _build_own(arch: str, num_classes: int, channels: int) -> "nn.Module":
             f"`{arch}` is of type {type(factory).__name__} and cannot be called. Name the function, or the class, that "
             "returns the network."
         )
-    given = {"num_classes": num_classes}
+    given = {"num_classes": num_classes} if num_classes else {}
     try:
         taken = inspect.signature(factory)
         if channels != 3:
@@ -212,8 +247,12 @@ def _build_own(arch: str, num_classes: int, channels: int) -> "nn.Module":
         taken.bind(**given)
     except TypeError as error:
         raise InputError(
-            f"`{arch}` cannot be called as `{name}(num_classes={num_classes})`: {error}. Give it the argument "
-            "`num_classes`, and every other one a default."
+            f"`{arch}` cannot be called as `{name}({f'num_classes={num_classes}' if num_classes else ''})`: {error}. "
+            + (
+                "Give it the argument `num_classes`, and every other one a default."
+                if num_classes
+                else "Give each of its arguments a default; or, if it is a classifier, set `data.classes`."
+            )
         ) from None
     except ValueError:  # it does not tell its arguments; calling it will
         pass

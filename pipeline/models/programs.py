@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from pipeline.artifacts.export_result import TensorFacts
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, program_file
 from pipeline.models.passes.constants_ahead import compute_constants
@@ -75,12 +76,19 @@ def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
 
 def input_shape(program: "ExportedProgram") -> tuple[int | None, ...]:
     """Shape of a program's one input; None for axes of free size."""
-    return _shape(program, program.graph_signature.user_inputs[0])
+    name = program.graph_signature.user_inputs[0]
+    return shape_of(next(node for node in program.graph.nodes if node.name == name).meta["val"])
 
 
-def output_shape(program: "ExportedProgram") -> tuple[int | None, ...]:
-    """Shape of a program's one output; None for axes of free size."""
-    return _shape(program, program.graph_signature.user_outputs[0])
+def outputs(program: "ExportedProgram") -> "dict[str, Tensor]":
+    """What a program gives, by name, as tensors without content; see `repnets.outputs.named`."""
+    from torch.utils import _pytree as pytree
+
+    from repnets.outputs import named
+
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    given = [values[name] for name in program.graph_signature.user_outputs]
+    return named(pytree.tree_unflatten(given, program.call_spec.out_spec))
 
 
 def count(program: "ExportedProgram") -> dict[str, int]:
@@ -305,11 +313,13 @@ def cut_after(module: "GraphModule", layer: "Node") -> "GraphModule":
     import copy
 
     from torch.fx import GraphModule
+    from torch.fx.graph import CodeGen
 
     graph = copy.deepcopy(module.graph)
     last = next(node for node in graph.nodes if node.name == layer.name)
     output = graph.output_node()
-    output.args = ((last,),)
+    output.args = (last,)
+    graph.set_codegen(CodeGen())  # of one output, however the network nests its own
     for node in reversed(list(graph.nodes)):
         if node is not output and node is not last and not node.users and node.op != "placeholder":
             graph.erase_node(node)
@@ -342,6 +352,16 @@ def _is_int8(node: "Node") -> bool:
     return all("dequantize_per" in one for one in read) and any(".quantize_per" in str(one.target) for one in after)
 
 
-def _shape(program: "ExportedProgram", name: str) -> tuple[int | None, ...]:
-    node = next(node for node in program.graph.nodes if node.name == name)
-    return tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
+def output_facts(program: "ExportedProgram", has_classes: bool) -> tuple[TensorFacts, ...]:
+    """What a program of static shape gives, as an exported file calls it: ``logits`` of a classifier, else ``output``
+    for a tensor alone, and for several their own names."""
+    alone = "logits" if has_classes else "output"
+    return tuple(
+        TensorFacts(name or alone, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in outputs(program).items()
+    )
+
+
+def shape_of(value: "Tensor") -> tuple[int | None, ...]:
+    """Shape of a value of a program; None for axes of free size."""
+    return tuple(size if isinstance(size, int) else None for size in value.shape)

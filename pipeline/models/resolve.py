@@ -30,6 +30,12 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
             networks.check(model.arch)
         except InputError as error:
             raise InputError(f"{where(source, named)}: {error}") from None
+        if not read.data.has_classes and networks.is_classifier(model.arch):
+            raise InputError(
+                f"{where(source, named)}: `{model.arch}` is a classifier, but data.classes is not set, and without "
+                "labels nothing tells how many classes it has. Give their number, as `data: {classes: 1000}`, a list "
+                "of their names, or a JSON file of them."
+            )
         smallest = networks.min_image_size(model.arch)
         if smallest is not None and min(height_and_width(model.image_size)) < smallest:
             raise InputError(

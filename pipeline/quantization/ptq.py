@@ -35,11 +35,13 @@ class Training:
         batches: gives float32 batches (n, 3, H, W) of training images.
         steps: how many those are.
         learning_rate: the first.
+        classifies: whether the output is (images, classes).
     """
 
     batches: "Callable[[], Iterable[Tensor]]"
     steps: int
     learning_rate: float
+    classifies: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,11 @@ class _Repair:
         self.moments: dict[str, Tensor] = {}
         prepared = pt2e.prepare(network)
         simulation = pt2e.simulation(prepared)
+        self.rows = simulation.rows
         with simulation.as_float():
             self.want = simulation.logits(calibration)
             self.done = Repaired(prepared, simulation, accuracy(simulation))
-        print(f"float: it {share_right(self.done.float_accuracy, metric)}", flush=True)
+        print(f"float: it {share_right(self.done.float_accuracy, metric)}; below, the same in int8", flush=True)
 
     def run(self) -> Repaired:
         seen = self._observed()
@@ -298,6 +301,7 @@ class _Repair:
         self.done.in_float = in_float
         self.done.prepared = pt2e.prepare(self.network, in_float)
         self.done.simulation = pt2e.simulation(self.done.prepared)
+        self.done.simulation.rows = self.rows
         self._set(self._observed())
         rounding.round_together(self.done.simulation, self.moments)
 
@@ -306,7 +310,9 @@ class _Repair:
 
         simulation, reached = self.done.simulation, (self.done.accuracy, -self.done.error)
         start, losses = simulation.save(), []
-        learning = distil(simulation, self.network, training.batches(), training.steps, training.learning_rate)
+        learning = distil(
+            simulation, self.network, training.batches(), training.steps, training.learning_rate, training.classifies
+        )
         for number, loss in enumerate(learning, start=1):
             losses.append(loss)
             if number % max(1, training.steps // 10) == 0:

@@ -16,6 +16,8 @@ _LEGEND = (
 )
 _TOP1 = "% is top-1 accuracy on the validation images, ms"
 _UNLABELLED = {
+    "R2": "The network has no classes: % is R2, the share of the variance of the float network's outputs that is kept "
+    "on the pictures; of several outputs the least. ms",
     "agreement": "The pictures have no labels: % is the share of them on which the class is that of the network as it "
     "was trained, in float. ms is",
     "none": "There are no pictures: files were held against the network on generated ones, which tell nothing of its "

@@ -111,6 +111,7 @@ def _pack(
     if with_engine:
         parts.hold_machine_file(entry.facts, engine, engine in contents)
     made = golden.make(contents[main], written, source, split, settings.bundle.golden_images, backend)
+    outputs = _outputs(written)
     described = None
     if parts.describe:
         described = parts.describe(settings.options, written.input, entry.facts if with_engine else None)
@@ -127,7 +128,8 @@ def _pack(
         time_limit_s=parts.time_limit_s,
         tolerance=golden.tolerance(checked_form, entry.precision),
         input=written.input,
-        output=_output(written),
+        output=outputs[0],
+        outputs=() if written.preprocessing.classes else outputs,
         preprocessing=written.preprocessing,
         golden=tuple(
             GoldenCase(f"golden/input{at}.bin", f"golden/output{at}.bin", one.labels) for at, one in enumerate(made)
@@ -149,7 +151,8 @@ def _pack(
     for name, path in contents.items():
         if name != engine or with_engine:
             members |= _members(name, path)
-    members["labels.txt"] = "".join(f"{label}\n" for label in written.preprocessing.classes).encode()
+    if classes := written.preprocessing.classes:
+        members["labels.txt"] = "".join(f"{label}\n" for label in classes).encode()
     for case, one in zip(document.golden, made, strict=True):
         members |= {case.input: one.input, case.output: one.output}
     members |= templates.texts(document, members, entry.facts)
@@ -172,9 +175,9 @@ def _members(name: str, path: Path) -> dict[str, Path | bytes]:
     return {f"{name}/{file.relative_to(path).as_posix()}": file for file in files}
 
 
-def _output(written: Manifest) -> BundledOutput:
+def _outputs(written: Manifest) -> tuple[BundledOutput, ...]:
     """Of the file: a classifier of Core ML gives probabilities, by the class, under a name of its own."""
-    outputs = written.shipped_form.facts.get("outputs", {})
-    by_class = [name for name, kind in outputs.items() if kind == "dictionaryType"]
-    name, kind = (by_class[0], "probabilities") if by_class else (written.output.name, "logits")
-    return BundledOutput(name, written.output.shape, written.output.dtype, kind)
+    told = written.shipped_form.facts.get("outputs", {})
+    by_class = [name for name, kind in told.items() if kind == "dictionaryType"]
+    kind = "probabilities" if by_class else "logits" if written.preprocessing.classes else "numbers"
+    return tuple(BundledOutput((by_class or [one.name])[0], one.shape, one.dtype, kind) for one in written.outputs)

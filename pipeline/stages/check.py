@@ -43,7 +43,7 @@ from pipeline.models import programs
 from pipeline.verification import declared, gates
 from pipeline.verification.reference import Reference, spec_of
 
-_SHOWN_FIELDS = ("mean", "std", "color_order", "interpolation", "classes")
+_SHOWN_FIELDS = ("mean", "std", "color_order", "resize", "interpolation", "classes")
 
 
 def run(
@@ -106,6 +106,7 @@ def _check(settings: CheckSettings, inputs: Inputs) -> CheckResult:
     sources = {name: places[name] for name in ("fused", "quantized") if places[name]}
     images = splits.open_split(places["split"])
     held_against = _references(written, proved.preprocessing, sources, images, signature.takes_pixels)
+    declared.hold_outputs(manifest, written, held_against["fused"].outputs)
     forms: dict[str, CheckedForm] = {}
     lost = None
     for form, entry in written.forms.items():

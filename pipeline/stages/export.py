@@ -91,14 +91,20 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
     if settings.precision == "fp16":
         _require_float16(modules["fused"], fused)
     shape = preprocessing.shape(settings.batch)
+    static = {form: programs.static(module, shape) for form, module in modules.items()}
+    outputs = programs.output_facts(next(iter(static.values())), bool(preprocessing.classes))
     spec = ExportSpec(
-        precision=settings.precision, input_shape=shape, preprocessing=preprocessing, options=settings.options
+        precision=settings.precision,
+        input_shape=shape,
+        preprocessing=preprocessing,
+        options=settings.options,
+        output_names=tuple(one.name for one in outputs),
     )
     written = {}
-    for form, module in modules.items():
+    for form, program in static.items():
         files = [places[name.format(form=form)] for name in backend.files()]
         precision = _precision_of(form, settings.precision, backend.rules)
-        facts = backend.export(programs.static(module, shape), files, replace(spec, precision=precision))
+        facts = backend.export(program, files, replace(spec, precision=precision))
         written[form] = ExportedForm(precision, {file.name: FileFacts.of(file) for file in files}, facts)
         print(f"{form}: {', '.join(file.name for file in files)}", flush=True)
     if backend.write_extras:
@@ -118,7 +124,7 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
                 "uint8" if settings.options.get("normalization") else "float32",
                 _free_sizes(settings.options),
             ),
-            output=TensorFacts(spec.output_name, (shape[0], len(preprocessing.classes)), "float32"),
+            outputs=outputs,
             preprocessing=preprocessing,
             lineage=Lineage(
                 arch=header.arch,

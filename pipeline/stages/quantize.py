@@ -13,7 +13,7 @@ and quantize.json says so: then int8 is not chosen.
 import hashlib
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ from pipeline.config.stages import QuantizeSettings
 from pipeline.data import datasets, splits
 from pipeline.errors import GateError, InputError, first_line
 from pipeline.models import program_file, programs
-from pipeline.models.accuracy import metric_of, predictions, share_right, top1_accuracy
+from pipeline.models.accuracy import metric_of, scorer, share_right
 from pipeline.quantization import pt2e, ptq
 
 if TYPE_CHECKING:
@@ -86,11 +86,7 @@ def _quantize(settings: QuantizeSettings, inputs: Inputs, places: dict[str, Path
     calibration, about = _calibration(images, settings.calibration_images, preprocessing)
     network, metric = pt2e.network(program), metric_of(images)
     _require_usable(network, calibration[0][:1], fused)
-    in_float = None if images.has_labels else predictions(network, images, preprocessing, _BATCH)[0]
-
-    def accuracy(model: "Callable[[Tensor], Tensor]") -> float:
-        return top1_accuracy(model, images, preprocessing, _BATCH, in_float)
-
+    accuracy = scorer(network, images, preprocessing, _BATCH)
     limits = ptq.Limits(
         settings.max_accuracy_drop, settings.max_float_layers, _training(settings, images, preprocessing)
     )
@@ -161,7 +157,7 @@ def _training(settings: QuantizeSettings, images: splits.Split, preprocessing: P
             yield from (batch for batch, _ in epoch_batches)
 
     steps = settings.qat_epochs * splits.training_steps(images, _BATCH)
-    return ptq.Training(batches, steps, settings.qat_learning_rate)
+    return ptq.Training(batches, steps, settings.qat_learning_rate, images.has_classes)
 
 
 def _result(

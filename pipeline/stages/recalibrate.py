@@ -17,7 +17,7 @@ from pipeline.config.stages import RecalibrateSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
-from pipeline.models.accuracy import predictions, top1_accuracy
+from pipeline.models.accuracy import metric_of, scorer, share_right
 
 _BATCH_SIZE = 256
 
@@ -62,14 +62,14 @@ def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> No
     sample = images.sample("train", wanted)
     count = sample.size("train")
     batches = -(-count // _BATCH_SIZE)
-    labels = None if images.has_labels else predictions(model, images, preprocessing)[0]
-    before = top1_accuracy(model, images, preprocessing, labels=labels)
+    score = scorer(model, images, preprocessing)
+    before = score(model)
     fresh = recalibrated(model, (batch for batch, _ in sample.batches("train", preprocessing, -(-count // batches))))
-    after = top1_accuracy(fresh, images, preprocessing, labels=labels)
+    after = score(fresh)
     if images.has_labels:
         told = f"right on {after:.2%} of {images.size('val')} validation images, before on {before:.2%}"
     else:
-        told = f"{after:.2%} of {images.size('val')} pictures are of the same class as before"
+        told = f"of {images.size('val')} pictures, it {share_right(after, metric_of(images))}, as it was before"
     print(f"recalibrate: statistics of {count} training images; {told}", flush=True)
     made = replace(
         header,

@@ -106,8 +106,10 @@ def _fuse(inputs: Inputs, places: dict[str, Path]) -> None:
 def _require_finite(model: "nn.Module", images: "Tensor", checkpoint: Path) -> None:
     import torch
 
+    from repnets.outputs import rows
+
     with torch.no_grad():
-        wrong = ~model(images).flatten(1).isfinite().all(1)
+        wrong = ~rows(model(images)).isfinite().all(1)
     if wrong.any():
         raise InputError(
             f"{checkpoint}: in float32 the network gives infinite or NaN numbers for {int(wrong.sum())} of "

@@ -68,7 +68,7 @@ def run(settings: SplitSettings, *, output: Path) -> None:
 
 def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split:
     images = splits.read_images(settings.name, splits.files_of(settings.name, settings.root))
-    labels, classes = images.labels.tolist(), images.classes or class_order.named(settings.classes)
+    labels, classes = images.labels.tolist(), images.classes or _named(settings)
     if images.own_val < len(labels):
         parts = {"train": range(images.own_val), "val": range(images.own_val, len(labels))}
     else:
@@ -79,7 +79,7 @@ def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split
 def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[str, str]) -> splits.Split:
     root = Path(settings.root or "").expanduser()
     seen = _of_each(image_file.inspect, [root / name for name in tree.images], "decoding")
-    classes = tree.classes or class_order.named(settings.classes)
+    classes = tree.classes or _named(settings)
     if not tree.labels:
         parts = _of_pictures(settings, tree.images)
     elif tree.own_val is None:
@@ -101,6 +101,11 @@ def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[s
     for note in notes:
         print(f"split: {note}", flush=True)
     return splits.new_split(settings.name, settings.root, classes, sources, tree.labels, parts)
+
+
+def _named(settings: SplitSettings) -> Sequence[str]:
+    """The classes of images without labels; none of a network that is no classifier."""
+    return () if settings.classes == "sorted" else class_order.named(settings.classes)
 
 
 def _of_pictures(settings: SplitSettings, names: Sequence[str]) -> dict[str, list[int]]:

@@ -37,7 +37,7 @@ from pipeline.artifacts.verify_result import (
 from pipeline.config.project import Verify
 from pipeline.errors import GateError
 from pipeline.models import checkpoints, program_file, programs
-from pipeline.models.accuracy import metric_of
+from pipeline.models.accuracy import kept_variance, metric_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -100,7 +100,10 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
         file = programs.as_module(program)
         float32 = _hold_float32(exact, model, file, samples, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
-        seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding, metric_of(images))
+        if images.has_classes:
+            seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding, metric_of(images))
+        else:
+            seen, accuracy, ties = _hold_outputs(model, file, batches, float32, metric_of(images))
         again = fuse(refused.module, torch.zeros(shape, dtype=torch.float64))
     if again.report.regions:
         raise GateError(
@@ -117,7 +120,7 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
         float32=float32,
         images=seen,
         accuracy=replace(accuracy, branched=None) if header.is_folded else accuracy,
-        agreement=1 - len(ties) / seen,
+        agreement=1 - len(ties) / seen if images.has_classes else accuracy.fused,
         ties=ties,
         idempotent=True,
     )
@@ -198,23 +201,22 @@ def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> Weights:
 def _hold_float32(
     exact: dict[str, "Tensor"], model: "nn.Module", file: "nn.Module", inputs: dict[str, "Tensor"], settings: Verify
 ) -> Float32:
+    from repnets.outputs import rows
     from repnets.relative_error import relative_error
 
-    rows, rounding = {}, 0.0
+    found, rounding = {}, 0.0
     for name, batch in inputs.items():
         outputs = {"branched": model(batch), "fused": file(batch)}
-        rows[name] = FormErrors(
-            **{form: relative_error(logits.double(), exact[name]) for form, logits in outputs.items()}
-        )
-        rounding = max([rounding, *(float((logits - exact[name]).abs().max()) for logits in outputs.values())])
-        allowed = max(settings.float32_slack * rows[name].branched, settings.float32_tolerance)
-        if not rows[name].fused <= allowed:
+        found[name] = FormErrors(**{form: relative_error(given, exact[name]) for form, given in outputs.items()})
+        rounding = max([rounding, *(_largest(rows(given) - rows(exact[name])) for given in outputs.values())])
+        allowed = max(settings.float32_slack * found[name].branched, settings.float32_tolerance)
+        if not found[name].fused <= allowed:
             raise GateError(
-                f"float32: on {name} input the fused program is {rows[name].fused:.2e} from the float64 reference, "
-                f"the branched network {rows[name].branched:.2e}, allowed {allowed:.2e}. Its weights are right: the "
+                f"float32: on {name} input the fused program is {found[name].fused:.2e} from the float64 reference, "
+                f"the branched network {found[name].branched:.2e}, allowed {allowed:.2e}. Its weights are right: the "
                 f"network is badly conditioned in float32: look for huge BN gains, or raise verify.float32_tolerance."
             )
-    return Float32(settings.float32_slack, settings.float32_tolerance, rows, rounding)
+    return Float32(settings.float32_slack, settings.float32_tolerance, found, rounding)
 
 
 def _hold_predictions(
@@ -247,6 +249,42 @@ def _hold_predictions(
         raise GateError("predictions: the validation split holds no image, so nothing was compared.")
     accuracy = ProvedAccuracy(**{form: count / seen for form, count in correct.items()}, metric=metric)
     return seen, accuracy, tuple(ties)
+
+
+def _hold_outputs(
+    model: "nn.Module", file: "nn.Module", batches: Any, float32: Float32, metric: Metric
+) -> tuple[int, ProvedAccuracy, tuple[Tie, ...]]:
+    """How many images there were, and R2 of the fused network, where no output is a class.
+
+    The numbers of each image are held as those of the first were, by the largest error that the branched network had.
+    """
+    import numpy as np
+
+    from repnets.outputs import rows, widths
+    from repnets.relative_error import relative_error
+
+    allowed = max(float32.slack * float32.branched_error, float32.tolerance)
+    seen, kept, of_outputs = 0, [], []
+    for batch, _ in batches:
+        want, got = model(batch), file(batch)
+        error = relative_error(got, want)
+        if not error <= 2 * allowed:  # both round
+            raise GateError(
+                f"real input: on validation images {seen} to {seen + len(batch) - 1} branched and fused differ by "
+                f"{error:.2e} of the largest number of an output, allowed {2 * allowed:.2e}. Compare the preprocessing "
+                "and fuse.json, then rebuild fused.pt2."
+            )
+        of_outputs = widths(want)
+        kept.append((rows(got).numpy(), rows(want).numpy()))
+        seen += len(batch)
+    if not seen:
+        raise GateError("real input: the validation split holds no image, so nothing was compared.")
+    got, want = (np.concatenate(side) for side in zip(*kept, strict=True))
+    return seen, ProvedAccuracy(1.0, kept_variance(got, want, of_outputs), metric), ()
+
+
+def _largest(differences: "Tensor") -> float:
+    return float(differences.abs().max())
 
 
 def _index(tensor: "Tensor") -> tuple[int, ...]:

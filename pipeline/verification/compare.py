@@ -1,10 +1,16 @@
-"""How far two computations of the same network are apart: their logits, and layer by layer. Pure functions."""
+"""How far two computations of the same network are apart: their outputs, and layer by layer. Pure functions.
 
-from collections.abc import Mapping
+Outputs come as (images, numbers): all outputs of an image one after the other, as `repnets.outputs.rows` gives them.
+Errors are relative to the largest absolute value wanted of the output that the number belongs to.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts.check_result import Flip
+from pipeline.artifacts.export_result import TensorFacts
 from pipeline.errors import GateError
 
 if TYPE_CHECKING:
@@ -30,15 +36,16 @@ integers, and that is 6 digits of 127; 3 were seen where a runtime computes the 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets of logits.
+    """Two sets of outputs.
 
     Attributes:
         relative_error: the largest absolute difference, of the largest absolute value wanted. NaN and infinity in
             what was got make it NaN or infinity, which no tolerance admits.
-        image, logit: where that is.
+        image, logit: where that is; the number's place in the row.
         got, want: the two values there.
-        agreement: share of the images whose largest logit is the same.
+        agreement: share of the images whose largest number is the same.
         images: how many there are.
+        place: of the number, in words: ``logit 3``, or ``boxes[2, 0]``.
     """
 
     relative_error: float
@@ -48,9 +55,15 @@ class Comparison:
     want: float
     agreement: float
     images: int
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """The number in words."""
+        return f"{self.place or f'logit {self.logit}'} of image {self.image}"
 
     def __str__(self) -> str:
-        return f"logit {self.logit} of image {self.image} is {self.got:.6g} and {self.want:.6g} in"
+        return f"{self.where} is {self.got:.6g} and {self.want:.6g} in"
 
 
 @dataclass(frozen=True)
@@ -82,11 +95,12 @@ class Departure:
         )
 
 
-def compare(got: "np.ndarray", want: "np.ndarray") -> Comparison:
-    """Compare logits.
+def compare(got: "np.ndarray", want: "np.ndarray", outputs: Sequence[TensorFacts] = ()) -> Comparison:
+    """Compare outputs.
 
     Args:
-        got, want: float (images, classes).
+        got, want: float (images, numbers).
+        outputs: that the numbers are of, in order; default: one, of logits.
 
     Raises:
         GateError: there is nothing to compare, or the shapes differ.
@@ -94,27 +108,48 @@ def compare(got: "np.ndarray", want: "np.ndarray") -> Comparison:
     import numpy as np
 
     if got.shape != want.shape:
-        raise GateError(f"the logits are of shape {got.shape}, and must be of shape {want.shape}.")
+        raise GateError(f"the outputs are of shape {got.shape}, and must be of shape {want.shape}.")
     if not got.size:
         raise GateError("there is no image, so nothing was compared.")
-    error, (image, *logit) = _largest(got, want)
+    error, (image, *logit) = _largest(got, want, _scale(want, outputs))
     at = (image, *logit)
+    number = int(np.ravel_multi_index(logit, got.shape[1:])) if logit else 0
     return Comparison(
         relative_error=error,
         image=image,
-        logit=int(np.ravel_multi_index(logit, got.shape[1:])) if logit else 0,
+        logit=number,
         got=float(got[at]),
         want=float(want[at]),
         agreement=float((got.reshape(len(got), -1).argmax(1) == want.reshape(len(want), -1).argmax(1)).mean()),
         images=len(got),
+        place=_place(number, outputs),
     )
 
 
-def mean_error(got: "np.ndarray", want: "np.ndarray") -> float:
-    """Each image's largest difference of a logit, on average, of the largest absolute value wanted of all."""
+def mean_error(got: "np.ndarray", want: "np.ndarray", outputs: Sequence[TensorFacts] = ()) -> float:
+    """Each image's largest difference of a number, on average, of the largest absolute value wanted of all."""
     import numpy as np
 
-    return float(np.abs(got - want).max(1).mean() / _scale(want))
+    return float((np.abs(got - want) / _scale(want, outputs)).max(1).mean())
+
+
+def width(output: TensorFacts) -> int:
+    """How many numbers an output has of each image."""
+    return math.prod(output.shape[1:])
+
+
+def _place(number: int, outputs: Sequence[TensorFacts]) -> str:
+    """Where a number of a row is, in words; empty for logits."""
+    import numpy as np
+
+    if len(outputs) < 2 and all(one.name == "logits" for one in outputs):
+        return ""
+    for one in outputs:
+        if number < width(one):
+            index = ", ".join(map(str, np.unravel_index(number, one.shape[1:]) if one.shape[1:] else ()))
+            return f"{one.name}[{index}]"
+        number -= width(one)
+    return ""
 
 
 def flips(got: "np.ndarray", want: "np.ndarray") -> list[Flip]:
@@ -157,7 +192,7 @@ def first_departure(
     before = None
     common = [name for name in want if name in got and got[name].size == want[name].size > 0]
     for name in common:
-        error, at = _largest(got[name].reshape(want[name].shape), want[name])
+        error, at = _largest(got[name].reshape(want[name].shape), want[name], _scale(want[name]))
         if not error <= tolerance:
             is_, must = (float(one.reshape(want[name].shape)[at]) for one in (got[name], want[name]))
             return Departure(name, at, is_, must, error, before, len(common))
@@ -165,19 +200,23 @@ def first_departure(
     return None
 
 
-def _largest(got: "np.ndarray", want: "np.ndarray") -> tuple[float, tuple[int, ...]]:
+def _largest(got: "np.ndarray", want: "np.ndarray", scale: "float | np.ndarray") -> tuple[float, tuple[int, ...]]:
     """The largest relative error and its index; the first NaN, if there is one."""
     import numpy as np
 
     got, want = got.astype(np.float64), want.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        errors = np.abs(got - want) / _scale(want)
+        errors = np.abs(got - want) / scale
     at = tuple(int(i) for i in np.unravel_index(np.argmax(errors), errors.shape))  # argmax stops at a NaN
     return float(errors[at]), at
 
 
-def _scale(want: "np.ndarray") -> float:
-    """The largest absolute value wanted; of a network that gives zeros alone, the least number that is none."""
+def _scale(want: "np.ndarray", outputs: Sequence[TensorFacts] = ()) -> "float | np.ndarray":
+    """The largest absolute value wanted, of several outputs by the number; of zeros alone the least that is none."""
     import numpy as np
 
+    if len(outputs) > 1:
+        counts = [width(one) for one in outputs]
+        parts = np.split(want, np.cumsum(counts)[:-1], axis=1)
+        return np.repeat([_scale(part) for part in parts], counts)
     return max(float(np.abs(want).max()), float(np.finfo(np.float32).tiny))

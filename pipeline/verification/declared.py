@@ -1,13 +1,13 @@
 """What a manifest says of its files, held against what was asked for and what each file declares of itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline import backends
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest, TensorFacts
 from pipeline.artifacts.manifest import ExportSpec, image_size_of
-from pipeline.backends.signatures import Shape, Signature
+from pipeline.backends.signatures import Shape, Signature, Tensor
 from pipeline.config.stages import CheckSettings
 from pipeline.errors import GateError
 
@@ -57,28 +57,56 @@ def hold_signature(file: Path, manifest: Path, written: Manifest, signature: Sig
         GateError: a shape, type or name is another one; or the manifest contradicts itself.
     """
     size, taken = written.preprocessing.image_size, image_size_of(written.input.shape)
-    own = ExportSpec(written.precision, written.input.shape, written.preprocessing)
     says = [
         ("image_size", size, taken, "its input"),
-        ("color_order", written.preprocessing.channels, written.input.shape[1], "its input"),
-        ("classes", len(written.preprocessing.classes), written.output.shape[-1], "its output"),
-        ("output batch", written.output.shape[0], written.input.shape[0], "its input"),
+        ("channels", written.preprocessing.channels, written.input.shape[1], "its input"),
+        *(("output batch", one.shape[0], written.input.shape[0], "its input") for one in written.outputs),
     ]
-    told = signature or Signature((), (), ())
-    usual = (own.input_name, own.output_name), ("uint8" if told.takes_pixels else "float32", "float32")
-    for place, facts in enumerate((written.input, written.output)):
-        kind, shape = ("input", "output")[place], (told.input_shape, told.output_shape)[place]
-        says.append((f"{kind} name", facts.name, told.names[place] or usual[0][place], file))
-        says.append((f"{kind} type", facts.dtype, told.dtypes[place] or usual[1][place], file))
-        says += [(f"{kind} {axis}", *sizes, file) for axis, *sizes in _sizes(written.input, facts, shape)]
+    if classes := written.preprocessing.classes:
+        says.append(("classes", len(classes), written.outputs[0].shape[-1], "its output"))
+        says.append(("outputs", len(written.outputs), 1, "a classifier"))
+    told = signature or Signature(Tensor(()), (Tensor(()),) * len(written.outputs), ())
+    says.append(("outputs", len(written.outputs), len(told.outputs), file))
+    ends = [
+        ("input", written.input, told.input, ExportSpec.input_name, "uint8" if told.takes_pixels else "float32"),
+        *(
+            ("output", one, other, one.name, "float32")
+            for one, other in zip(written.outputs, told.outputs, strict=False)
+        ),
+    ]
+    for kind, facts, real, name, dtype in ends:
+        says.append((f"{kind} name", facts.name, real.name or name, file))
+        says.append((f"{kind} type", facts.dtype, real.dtype or dtype, file))
+        says += [(f"{kind} {axis}", *sizes, file) for axis, *sizes in _sizes(written.input, facts, real.shape)]
     for what, written_there, real, where in says:
         if written_there != real:
             raise GateError(_other(manifest, what, written_there, real, where))
 
 
+def hold_outputs(manifest: Path, written: Manifest, outputs: Sequence[TensorFacts]) -> None:
+    """Check that a manifest describes the outputs of the program, in its order, which not every file declares.
+
+    Args:
+        manifest: path of the manifest, for messages.
+        written: its content.
+        outputs: of the program.
+
+    Raises:
+        GateError: a name, shape or type is another one.
+    """
+    for told, real in zip(written.outputs, outputs, strict=True):
+        for what, one, other in (
+            ("output name", told.name, real.name),
+            ("output shape", told.shape, real.shape),
+            ("output type", told.dtype, real.dtype),
+        ):
+            if one != other:
+                raise GateError(_other(manifest, what, one, other, "the program"))
+
+
 def _sizes(taken: TensorFacts, facts: TensorFacts, shape: Shape) -> Iterator[tuple[str, int | str, int | str]]:
     """Each axis that a file declares: its name, its size by the manifest and by the file; "any" where it is free."""
-    names = _AXES if facts is taken else ("batch", "classes")
+    names = _AXES if facts is taken else ("batch", *(f"axis {place}" for place in range(1, len(facts.shape))))
     if shape and len(facts.shape) != len(shape):
         yield "axes", len(facts.shape), len(shape)
         return

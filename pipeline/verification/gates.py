@@ -43,23 +43,23 @@ class CheckedFile:
     predict: client.Predict
 
     @cached_property
-    def _logits(self) -> "np.ndarray":
+    def _numbers(self) -> "np.ndarray":
         batch = self.reference.spec.input_shape[0]
         return self.predict(self.reference.images(), batch=batch)
 
     @cached_property
     def _found(self) -> compare.Comparison:
-        return self._compare(self._logits, self.reference.logits)
+        return self._compare(self._numbers, self.reference.numbers)
 
     @property
     def accuracy(self) -> float:
-        """Top-1 on the validation images."""
-        return float((self._logits.argmax(1) == self.reference.labels).mean())
+        """On the validation images; see `Reference.score`."""
+        return self.reference.score(self._numbers)
 
     @property
     def agreement(self) -> float:
-        """Share of the validation images that the file and its reference give the same class."""
-        return self._found.agreement
+        """Share of the validation images that the file and its reference give the same class, or R2 without classes."""
+        return self._found.agreement if self.reference.split.has_classes else self.accuracy
 
     def check_network(self, branched_error: float) -> GateResult:
         """Gate: the file computes the network that it was exported from, apart from the error of its precision.
@@ -68,8 +68,8 @@ class CheckedFile:
             branched_error: error of the branched network in float32, relative to the largest logit.
         """
         if self.form == "quantized":
-            return self._check_integers(self._logits)
-        return self._check_converter(self._logits, branched_error)
+            return self._check_integers(self._numbers)
+        return self._check_converter(self._numbers, branched_error)
 
     def check_precision(self, accuracy_of_fused: float) -> GateResult:
         """Gate: the error and the accuracy of the file in its own precision.
@@ -78,17 +78,17 @@ class CheckedFile:
             accuracy_of_fused: top-1 of fused.pt2.
         """
         is_int8 = self.form == "quantized"
-        result = self._check_int8(self._found, self._logits) if is_int8 else self._check_precision(self._found)
+        result = self._check_int8(self._found, self._numbers) if is_int8 else self._check_precision(self._found)
         self._check_accuracy(accuracy_of_fused)
         return result
 
     def _compare(self, got: "np.ndarray", want: "np.ndarray") -> compare.Comparison:
-        return compare.compare(*self._comparable(got, want))
+        return compare.compare(*self._comparable(got, want), self.reference.outputs)
 
-    def _comparable(self, *logits: "np.ndarray") -> "tuple[np.ndarray, ...]":
-        return tuple(map(compare.probabilities, logits)) if self.gives_probabilities else logits
+    def _comparable(self, *numbers: "np.ndarray") -> "tuple[np.ndarray, ...]":
+        return tuple(map(compare.probabilities, numbers)) if self.gives_probabilities else numbers
 
-    def _check_converter(self, logits: "np.ndarray", branched_error: float) -> GateResult:
+    def _check_converter(self, numbers: "np.ndarray", branched_error: float) -> GateResult:
         """The file in float32 on its stored weights, against the program with equally rounded ones in float64."""
         is_float32 = self.reference.spec.precision == "fp32"
         offers = backends.load(self.backend).runtime.open_exact_session is not None
@@ -99,7 +99,7 @@ class CheckedFile:
         if not is_float32 and not offers:
             return GateResult(not_checked="this runtime has no float32 arithmetic for a float16 file")
         images, want, own_error = self.reference.exact
-        got = logits[: len(images)]
+        got = numbers[: len(images)]
         if offers:
             batch = self.reference.spec.input_shape[0]
             got = self.predict(images, session="exact", batch=batch)
@@ -117,7 +117,7 @@ class CheckedFile:
         if not found.relative_error <= tolerance:
             raise GateError(
                 f"{self.file}: {found} fused.pt2 with equally rounded weights, both in float32: off by "
-                f"{found.relative_error:.1e} of the largest logit, tolerance {tolerance:.0e}. The file does not hold "
+                f"{found.relative_error:.1e} of {self._largest}, tolerance {tolerance:.0e}. The file does not hold "
                 f"the network that it was made from: {self._where(found.image, exact=True, tolerance=tolerance)}. "
                 "Export it again; if it fails again, the exporter is at fault for that layer."
             )
@@ -144,28 +144,29 @@ class CheckedFile:
             program = f", and fused.pt2 itself {moves} in half precision" if by_itself else ""
             layer = _sentence(self._where(found.image, exact=False, tolerance=tolerance))
             raise GateError(
-                f"{self.file}: {found} fused.pt2{weights}, off by {error:.1e} of the largest logit; tolerance for "
+                f"{self.file}: {found} fused.pt2{weights}, off by {error:.1e} of {self._largest}; tolerance for "
                 f"{precision} is {tolerance:.0e}{program}. {layer} "
                 f"Try `precision: fp32` in target.yaml; if that holds, the network overflows or loses too much in "
                 f"{precision}."
             )
         print(
-            f"warning: {self.file.name} is up to {error:.1e} of the largest logit from fused.pt2, which itself moves "
+            f"warning: {self.file.name} is up to {error:.1e} of {self._largest} from fused.pt2, which itself moves "
             f"by {by_itself:.1e} in half precision: batch norms of huge gain, named in fuse.json, do that. Its "
             "accuracy is held below.",
             file=sys.stderr,
         )
         return replace(result, loss_of_fused=by_itself)
 
-    def _check_integers(self, logits: "np.ndarray") -> GateResult:
+    def _check_integers(self, numbers: "np.ndarray") -> GateResult:
         """The file, with what is not int8 in float32, against quantized.pt2 with numbers as the file stores them."""
         beside = backends.load(self.backend).float_beside_int8
         images, want = self.reference.stored(beside)
-        got = logits[: len(images)]
+        got = numbers[: len(images)]
         if beside != "fp32":
             batch = self.reference.spec.input_shape[0]
             got = self.predict(images, session="exact", batch=batch)
-        error, found = compare.mean_error(*self._comparable(got, want)), self._compare(got, want)
+        error = compare.mean_error(*self._comparable(got, want), self.reference.outputs)
+        found = self._compare(got, want)
         allowed, tolerance = (
             max(compare.EXACT_INT8, compare.SLACK * self.reference.last_digits(beside)[0]),
             self._tolerance,
@@ -180,16 +181,17 @@ class CheckedFile:
             )
         return GateResult(allowed, mean_relative_error=error, images=len(images))
 
-    def _check_int8(self, found: compare.Comparison, logits: "np.ndarray") -> GateResult:
+    def _check_int8(self, found: compare.Comparison, numbers: "np.ndarray") -> GateResult:
         """The file in its own arithmetic, against quantized.pt2: its logits, and its classes, ties apart."""
         tolerance, error = self._tolerance, found.relative_error
         if not error <= tolerance:
             raise GateError(
-                f"{self.file}: {found} quantized.pt2, off by {error:.1e} of the largest logit; tolerance for int8 is "
+                f"{self.file}: {found} quantized.pt2, off by {error:.1e} of {self._largest}; tolerance for int8 is "
                 f"{tolerance:.0e}. {_sentence(self._where(found.image, exact=False, tolerance=tolerance))} Export it "
                 "again; if it fails again, the runtime is at fault for that layer, or the float beside its integers."
             )
-        flips = compare.flips(logits, self.reference.logits)
+        has_classes = self.reference.split.has_classes
+        flips = compare.flips(numbers, self.reference.numbers) if has_classes else []
         if flips and not flips[0].margin <= tolerance:
             worst = flips[0]
             raise GateError(
@@ -198,6 +200,11 @@ class CheckedFile:
                 f"{_sentence(self._where(worst.image, exact=False, tolerance=tolerance))}"
             )
         return GateResult(tolerance, error, flips=tuple(flips))
+
+    @property
+    def _largest(self) -> str:
+        """What errors are relative to, in words."""
+        return "the largest logit" if self.reference.split.has_classes else "the largest number of that output"
 
     @property
     def _tolerance(self) -> float:

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.export_result import Manifest, TensorFacts
 from pipeline.artifacts.manifest import ExportSpec, Preprocessing, image_size_of
 from pipeline.data import transforms
 from pipeline.data.splits import Split
 from pipeline.errors import GateError
 from pipeline.models import program_file, programs
+from pipeline.models.accuracy import kept_variance
+from pipeline.verification import compare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,58 +79,69 @@ class Reference:
         return programs.static(self._module, self.spec.input_shape)
 
     @cached_property
-    def logits(self) -> "np.ndarray":
-        """float32 (images, classes): what the program gives for the whole validation set."""
+    def outputs(self) -> tuple[TensorFacts, ...]:
+        """What the program gives."""
+        return programs.output_facts(self.program, self.split.has_classes)
+
+    @cached_property
+    def numbers(self) -> "np.ndarray":
+        """float32 (images, numbers): what the program gives for the whole validation set, of classifiers the logits."""
         return self._answers[0]
 
     @property
     def labels(self) -> "np.ndarray":
         """int64 (images,): the classes of the validation images; of those without, what the float network says."""
         if not self.split.has_labels:
-            return (self.judge or self).logits.argmax(1)
+            return (self.judge or self).numbers.argmax(1)
         return self._answers[1]
+
+    def score(self, numbers: "np.ndarray") -> float:
+        """What the metric says of some (images, numbers) for the validation set; see `accuracy.metric_of`."""
+        if not self.split.has_classes:
+            return kept_variance(numbers, (self.judge or self).numbers, list(map(compare.width, self.outputs)))
+        return float((numbers.argmax(1) == self.labels).mean())
 
     @property
     def accuracy(self) -> float:
-        """Top-1 of the program on the validation set."""
-        return float((self.logits.argmax(1) == self.labels).mean())
+        """Of the program on the validation set."""
+        return self.score(self.numbers)
+
+    def _error(self, got: "torch.Tensor", want: "torch.Tensor") -> float:
+        """Largest difference of some (images, numbers), each of its output's largest value wanted."""
+        return compare.compare(got.double().numpy(), want.double().numpy(), self.outputs).relative_error
 
     @cached_property
     def exact(self) -> "tuple[np.ndarray, np.ndarray, float]":
-        """Some images; the logits that the program gives for them in float64, with its weights rounded as the file
+        """Some images; the numbers that the program gives for them in float64, with its weights rounded as the file
         stores them; and how far float32 is from that by itself, of the largest logit."""
         import torch
-
-        from repnets.relative_error import relative_error
 
         images = self._first_images()
         module = programs.with_rounded_weights(self._module, self.spec.precision, self.weights)
         with torch.inference_mode():
             single = _in_batches(module, images)
             double = _in_batches(copy.deepcopy(module).double(), images.double())
-        return images.numpy(), double.numpy(), relative_error(single, double)
+        return images.numpy(), double.numpy(), self._error(single, double)
 
     def stored(self, precision: str) -> "tuple[np.ndarray, np.ndarray]":
-        """The same images, and the logits that the program gives for them in float32 where its numbers that are not
+        """The same images, and the numbers that the program gives for them in float32 where its numbers that are not
         int8 are rounded to a precision."""
         import torch
 
         images = self._first_images()
         if precision == "fp32":
-            return images.numpy(), self.logits[: len(images)]
+            return images.numpy(), self.numbers[: len(images)]
         if precision not in self._stored:
             with torch.inference_mode():
-                logits = _in_batches(programs.with_rounded_weights(self._module, precision), images)
-            self._stored[precision] = logits.numpy()
+                numbers = _in_batches(programs.with_rounded_weights(self._module, precision), images)
+            self._stored[precision] = numbers.numpy()
         return images.numpy(), self._stored[precision]
 
     @cached_property
     def effect_of_rounded_numbers(self) -> float:
-        """How far the logits of these images move, of the largest, where all numbers of the program are rounded to half
-        precision and not its layers' weights alone: a converter rounds some of them."""
+        """How far what is given for these images moves, of the largest, where all numbers of the program are rounded to
+        half precision and not its layers' weights alone: a converter rounds some of them."""
         import torch
-
-        from repnets.relative_error import relative_error
 
         images, precision = self._first_images(), self.spec.precision
         weights = programs.with_rounded_weights(self._module, precision, self.weights, of_layers_alone=True)
@@ -136,10 +149,10 @@ class Reference:
             programs.with_rounded_weights(self._module, precision, self.weights)
         )
         with torch.inference_mode():
-            return relative_error(_in_batches(all_numbers, images), _in_batches(weights, images))
+            return self._error(_in_batches(all_numbers, images), _in_batches(weights, images))
 
     def last_digits(self, precision: str) -> tuple[float, float]:
-        """How far the logits of an int8 program move by the order of float32 sums alone, of the largest logit: on
+        """How far the numbers of an int8 program move by the order of float32 sums alone, of the largest logit: on
         average over the same images, and at most.
 
         A value in the middle between two integers goes one way or the other, and what follows amplifies it: the deeper
@@ -150,8 +163,6 @@ class Reference:
         """
         import torch
 
-        from pipeline.verification.compare import compare, mean_error
-
         if precision not in self._last_digits:
             images, want = self.stored(precision)
             module = programs.with_rounded_weights(self._module, precision)
@@ -159,7 +170,9 @@ class Reference:
                 warnings.simplefilter("ignore", UserWarning)  # setting one flag sets another, of Intel's GPUs
                 with torch.backends.mkldnn.flags(enabled=False):
                     got = _in_batches(module, torch.from_numpy(images)).numpy()
-            self._last_digits[precision] = mean_error(got, want), compare(got, want).relative_error
+            outputs = self.outputs
+            error = compare.compare(got, want, outputs).relative_error
+            self._last_digits[precision] = compare.mean_error(got, want, outputs), error
         return self._last_digits[precision]
 
     def outputs_by_layer(self, image: "np.ndarray", exact: bool) -> "dict[str, np.ndarray]":
@@ -171,16 +184,13 @@ class Reference:
 
     @cached_property
     def loss_in_half(self) -> float:
-        """How far the logits of the program move, of the largest, when torch computes it in half precision."""
+        """How far the numbers of the program move, of the largest, when torch computes it in half precision."""
         import torch
-
-        from repnets.relative_error import relative_error
 
         module = copy.deepcopy(self._module).half()
         with torch.inference_mode():
             halves = [_in_batches(module, images.half()).float() for images, _ in self._batches()]
-        want = torch.from_numpy(self.logits)
-        return relative_error(torch.cat(halves), want)
+        return self._error(torch.cat(halves), torch.from_numpy(self.numbers))
 
     @cached_property
     def _module(self) -> Any:
@@ -191,14 +201,14 @@ class Reference:
     def _answers(self) -> "tuple[np.ndarray, np.ndarray]":
         import torch
 
-        logits, labels = [], []
+        numbers, labels = [], []
         with torch.inference_mode():
             for images, classes in self._batches():
-                logits.append(_in_batches(self._module, images))
+                numbers.append(_in_batches(self._module, images))
                 labels.append(classes)
         if not labels:
             raise GateError("the validation split holds no image, so nothing could be compared.")
-        return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+        return torch.cat(numbers).numpy(), torch.cat(labels).numpy()
 
     def _first_images(self) -> "torch.Tensor":
         import torch
@@ -221,7 +231,9 @@ def spec_of(written: Manifest, preprocessing: Preprocessing) -> ExportSpec:
     return ExportSpec(written.precision, shape, replace(preprocessing, image_size=image_size_of(shape)))
 
 
-def _in_batches(module: "Callable[[torch.Tensor], torch.Tensor]", images: "torch.Tensor") -> "torch.Tensor":
+def _in_batches(module: "Callable[[torch.Tensor], Any]", images: "torch.Tensor") -> "torch.Tensor":
     import torch
 
-    return torch.cat([module(part) for part in images.split(_BATCH)])
+    from repnets.outputs import rows
+
+    return torch.cat([rows(module(part)) for part in images.split(_BATCH)])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from repnets.fusion.graph import arguments, tensor_at
+from repnets.outputs import Balanced
 
 LIMIT = 127
 """Largest int8 value that is used; -128 is not, so that the range is symmetric."""
@@ -122,10 +123,13 @@ class Simulation:
     Args:
         module: A graph module, float32, on the CPU, in which some submodules are `Rounding`s. Weights are changed
             in place by those who repair it.
+
+    Attributes:
+        rows: How outputs become the rows of `logits`; the same one for all simulations that are compared.
     """
 
     def __init__(self, module: GraphModule) -> None:
-        self.module = module
+        self.module, self.rows = module, Balanced()
         self.places: dict[str, Rounding] = {
             node.name: module.get_submodule(node.target)
             for node in module.graph.nodes
@@ -147,9 +151,9 @@ class Simulation:
         return self.places.get(node.name) if isinstance(node, Node) else None
 
     def logits(self, batches: Iterable[Tensor]) -> Tensor:
-        """What it gives for batches of images, one after the other: float32 (images, classes)."""
+        """What it gives for batches of images, one after the other: float32 (images, numbers); see `Balanced`."""
         with torch.no_grad():
-            return torch.cat([self.module(batch) for batch in batches])
+            return torch.cat([self.rows(self.module(batch)) for batch in batches])
 
     @contextmanager
     def only(self, enabled: Iterable[Rounding]) -> Iterator[None]:

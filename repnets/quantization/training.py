@@ -18,6 +18,7 @@ def distil(
     batches: Iterable[Tensor],
     steps: int,
     learning_rate: float,
+    classifies: bool = True,
 ) -> Iterator[float]:
     """Train weights and biases, in place; scales of activations stay, those of weights follow the weights.
 
@@ -31,10 +32,13 @@ def distil(
         batches: float32 (n, 3, H, W), of training images, as many as there are steps.
         steps: How many batches come, for the schedule.
         learning_rate: The first: the share of a weight's usual size that a step changes it by.
+        classifies: Whether the output is (images, classes).
 
     Yields:
-        The loss of each step: Kullback-Leibler divergence from the float network's classes, nats.
+        The loss of each step: Kullback-Leibler divergence from the float network's classes, nats; of other networks the
+        mean squared difference of `simulation.rows`.
     """
+    loss_of = _divergence if classifies else functional.mse_loss
     trained = [one for layer in simulation.layers for one in _trained(layer)]
     shares = [nn.Parameter(tensor.detach() / size) for tensor, size in trained]
     optimizer = torch.optim.Adam(shares, learning_rate)
@@ -43,9 +47,9 @@ def distil(
         tensor.requires_grad_(True)
     for batch in batches:
         with torch.no_grad():
-            want = teacher(batch).log_softmax(1)
+            want = simulation.rows(teacher(batch))
         set_weights(simulation, "max")
-        loss = functional.kl_div(simulation(batch).log_softmax(1), want, reduction="batchmean", log_target=True)
+        loss = loss_of(simulation.rows(simulation(batch)), want)
         gradients = torch.autograd.grad(loss, [tensor for tensor, _ in trained])
         for share, gradient, (_, size) in zip(shares, gradients, trained, strict=True):
             share.grad = gradient * size
@@ -58,6 +62,10 @@ def distil(
     for tensor, _ in trained:
         tensor.requires_grad_(False)
     set_weights(simulation, "max")
+
+
+def _divergence(got: Tensor, want: Tensor) -> Tensor:
+    return functional.kl_div(got.log_softmax(1), want.log_softmax(1), reduction="batchmean", log_target=True)
 
 
 def _trained(layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:

@@ -50,14 +50,14 @@ def found(int8, subject):
 @pytest.mark.slow
 def test_each_figure_is_that_of_the_runtime_that_the_row_names(int8, subject, found):
     images, labels = map(np.concatenate, zip(*subject.test_images(), strict=True))
-    reference = backends.load("pytorch").runtime.open_session(subject.folder / "fused.pt2", 1)(images).argmax(1)
+    reference = backends.load("pytorch").runtime.open_session(subject.folder / "fused.pt2", 1)(images)[0].argmax(1)
     assert found["test_images"] == 48 and (reference == labels).mean() > 0.1
     assert set(found["rows"]) == {row.name for row in int8.ROWS} - set(int8.missing_here())
     for row in (row for row in int8.ROWS if row.name in found["rows"]):
         runtime, one = import_module(backends.module_name(row.backend)).RUNTIME, found["rows"][row.name]
         start = (not row.timed and runtime.open_check_session) or runtime.open_session
         session = start(subject.folder / row.file, 1)
-        classes = np.concatenate([session(images[at : at + 1]).copy() for at in range(48)]).argmax(1)
+        classes = np.concatenate([session(images[at : at + 1])[0].copy() for at in range(48)]).argmax(1)
         assert one["accuracy"] == pytest.approx((classes == labels).mean()), row
         assert one["same_class"] == pytest.approx((classes == reference).mean()), row
         assert one["points"] == pytest.approx(100 * ((classes == labels).mean() - (reference == labels).mean())), row

@@ -58,17 +58,17 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         if options["normalization"]:
             layout = getattr(coremltools.colorlayout, _LAYOUTS[spec.preprocessing.color_order])
             kind = coremltools.ImageType(spec.input_name, spec.input_shape, color_layout=layout)
-        labels, output = None, spec.output_name
+        labels, outputs = None, spec.output_names
         if options["class_labels"]:
             labels = coremltools.ClassifierConfig(list(spec.preprocessing.classes), predicted_feature_name=LABEL)
-            output = PROBABILITIES
+            outputs = (PROBABILITIES,)
         precision = coremltools.precision.FLOAT32 if spec.precision == "fp32" else coremltools.precision.FLOAT16
         try:
             model = coremltools.convert(
                 _spelled_out(network.run_decompositions({})),
                 convert_to="mlprogram",
                 inputs=[kind],
-                outputs=[coremltools.TensorType(output, dtype=numpy.float32)],
+                outputs=[coremltools.TensorType(name, dtype=numpy.float32) for name in outputs],
                 classifier_config=labels,
                 minimum_deployment_target=getattr(coremltools.target, options["minimum_deployment_target"]),
                 compute_precision=precision,
@@ -105,8 +105,10 @@ def _check_options(program: "torch.export.ExportedProgram", spec: ExportSpec, op
             f"Core ML takes one image at a time, but `batch` is {spec.input_shape[0]}. Set `batch: 1`, or "
             f"`normalization: false`, in the target's options."
         )
+    if not options["class_labels"]:
+        return
     classes = program.graph.output_node().args[0][0].meta["val"].shape[-1]
-    if options["class_labels"] and len(spec.preprocessing.classes) != classes:
+    if len(spec.preprocessing.classes) != classes:
         raise InputError(
             f"`class_labels` is set, and the data has {len(spec.preprocessing.classes)} classes, but the "
             f"network has {classes} outputs. Train the network on this data, or set `class_labels: false`."
@@ -129,12 +131,12 @@ def _with_ends(
             self.register_buffer("mean255", 255 * mean)
             self.register_buffer("inv_std255", 1 / (255 * std))
 
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
+        def forward(self, image: torch.Tensor) -> Any:
             if options["normalization"]:
                 # Not `image * a + b`: coremltools would make it a batch norm, and add an epsilon.
                 image = (image - self.mean255) * self.inv_std255
-            logits = self.network(image)
-            return logits.softmax(-1) if options["class_labels"] else logits
+            given = self.network(image)
+            return given.softmax(-1) if options["class_labels"] else given
 
     return torch.export.export(WithEnds(), (torch.zeros(spec.input_shape),))
 
@@ -193,7 +195,10 @@ def _make_reproducible(package: Path, spec: ExportSpec, options: dict[str, Any])
     written = packages.read(package)
     about = written.description.metadata
     about.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
-    about.shortDescription = f"Image classifier, {len(spec.preprocessing.classes)} classes, {spec.precision}"
+    classes = len(spec.preprocessing.classes)
+    about.shortDescription = (
+        f"Image classifier, {classes} classes, {spec.precision}" if classes else f"Network of images, {spec.precision}"
+    )
     about.userDefined["precision"] = spec.precision
     about.userDefined["preprocessing"] = json.dumps(asdict(spec.preprocessing))
     about.userDefined["normalization"] = "inside" if options["normalization"] else "outside"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, as_plain
 from pipeline.backends.coreml import library, weights
-from pipeline.backends.signatures import Signature
+from pipeline.backends.signatures import Signature, Tensor
 from pipeline.errors import GateError, InputError, quoted, reading, shown
 from pipeline.quiet import quiet
 
@@ -238,16 +238,16 @@ def _signature(description: Any) -> Signature:
     channels = 1 if taken.imageType.ColorSpace.Name(taken.imageType.colorSpace) == "GRAYSCALE" else 3
     of_image = (1, channels, taken.imageType.height, taken.imageType.width)
     shape = of_image if takes_pixels else tuple(taken.multiArrayType.shape)
-    given = next((one.type for one in description.output if one.type.WhichOneof("Type") == "multiArrayType"), None)
-    output = tuple(given.multiArrayType.shape) if given else ()
+    arrays = [one for one in description.output if one.type.WhichOneof("Type") == "multiArrayType"]
+    outputs = tuple(
+        Tensor(tuple(one.type.multiArrayType.shape) or (shape[0], None), one.name, _dtype(one.type)) for one in arrays
+    )
     return Signature(
-        shape,
-        output or (shape[0], None),
+        Tensor(shape, description.input[0].name, "uint8" if takes_pixels else _dtype(taken)),
+        outputs or (Tensor((shape[0], None)),),
         shape,
         takes_pixels,
         bool(description.predictedFeatureName),
-        names=(description.input[0].name, description.output[0].name if given else None),
-        dtypes=("uint8" if takes_pixels else _dtype(taken), _dtype(given) if given else None),
     )
 
 

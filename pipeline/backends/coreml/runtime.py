@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.backends.coreml import library, packages
+from pipeline.backends.runtime import Session
 from pipeline.errors import StageError
 from pipeline.quiet import quiet
 
@@ -71,7 +72,7 @@ def load(file: Path, *, is_run_here: bool = True) -> Any:
             ) from error
 
 
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_session(file: Path, threads: int) -> Session:
     """Load a package into Core ML, on a Mac. Written from Apple's documentation: it has not run on one yet.
 
     Args:
@@ -79,9 +80,8 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
         threads: cannot be set: Core ML chooses processors and threads by itself.
 
     Returns:
-        float32 (N, 3, H, W) -> float32 (N, classes). Where the package takes an image, the normalized
-        input is turned back into one; where it is a classifier, the logarithm of the probabilities comes
-        out, which differs from the logits by one number a row.
+        A session. Where the package takes an image, the normalized input is turned back into one; where it is a
+        classifier, the logarithm of the probabilities comes out, which differs from the logits by one number a row.
 
     Raises:
         InputError: the file is not an ML program.
@@ -91,15 +91,15 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
     import numpy as np
 
     description = packages.read(file).description
-    output, feed = description.output[0].name, feeder(description)
+    outputs, feed = [one.name for one in description.output], feeder(description)
     classes = json.loads(description.metadata.userDefined["preprocessing"])["classes"]
 
-    def run(images: "np.ndarray") -> "np.ndarray":
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
         answer = model.predict(feed(images))
         if not description.predictedFeatureName:
-            return np.asarray(answer[output], dtype=np.float32)
+            return [np.asarray(answer[name], dtype=np.float32) for name in outputs]
         found = answer[description.predictedProbabilitiesName]
-        return np.log(np.array([[found[label] for label in classes]], dtype=np.float32))
+        return [np.log(np.array([[found[label] for label in classes]], dtype=np.float32))]
 
     return run
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backends.coreml import evaluator
 from pipeline.backends.coreml.evaluator import Program
+from pipeline.backends.runtime import Session
 from pipeline.errors import InputError, reading
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def open_session(file: Path, threads: int, exact: bool) -> Callable[["np.ndarray"], "np.ndarray"]:
+def open_session(file: Path, threads: int, exact: bool) -> Session:
     """A session of the backends' contract, see `running.open_session`.
 
     An image that the package takes as such has whole numbers in the program's own arithmetic; where it is
@@ -25,7 +26,7 @@ def open_session(file: Path, threads: int, exact: bool) -> Callable[["np.ndarray
         exact: see `evaluator.load`.
 
     Raises:
-        InputError: the package is damaged, or has more than one input or output.
+        InputError: the package is damaged, or has more than one input.
         StageError: an operation that the evaluator does not know.
     """
     import numpy as np
@@ -36,21 +37,16 @@ def open_session(file: Path, threads: int, exact: bool) -> Callable[["np.ndarray
     with reading(file):
         feed = _feeder(program)
     description = program.description
-    if not description.predictedFeatureName and len(program.outputs) != 1:
-        raise InputError(
-            f"{file} has {len(program.outputs)} outputs ({', '.join(program.outputs)}); a classifier has one. "
-            f"Export it with one output."
-        )
 
-    def classify(images: "np.ndarray") -> "np.ndarray":
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
         answer = evaluator.run(program, feed(images))
         if not description.predictedFeatureName:
-            return answer[program.outputs[0]].astype(np.float32)
+            return [answer[name].astype(np.float32) for name in program.outputs]
         found = answer[description.predictedProbabilitiesName]
         classes = _preprocessing(program)["classes"]
-        return torch.tensor([[found[label] for label in classes]]).log().numpy()
+        return [torch.tensor([[found[label] for label in classes]]).log().numpy()]
 
-    return classify
+    return run
 
 
 def outputs_by_layer(file: Path, image: "np.ndarray", exact: bool = False) -> dict[str, "np.ndarray"]:

@@ -9,9 +9,9 @@ from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
 from pipeline.backends.base import Backend, Served, Traced
 from pipeline.backends.executorch import needs, patterns, pte, runtime
 from pipeline.backends.executorch.bundle import BUNDLE
-from pipeline.backends.signatures import Signature
+from pipeline.backends.signatures import Signature, Tensor
 from pipeline.config.backend_rules import BackendRules
-from pipeline.errors import StageError, first_line
+from pipeline.errors import StageError, first_line, reading
 from pipeline.models.passes.float16 import half
 from pipeline.models.passes.fold_batch_norms import fold_pairs
 from pipeline.models.passes.int8_padding import round_before_pads
@@ -29,7 +29,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         program: float32, of static shape ``spec.input_shape``.
         files: where the one .pte goes.
         spec: ``fp16`` gives float16 weights and arithmetic between a cast of the float32 input and one
-            of the output; both casts run outside XNNPACK.
+            of each output; the casts run outside XNNPACK.
 
     Returns:
         ``maker``, ``version``, ``delegate``, ``fully_delegated``, and ``operations_outside`` XNNPACK by
@@ -125,8 +125,9 @@ def unavailable() -> Unavailable | None:
 
 def signature(file: Path) -> Signature:
     """What a .pte takes and gives. InputError where it is not a whole ExecuTorch program."""
-    (taken, taken_type), (given, given_type) = pte.tensors(file)
-    return Signature(taken, given, taken, dtypes=(taken_type, given_type))
+    with reading(file):
+        taken, given = ([Tensor(shape, dtype=dtype) for shape, dtype in side] for side in pte.tensors(file))
+        return Signature(taken[0], tuple(given), taken[0].shape)
 
 
 RUNTIME = runtime.RUNTIME

@@ -86,8 +86,8 @@ def read(file: Path) -> Contents:
         return _contents(data)
 
 
-def tensors(file: Path) -> list[tuple[tuple[int, ...], str]]:
-    """Shape, as it is planned, and type of the first input and of the first output of a .pte.
+def tensors(file: Path) -> tuple[list[tuple[tuple[int, ...], str]], ...]:
+    """Shape, as it is planned, and type of each input and of each output of a .pte.
 
     Raises:
         InputError: the file is not a whole ExecuTorch program, or its input or output is no tensor.
@@ -96,7 +96,7 @@ def tensors(file: Path) -> list[tuple[tuple[int, ...], str]]:
     with reading(file):
         plan = next(data.tables(data.root(), 1))
         values = list(data.tables(plan, 2))
-        return [_tensor(data, values[data.numbers(plan, slot)[0]]) for slot in (3, 4)]
+        return tuple([_tensor(data, values[one]) for one in data.numbers(plan, slot)] for slot in (3, 4))
 
 
 def _tensor(data: FlatBuffer, value: int) -> tuple[tuple[int, ...], str]:

@@ -1,7 +1,6 @@
 """ExecuTorch's runtime: open, run and profile a .pte."""
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts.manifest import versions
 from pipeline.backends.executorch import pte
 from pipeline.backends.executorch.flatbuffer import FlatBuffer
-from pipeline.backends.runtime import Runtime
+from pipeline.backends.runtime import Runtime, Session
 from pipeline.errors import InputError, StageError, first_line, reading
 from pipeline.quiet import quiet
 
@@ -29,7 +28,7 @@ _KINDS = (  # of XNNPACK's operators and ExecuTorch's kernels, by what their nam
 _threads_of_process: list[int] = []
 
 
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_session(file: Path, threads: int) -> Session:
     """Load a .pte for timing or comparing. Run it in a process of its own: a damaged file can kill that.
 
     Args:
@@ -37,7 +36,7 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
         threads: of XNNPACK's pool. The pool belongs to the process and is set before the first load.
 
     Returns:
-        float32 (N, 3, H, W) of the file's own shape -> float32 logits (N, classes).
+        A session for the file's own input shape.
 
     Raises:
         InputError: the file is not a whole ExecuTorch program.
@@ -98,7 +97,7 @@ def read_trace(dump: bytes, runs: int, file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _open(file: Path, threads: int, *, trace: bool = False) -> tuple[Any, "Callable[[np.ndarray], np.ndarray]"]:
+def _open(file: Path, threads: int, *, trace: bool = False) -> tuple[Any, Session]:
     content = pte.read_whole(file)
     with quiet():
         import torch
@@ -122,11 +121,11 @@ def _open(file: Path, threads: int, *, trace: bool = False) -> tuple[Any, "Calla
 
     held = (content, program, method)  # a method whose program or bytes were dropped is a segmentation fault
 
-    def run(images: "np.ndarray") -> "np.ndarray":
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
         if images.shape != expected:
             raise InputError(f"{file} takes an input of shape {expected}, but got {images.shape}.")
         # XNNPACK reads the bytes as NCHW whatever the strides say.
-        return held[-1]([torch.from_numpy(images).contiguous()])[0].numpy()
+        return [one.numpy() for one in held[-1]([torch.from_numpy(images).contiguous()])]
 
     return program, run
 

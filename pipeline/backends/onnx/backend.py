@@ -7,7 +7,7 @@ operation gives to float16, as the file says; `open_exact_session` rounds nothin
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
 from pipeline.backends.base import Backend
 from pipeline.backends.onnx.int8_weights import store_turned
 from pipeline.backends.onnx.model_file import census, check, signature
-from pipeline.backends.runtime import Runtime
+from pipeline.backends.runtime import Runtime, Session
 from pipeline.errors import InputError, StageError, first_line
 from pipeline.models.passes.dynamic_batch import with_open_batch
 from pipeline.models.passes.float16 import half
@@ -40,9 +40,9 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     Args:
         program: float32, of static shape ``spec.input_shape``.
         files: where the one .onnx goes; its weights are inside.
-        spec: ``fp16`` gives float16 tensors between a cast of the float32 input and one of the output,
+        spec: ``fp16`` gives float16 tensors between a cast of the float32 input and one of each output,
             so that the file itself carries the precision. The option ``dynamic_batch``, a mapping with
-            ``min`` and ``max``, leaves the first dimension of input and output open.
+            ``min`` and ``max``, leaves the first dimension of input and outputs open.
 
     Each node of the file bears the name of the program's node that it came from, so that a runtime's own
     profile can be read; where several came from one, the last does, and the others add their operation to it.
@@ -74,7 +74,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
                 verbose=False,
                 opset_version=OPSET,
                 input_names=[spec.input_name],
-                output_names=[spec.output_name],
+                output_names=list(spec.output_names),
                 external_data=False,
             )
             model = exported.model_proto
@@ -99,15 +99,15 @@ def unavailable() -> Unavailable | None:
     return Unavailable("ONNX Runtime is not installed.", "Install it: pip install onnxruntime.")
 
 
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_session(file: Path, threads: int) -> Session:
     """Load an ONNX file into ONNX Runtime on the CPU, as ONNX Runtime runs it.
 
     Args:
-        file: an .onnx with one input and one output.
+        file: an .onnx with one input.
         threads: that one operation is spread over; operations run one after another.
 
     Returns:
-        float32 (N, 3, H, W) of the file's own shape -> float32 logits (N, classes).
+        A session for the file's own input shape.
 
     Raises:
         InputError: the file is not a valid ONNX model.
@@ -117,7 +117,7 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
     return _session(file, file, threads)
 
 
-def open_check_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_check_session(file: Path, threads: int) -> Session:
     """Like `open_session`, in the file's own arithmetic: each float16 value is rounded to float16.
 
     An operation still adds up in float32 and is rounded once, at its end; what is too large for float16
@@ -126,7 +126,7 @@ def open_check_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.n
     return _session(file, _in_float32(check(file), rounded=True), threads)
 
 
-def open_exact_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_exact_session(file: Path, threads: int) -> Session:
     """Like `open_session`, in float32 throughout, on the weights as they are stored.
 
     Every float16 tensor, constant and cast of the file is made float32, so the input is not rounded either.
@@ -168,11 +168,11 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
     return {name: value for name, value in found if value.dtype.kind == "f"}
 
 
-def _session(file: Path, content: "Path | onnx.ModelProto", threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def _session(file: Path, content: "Path | onnx.ModelProto", threads: int) -> Session:
     session = _start(file, content, threads)
 
-    def run(images: "np.ndarray") -> "np.ndarray":
-        return session.run(None, {_fits(file, session, images): images})[0]
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
+        return session.run(None, {_fits(file, session, images): images})
 
     return run
 

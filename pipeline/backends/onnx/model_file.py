@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.backends.signatures import Shape, Signature
+from pipeline.backends.signatures import Shape, Signature, Tensor
 from pipeline.errors import InputError, first_line, quoted, reading
 from pipeline.regular_file import content_of
 
@@ -78,10 +78,13 @@ def signature(file: Path) -> Signature:
     graph = check(file).graph
     with reading(file):
         weights = {one.name for one in graph.initializer}
-        given = graph.output[0]
         taken = next(one for one in graph.input if one.name not in weights)
-        dtypes = _dtype(taken), _dtype(given)
-        return Signature(_shape(taken), _shape(given), _shape(taken), names=(taken.name, given.name), dtypes=dtypes)
+        outputs = tuple(map(_tensor, graph.output))
+        return Signature(_tensor(taken), outputs, _shape(taken))
+
+
+def _tensor(value: "onnx.ValueInfoProto") -> Tensor:
+    return Tensor(_shape(value), value.name, _dtype(value))
 
 
 def _dtype(value: "onnx.ValueInfoProto") -> str:

@@ -94,5 +94,6 @@ def _name(model: Any, spec: ExportSpec) -> None:
         operation.set_friendly_name(f"{operation.get_type_name()}_{place}")
     model.inputs[0].get_tensor().set_names({spec.input_name})
     model.inputs[0].get_node().set_friendly_name(spec.input_name)
-    model.outputs[0].get_tensor().set_names({spec.output_name})
-    model.outputs[0].get_node().set_friendly_name(spec.output_name)
+    for output, name in zip(model.outputs, spec.output_names, strict=True):
+        output.get_tensor().set_names({name})
+        output.get_node().set_friendly_name(name)

@@ -2,15 +2,14 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import regular_file
 from pipeline.artifacts.manifest import Unavailable, versions
 from pipeline.backends.openvino.package import openvino
-from pipeline.backends.runtime import Runtime
-from pipeline.backends.signatures import Signature
+from pipeline.backends.runtime import Runtime, Session
+from pipeline.backends.signatures import Signature, Tensor
 from pipeline.errors import InputError, StageError, first_line, reading
 
 if TYPE_CHECKING:
@@ -33,12 +32,13 @@ def signature(file: Path) -> Signature:
     """What a file takes and gives. InputError where it cannot be read."""
     model = _read(file)
     with reading(file):
-        both = model.inputs[0], model.outputs[0]
-        shapes = [tuple(one.get_partial_shape()) for one in both]
-        sizes = [tuple(size.get_length() if size.is_static else None for size in shape) for shape in shapes]
-        names = tuple(min(one.get_names(), default=None) for one in both)
-        dtypes = tuple(one.get_element_type().to_dtype().name for one in both)
-        return Signature(sizes[0], sizes[1], sizes[0], names=names, dtypes=dtypes)
+        taken, *given = (_tensor(one) for one in (model.inputs[0], *model.outputs))
+        return Signature(taken, tuple(given), taken.shape)
+
+
+def _tensor(port: Any) -> Tensor:
+    shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+    return Tensor(shape, min(port.get_names(), default=None), port.get_element_type().to_dtype().name)
 
 
 def census(file: Path) -> dict[str, int]:
@@ -56,7 +56,7 @@ def census(file: Path) -> dict[str, int]:
         return _census(model)
 
 
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_session(file: Path, threads: int) -> Session:
     """Load a file onto the CPU.
 
     Args:
@@ -64,8 +64,8 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
         threads: that one inference is spread over.
 
     Returns:
-        float32 (N, 3, H, W) of the file's own shape -> float32 logits (N, classes). What is not int8 is computed in
-        float32, also where the CPU has bfloat16 or float16.
+        A session for the file's own input shape. What is not int8 is computed in float32, also where the CPU has
+        bfloat16 or float16.
 
     Raises:
         InputError: the file cannot be read.
@@ -73,11 +73,11 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
     """
     request, shape = _request(file, threads)
 
-    def run(images: "np.ndarray") -> "np.ndarray":
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
         if images.shape != shape:
             raise InputError(f"{file} takes an input of shape {shape}, but got {images.shape}.")
         request.infer([images], share_inputs=True)
-        return request.get_output_tensor(0).data.copy()
+        return [one.data.copy() for one in request.output_tensors]
 
     return run
 

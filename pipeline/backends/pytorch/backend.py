@@ -3,17 +3,18 @@
 No target: the others are compared with it, and `repnets bench` times it beside them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Unavailable
 from pipeline.backends.base import Backend
-from pipeline.backends.runtime import Runtime
-from pipeline.backends.signatures import Signature
-from pipeline.errors import InputError, StageError, first_line
+from pipeline.backends.runtime import Runtime, Session
+from pipeline.backends.signatures import Signature, Tensor
+from pipeline.errors import InputError, StageError, first_line, reading
 from pipeline.models import program_file, programs
+from repnets.errors import RepnetsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,15 +38,15 @@ def unavailable() -> Unavailable | None:
     return None
 
 
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_session(file: Path, threads: int) -> Session:
     """Load a program for timing or comparing.
 
     Args:
-        file: a .pt2 with one image batch as its input and one tensor as its output.
+        file: a .pt2 with one image batch as its input.
         threads: of torch; they belong to the process.
 
     Returns:
-        float32 (N, 3, H, W), of the file's own shape where that is fixed -> float32 logits (N, classes).
+        A session, for the file's own input shape where that is fixed.
 
     Raises:
         InputError: as for `program_file.read`.
@@ -53,7 +54,7 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
     return _session(file, threads, exact=False)
 
 
-def open_exact_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_exact_session(file: Path, threads: int) -> Session:
     """The same with every float16 in the program made float32, its weights as they are stored. See `open_session`."""
     return _session(file, threads, exact=True)
 
@@ -78,20 +79,23 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
         return programs.outputs_of(_module(program, exact), image)
 
 
-def _session(file: Path, threads: int, exact: bool) -> "Callable[[np.ndarray], np.ndarray]":
+def _session(file: Path, threads: int, exact: bool) -> Session:
     import torch
+
+    from repnets.outputs import named
 
     torch.set_num_threads(threads)
     program, _ = program_file.read(file)
     module = _module(program, exact)
 
-    def run(images: "np.ndarray") -> "np.ndarray":
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
         _require_shape(file, program, images.shape)
         with torch.inference_mode(), _shape_refused(file, images.shape):
-            output = module(torch.from_numpy(images))
-        if not isinstance(output, torch.Tensor):
-            raise StageError(f"{file} gives {type(output).__name__} and not one tensor of logits. Export one output.")
-        return output.float().numpy()
+            given = module(torch.from_numpy(images))
+        try:
+            return [one.float().numpy() for one in named(given).values()]
+        except RepnetsError as error:
+            raise StageError(f"{file}: {error}.") from None
 
     return run
 
@@ -133,7 +137,10 @@ def signature(file: Path) -> Signature:
     program, _ = program_file.read(file)
     shape = programs.input_shape(program)
     example = program.example_inputs[0][0].shape if program.example_inputs else shape
-    return Signature(shape, programs.output_shape(program), tuple(example))
+    with reading(file):
+        given = programs.outputs(program)
+    outputs = tuple(Tensor(programs.shape_of(value)) for value in given.values())
+    return Signature(Tensor(shape), outputs, tuple(example))
 
 
 RUNTIME = Runtime(open_session=open_session, open_exact_session=open_exact_session, outputs_by_layer=outputs_by_layer)

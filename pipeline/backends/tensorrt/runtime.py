@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Unavailable
+from pipeline.backends.runtime import Session
 from pipeline.backends.tensorrt import layer_info, trtexec
 from pipeline.backends.tensorrt.engines import (
     MAKERS,
@@ -57,7 +58,7 @@ def unavailable() -> Unavailable | None:
     )
 
 
-def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray]":
+def open_session(file: Path, threads: int) -> Session:
     """Load an engine onto the GPU.
 
     Args:
@@ -65,8 +66,8 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
         threads: of no meaning to a GPU.
 
     Returns:
-        float32 (N, 3, H, W) of the engine's own shape, or of any batch within its bounds -> float32 logits
-        (N, classes). One call copies to the GPU, runs, copies back and waits.
+        A session for the engine's own input shape, or any batch within its bounds. One call copies to the GPU, runs,
+        copies back and waits.
 
     Raises:
         InputError: the file is not an engine, or one of another maker or version than what is installed.
@@ -75,7 +76,7 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
     engine = _load(file)
     bound: dict[tuple[int, ...], _Bound] = {}
 
-    def run(images: "np.ndarray") -> "np.ndarray":
+    def run(images: "np.ndarray") -> "list[np.ndarray]":
         import torch
 
         if images.shape not in bound:
@@ -86,9 +87,10 @@ def open_session(file: Path, threads: int) -> "Callable[[np.ndarray], np.ndarray
             ready.host_input.copy_(torch.from_numpy(images))
             ready.device_input.copy_(ready.host_input, non_blocking=True)
             ready.enqueue()
-            ready.host_output.copy_(ready.device_output, non_blocking=True)
+            for host, device in zip(ready.host_outputs, ready.device_outputs, strict=True):
+                host.copy_(device, non_blocking=True)
         ready.stream.synchronize()
-        return ready.host_output.numpy().copy()
+        return [one.numpy().copy() for one in ready.host_outputs]
 
     return run
 
@@ -131,7 +133,7 @@ def open_clock(file: Path, threads: int, image: "np.ndarray") -> Callable[[], fl
 
 
 def transfer_ms(file: Path, image: "np.ndarray") -> dict[str, float]:
-    """What it takes to bring an input to the GPU and its output back: the medians of some copies.
+    """What it takes to bring an input to the GPU and its outputs back: the medians of some copies.
 
     Both lie in pinned memory of the host, so a copy takes what the bus takes.
 
@@ -145,10 +147,10 @@ def transfer_ms(file: Path, image: "np.ndarray") -> dict[str, float]:
         return trtexec.transfer_ms(file, image)
     ready = _bind(_load(file), image)
     ways = {
-        "host_to_device": (ready.device_input, ready.host_input),
-        "device_to_host": (ready.host_output, ready.device_output),
+        "host_to_device": [(ready.device_input, ready.host_input)],
+        "device_to_host": list(zip(ready.host_outputs, ready.device_outputs, strict=True)),
     }
-    return {way: _copy_ms(ready.stream, target, source) for way, (target, source) in ways.items()}
+    return {way: sum(_copy_ms(ready.stream, *pair) for pair in pairs) for way, pairs in ways.items()}
 
 
 def time_files(
@@ -229,8 +231,8 @@ class _Bound:
     stream: "torch.cuda.Stream"
     host_input: "torch.Tensor"
     device_input: "torch.Tensor"
-    device_output: "torch.Tensor"
-    host_output: "torch.Tensor"
+    device_outputs: "list[torch.Tensor]"
+    host_outputs: "list[torch.Tensor]"
     enqueue: Callable[[], None]
 
 
@@ -272,7 +274,7 @@ def _bind(loaded: _Engine, images: "np.ndarray") -> _Bound:
     engine, context, mode = loaded.engine, loaded.context, loaded.trt.TensorIOMode
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     (one,) = (name for name in names if engine.get_tensor_mode(name) == mode.INPUT)
-    (other,) = (name for name in names if engine.get_tensor_mode(name) == mode.OUTPUT)
+    others = [name for name in names if engine.get_tensor_mode(name) == mode.OUTPUT]
     shape = tuple(engine.get_tensor_shape(one))
     fits = len(shape) == images.ndim and all(own in (-1, given) for own, given in zip(shape, images.shape, strict=True))
     if not fits or not context.set_input_shape(one, images.shape):
@@ -284,16 +286,24 @@ def _bind(loaded: _Engine, images: "np.ndarray") -> _Bound:
     stream = torch.cuda.Stream()  # the default one cannot be captured, and waits for all others
     host_input = torch.from_numpy(images).pin_memory()
     device_input = host_input.cuda()
-    device_output = torch.zeros(tuple(context.get_tensor_shape(other)), device="cuda")
+    device_outputs = [torch.zeros(tuple(context.get_tensor_shape(name)), device="cuda") for name in others]
     context.set_tensor_address(one, device_input.data_ptr())
-    context.set_tensor_address(other, device_output.data_ptr())
+    for name, output in zip(others, device_outputs, strict=True):
+        context.set_tensor_address(name, output.data_ptr())
     torch.cuda.synchronize()  # the buffers were filled on another stream
 
     def enqueue() -> None:
         if not context.execute_async_v3(stream.cuda_stream):
             raise StageError(f"{loaded.file} (built by {loaded.origin}) failed to run.")
 
-    return _Bound(stream, host_input, device_input, device_output, device_output.cpu().pin_memory(), enqueue)
+    return _Bound(
+        stream,
+        host_input,
+        device_input,
+        device_outputs,
+        [torch.zeros(one.shape, pin_memory=True) for one in device_outputs],
+        enqueue,
+    )
 
 
 def _captured(ready: _Bound) -> Callable[[], None] | None:

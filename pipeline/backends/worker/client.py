@@ -68,7 +68,8 @@ class Predict(Protocol):
             batch: N of the file's input. The last batch of each piece is padded with zeros, and its surplus cut.
 
         Returns:
-            float32 logits (M, classes), in the order of the images.
+            float32 (M, numbers), in the order of the images: all outputs of an image one after the other, of a
+            classifier its logits.
 
         Raises:
             StageError: the runtime failed, or ended the process.
@@ -90,15 +91,15 @@ def predictor(backend: str, file: Path, threads: int = 1) -> Iterator[Predict]:
     with opened(backend, threads) as process:
 
         def run(images: "np.ndarray | Iterable[np.ndarray]", *, session: str = "check", batch: int = 1) -> "np.ndarray":
-            logits = []
+            numbers = []
             process.ask("open", file=str(file), session=session)
             for piece in _pieces(images, batch):
                 process.give(piece)
                 process.ask("predict", batch=batch)
-                logits.append(np.load(process.folder / "logits.npy"))
-            if not logits:
+                numbers.append(np.load(process.folder / "numbers.npy"))
+            if not numbers:
                 raise errors.InputError(f"{file}: there is no image to predict from; the validation split is empty.")
-            return np.concatenate(logits)
+            return np.concatenate(numbers)
 
         yield run
 

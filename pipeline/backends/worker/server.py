@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import lifetime
 from pipeline.backends import load_runtime
-from pipeline.backends.runtime import Runtime
+from pipeline.backends.runtime import Runtime, Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ class _State:
     threads: int
     folder: Path
     say: Callable[..., None]
-    session: "Callable[[np.ndarray], np.ndarray] | None" = None
+    session: "Session | None" = None
     run: Callable[[], float] | None = None
     file: str = field(default="")
 
@@ -70,13 +70,14 @@ def _predict(state: _State, *, batch: int) -> dict[str, Any]:
 
     state.say(doing="predicting with", file=state.file)
     images = np.load(state.folder / "images.npy", mmap_mode="r")
-    logits = []
+    rows = []
     for start in range(0, len(images), batch):
         real = images[start : start + batch]
         fed = np.zeros((batch, *images.shape[1:]), dtype=np.float32)
         fed[: len(real)] = real
-        logits.append(np.array(state.session(fed)[: len(real)]))
-    np.save(state.folder / "logits.npy", np.concatenate(logits))
+        given = [np.asarray(one, dtype=np.float32).reshape(batch, -1) for one in state.session(fed)]
+        rows.append(np.concatenate(given, axis=1)[: len(real)])
+    np.save(state.folder / "numbers.npy", np.concatenate(rows))
     return {}
 
 

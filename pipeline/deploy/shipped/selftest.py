@@ -143,8 +143,8 @@ def compared(about: dict, outputs: Path) -> dict:
             return {"reason": f"{case['input']} gave {len(got)} values in all, and must give {len(want)}"}
     if not want:
         return {"reason": "the bundle holds no golden image, so nothing was compared"}
-    scale = max(map(abs, want))
-    errors = [abs(one - other) / scale for one, other in zip(got, want)]
+    scales = largest_of_outputs(about, want)
+    errors = [abs(one - other) / scale for one, other, scale in zip(got, want, scales)]
     where = next((place for place, error in enumerate(errors) if math.isnan(error)), None)
     where = errors.index(max(errors)) if where is None else where
     worst = errors[where]
@@ -153,6 +153,17 @@ def compared(about: dict, outputs: Path) -> dict:
         return {**result, "status": "ok"}
     reason = f"value {where} of the outputs is {got[where]:.6g} and must be {want[where]:.6g}"
     return {**result, "reason": f"{reason}: off by {worst:.1e} of the largest, tolerance {about['tolerance']:.0e}"}
+
+
+def largest_of_outputs(about: dict, want: list[float]) -> list[float]:
+    """For each value of all cases, the largest that its output should give; 1 where that is only zeros."""
+    sizes = [math.prod(one["shape"]) for one in about.get("outputs") or [about["output"]]]
+    of_value = [number for number, size in enumerate(sizes) for _ in range(size)]
+    of_value *= -(-len(want) // len(of_value))
+    largest = [0.0] * len(sizes)
+    for number, value in zip(of_value, want):
+        largest[number] = max(largest[number], abs(value))
+    return [largest[number] or 1.0 for number, _ in zip(of_value, want)]
 
 
 def floats(content: bytes) -> list[float]:

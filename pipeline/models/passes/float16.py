@@ -10,15 +10,16 @@ if TYPE_CHECKING:
 
 
 def half(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgram":
-    """The same network with float16 weights and arithmetic; its input and output stay float32.
+    """The same network with float16 weights and arithmetic; its input and outputs stay float32.
 
     Args:
-        program: float32, with one input of a static shape and one output. It is left as it is.
+        program: float32, with one input of a static shape. It is left as it is.
 
     Returns:
         A new program: cast, the network in float16, cast.
     """
     import torch
+    from torch.utils import _pytree as pytree
 
     # `.half()` changes the very tensors of the program that the module came from, hence the copy.
     network = copy.deepcopy(program.module()).half()
@@ -29,6 +30,7 @@ def half(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgr
             self.network = network
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return self.network(image.half()).float()
+            given = self.network(image.half())
+            return pytree.tree_map(lambda one: one.float() if one.dtype is torch.float16 else one, given)
 
     return torch.export.export(Float16(), (torch.zeros(programs.input_shape(program)),))

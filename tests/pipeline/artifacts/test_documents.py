@@ -37,7 +37,7 @@ def test_what_is_written_is_read_again(place):
     assert manifest.preprocessing == SPEC.preprocessing and manifest.input.shape == (1, 3, 12, 12)
     documents.write(place, manifest)
     assert place.read_text() == written
-    assert next(iter(json.loads(written).items())) == ("schema", 1)
+    assert next(iter(json.loads(written).items())) == ("schema", 2)
 
 
 def test_what_nothing_is_known_of_is_left_out_and_null_stays(tmp_path):
@@ -75,7 +75,8 @@ def test_no_value_is_lost_on_the_way_to_a_document():
 
 def test_a_document_from_before_the_schema_is_of_the_first(place):
     changed(place, lambda document: document.pop("schema"))
-    assert documents.read(Manifest, place).shipped == "fused"
+    with pytest.raises(InputError, match=r"schema: 1 is not known\)\. Delete it and run again: the stage `export`"):
+        documents.read(Manifest, place)
 
 
 @pytest.mark.parametrize(
@@ -109,14 +110,15 @@ def test_what_is_no_document_is_refused(place, content):
 
 
 def test_a_document_of_another_kind_is_refused(place):
+    changed(place, lambda document: document.update(schema=CheckResult.SCHEMA))
     with pytest.raises(InputError, match=r"manifest\.json is no result of a check of this pipeline"):
         documents.read(CheckResult, place)
 
 
 def test_a_newer_schema_says_to_update(place):
-    changed(place, lambda document: document.update(schema=2))
+    changed(place, lambda document: document.update(schema=3))
     with pytest.raises(
-        InputError, match=r"schema 2, and this version of repnets reads 1: .* Update repnets; or delete"
+        InputError, match=r"schema 3, and this version of repnets reads 2: .* Update repnets; or delete"
     ):
         documents.read(Manifest, place)
 

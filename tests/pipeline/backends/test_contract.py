@@ -86,7 +86,7 @@ def in_int8(program, image):
     found = pt2e.simulation(prepared)
     ranges.set_activations(ranges.observe(found, [image]), "max")
     ranges.set_weights(found, "max")
-    made = pt2e.convert(prepared, found, image.shape[-1])
+    made = pt2e.convert(prepared, found, (2, *image.shape[1:]))
     return graphs.static(made.module(), tuple(image.shape))
 
 
@@ -168,7 +168,7 @@ def test_a_written_file_is_the_network(written, int8_program, programs, image, n
     files, facts, _ = written(name, precision)
     assert all(file.exists() for file in files) and isinstance(facts, dict)
     found = signatures.read(files[0])
-    assert (found.input_shape, found.output_shape) == (tuple(image.shape), (1, 5))
+    assert (found.input.shape, [one.shape for one in found.outputs]) == (tuple(image.shape), [(1, 5)])
     census, wanted = backend.census(files[0]), graphs.count(program)
     assert {key: census[key] for key in ("convolution", "batch_norm", "join", "int8")} == {
         key: wanted[key] for key in ("convolution", "batch_norm", "join", "int8")

@@ -9,6 +9,7 @@ from pipeline.backends import signatures
 from pipeline.backends.coreml import backend as coreml
 from pipeline.backends.executorch import backend as executorch
 from pipeline.backends.onnx import backend as onnx
+from pipeline.backends.signatures import Tensor
 from pipeline.errors import InputError
 
 SHAPE = (1, 3, 16, 16)
@@ -29,18 +30,18 @@ COREML = {"normalization": False, "class_labels": False, "minimum_deployment_tar
 def test_shapes_are_those_of_the_program(programs, spec, tmp_path, backend, name, options, precision):
     backend.export(programs["fused"], [tmp_path / name], spec(precision, **options))
     found = signatures.read(tmp_path / name)
-    assert (found.input_shape, found.example) == (SHAPE, SHAPE)
-    assert found.output_shape == (1, 5)
+    assert (found.input.shape, found.example) == (SHAPE, SHAPE)
+    assert [one.shape for one in found.outputs] == [(1, 5)] and found.classes == 5
     assert found.takes_pixels == options.get("normalization", False) and not found.gives_probabilities
 
 
 def test_a_saved_program_says_what_it_was_made_with(program_files, tmp_path):
-    assert signatures.read(program_files["fused"]) == signatures.Signature(SHAPE, (1, 5), SHAPE)
+    assert signatures.read(program_files["fused"]) == signatures.Signature(Tensor(SHAPE), (Tensor((1, 5)),), SHAPE)
     free, network = torch.export.Dim.AUTO, nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     sizes = ({0: free, 2: free, 3: free},)
     program = torch.export.export(network.eval(), (torch.zeros(2, 3, 20, 24),), dynamic_shapes=sizes)
     torch.export.save(program, tmp_path / "any.pt2")
-    want = signatures.Signature((None, 3, None, None), (None, 4), (2, 3, 20, 24))
+    want = signatures.Signature(Tensor((None, 3, None, None)), (Tensor((None, 4)),), (2, 3, 20, 24))
     assert signatures.read(tmp_path / "any.pt2") == want
 
 
@@ -52,8 +53,8 @@ def test_an_onnx_file_may_leave_sizes_free(tmp_path):
     )
     exported.save(tmp_path / "any.onnx")
     found = signatures.read(tmp_path / "any.onnx")
-    assert found.input_shape == found.example == (None, 3, None, None)
-    assert found.output_shape == (None, 4)
+    assert found.input.shape == found.example == (None, 3, None, None)
+    assert [one.shape for one in found.outputs] == [(None, 4)]
 
 
 def test_an_engine_says_nothing_but_must_be_one(tmp_path):

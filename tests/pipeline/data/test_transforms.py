@@ -92,15 +92,15 @@ def test_whole_pixels_stay_as_they_are(temple, order):
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [48, (40, 96), (96, 40)])
 def test_the_code_of_a_bundle_makes_the_same_input(temple, order, resize, size):
-    """integration/classify.py, which goes to devices, within the rounding of Pillow to 8 bits, of gray twice."""
-    file = Path(deploy.__file__).parent / "shipped/classify.py"
-    spec = importlib.util.spec_from_file_location("classify", file)
-    classify = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(classify)
+    """integration/network_input.py, which goes to devices, within the rounding of Pillow to 8 bits, of gray twice."""
+    file = Path(deploy.__file__).parent / "shipped/network_input.py"
+    spec = importlib.util.spec_from_file_location("network_input", file)
+    shipped = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shipped)
     preprocessing = how(size, order, resize, interpolation="bicubic")
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(preprocessing).items()}
     about = {"preprocessing": fields, "input": {"dtype": "float32"}}
-    content = classify.network_input(Image.fromarray(temple), about)
+    content = shipped.network_input(Image.fromarray(temple), about)
     got = np.array(struct.unpack(f"<{len(content) // 4}f", content)).reshape(preprocessing.shape(1))
     want = prepared(temple, preprocessing).numpy()
     std = np.array(preprocessing.std)[:, None, None]

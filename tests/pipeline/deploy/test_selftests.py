@@ -425,12 +425,12 @@ def test_the_python_snippet_tells_the_class_of_an_image_file(checked_toy, pack, 
     image.save(tmp_path / "photo.png")
     sys.path.insert(0, str(tmp_path / "bundle" / "integration"))
     try:
-        import classify
+        import network_input
     finally:
         sys.path.pop(0)
-        del sys.modules["classify"]
+        del sys.modules["network_input"]
     got = torch.frombuffer(
-        bytearray(classify.network_input(image, json.loads(made.read("bundle.json")))), dtype=torch.float32
+        bytearray(network_input.network_input(image, json.loads(made.read("bundle.json")))), dtype=torch.float32
     )
     how = made.manifest.preprocessing
     want = transforms.prepare(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], how)

@@ -82,7 +82,7 @@ def test_an_int8_program_runs_as_anybody_loads_it_at_every_size(name, tmp_path):
     simulation = pt2e.simulation(prepared)
     ranges.set_activations(ranges.observe(simulation, [torch.randn(8, 3, 32, 32)]), "max")
     ranges.set_weights(simulation, "max")
-    program_file.write(pt2e.convert(prepared, simulation, 32), tmp_path / "quantized.pt2", {})
+    program_file.write(pt2e.convert(prepared, simulation, (2, 3, 32, 32)), tmp_path / "quantized.pt2", {})
     assert claimed(tmp_path / "quantized.pt2") == FREE
     with torch.no_grad():
         hold(tmp_path / "quantized.pt2", simulation, SHAPES)

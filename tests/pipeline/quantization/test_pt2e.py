@@ -59,7 +59,7 @@ def test_a_mean_over_the_image_keeps_its_dimensions_and_the_network_computes_the
 def test_the_program_gives_what_its_simulation_gave_bit_by_bit(program, images):
     prepared = pt2e.prepare(pt2e.network(program))
     found = calibrated(prepared, images)
-    made = programs.as_module(pt2e.convert(prepared, found, 16))
+    made = programs.as_module(pt2e.convert(prepared, found, (2, 3, 16, 16)))
     with torch.no_grad():
         assert torch.equal(made(images), found(images))
         assert made(images[:3, :, :12, :10]).shape == (3, 5), "batch and size stay free"
@@ -96,14 +96,17 @@ def test_a_layer_before_a_relu6_that_stays_in_float(images):
     torch.manual_seed(0)
     network = pt2e.network(capture(Clamped().eval(), images))
     first = next(node.name for node in network.graph.nodes if str(node.target).startswith("aten.conv2d"))
-    made = pt2e.convert(kept := pt2e.prepare(network, in_float=(first,)), calibrated(kept, images), 16)
+    made = pt2e.convert(kept := pt2e.prepare(network, in_float=(first,)), calibrated(kept, images), (2, 3, 16, 16))
     assert programs.count(made)["int8"] == 2
-    assert programs.count(pt2e.convert(whole := pt2e.prepare(network), calibrated(whole, images), 16))["int8"] == 3
+    assert (
+        programs.count(pt2e.convert(whole := pt2e.prepare(network), calibrated(whole, images), (2, 3, 16, 16)))["int8"]
+        == 3
+    )
 
 
 def test_of_a_weight_only_its_integers_and_scales_are_stored(program, images):
     prepared = pt2e.prepare(pt2e.network(program))
-    made = pt2e.convert(prepared, calibrated(prepared, images), 16)
+    made = pt2e.convert(prepared, calibrated(prepared, images), (2, 3, 16, 16))
     tensors = [one for one in (*made.state_dict.values(), *made.constants.values()) if isinstance(one, torch.Tensor)]
     assert sum(one.dtype is torch.int8 for one in tensors) == 5
     assert max(one.dim() for one in tensors if one.dtype is not torch.int8) == 1
@@ -112,7 +115,7 @@ def test_of_a_weight_only_its_integers_and_scales_are_stored(program, images):
 def test_biases_of_the_program_are_whole_steps_of_the_accumulators(program, images):
     prepared = pt2e.prepare(pt2e.network(program))
     found = calibrated(prepared, images)
-    pt2e.convert(prepared, found, 16)
+    pt2e.convert(prepared, found, (2, 3, 16, 16))
     for layer in found.layers:
         steps = layer.bias.double() / ranges.bias_step(layer.input_rounding.scale, layer.weight_rounding.scale)
         assert (steps - steps.round()).abs().max() < 1e-6 * steps.abs().max() + 1e-3
@@ -140,7 +143,7 @@ def test_a_tiny_weight_keeps_its_digits(images):
         layer[0].bias.zero_()
     prepared = pt2e.prepare(pt2e.network(capture(layer, images[:2])))
     found = calibrated(prepared, images)
-    program = pt2e.convert(prepared, found, 16)
+    program = pt2e.convert(prepared, found, (2, 3, 16, 16))
     stored = [one for one in program.state_dict.values() if one.dtype is torch.int8]
     stored += [one for one in program.constants.values() if isinstance(one, torch.Tensor) and one.dtype is torch.int8]
     assert [int(one.abs().max()) for one in stored] == [127]
@@ -216,7 +219,7 @@ def test_no_int8_constant_is_without_a_dimension(images):
             return self.gain * x + (x + 3).relu()
 
     prepared = pt2e.prepare(pt2e.network(capture(Gains().eval(), images[:2])))
-    program = pt2e.convert(prepared, calibrated(prepared, images), 16)
+    program = pt2e.convert(prepared, calibrated(prepared, images), (2, 3, 16, 16))
     stored = [*program.state_dict.values(), *program.constants.values()]
     ranks = [one.dim() for one in stored if isinstance(one, torch.Tensor) and one.dtype is torch.int8]
     assert sorted(ranks) == [1, 1, 4]

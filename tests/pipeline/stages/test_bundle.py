@@ -36,6 +36,7 @@ def test_what_is_in_it(checked_toy, pack, artifacts):
         "README.md", "fused.pte", "labels.txt", "predict.py", "preprocessing.txt", "selftest.py",
         "integration/Classifier.kt", "integration/Classifier.swift", "integration/classifier.cpp",
         "integration/classify.py",
+        "integration/network_input.py",
     }  # fmt: skip
     assert made.read("fused.pte") == (folder / "fused.pte").read_bytes()
     assert made.read("labels.txt").decode().split() == list(map(str, range(10)))

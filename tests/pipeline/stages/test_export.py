@@ -33,7 +33,7 @@ def test_the_manifest(artifacts, tmp_path):
         "size_bytes": (tmp_path / "toy" / "fused.pte").stat().st_size,
     }
     assert manifest["input"] == {"name": "image", "shape": [1, 3, 32, 32], "free": {}, "dtype": "float32"}
-    assert manifest["output"] == {"name": "logits", "shape": [1, 10], "dtype": "float32"}
+    assert manifest["outputs"] == [{"name": "logits", "shape": [1, 10], "dtype": "float32"}]
     assert manifest["preprocessing"]["classes"] == [str(digit) for digit in range(10)]
     assert manifest["lineage"]["checkpoint"] == digests.digest(artifacts.checkpoint)
     assert manifest["lineage"]["fused"] == digests.digest(artifacts.fused)
@@ -64,4 +64,4 @@ def test_the_manifest_tells_which_batches_a_file_takes(artifacts, tmp_path):
     assert manifest["input"]["free"] == {"batch": {"min": 1, "max": 5}}
     run = backends.load("onnx").runtime.open_session(tmp_path / "toy" / "fused.onnx", 1)
     for batch in (1, 2, 5):
-        assert run(np.zeros((batch, 3, 32, 32), np.float32)).shape == (batch, 10)
+        assert run(np.zeros((batch, 3, 32, 32), np.float32))[0].shape == (batch, 10)

@@ -3,48 +3,25 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_image
 
 import repnets
-from pipeline import backends
-from pipeline.artifacts import documents
 from pipeline.artifacts.bench_result import accuracy_of
-from pipeline.artifacts.check_result import CheckResult
-from pipeline.config.project import Verify
-from pipeline.config.stages import (
-    AdoptSettings,
-    CheckSettings,
-    ExportSettings,
-    NoSettings,
-    QuantizeSettings,
-    SplitSettings,
-)
-from pipeline.config.targets import Check
+from pipeline.config.stages import SplitSettings
 from pipeline.data import datasets, generated, splits
 from pipeline.errors import GateError, InputError
 from pipeline.models import checkpoints
-from pipeline.stages import adopt, check, export, quantize, reparameterize, split, verify
+from pipeline.stages import split
+from tests.fixtures import unlabelled
+from tests.fixtures.unlabelled import Built
 
 CLASSES = 7
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """A folder of 20 crops of photographs, in folders that are no classes, and a note."""
-    folder = tmp_path_factory.mktemp("pictures")
-    draw = np.random.default_rng(0)
-    photographs = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
-    for number in range(20):
-        photograph, (top, left) = photographs[number % 2], draw.integers(0, 200, 2)
-        place = folder / ("train" if number < 3 else "") / f"{number}.png"
-        place.parent.mkdir(exist_ok=True)
-        Image.fromarray(photograph[top : top + 90, left : left + 120]).save(place)
-    (folder / "notes.txt").write_text("no picture")
-    return folder
+    return unlabelled.pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -62,59 +39,14 @@ def weights(tmp_path_factory) -> Path:
     return file
 
 
-class Built:
-    """The artifacts of a model, made by the stages themselves from weights and a data set without labels."""
-
-    def __init__(self, folder: Path, weights: Path, name: str, root: Path | None) -> None:
-        self.folder, self.split, self.checkpoint = folder, folder / "split.json", folder / "checkpoint.safetensors"
-        self.fused, self.verify, self.quantized = (
-            folder / one for one in ("fused.pt2", "verify.json", "quantized.pt2")
-        )
-        settings = SplitSettings(name=name, root=root and str(root), val_fraction=0.4, split_seed=0, classes=CLASSES)
-        split.run(settings, output=self.split)
-        arch = AdoptSettings(arch="toy", image_size=32, interpolation="bilinear")
-        adopt.run(arch, source=weights, split=self.split, checkpoint=self.checkpoint)
-        made = {"checkpoint": self.checkpoint, "split": self.split}
-        reparameterize.run(NoSettings(), **made, fused=self.fused, report=folder / "fuse.json")
-        verify.run(Verify(), **made, fused=self.fused, output=self.verify)
-
-    def quantize(self, **settings: object) -> dict:
-        quantize.run(
-            QuantizeSettings(calibration_images=12, **settings),
-            fused=self.fused, verify=self.verify, split=self.split, quantized=self.quantized,
-            report=self.folder / "quantize.json",
-        )  # fmt: skip
-        return json.loads((self.folder / "quantize.json").read_text())
-
-    def check(self, precision: str, **gates: float) -> CheckResult:
-        forms = ("quantized", "fused") if precision == "int8" else ("fused", "branched")
-        place = self.folder / precision
-        place.mkdir(exist_ok=True)
-        settings = ExportSettings(
-            target="board", model="mine", backend="executorch", precision=precision, forms=forms, batch=1,
-            image_size=None, options={},
-        )  # fmt: skip
-        made = {"fused": self.fused, "verify": self.verify} | (
-            {"quantized": self.quantized} if precision == "int8" else {}
-        )
-        export.run(settings, checkpoint=self.checkpoint, **made, manifest=place / "manifest.json")
-        check.run(
-            CheckSettings(backend="executorch", check=Check(**gates)),
-            manifest=place / "manifest.json",
-            files=[place / name for name in backends.file_names("executorch", forms)],
-            **made, split=self.split, output=place / "check.json",
-        )  # fmt: skip
-        return documents.read(CheckResult, place / "check.json")
-
-
 @pytest.fixture(scope="module")
 def of_pictures(tmp_path_factory, weights, pictures) -> Built:
-    return Built(tmp_path_factory.mktemp("built"), weights, "pictures", pictures)
+    return Built(tmp_path_factory.mktemp("built"), weights, pictures, CLASSES)
 
 
 @pytest.fixture(scope="module")
 def of_none(tmp_path_factory, weights) -> Built:
-    return Built(tmp_path_factory.mktemp("built"), weights, "none", None)
+    return Built(tmp_path_factory.mktemp("built"), weights, None, CLASSES)
 
 
 def test_pictures_are_parted_by_name_and_have_no_class(of_pictures):

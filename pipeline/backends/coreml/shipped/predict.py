@@ -4,9 +4,9 @@
     from predict import Network
 
     network = Network()
-    logits = network(open("golden/input0.bin", "rb").read())
+    outputs = network(open("golden/input0.bin", "rb").read())
 
-What goes in is described in preprocessing.txt; integration/classify.py makes it of an image file. In an app, use
+What goes in is described in preprocessing.txt; integration/network_input.py makes it of an image. In an app, use
 integration/Classifier.swift. It has run on no Mac yet.
 """
 
@@ -24,7 +24,7 @@ class Unavailable(Exception):
 
 
 class Network:
-    """The network, open. Call it with the bytes of one input; it gives a list of floats.
+    """The network, open. Call it with the bytes of one input; it gives a list of floats: all outputs, in order.
 
     Attributes:
         runtime, version: what runs it.
@@ -61,7 +61,8 @@ class Network:
             planes = pixels[0][::-1] if self._about["preprocessing"]["color_order"] == "BGR" else pixels[0]
             array = planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0)
             pixels = Image.fromarray(self._numpy.ascontiguousarray(array))
-        answer = self._model.predict({taken["name"]: pixels})[given["name"]]
+        answer = self._model.predict({taken["name"]: pixels})
         if given["kind"] == "probabilities":
-            return [float(answer[label]) for label in self._about["preprocessing"]["classes"]]
-        return [float(value) for value in self._numpy.asarray(answer).ravel()]
+            return [float(answer[given["name"]][label]) for label in self._about["preprocessing"]["classes"]]
+        names = [one["name"] for one in self._about.get("outputs") or [given]]
+        return [float(value) for name in names for value in self._numpy.asarray(answer[name]).ravel()]

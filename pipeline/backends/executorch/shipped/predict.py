@@ -4,9 +4,9 @@
     from predict import Network
 
     network = Network()
-    logits = network(open("golden/input0.bin", "rb").read())
+    outputs = network(open("golden/input0.bin", "rb").read())
 
-What goes in is described in preprocessing.txt; integration/classify.py makes it of an image file.
+What goes in is described in preprocessing.txt; integration/network_input.py makes it of an image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Unavailable(Exception):
 
 
 class Network:
-    """The network, open. Call it with the bytes of one input; it gives a list of floats.
+    """The network, open. Call it with the bytes of one input; it gives a list of floats: all outputs, in order.
 
     Attributes:
         runtime, version: what runs it.
@@ -47,4 +47,4 @@ class Network:
 
     def __call__(self, values: bytes) -> list[float]:
         image = self._torch.frombuffer(bytearray(values), dtype=self._torch.float32).reshape(self._shape)
-        return self._method.execute([image])[0].flatten().tolist()
+        return [value for one in self._method.execute([image]) for value in one.flatten().tolist()]

@@ -4,9 +4,9 @@
     from predict import Network
 
     network = Network()
-    logits = network(open("golden/input0.bin", "rb").read())
+    outputs = network(open("golden/input0.bin", "rb").read())
 
-What goes in is described in preprocessing.txt; integration/classify.py makes it of an image file.
+What goes in is described in preprocessing.txt; integration/network_input.py makes it of an image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Unavailable(Exception):
 
 
 class Network:
-    """The network, open. Call it with the bytes of one input; it gives a list of floats.
+    """The network, open. Call it with the bytes of one input; it gives a list of floats: all outputs, in order.
 
     Attributes:
         runtime, version: what runs it.
@@ -46,4 +46,4 @@ class Network:
     def __call__(self, values: bytes) -> list[float]:
         pixels = self._numpy.frombuffer(values, dtype="<f4").reshape(self._shape)
         self._request.infer([pixels])
-        return [float(value) for value in self._request.get_output_tensor(0).data.ravel()]
+        return [float(value) for one in self._request.output_tensors for value in one.data.ravel()]

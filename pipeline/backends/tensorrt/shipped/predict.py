@@ -4,7 +4,7 @@
     from predict import Network
 
     network = Network()
-    logits = network(open("golden/input0.bin", "rb").read())
+    outputs = network(open("golden/input0.bin", "rb").read())
 
 It runs the .engine beside the .onnx, which build_engine.sh makes; without one it builds one for itself, in a temporary
 folder, which takes from seconds to minutes. Each call starts trtexec: it is for tests; an app does as
@@ -28,7 +28,7 @@ class Unavailable(Exception):
 
 
 class Network:
-    """The network, open. Call it with the bytes of one input; it gives a list of floats.
+    """The network, open. Call it with the bytes of one input; it gives a list of floats: all outputs, in order.
 
     Attributes:
         runtime, version: what runs it.
@@ -72,7 +72,7 @@ class Network:
         files = [f"--loadEngine={self._engine}", f"--loadInputs={name}:{taken.name}", f"--exportOutput={given}"]
         self._run([*files, *once])
         outputs = {one["name"]: one["values"] for one in json.loads(given.read_text())}
-        return [float(value) for value in outputs[self._about["output"]["name"]]]
+        return [float(value) for name in names_of_outputs(self._about) for value in outputs[name]]
 
     def _run(self, argv):
         done = subprocess.run(
@@ -103,7 +103,12 @@ class OnnxRuntime:
         )
 
     def __call__(self, values: bytes) -> list[float]:
-        taken, given = self._about["input"], self._about["output"]
+        taken = self._about["input"]
         image = self._numpy.frombuffer(values, dtype="<f4").reshape(taken["shape"])
-        (answer,) = self._session.run([given["name"]], {taken["name"]: image})
-        return [float(value) for value in answer.ravel()]
+        answers = self._session.run(names_of_outputs(self._about), {taken["name"]: image})
+        return [float(value) for one in answers for value in one.ravel()]
+
+
+def names_of_outputs(about: dict) -> list[str]:
+    """In the order of the golden outputs; `about` is bundle.json."""
+    return [one["name"] for one in about.get("outputs") or [about["output"]]]

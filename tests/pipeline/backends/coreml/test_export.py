@@ -190,7 +190,7 @@ def test_off_a_mac_the_runtime_is_unavailable_and_says_what_to_do(mlpackages):
 @pytest.mark.skipif(platform.system() != "Darwin", reason="needs Core ML")
 @pytest.mark.parametrize("name", ["fused", "ends"])
 def test_numbers_on_a_mac(mlpackages, programs, image, name):
-    logits = backend.open_session(mlpackages[0][name], 1)(image.numpy())
+    logits = backend.open_session(mlpackages[0][name], 1)(image.numpy())[0]
     expected = programs["fused"].module()(image).detach().numpy()
     assert np.argmax(logits) == np.argmax(expected)
 
@@ -209,7 +209,7 @@ def test_a_second_name_of_a_tensor_is_converted(spec, tmp_path):
     program = torch.export.export(Alias().eval(), (torch.zeros(1, 3, 16, 16),))
     backend.export(program, [tmp_path / "x.mlpackage"], spec("fp32"))
     image = torch.randn(1, 3, 16, 16)
-    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())
+    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())[0]
     np.testing.assert_allclose(got, program.module()(image).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -224,7 +224,7 @@ def test_a_pool_without_a_stride_steps_by_its_size(spec, tmp_path, kind):
     image = torch.randn(1, 3, 16, 16)
     program = torch.export.export(Pool().eval(), (image,))
     backend.export(program, [tmp_path / "x.mlpackage"], spec("fp32"))
-    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())
+    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())[0]
     np.testing.assert_allclose(got, program.module()(image), rtol=1e-5, atol=1e-6)
 
 
@@ -235,7 +235,7 @@ def test_a_batch_norm_after_a_transposed_convolution_stays_what_it_is(spec, tmp_
     network = randomise(torch.nn.Sequential(*layers, torch.nn.Flatten())).eval()
     image = torch.randn(1, 3, 16, 16)
     backend.export(torch.export.export(network, (image,)), [tmp_path / "x.mlpackage"], spec("fp32"))
-    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())
+    got = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())[0]
     np.testing.assert_allclose(got, network(image).detach(), rtol=1e-4, atol=1e-5)
 
 

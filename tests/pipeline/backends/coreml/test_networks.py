@@ -75,9 +75,9 @@ def worst(given, expected):
 def test_a_float32_file_is_the_network(tmp_path, name):
     network, image = build(name), image_of(name)
     export(network, image, "fp32", tmp_path / "x.mlpackage")
-    given = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())
+    given = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(image.numpy())[0]
     assert worst(given, network(image)) < 1e-5
-    assert np.array_equal(backend.open_check_session(tmp_path / "x.mlpackage", 1)(image.numpy()), given)
+    assert np.array_equal(backend.open_check_session(tmp_path / "x.mlpackage", 1)(image.numpy())[0], given)
 
 
 @pytest.mark.slow
@@ -93,9 +93,9 @@ def test_a_fused_float16_file_is_the_network_with_rounded_weights(tmp_path, name
         if tensor.is_floating_point():
             tensor.data = tensor.data.half().float()
     half = image.half().float()
-    given = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(half.numpy())
+    given = backend.open_exact_session(tmp_path / "x.mlpackage", 1)(half.numpy())[0]
     assert worst(given, rounded(half)) < ATTRIBUTES_IN_HALF.get(name, 1e-5)
-    own = backend.open_check_session(tmp_path / "x.mlpackage", 1)(image.numpy())
+    own = backend.open_check_session(tmp_path / "x.mlpackage", 1)(image.numpy())[0]
     layers = backend.outputs_by_layer(tmp_path / "x.mlpackage", image.numpy(), exact=True)
     if max(np.abs(layer).max() for layer in layers.values()) < LARGEST_HALF:
         assert 0 < worst(own, fused(image)) < 0.05

@@ -47,16 +47,16 @@ def test_a_float32_file_is_the_program(session_packages, programs, image, form):
     file = session_packages["fp32" if form == "fused" else form]
     expected = programs[form].module()(image)
     for session in (backend.open_exact_session(file, 1), backend.open_check_session(file, 1)):
-        assert worst(session(image.numpy()), expected) < 1e-5
+        assert worst(session(image.numpy())[0], expected) < 1e-5
 
 
 def test_a_float16_file_in_float32_arithmetic_is_the_program_with_rounded_weights(session_packages, rounded, image):
-    given = backend.open_exact_session(session_packages["fp16"], 1)(image.half().float().numpy())
+    given = backend.open_exact_session(session_packages["fp16"], 1)(image.half().float().numpy())[0]
     assert worst(given, rounded(image.half().float())) < 1e-5
 
 
 def test_a_float16_file_in_its_own_arithmetic_loses_a_little(session_packages, programs, image):
-    given = backend.open_check_session(session_packages["fp16"], 1)(image.numpy())
+    given = backend.open_check_session(session_packages["fp16"], 1)(image.numpy())[0]
     assert 1e-6 < worst(given, programs["fused"].module()(image)) < 1e-2
     assert np.array_equal(given, given.astype(np.float16))
 
@@ -66,17 +66,17 @@ def test_images_and_labels(session_packages, programs, spec, image):
     about = spec().preprocessing
     mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (about.mean, about.std))
     network = programs["fused"].module()
-    exact = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())
+    exact = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())[0]
     assert worst(exact, network(image).log_softmax(-1)) < 1e-5
     whole = ((image * std + mean) * 255).round().clamp(0, 255)
     expected = network((whole / 255 - mean) / std).log_softmax(-1)
-    assert worst(backend.open_check_session(session_packages["ends32"], 1)(image.numpy()), expected) < 1e-5
-    assert 1e-6 < worst(backend.open_check_session(session_packages["ends"], 1)(image.numpy()), expected) < 1e-2
+    assert worst(backend.open_check_session(session_packages["ends32"], 1)(image.numpy())[0], expected) < 1e-5
+    assert 1e-6 < worst(backend.open_check_session(session_packages["ends"], 1)(image.numpy())[0], expected) < 1e-2
 
 
 def test_labels_come_in_the_order_of_the_classes(session_packages, spec, image):
     """Whatever order the package lists them in."""
-    given = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())
+    given = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())[0]
     file = session_packages["ends32"] / "Data/com.apple.CoreML/model.mlmodel"
     written = file.read_bytes()
     model = packages.read(session_packages["ends32"])
@@ -84,7 +84,7 @@ def test_labels_come_in_the_order_of_the_classes(session_packages, spec, image):
     about["preprocessing"] = about["preprocessing"].replace('["class 0", "class 1"', '["class 1", "class 0"')
     try:
         file.write_bytes(model.SerializeToString())
-        turned = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())
+        turned = backend.open_exact_session(session_packages["ends32"], 1)(image.numpy())[0]
     finally:
         file.write_bytes(written)
     assert np.array_equal(turned, given[:, [1, 0, 2, 3, 4]]) and not np.array_equal(turned, given)
@@ -103,14 +103,18 @@ def test_a_package_that_does_not_say_how_to_feed_it_is_refused(session_packages,
         file.write_bytes(written)
 
 
-def test_a_file_of_several_ends_is_refused(written):
+def test_a_file_of_several_inputs_is_refused(written):
     x = np.zeros((1, 3), np.float32)
     two_in = written(lambda mb, x, y: mb.add(x=x, y=y), x, x, name="two_in")
     with pytest.raises(InputError, match=r"two_in\.mlpackage has 2 inputs \(x0, x1\); a classifier of images has one"):
         backend.open_check_session(two_in, 1)
-    two_out = written(lambda mb, x: [mb.relu(x=x), mb.exp(x=x)], x, name="two_out")
-    with pytest.raises(InputError, match=r"two_out\.mlpackage has 2 outputs .*; a classifier has one"):
-        backend.open_exact_session(two_out, 1)
+
+
+def test_outputs_come_in_the_order_of_the_program(written):
+    x = np.array([[-1, 0, 2]], np.float32)
+    file = written(lambda mb, x: [mb.relu(x=x), mb.exp(x=x)], x, name="two_out")
+    first, second = backend.open_exact_session(file, 1)(x)
+    assert np.array_equal(first, np.maximum(x, 0)) and np.allclose(second, np.exp(x))
 
 
 def test_layers_have_the_names_of_the_programs_nodes(session_packages, programs, image):

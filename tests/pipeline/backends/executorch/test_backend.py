@@ -30,7 +30,7 @@ def pte_files(programs, spec, tmp_path_factory):
 
 @pytest.mark.parametrize(("precision", "form"), [("fp32", "fused"), ("fp32", "branched"), ("fp16", "fused")])
 def test_numbers_of_the_file_are_those_of_the_program(pte_files, programs, image, precision, form):
-    logits = backend.RUNTIME.open_session(pte_files[0][precision, form], threads=1)(image.numpy())
+    logits = backend.RUNTIME.open_session(pte_files[0][precision, form], threads=1)(image.numpy())[0]
     expected = programs[form].module()(image).detach().numpy()
     assert logits.dtype == np.float32 and logits.shape == (1, 5)
     error = np.abs(logits - expected).max() / np.abs(expected).max()
@@ -106,10 +106,10 @@ def test_two_threads_give_the_same_logits(pte_files, image, tmp_path):
         "import numpy, pathlib\n"
         "from pipeline.backends.executorch import backend as executorch\n"
         f"run = executorch.RUNTIME.open_session(pathlib.Path({str(file)!r}), 2)\n"
-        f"numpy.save({str(tmp_path / 'logits.npy')!r}, run(numpy.load({str(tmp_path / 'image.npy')!r})))\n"
+        f"numpy.save({str(tmp_path / 'logits.npy')!r}, run(numpy.load({str(tmp_path / 'image.npy')!r}))[0])\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], check=True, capture_output=True)
-    assert np.array_equal(np.load(tmp_path / "logits.npy"), backend.RUNTIME.open_session(file, 1)(image.numpy()))
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), backend.RUNTIME.open_session(file, 1)(image.numpy())[0])
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_another_shape_and_missing_weights_are_told(programs, spec, image, tmp_p
     files = [tmp_path / name for name in BACKEND.file_names(["fused"])]
     BACKEND.export(programs["fused"], files, spec())
     with pytest.raises(InputError, match=re.escape("takes an input of shape (1, 3, 16, 16), but got (1, 3, 8, 16)")):
-        RUNTIME.open_session(files[0], 1)(np.ascontiguousarray(image.numpy()[:, :, :8]))
+        RUNTIME.open_session(files[0], 1)(np.ascontiguousarray(image.numpy()[:, :, :8]))[0]
     files[1].unlink()
     with pytest.raises(InputError, match=r"fused\.xml cannot be read by OpenVINO .* Copy it and its \.bin again"):
         RUNTIME.open_session(files[0], 1)

@@ -36,13 +36,13 @@ class InPlace(nn.Module):
 
 @pytest.mark.parametrize("form", ["fused", "branched"])
 def test_numbers_are_those_of_the_program(program_files, programs, image, form):
-    logits = backend.open_session(program_files[form], 1)(image.numpy())
+    logits = backend.open_session(program_files[form], 1)(image.numpy())[0]
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, programs[form].module()(image).detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_exact_computes_a_half_program_in_float32_on_its_own_weights(half_file, programs, image):
-    own, exact = (open_(half_file, 1)(image.numpy()) for open_ in (backend.open_session, backend.open_exact_session))
+    own, exact = (open_(half_file, 1)(image.numpy())[0] for open_ in (backend.open_session, backend.open_exact_session))
     module = copy.deepcopy(programs["fused"].module())  # the parameters are the program's own
     with torch.no_grad():
         for parameter in module.parameters():
@@ -98,9 +98,9 @@ def test_a_program_of_any_size_runs_at_any_size(tmp_path):
     program = torch.export.export(network, (torch.zeros(2, 3, 16, 16),), dynamic_shapes=({0: free, 2: free, 3: free},))
     torch.export.save(program, tmp_path / "any.pt2")
     assert programs_of.input_shape(program) == (None, 3, None, None)
-    assert programs_of.output_shape(program) == (None, 4)
+    assert programs_of.shape_of(programs_of.outputs(program)[""]) == (None, 4)
     run = backend.open_session(tmp_path / "any.pt2", 1)
-    assert run(np.zeros((1, 3, 20, 30), np.float32)).shape == (1, 4)
+    assert run(np.zeros((1, 3, 20, 30), np.float32))[0].shape == (1, 4)
     with pytest.raises(
         InputError, match=re.escape("takes an input of shape (None, 3, None, None), but got (1, 4, 16, 16)")
     ):
@@ -110,10 +110,10 @@ def test_a_program_of_any_size_runs_at_any_size(tmp_path):
 def test_a_size_that_the_program_itself_refuses_is_told_with_the_files_name(tmp_path):
     network = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     program_file.write(capture(network, torch.zeros(1, 3, 16, 16)), tmp_path / "even.pt2", {})
-    assert backend.open_session(tmp_path / "even.pt2", 1)(np.zeros((1, 3, 18, 2), np.float32)).shape == (1, 4)
+    assert backend.open_session(tmp_path / "even.pt2", 1)(np.zeros((1, 3, 18, 2), np.float32))[0].shape == (1, 4)
     fed, told = np.zeros((1, 3, 18, 7), np.float32), r"even\.pt2 does not take an input of shape \(1, 3, 18, 7\): Guard"
     for feed in (
-        lambda: backend.open_session(tmp_path / "even.pt2", 1)(fed),
+        lambda: backend.open_session(tmp_path / "even.pt2", 1)(fed)[0],
         lambda: backend.outputs_by_layer(tmp_path / "even.pt2", fed),
     ):
         with pytest.raises(InputError, match=told):
@@ -123,7 +123,7 @@ def test_a_size_that_the_program_itself_refuses_is_told_with_the_files_name(tmp_
 def test_another_shape_than_the_files_own_is_refused(program_files):
     fed = np.zeros((2, 3, 16, 16), np.float32)
     for feed in (
-        lambda: backend.open_session(program_files["fused"], 1)(fed),
+        lambda: backend.open_session(program_files["fused"], 1)(fed)[0],
         lambda: backend.outputs_by_layer(program_files["fused"], fed),
     ):
         with pytest.raises(
