@@ -125,6 +125,7 @@ def test_int8_of_several_outputs(detector, backend):
     if not detector.quantized.exists():
         told = detector.quantize()
         assert told["accuracy"]["metric"] == "R2" and told["accuracy"]["quantized"] > 0.99
+    detector.export("int8", backend, **({"minimum_deployment_target": "iOS17"} if backend == "coreml" else {}))
     checked = detector.check("int8", backend)
     assert checked.forms["quantized"].accuracy > 0.99
 

@@ -227,8 +227,9 @@ FORGERIES = {
     "manifest: image size": (in_manifest("preprocessing", "image_size", value=64), "check", "`image_size` is 64"),
     "manifest: input shape": (in_manifest("input", "shape", value=[1, 3, 64, 64]), "check", "`image_size`"),
     "manifest: batch": (in_manifest("input", "shape", value=[4, 3, 32, 32]), "check", "`output batch` is 1, but 4"),
-    "manifest: channels": (in_manifest("input", "shape", value=[1, 1, 32, 32]), "check", "`channels` is 3, but 1 by its input"),
-    "manifest: height": (in_manifest("input", "shape", value=[1, 3, 48, 32]), "check", r"`image_size` is 32, but \(48, 32\)"),
+    "manifest: channels": (in_manifest("input", "shape", value=[1, 1, 32, 32]), "check", "`channels` is 3, but 1 by"),
+    "manifest: height": (
+        in_manifest("input", "shape", value=[1, 3, 48, 32]), "check", r"`image_size` is 32, but \(48, 32\) by"),
     "manifest: free sizes": (
         in_manifest("input", "free", value={"batch": {"min": 1, "max": 8}}), "check", "`input batch` is any, but 1"),
     "manifest: input name": (in_manifest("input", "name", value="pixels"), "check", "`input name` is pixels"),
