@@ -21,6 +21,7 @@ class CheckpointHeader:
         seed: of the training; left out where it is not known.
         metrics: by name; ``val_accuracy`` is top-1 on the validation images.
         adopted_from: sha256 of the file that it was read from; left out for a network that was trained here.
+        processes: that trained it together, each with batch norms of its own on CPUs; left out for one.
         recalibrated: ``images``, and ``from``, the sha256 of the checkpoint before; left out without `recalibrate`.
     """
 
@@ -38,6 +39,7 @@ class CheckpointHeader:
     seed: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     adopted_from: str | None = None
+    processes: int | None = None
     recalibrated: Mapping[str, Any] | None = None
 
     @property

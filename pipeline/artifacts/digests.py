@@ -17,6 +17,7 @@ _PLUMBING = {
     for name in (
         "artifacts.atomic",
         "artifacts.digests",
+        "artifacts.disk_errors",
         "artifacts.source_files",
         "artifacts.store",
         "artifacts.store_access",

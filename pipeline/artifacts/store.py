@@ -9,7 +9,7 @@ of its packages. Dates and paths are not part of it, so a fresh clone finds its 
         locks/<key>              locked while a key is built, so that two runs never build it twice
 
 An entry of any other shape than this module writes is thrown away. Whose entries are taken: `store_access`.
-A store that cannot be written still gives hits.
+A hit takes no lock and writes nothing into the store, so one that can only be read gives hits.
 
 This module and all that a hit imports are light: a hit takes a fraction of a second.
 """
@@ -21,22 +21,18 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import store_access
+from pipeline.artifacts import disk_errors, store_access
 from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.digests import Inputs, code_digest, digest
 from pipeline.artifacts.manifest import versions
 from pipeline.errors import StageError
 
-_ROOM = 1 << 20  # bytes; a disk with less free space counts as full
 _ENTRY_BYTES = 1 << 20
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-_ODD = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # where a folder of the store should be
 
 Build = Callable[[dict[str, Path], Path], None]
 
@@ -82,16 +78,20 @@ def cached(
         InputError: an input was replaced while the stage ran; nothing is kept.
     """
     read = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
-    key = _key(stage, settings, read, code, packages, host)
+    names = {name: place.name for name, place in outputs.items()}
 
     def build_from_these(places: dict[str, Path], scratch: Path) -> None:
         build(places, scratch)
         read.require_unchanged()
 
-    with _disk_refusals(stage), _lock(key):
-        entry, hit = _entry(key, stage, {name: place.name for name, place in outputs.items()}, build_from_these)
-        for name, place in outputs.items():
-            _publish(next((entry / name).iterdir()), place)
+    with disk_errors.explained(stage, root()):
+        key = _key(stage, settings, read, code, packages, host)
+        hit = _publish_whole(key, outputs)
+        if not hit:
+            with _lock(key):
+                entry, hit = _entry(key, stage, names, build_from_these)
+                for name, place in outputs.items():
+                    _publish(_file_in(entry / name), place)
     print(f"{stage}: {'from the store' if hit else 'built'} ({key[:12]})", flush=True)
     return hit
 
@@ -118,9 +118,12 @@ def kept(
         StageError: as for `cached`.
     """
     key = _key(stage, settings, Inputs({}), code, packages, None)
-    with _disk_refusals(stage), _lock(key):
-        entry, _ = _entry(key, stage, outputs, build)
-    return {name: next((entry / name).iterdir()) for name in outputs}
+    with disk_errors.explained(stage, root()):
+        entry = _whole(key, outputs)
+        if entry is None:
+            with _lock(key):
+                entry, _ = _entry(key, stage, outputs, build)
+        return {name: _file_in(entry / name) for name in outputs}
 
 
 def _key(
@@ -143,19 +146,38 @@ def _key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-@contextmanager
-def _disk_refusals(stage: str) -> Iterator[None]:
-    """Turn what is raised where the disk refuses into a StageError that says so."""
+def _whole(key: str, outputs: Iterable[str]) -> Path | None:
+    """The entry of a key as it lies there, without a lock; None where it is missing, damaged, or may not be read."""
+    entry = store_access.mine(root() / "objects", key)
     try:
-        yield
-    except Exception as error:
-        reason = _cannot_write(error)
-        if reason is None:
+        return None if not os.path.lexists(entry) or _damage(entry, key, outputs) else entry
+    except (FileNotFoundError, PermissionError):  # what it is shows under the lock
+        return None
+
+
+def _publish_whole(key: str, outputs: Mapping[str, Path]) -> bool:
+    """Publish the outputs of an entry without a lock; False where there is no whole one, or not until the end."""
+    entry = store_access.mine(root() / "objects", key)
+    try:
+        held = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+
+    def is_there() -> bool:  # while it is open, no other folder has its number
+        return os.path.lexists(entry) and os.path.samestat(os.fstat(held), os.lstat(entry))
+
+    try:
+        if _whole(key, outputs) is None:
+            return False
+        for name, place in outputs.items():
+            _publish(_file_in(entry / name), place, is_there)
+    except OSError:
+        if is_there():
             raise
-        raise StageError(
-            f"{stage}: {reason}. Nothing was lost: what stood there before still does. Make room there, or set "
-            f"REPNETS_STORE (now {root()}) to a folder that can be written, and run again."
-        ) from error
+        return False
+    finally:
+        os.close(held)
+    return True
 
 
 @contextmanager
@@ -166,7 +188,7 @@ def _lock(key: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        yield  # nothing can be built here, but what is there can be read
+        yield  # nothing can be written here either, and what writes says so
         return
     with open(descriptor) as file:
         try:
@@ -197,22 +219,33 @@ def _is_whole(entry: Path, key: str, stage: str, outputs: Mapping[str, str]) -> 
         return False
     broken = _damage(entry, key, outputs)
     if broken:
+        store_access.throw_entry_away(entry, _work(key) / "thrown away")
         print(f"{stage}: {', '.join(broken[:3])} in the store no longer has the content that was put there; "
               f"thrown away, building again", file=sys.stderr, flush=True)  # fmt: skip
-        store_access.throw_away(entry)
     return not broken
 
 
-def _damage(entry: Path, key: str, outputs: Mapping[str, str]) -> list[str]:
-    """The parts of an entry that are not what was put there."""
-    if wrong := store_access.untrusted(entry):
-        return wrong
+def _damage(entry: Path, key: str, outputs: Iterable[str]) -> list[str]:
+    """The parts of an entry that are not what was put there. PermissionError where another user's cannot be read."""
+    try:
+        return store_access.untrusted(entry) or _changed(entry, key, outputs)
+    except PermissionError as error:
+        if entry.lstat().st_uid != os.getuid():
+            raise
+        return [Path(error.filename).name]
+    except (FileNotFoundError, NotADirectoryError) as error:  # it is being thrown away or damaged at this moment
+        return [Path(error.filename).name]
+
+
+def _changed(entry: Path, key: str, outputs: Iterable[str]) -> list[str]:
     try:
         with (entry / "entry.json").open("rb") as file:
             document = json.loads(file.read(_ENTRY_BYTES))
         recorded = document["outputs"]
         if document["key"] != key or not isinstance(recorded, dict) or set(recorded) != set(outputs):
             return ["entry.json"]
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ["entry.json"]
     return [name for name in outputs if not _holds(entry / name, recorded[name])]
@@ -222,8 +255,12 @@ def _holds(place: Path, recorded: str) -> bool:
     return place.is_dir() and len(os.listdir(place)) == 1 and digest(place) == recorded
 
 
+def _work(key: str) -> Path:
+    return store_access.private(store_access.folder(root(), "work"), key)
+
+
 def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, str], build: Build) -> None:
-    work = store_access.private(store_access.folder(root(), "work"), key)
+    work = _work(key)
     fresh, scratch = work / "entry", work / "scratch"
     store_access.throw_away(fresh)
     if scratch.is_symlink() or not scratch.is_dir():
@@ -244,40 +281,20 @@ def _build_entry(entry: Path, key: str, stage: str, outputs: Mapping[str, str], 
     shutil.rmtree(work)
 
 
-def _cannot_write(error: Exception) -> str | None:
-    """Why writing failed, if an error is about the disk; libraries hide a full disk behind errors of their own."""
-    full = [place for place in (root(), Path.cwd(), Path(tempfile.gettempdir())) if _is_full(place)]
-    mounts = " and ".join(dict.fromkeys(str(_mount(place)) for place in full))
-    is_odd = isinstance(error, OSError) and error.errno in _ODD and _is_in_store(error.filename)
-    if is_odd or (isinstance(error, OSError) and error.errno in _REFUSALS):
-        at = f"; the file system at {mounts} is full" if full and error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return f"{error.strerror} while writing {error.filename or 'a file'}{at}"
-    return f"no space left on the file system at {mounts} ({error})" if full else None
+def _file_in(folder: Path) -> Path:
+    """The file or folder of an output, the only one in its folder."""
+    for name in os.listdir(folder):
+        return folder / name
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
-def _is_in_store(name: object) -> bool:
-    """Whether a path lies in the store, whose folders may be something else than folders."""
-    return isinstance(name, str | os.PathLike) and Path(name).is_relative_to(root())
-
-
-def _is_full(place: Path) -> bool:
-    free = os.statvfs(_nearest_folder(place))
-    return free.f_bavail * free.f_frsize < _ROOM or (free.f_files > 0 and free.f_favail == 0)
-
-
-def _mount(place: Path) -> Path:
-    folder = _nearest_folder(place).resolve()
-    return next(one for one in (folder, *folder.parents) if one.is_mount())
-
-
-def _nearest_folder(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _publish(source: Path, place: Path) -> None:
+def _publish(source: Path, place: Path, is_there: Callable[[], bool] = lambda: True) -> None:
+    """Copy an output to its place, if the entry is still there when all of it has been copied."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with replacing(place) as fresh:
         if source.is_dir():
             shutil.copytree(source, fresh, copy_function=shutil.copy)
         else:
             shutil.copy(source, fresh)
+        if not is_there():
+            raise FileNotFoundError(errno.ENOENT, "thrown away by another run", str(source))

@@ -4,6 +4,9 @@
     REPNETS_STORE_TRUST=group    also those of the members of a group of this user's
     REPNETS_STORE_GROUP=name     the store belongs to this group; default: that of its folder, if it is set-group-ID
 
+Files have the modes of the umask, and its group may read them whatever that is; only their owner may write them. A
+store that may only be read gives hits: nothing of it is opened for writing for one.
+
 An entry is held against digests that lie beside it, so whoever can write an entry can forge one. The kernel says who
 wrote a file, and nobody can give a file to another user: ownership needs no key, which every stage, and so the user's
 own network code, could read. An entry of a user who is not trusted is left alone; this user's own lies beside it.
@@ -13,24 +16,30 @@ import grp
 import os
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
+from pipeline.artifacts.atomic import set_modes
 from pipeline.errors import InputError
 
 _TRUSTS = ("owner", "group")
 _DEPTH = 32  # folders in one another, more than any exported file has
+_GROUP_READS, _GROUP_READS_FOLDERS, _WRITING = 0o040, 0o050, 0o022
 
 
 def folder(root: Path, name: str) -> Path:
     """A folder of the store, made where it is missing; with the group's access where the store has a group."""
     path = root / name
-    path.mkdir(parents=True, exist_ok=True)
+    for place in (root, path):
+        if not os.path.isdir(place):
+            place.mkdir(parents=True, exist_ok=True)
+            set_modes(place, folders=_GROUP_READS_FOLDERS, denied=_WRITING)
     gid = _group(root)
     for place in (root, path) if gid is not None else ():
         status = place.stat()
         if status.st_uid == os.getuid() and (status.st_gid != gid or status.st_mode & 0o2070 != 0o2070):
             os.chown(place, -1, gid)
-            place.chmod(0o2775)
+            place.chmod(stat.S_IMODE(status.st_mode) | 0o2070)
     return path
 
 
@@ -67,22 +76,18 @@ def open_lock(path: Path, root: Path) -> int:
         if not path.exists():
             raise
         return os.open(path, flags & ~(os.O_RDWR | os.O_CREAT))
-    if _group(root) is not None and os.fstat(descriptor).st_uid == os.getuid():
-        os.fchmod(descriptor, 0o664)
+    if os.fstat(descriptor).st_uid == os.getuid():
+        members = 0o060 if _group(root) is not None else _GROUP_READS
+        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) | members)
     return descriptor
 
 
 def share(entry: Path, root: Path) -> None:
     """Give a new entry the modes of the store: only its owner may write its files; a group may delete it."""
     gid = _group(root)
-    places = [entry, *entry.rglob("*")]
-    for place in places:
-        if gid is not None:
-            os.chown(place, -1, gid)
-        if place.is_dir():
-            place.chmod(0o755 if gid is None else 0o2775)
-        else:
-            place.chmod(0o755 if place.stat().st_mode & 0o100 else 0o644)
+    for place in (entry, *entry.rglob("*")) if gid is not None else ():
+        os.chown(place, -1, gid, follow_symlinks=False)
+    set_modes(entry, files=_GROUP_READS, folders=_GROUP_READS_FOLDERS if gid is None else 0o2070, denied=_WRITING)
 
 
 def untrusted(entry: Path) -> list[str]:
@@ -97,6 +102,14 @@ def untrusted(entry: Path) -> list[str]:
         elif is_folder:
             waiting += [(inner, depth + 1) for inner in place.iterdir()]
     return found
+
+
+def throw_entry_away(entry: Path, aside: Path) -> None:
+    """Delete an entry. It is moved in one step first, so that whoever reads it meanwhile never takes a part of it."""
+    throw_away(aside)
+    with suppress(FileNotFoundError):
+        os.replace(entry, aside)
+    throw_away(aside)
 
 
 def throw_away(path: Path) -> None:

@@ -13,9 +13,13 @@ from pipeline.errors import QUOTED, InputError, nearest, quoted
 
 
 class Strict(BaseModel):
-    """Settings: frozen, and without room for a key that nobody reads."""
+    """Settings: frozen, and without room for a key that nobody reads.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A default is validated as a given value is, so that `1` becomes 1.0 in a float field. The store's keys are made of
+    JSON, where the two differ: the same settings are then the same text, read from a file or from JSON.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 _M = TypeVar("_M", bound=Strict)

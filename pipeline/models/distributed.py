@@ -1,17 +1,19 @@
 """Distributed training: the device, and the processes that torchrun starts."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ def connected(group: ProcessGroup, device: str) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-def broadcast(group: ProcessGroup, value: str | None) -> str | None:
-    """Rank 0's value, on every rank."""
+def broadcast(group: ProcessGroup, value: _T) -> _T:
+    """Rank 0's value, on every rank: of Python's own types, with nothing shared but the connection."""
     if group.world_size == 1:
         return value
     import torch
@@ -53,6 +55,33 @@ def broadcast(group: ProcessGroup, value: str | None) -> str | None:
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def gathered(group: ProcessGroup, value: _T) -> list[_T]:
+    """The value of each rank, on every rank, in order."""
+    if group.world_size == 1:
+        return [value]
+    import torch
+
+    values: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def require_same(group: ProcessGroup, parts: Mapping[str, str]) -> None:
+    """InputError on every rank where one trains something else than rank 0, such as by another file on its machine.
+
+    Args:
+        parts: what is trained, by name in messages: any text, such as a digest.
+    """
+    first, *others = gathered(group, dict(parts))
+    for rank, other in enumerate(others, start=1):
+        if differing := [name for name in first if other.get(name) != first[name]]:
+            raise InputError(
+                f"the processes do not train the same: rank {rank} has another {' and another '.join(differing)} than "
+                "rank 0. Nothing was trained. Copy the project and its split to all machines, install the same "
+                "packages there, and start every torchrun with the same options."
+            )
 
 
 def device_of(wanted: str, group: ProcessGroup) -> "torch.device":

@@ -2,9 +2,14 @@
 
 Biases and batch norms have no weight decay. A moving average of the weights is kept if that is configured. A run that
 was killed resumes after its last complete epoch, and ends with the same bytes as an uninterrupted run.
+
+Of several processes, rank 0 alone reads and writes the state after each epoch, and sends it to the others: they may run
+on machines that share no folder. After each epoch all compare their weights, before anything is kept of it.
 """
 
 import copy
+import hashlib
+import io
 import math
 import os
 import time
@@ -17,7 +22,7 @@ from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.project import Training
 from pipeline.data import splits
-from pipeline.errors import StageError
+from pipeline.errors import InputError, StageError, reading
 from pipeline.models import distributed
 from pipeline.models.distributed import ProcessGroup
 
@@ -64,12 +69,14 @@ def fit(
         split: the data.
         preprocessing: how images become the network's input.
         training: the hyperparameters.
-        scratch: folder for the state after each epoch, from which a run resumes; None: no state is kept.
+        scratch: folder for the state after each epoch, from which a run resumes; None: no state is kept. That of rank
+            0 counts.
         group: the processes that train together.
-        report: called with the record of each epoch.
+        report: called with the record of each epoch, on rank 0.
 
     Raises:
-        StageError: the loss became NaN or infinite.
+        InputError: the state is damaged, or of another number of processes.
+        StageError: the loss became NaN or infinite; the processes have different weights.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -90,7 +97,8 @@ def fit(
     )
     steps = splits.training_steps(split, training.batch_size)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=distributed.has_bfloat16(device))
-    records = _resume(scratch, model, optimizer, average)
+    records = _resume(scratch, group, model, optimizer, average)
+    _require_in_step(group, len(records), model, optimizer, best_known)
     for epoch in range(len(records), training.epochs):
         start = time.perf_counter()
         torch.manual_seed(training.seed + epoch)
@@ -140,8 +148,9 @@ def fit(
                 "seconds": round(time.perf_counter() - start, 3),
             }
         )
+        _require_in_step(group, len(records), model, optimizer, best_known)
         if group.rank == 0:
-            _keep(scratch, records, model, optimizer, average)
+            _keep(scratch, records, group, model, optimizer, average)
             report(records[-1])
     return Trained(best_known.state_dict(), "raw" if average is None else "ema", records)
 
@@ -211,9 +220,39 @@ def _validate(
     return total / split.size("val")
 
 
+def _require_in_step(
+    group: ProcessGroup, epochs: int, model: "nn.Module", optimizer: "torch.optim.Optimizer", best_known: "nn.Module"
+) -> None:
+    """StageError on every rank where one is after another epoch, or has other weights, than rank 0."""
+    if group.world_size == 1:
+        return
+    (first, digest), *others = distributed.gathered(group, (epochs, _digest(model, optimizer, best_known)))
+    for rank, (epoch, other) in enumerate(others, start=1):
+        if (epoch, other) != (first, digest):
+            what = "has other weights than rank 0" if epoch == first else f"is after epoch {epoch}"
+            raise StageError(
+                f"the processes are out of step after epoch {first}: rank {rank} {what}. Nothing was published, and "
+                "nothing of this epoch was kept. Gradients alone are shared, so let all machines have the same kind of "
+                "processor or GPU, and let no forward change parameters; then run again."
+            )
+
+
+def _digest(model: "nn.Module", optimizer: "torch.optim.Optimizer", best_known: "nn.Module") -> str:
+    """Sha256 of what all processes have in common after an epoch; of batch statistics, those of the best known."""
+    import torch
+
+    momenta = (one for state in optimizer.state_dict()["state"].values() for one in state.values())
+    content = hashlib.sha256()
+    for tensor in (*model.parameters(), *momenta, *best_known.state_dict().values()):
+        if isinstance(tensor, torch.Tensor):
+            content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
 def _keep(
     scratch: Path | None,
     records: list[dict[str, Any]],
+    group: ProcessGroup,
     model: "nn.Module",
     optimizer: "torch.optim.Optimizer",
     average: "nn.Module | None",
@@ -225,6 +264,7 @@ def _keep(
         return
     state = {
         "records": records,
+        "processes": group.world_size,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
@@ -236,17 +276,36 @@ def _keep(
 
 
 def _resume(
-    scratch: Path | None, model: "nn.Module", optimizer: "torch.optim.Optimizer", average: "nn.Module | None"
+    scratch: Path | None,
+    group: ProcessGroup,
+    model: "nn.Module",
+    optimizer: "torch.optim.Optimizer",
+    average: "nn.Module | None",
 ) -> list[dict[str, Any]]:
-    """Restore the state of an interrupted run; returns the records of its epochs."""
+    """Restore the state of an interrupted run, which rank 0 reads for all; returns the records of its epochs."""
     import torch
 
-    if scratch is None or not (scratch / _STATE).exists():
+    is_there = group.rank == 0 and scratch is not None and (scratch / _STATE).exists()
+    found = distributed.broadcast(group, (str(scratch / _STATE), (scratch / _STATE).read_bytes()) if is_there else None)
+    if found is None:
         return []
-    state = torch.load(scratch / _STATE, map_location="cpu", weights_only=True)
+    name, content = found
+    with reading(name, "Delete it; training then begins anew."):
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        records, processes = state["records"], state["processes"]
+    if processes != group.world_size:
+        raise InputError(
+            f"this training was begun by {_processes(processes)}, and {_processes(group.world_size)} would end with "
+            f"other weights: each has batch norms of its own. Go on with {processes}, or delete {name} to begin anew."
+        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if average is not None:
         average.load_state_dict(state["average"])
-    print(f"train: going on after epoch {len(state['records'])}, where an earlier run was stopped", flush=True)
-    return state["records"]
+    if group.rank == 0:
+        print(f"train: going on after epoch {len(records)}, where an earlier run was stopped", flush=True)
+    return records
+
+
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"

@@ -91,6 +91,7 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
         weights=weights,
         form=form,
         seed=header.seed if header else None,
+        processes=header.processes if header else None,
         metrics=metrics,
         adopted_from=digests.digest(source),
     )

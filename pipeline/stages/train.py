@@ -14,24 +14,26 @@ Several GPUs, or several processes on the CPU:
 
     torchrun --nproc-per-node 2 -m pipeline train --model toy --split ... --checkpoint ... --metrics ...
 
-`training.batch_size` is that of all processes together, so the settings mean the same with any number.
+`training.batch_size` is that of all processes together, so the settings mean the same with any number. On several
+machines, only that of rank 0 needs the store, and keeps the state of a run that was killed; each needs the split.
 """
 
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.artifacts import store
+from pipeline.artifacts import digests, store
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
+from pipeline.artifacts.digests import Inputs
+from pipeline.artifacts.manifest import versions
 from pipeline.config.stages import TrainSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, distributed, networks
 from pipeline.models import training as training_loop
 from pipeline.models.distributed import ProcessGroup
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(settings: TrainSettings, *, split: Path, checkpoint: Path, metrics: Path) -> None:
@@ -45,37 +47,57 @@ def run(settings: TrainSettings, *, split: Path, checkpoint: Path, metrics: Path
 
     Raises:
         InputError: the data set changed since it was split, the device is not there, or the network cannot be
-            built or does not run at that size.
-        StageError: the loss became NaN or infinite.
+            built or does not run at that size; the processes do not train the same.
+        StageError: the loss became NaN or infinite; the weights of the processes differ.
     """
     from_settings = settings.model_dump()
     for where_only in ("workers", "device"):  # how it is computed, and not what
         del from_settings["training"][where_only]
+    code = ("pipeline.stages.train", *networks.code_modules(settings.arch))
+    packages = ("torch", "torchvision", "pillow", "safetensors")
+    inputs = Inputs({"split": split})
     group = distributed.process_group()
     with distributed.connected(group, settings.training.device):
+        if group.world_size > 1:
+            distributed.require_same(group, _trained(from_settings, inputs, code, packages))
 
         def build(outputs: dict[str, Path], scratch: Path) -> None:
-            distributed.broadcast(group, str(scratch))
+            distributed.broadcast(group, True)
             _train(settings, split, scratch, group, outputs)
 
         if group.rank > 0:  # rank 0 looks into the store, and holds the lock there for all
-            if scratch := distributed.broadcast(group, None):
-                _train(settings, split, Path(scratch), group, {})
+            if distributed.broadcast(group, False):
+                _train(settings, split, None, group, {})
             return
         hit = store.cached(
             "train",
             settings=from_settings,
-            inputs={"split": split},
+            inputs=inputs,
             outputs={"checkpoint": checkpoint, "metrics": metrics},
-            code=("pipeline.stages.train", *networks.code_modules(settings.arch)),
-            packages=("torch", "torchvision", "pillow", "safetensors"),
+            code=code,
+            packages=packages,
             build=build,
         )
         if hit:
-            distributed.broadcast(group, None)
+            distributed.broadcast(group, False)
 
 
-def _train(settings: TrainSettings, split: Path, scratch: Path, group: ProcessGroup, outputs: dict[str, Path]) -> None:
+def _trained(
+    settings: Mapping[str, Any], inputs: Inputs, code: Sequence[str], packages: Sequence[str]
+) -> dict[str, str]:
+    """What is trained, by the names of its parts: what the store's key is made of."""
+    return {
+        "set of settings": json.dumps(settings, sort_keys=True),
+        "split": inputs.sha256["split"],
+        "version of the code": digests.code_digest(*code),
+        "version of Python": ".".join(map(str, sys.version_info[:2])),
+        "version of a package": json.dumps(versions(*packages), sort_keys=True),
+    }
+
+
+def _train(
+    settings: TrainSettings, split: Path, scratch: Path | None, group: ProcessGroup, outputs: dict[str, Path]
+) -> None:
     import torch
 
     training, images = settings.training, splits.open_split(split)
@@ -109,6 +131,7 @@ def _train(settings: TrainSettings, split: Path, scratch: Path, group: ProcessGr
         epoch=last["epoch"],
         weights=made.weights,
         seed=training.seed,
+        processes=group.world_size if group.world_size > 1 else None,
         metrics={"val_accuracy": last["val_accuracy"], "train_loss": last["loss"]},
     )
     checkpoints.write(outputs["checkpoint"], made.state, header)

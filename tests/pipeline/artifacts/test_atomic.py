@@ -1,5 +1,8 @@
 """What appears at its place appears whole, or what stood there stays."""
 
+import os
+import stat
+
 import pytest
 
 from pipeline.artifacts.atomic import replacing
@@ -49,3 +52,33 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     with pytest.raises(OSError), replacing(place) as fresh:
         fresh.write_text("new")
     assert names_in(place) == ["one"] and names_in(tmp_path) == ["photos"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_private_temporary_file_becomes_what_open_would_give(tmp_path, umask):
+    """safetensors writes files of mode 0600 whatever the umask is."""
+    import torch
+    from safetensors.torch import save_file
+
+    before = os.umask(umask)
+    try:
+        (tmp_path / "plain").touch()
+        (tmp_path / "plain folder").mkdir()
+        with replacing(tmp_path / "weights.safetensors") as fresh:
+            save_file({"a": torch.zeros(2)}, fresh)
+        with replacing(tmp_path / "pack") as fresh:
+            fresh.mkdir(mode=0o700)
+            (fresh / "run.sh").touch(mode=0o700)
+            (fresh / "inner").touch(mode=0o600)
+            (fresh / "link").symlink_to(tmp_path / "precious")
+            (tmp_path / "precious").touch(mode=0o600)
+            (tmp_path / "precious").chmod(0o640)
+    finally:
+        os.umask(before)
+
+    def mode(name):
+        return stat.S_IMODE((tmp_path / name).stat().st_mode)
+
+    assert mode("weights.safetensors") == mode("pack/inner") == mode("plain") == 0o666 & ~umask
+    assert mode("pack") == mode("pack/run.sh") == mode("plain folder") == 0o777 & ~umask
+    assert (tmp_path / "pack/link").is_symlink() and mode("precious") == 0o640

@@ -249,7 +249,7 @@ def test_a_store_that_cannot_be_written_gives_hits(shared):
 
 @needs_root
 def test_a_hit_needs_no_write_to_a_lock_of_another_user(shared):
-    """Ann's store, which Bob may read and not write: his hit takes her lock, and changes nothing of hers."""
+    """Ann's store, which Bob may read and not write: his hit takes no lock, and changes nothing of hers."""
     place = team_store(shared, 0o755)
     assert as_user(ANN, shared, REPNETS_STORE_TRUST="group") == "built"
     for folder in place.iterdir():

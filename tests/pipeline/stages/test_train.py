@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import repnets
+from pipeline.artifacts import documents
 from pipeline.config.project import Training
 from pipeline.config.stages import TrainSettings
 from pipeline.data import splits
@@ -99,6 +100,7 @@ def test_the_header_tells_the_accuracy_of_these_very_weights(few, tmp_path, ema_
     assert header.weights == ("raw" if ema_decay is None else "ema")
     assert (header.arch, header.num_classes, header.epoch, header.seed) == ("toy", 10, 2, 0)
     assert header.data_digest == images.digest
+    assert header.processes is None and "processes" not in documents.plain(header)
     assert records[-1].keys() == {
         "epoch", "learning_rate", "loss", "val_accuracy", "images_per_second", "seconds"
     }  # fmt: skip
@@ -120,6 +122,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(few, tmp_path, ema_d
     assert seen == [3]
     assert all(torch.equal(tensor, resumed.state[name]) for name, tensor in whole.state.items())
     assert [record["loss"] for record in whole.records] == [record["loss"] for record in resumed.records]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda state: state | {"processes": 2},
+            r"begun by 2 processes, and one process would end with .* or delete .*\.pt ",
+        ),
+        (lambda state: {"records": []}, r"\.pt is damaged: .*processes.* Delete it; training then begins anew"),
+    ],
+)
+def test_a_state_that_cannot_be_gone_on_from_is_refused(few, tmp_path, change, message):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    fitted(few, settings(epochs=1), scratch=scratch)
+    (place,) = scratch.iterdir()
+    torch.save(change(torch.load(place, weights_only=True)), place)
+    with pytest.raises(InputError, match=message):
+        fitted(few, settings(epochs=2), scratch=scratch)
 
 
 @pytest.mark.slow
