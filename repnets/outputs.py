@@ -55,8 +55,9 @@ def rows(given: object) -> Tensor:
 class Balanced:
     """Rows in which each of several outputs weighs alike, and of large ones some numbers stand for all.
 
-    The first call fixes the scales: each output is centred, and divided by its spread there and by the root of its
-    count. What a lone output of no more than 65,536 numbers an image gives is `rows`.
+    The first call fixes the scales: each output is centred, and divided by its spread there (at least a thousandth of
+    its root mean square) and by the root of its count. What a lone output of no more than 65,536 numbers an image gives
+    is `rows`.
     """
 
     def __init__(self) -> None:
@@ -83,8 +84,9 @@ def _thinned(one: Tensor) -> Tensor:
 
 
 def _scale(one: Tensor) -> tuple[float, float]:
-    spread = float(one.double().std(correction=0))
-    return float(one.double().mean()), (spread or 1.0) * math.sqrt(one.shape[1])
+    values = one.double()
+    spread = max(float(values.std(correction=0)), 1e-3 * float(values.square().mean().sqrt()))
+    return float(values.mean()), (spread or 1.0) * math.sqrt(one.shape[1])
 
 
 def _text(key: object) -> str:

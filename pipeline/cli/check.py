@@ -88,7 +88,7 @@ def check(
         write_json(document, _document(found))
     if not passed:
         raise GateError(
-            f"{path}: {logits} {against}, {logits.relative_error:.1e} of the largest logit; tolerance is "
+            f"{path}: {logits} {against}, {logits.relative_error:.1e} of {_largest(sides)}; tolerance is "
             f"{allowed:.0e} ({why}); {departure}."
         )
 
@@ -172,6 +172,11 @@ def _located(file: Exported, against: Exported, image: "np.ndarray", tolerance: 
     return localize.locate(file.backend, file.path, static, spec, image, tolerance)
 
 
+def _largest(sides: tuple[_Side, _Side]) -> str:
+    """What errors are relative to, in words."""
+    return "the largest logit" if any(side.file.classes for side in sides) else "the largest number of that output"
+
+
 def _shown(found: _Finding) -> str:
     sides, logits = found.sides, found.logits
     probabilities = any(side.file.gives_probabilities for side in sides)
@@ -182,7 +187,7 @@ def _shown(found: _Finding) -> str:
         ("precision", *(side.file.precision for side in sides)),
         *((name.replace("_", " "), *(_count(side.census.get(name)) for side in sides)) for name in _COUNTED),
     ]
-    error = f"{logits.relative_error:.2e} of the largest logit, {abs(logits.got - logits.want):.2e} absolute"
+    error = f"{logits.relative_error:.2e} of {_largest(sides)}, {abs(logits.got - logits.want):.2e} absolute"
     facts = [
         ("fed", found.fed.described),
         *((("compared", "probabilities, which are all that one of them gives"),) if probabilities else ()),

@@ -82,6 +82,9 @@ def scorer(
 def kept_variance(got: "np.ndarray", want: "np.ndarray", of_outputs: Sequence[int]) -> float:
     """R2, the coefficient of determination: 1 less the squared difference over the variance; the least of the outputs.
 
+    An output that all but does not vary, such as the centres of a detector's cells, is held by a millionth of its mean
+    square in place of its variance.
+
     Args:
         got, want: float (images, numbers), of all outputs one after the other.
         of_outputs: how many numbers each has.
@@ -92,7 +95,8 @@ def kept_variance(got: "np.ndarray", want: "np.ndarray", of_outputs: Sequence[in
     for count in of_outputs:
         one, other = (side[:, begin : begin + count].astype(np.float64) for side in (got, want))
         begin += count
-        lost, spread = float(np.square(one - other).mean()), float(other.var())
+        lost, square = (float(np.square(side).mean()) for side in (one - other, other))
+        spread = max(float(other.var()), 1e-6 * square)
         kept = 1 - lost / spread if spread else float(lost == 0)
         least = min(least, kept if np.isfinite(kept) else 0.0)
     return max(0.0, least)
