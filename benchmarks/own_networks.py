@@ -40,7 +40,7 @@ from pipeline.config import yaml_file
 from pipeline.config.project import Config
 from pipeline.errors import GateError, InputError, StageError, first_line, nearest
 from pipeline.models import resolve
-from pipeline.stages import check, export, jobs, quantize, reparameterize, split, train, verify
+from pipeline.stages import adopt, check, export, jobs, quantize, reparameterize, split, train, verify
 from pipeline.stages.settings import settings_of
 from repnets.errors import RepnetsError
 
@@ -48,6 +48,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 MODULE = "tests.fixtures.own_networks"
 PACKAGES = ("torch", "torchao", "executorch", "coremltools", "onnx", "onnxruntime")
 PASSED = "passed"
+GRAY = ("one_channel",)
+"""Networks that take gray images."""
 FORMS = ("fused", "quantized")
 
 
@@ -88,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             networks[name] = {"title": NETWORKS[name], **built(name, config, targets, Path(folder))}
             print(f"[{number}/{len(options.networks)}] {_progress(name, networks[name])}", file=sys.stderr, flush=True)
             about = conditions.describe(threads(), PACKAGES, before, conditions.snapshot())
-            result = {"conditions": about, "epochs": options.epochs, "networks": networks}
+            made = {"weights": f"{options.epochs} epochs of training", "scores": ["top-1 %", "int8 %"]}
+            result = {"conditions": about, **made, "networks": networks}
             if options.output:  # also of a run that is stopped
                 options.output.write_text(json.dumps(result, indent=2) + "\n")
     print(text(result))
@@ -98,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def configured(names: Sequence[str], epochs: int) -> Config:
     """The project's own configuration, of these networks."""
     values = yaml_file.read(PROJECT / "config.yaml")
-    values["models"] = {name: {"arch": f"{MODULE}:{name}"} for name in names}
+    values["models"] = {
+        name: {"arch": f"{MODULE}:{name}", "color_order": "gray" if name in GRAY else "RGB"} for name in names
+    }
     values["training"] = {**values["training"], "epochs": epochs}
     return resolve.load(values, backends.rules(), PROJECT)
 
@@ -111,7 +116,7 @@ def threads() -> int:
 
 
 def built(name: str, config: Config, targets: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Put a network through all stages.
+    """Put a network through all stages, from its training or from its checkpoint.
 
     Args:
         name: of a model of `config`.
@@ -132,8 +137,14 @@ def built(name: str, config: Config, targets: Sequence[str], folder: Path) -> di
         settings = settings_of(stage_name, config, name, target)
         return _attempt(stage_name, folder, lambda: module.run(settings, **paths))
 
+    weights = config.models[name].checkpoint
     why = (
-        stage(train, **place, **checkpoint, metrics=own / "metrics.jsonl")
+        stage(adopt, source=Path(weights), **place, **checkpoint)
+        if weights
+        else stage(train, **place, **checkpoint, metrics=own / "metrics.jsonl")
+    )
+    why = (
+        why
         or stage(reparameterize, **checkpoint, **place, **fused, report=own / "fuse.json")
         or stage(verify, **checkpoint, **place, **fused, output=proof["verify"])
     )
@@ -219,8 +230,8 @@ def text(result: Mapping[str, Any]) -> str:
     many = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
     return "\n\n".join(
         (
-            f"{about['cpu']}, {about['cores']} cores, {many}, {result['epochs']} epochs of training; {versions}.",
-            table(("network", "convolutions", "batch norms", "top-1 %", "int8 %", *targets, "s"), rows),
+            f"{about['cpu']}, {about['cores']} cores, {many}, {result['weights']}; {versions}.",
+            table(("network", "convolutions", "batch norms", *result["scores"], *targets, "s"), rows),
             *(f"[{number}] {note}" for number, note in enumerate(notes, start=1)),
             f"{outcomes.count(None)} of {len(outcomes)} passed, "
             f"{sum(bool(why) and not why['fault'] for why in outcomes)} were refused, "

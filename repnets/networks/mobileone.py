@@ -13,20 +13,20 @@ _WIDTHS = (64, 128, 256, 512)
 
 def build(
     num_classes: int,
-    in_channels: int,
     multipliers: tuple[float, float, float, float],
     branches: int = 1,
     gated_pairs: tuple[int, int, int, int] = (0, 0, 0, 0),
+    in_channels: int = 3,
 ) -> nn.Sequential:
     """`stage0`, `stage1` to `stage4` of depthwise and pointwise blocks in turn, and `head`.
 
     Args:
         num_classes: Width of the head.
-        in_channels: Of the image.
         multipliers: Of the widths 64, 128, 256 and 512 of stages 1 to 4.
         branches: Equal convolutions in each block but stage0, which has one. Default 1.
         gated_pairs: How many pairs, the last of each stage, have squeeze-and-excitation in both blocks.
             Default none.
+        in_channels: Of the image. Default 3.
     """
     channels = min(64, int(64 * multipliers[0]))
     stages = OrderedDict(stage0=MobileOneBlock(in_channels, channels, kernel_size=3, stride=2))

@@ -11,13 +11,13 @@ from repnets.networks.heads import Classifier, init_weights
 _UNITS = (4, 8, 4)
 
 
-def build(num_classes: int, in_channels: int, widths: tuple[int, int, int, int, int]) -> nn.Sequential:
+def build(num_classes: int, widths: tuple[int, int, int, int, int], in_channels: int = 3) -> nn.Sequential:
     """`stem`, `stage2` to `stage4` of 4, 8 and 4 units, `last` and `head`.
 
     Args:
         num_classes: Width of the head.
-        in_channels: Of the image.
         widths: Channels of the stem, of stages 2 to 4 (even), and of the 1x1 convolution before the head.
+        in_channels: Of the image. Default 3.
     """
     channels, *stage_widths, last = widths
     stem = nn.Sequential(

@@ -17,21 +17,21 @@ _BLOCKS = {"plain": RepVGGBlock, "gated": partial(RepVGGBlock, use_se=True), "qu
 
 def build(
     num_classes: int,
-    in_channels: int,
     depths: tuple[int, int, int, int],
     multipliers: tuple[float, float, float, float],
     groups: int = 1,
     block: str = "plain",
+    in_channels: int = 3,
 ) -> nn.Sequential:
     """`stage0`, `stage1` to `stage4` and `head`.
 
     Args:
         num_classes: Width of the head.
-        in_channels: Of the image.
         depths: Blocks of stages 1 to 4.
         multipliers: Of the widths 64, 128, 256 and 512 of stages 1 to 4.
         groups: Groups of every second layer, counted from stage0, which is dense. Default 1.
         block: "plain", "gated" with squeeze-and-excitation, or "quantizable", QARepVGG's. Default "plain".
+        in_channels: Of the image. Default 3.
     """
     make_block = _BLOCKS[block]
     channels = min(64, int(64 * multipliers[0]))

@@ -17,14 +17,14 @@ _CONVOLUTIONS = {
 }
 
 
-def build(num_classes: int, in_channels: int, convolution: str = "plain") -> nn.Sequential:
+def build(num_classes: int, convolution: str = "plain", in_channels: int = 3) -> nn.Sequential:
     """`stem`, `stage1` to `stage4` of two basic blocks each, and `head`.
 
     Args:
         num_classes: Width of the head.
-        in_channels: Of the image.
         convolution: What the 3x3 convolutions of the basic blocks are: "plain", "diverse" (DBB, arXiv
             2103.13425) or "asymmetric" (ACNet, arXiv 1908.03930). Default "plain".
+        in_channels: Of the image. Default 3.
     """
     make_convolution = _CONVOLUTIONS[convolution]
     channels = _WIDTHS[0]

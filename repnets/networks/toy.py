@@ -8,7 +8,7 @@ from repnets.networks.blocks import RepVGGBlock
 from repnets.networks.heads import Classifier, init_weights
 
 
-def build(num_classes: int, in_channels: int) -> nn.Sequential:
+def build(num_classes: int, in_channels: int = 3) -> nn.Sequential:
     """`stage1` to `stage3` and `head`; a fused one runs in well under a millisecond at 96 x 96."""
     model = nn.Sequential(
         OrderedDict(

@@ -9,13 +9,15 @@ from benchmarks import own_networks as benchmark
 from tests.fixtures import own_networks
 
 
-@pytest.mark.parametrize("name", [name for name in own_networks.NETWORKS if name != "one_channel"])
+@pytest.mark.parametrize("name", own_networks.NETWORKS)
 def test_a_network_takes_images_and_gives_logits(name):
-    assert getattr(own_networks, name)(num_classes=7).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    images = torch.zeros(2, 1 if name in benchmark.GRAY else 3, 32, 32)
+    assert getattr(own_networks, name)(num_classes=7).eval()(images).shape == (2, 7)
 
 
 def test_a_network_that_takes_no_such_images_is_refused_in_its_own_words(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(benchmark, "GRAY", ())
     output = tmp_path / "own.json"
     argv = ["--networks", "one_channel", "--targets", "executorch", "executorch-int8", "--output", str(output)]
     assert benchmark.main(argv) == 0

@@ -201,9 +201,9 @@ def test_a_class_that_differs_is_a_tie_or_is_caught(artifacts, quantized, copied
     folder = copied("onnx")
     written = documents.read(Manifest, folder / "manifest.json")
     reference = Reference(quantized, open_split(artifacts.split), spec_of(written, written.preprocessing))
-    largest, (second, first) = np.abs(reference.logits).max(), reference.logits[0].argsort()[-2:]
-    gap = (reference.logits[0, first] - reference.logits[0, second]) / largest
-    shift = np.zeros(reference.logits.shape[1], np.float32)
+    largest, (second, first) = np.abs(reference.numbers).max(), reference.numbers[0].argsort()[-2:]
+    gap = (reference.numbers[0, first] - reference.numbers[0, second]) / largest
+    shift = np.zeros(reference.numbers.shape[1], np.float32)
     shift[[first, second]] = -0.55 * gap * largest, 0.55 * gap * largest
     file = file_of(folder, "onnx")
     model = onnx.load(file)
