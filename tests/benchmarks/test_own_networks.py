@@ -48,7 +48,16 @@ def test_the_table_of_what_failed(tmp_path):
     one = {"title": "a network", "convolutions": [4, 2], "batch_norms": [4, 0], "accuracy": {"fused": 0.5},
            "targets": {"a": None, "b": fault}, "seconds": 3.2}  # fmt: skip
     file = tmp_path / "a.json"
-    file.write_text(json.dumps({"conditions": about, "epochs": 2, "networks": {"own": one}}))
+    file.write_text(
+        json.dumps(
+            {
+                "conditions": about,
+                "weights": "2 epochs of training",
+                "scores": ["top-1 %", "int8 %"],
+                "networks": {"own": one},
+            }
+        )
+    )
     shown = benchmark.text(json.loads(file.read_text()))
     assert "| a network | 4 to 2 | 4 to 0 | 50.00 | - | passed | fault [1] | 3 |" in shown
     assert (
