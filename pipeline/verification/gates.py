@@ -173,8 +173,8 @@ class CheckedFile:
         )
         if not error <= allowed:
             raise GateError(
-                f"{self.file}: {found} quantized.pt2, and on average an image is off by {error:.1e} of the largest "
-                f"logit, tolerance {allowed:.0e}, which is more than a last digit here and there. The "
+                f"{self.file}: {found} quantized.pt2, and on average an image is off by {error:.1e} of "
+                f"{self._largest}, tolerance {allowed:.0e}, which is more than a last digit here and there. The "
                 f"file does not hold the integers that it was made from: "
                 f"{self._where(found.image, exact=True, tolerance=tolerance)}. Export it again; if it fails again, the "
                 "exporter is at fault for that layer."

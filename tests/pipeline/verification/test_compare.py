@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.artifacts.check_result import Flip
+from pipeline.artifacts.export_result import TensorFacts
 from pipeline.errors import GateError
 from pipeline.verification.compare import compare, first_departure, flips, mean_error
 
@@ -111,3 +112,28 @@ def test_the_mean_error_is_that_of_each_images_worst_logit():
     want = np.array([[4.0, 0.0], [-8.0, 0.0]], dtype=np.float32)
     got = np.array([[4.0, 0.4], [-8.0, 0.0]], dtype=np.float32)
     assert mean_error(got, want) == pytest.approx(0.2 / 8)
+
+
+def test_in_a_map_one_number_of_a_thousand_may_differ_by_more():
+    random = np.random.default_rng(0)
+    want = random.normal(size=(3, 4000))
+    few, many = want.copy(), want.copy()
+    few[:, :3] += 1
+    many[:, :4] += 1
+    largest = np.abs(want).max()
+    assert mean_error(few, want) == 0 and mean_error(many, want) == pytest.approx(1 / largest)
+    assert mean_error(few[:, :1000], want[:, :1000]) == pytest.approx(1 / np.abs(want[:, :1000]).max())
+    few[0, 7] = np.nan
+    assert np.isnan(mean_error(few, want))
+
+
+def test_each_output_has_its_own_largest_value_and_its_own_thousand():
+    outputs = [TensorFacts("scores", (1, 5), "float32"), TensorFacts("mask", (1, 2, 1000), "float32")]
+    want = np.concatenate([np.full((2, 5), 0.5), np.full((2, 2000), 8.0)], axis=1)
+    got = want.copy()
+    got[:, 2] += 0.1
+    assert mean_error(got, want, outputs) == pytest.approx(0.2)
+    found = compare(got, want, outputs)
+    assert found.relative_error == pytest.approx(0.2) and found.where == "scores[2] of image 0"
+    got[1, 5 + 1203] += 8
+    assert compare(got, want, outputs).where == "mask[1, 203] of image 1"
