@@ -94,6 +94,4 @@ def _mount(place: Path) -> Path:
 
 def _nearest_folder(path: Path) -> Path:
     # Path.exists raises where a folder may not be searched
-    return next(
-        folder for folder in (path, *path.parents) if os.path.exists(folder)
-    )  # Path.exists raises where a folder may not be searched
+    return next(folder for folder in (path, *path.parents) if os.path.exists(folder))

@@ -23,6 +23,11 @@ GRAY_OF_RGB = (0.299, 0.587, 0.114)
 """Weights of R, G and B in gray, of ITU-R BT.601."""
 
 
+def channels_of(color_order: ColorOrder) -> int:
+    """How many channels an image in that order has."""
+    return 1 if color_order == "gray" else 3
+
+
 def height_and_width(size: ImageSize) -> tuple[int, int]:
     """(height, width), pixels."""
     return size if isinstance(size, tuple) else (size, size)
@@ -84,7 +89,7 @@ class Preprocessing:
     @property
     def channels(self) -> int:
         """Of the input."""
-        return 1 if self.color_order == "gray" else 3
+        return channels_of(self.color_order)
 
     @property
     def of_rgb(self) -> tuple[tuple[float, float, float], ...]:

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import backends
-from pipeline.artifacts.manifest import ColorOrder, ExportSpec, ImageSize, Preprocessing, image_size_of, write_json
+from pipeline.artifacts.manifest import (
+    ColorOrder,
+    ExportSpec,
+    ImageSize,
+    Preprocessing,
+    channels_of,
+    image_size_of,
+    write_json,
+)
 from pipeline.backends import signatures
 from pipeline.backends.worker import client
 from pipeline.cli import exported_files
@@ -166,21 +174,24 @@ def _located(file: Exported, against: Exported, image: "np.ndarray", tolerance: 
     program, _ = program_file.read(against.path)
     static = programs.static(programs.as_module(program), image.shape)
     order: ColorOrder = "gray" if image.shape[1] == 1 else "RGB"
-    channels = 1 if order == "gray" else 3  # all of it is outside of the file, where layers are silent
+    channels = channels_of(order)  # all of it is outside of the file, where layers are silent
     unused = Preprocessing(image_size_of(image.shape), (0.0,) * channels, (1.0,) * channels, (), color_order=order)
     spec = ExportSpec(file.precision, image.shape, unused)
     return localize.locate(file.backend, file.path, static, spec, image, tolerance)
 
 
+def _classify(sides: tuple[_Side, _Side]) -> bool:
+    return any(side.file.classes for side in sides)
+
+
 def _largest(sides: tuple[_Side, _Side]) -> str:
     """What errors are relative to, in words."""
-    return "the largest logit" if any(side.file.classes for side in sides) else "the largest number of that output"
+    return "the largest logit" if _classify(sides) else "the largest number of that output"
 
 
 def _shown(found: _Finding) -> str:
     sides, logits = found.sides, found.logits
     probabilities = any(side.file.gives_probabilities for side in sides)
-    classifies = any(side.file.classes for side in sides)
     rows = [
         ("", *(str(side.file.path) for side in sides)),
         ("run by", *(side.runtime for side in sides)),
@@ -193,7 +204,7 @@ def _shown(found: _Finding) -> str:
         *((("compared", "probabilities, which are all that one of them gives"),) if probabilities else ()),
         ("largest error", error),
         ("there", f"{logits.where}: {logits.got:.6g}, against {logits.want:.6g}"),
-        *((("same class", f"{logits.agreement:.2%} of {logits.images} images"),) if classifies else ()),
+        *((("same class", f"{logits.agreement:.2%} of {logits.images} images"),) if _classify(sides) else ()),
         ("tolerance", f"{found.tolerance:.0e}, {found.why}"),
         ("verdict", "pass" if found.departure is None else "fail"),
     ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.artifacts.manifest import ColorOrder, Resize
+from pipeline.artifacts.manifest import ColorOrder, Resize, channels_of
 from pipeline.config import targets
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.schema import Strict, is_name, merged, section, unknown_key, validate, where
@@ -125,7 +125,7 @@ class Model(Strict):
 
     @model_validator(mode="after")
     def _fits_the_channels(self) -> "Model":
-        channels = 1 if self.color_order == "gray" else 3
+        channels = channels_of(self.color_order)
         for name, given in (("mean", self.mean), ("std", self.std)):
             if given is not None and len(given) != channels:
                 order = self.color_order

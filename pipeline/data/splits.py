@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
-from pipeline.artifacts.manifest import ColorOrder, ImageSize, Preprocessing, Resize
+from pipeline.artifacts.manifest import ColorOrder, ImageSize, Preprocessing, Resize, channels_of
 from pipeline.data import folder_layout, image_folder, prepared_images, transforms
 from pipeline.data.datasets import FACTS, OF_FILES, UNKNOWN, UNLABELLED, Facts, Images, files_of, read_images
 from pipeline.errors import InputError, quoted
@@ -90,7 +90,7 @@ class Split:
         """
         if pixel_range == 1:
             mean, std = (own or self.facts.of(color_order, name) for name, own in (("mean", mean), ("std", std)))
-        channels = 1 if color_order == "gray" else 3
+        channels = channels_of(color_order)
         return Preprocessing(
             image_size=image_size,
             mean=tuple(one / pixel_range for one in mean or (0.0,) * channels),

@@ -47,8 +47,6 @@ def make(file: Path, written: Manifest, source: Path, split: Path, count: int, b
         count: number of images; the last batch of the file is filled up with the first images.
         backend: of the file.
     """
-    import numpy as np
-
     chosen = _chosen(splits.open_split(split), count)
     signature = signatures.read(file)
     preprocessing = written.preprocessing
@@ -62,13 +60,13 @@ def make(file: Path, written: Manifest, source: Path, split: Path, count: int, b
         images, numbers, _ = reference.exact
     numbers = compare.probabilities(numbers) if signature.gives_probabilities else numbers
     inputs = _as_pixels(images, preprocessing) if signature.takes_pixels else images.astype("<f4")
-    batch, ends = spec.input_shape[0], np.cumsum([compare.width(one) for one in reference.outputs])[:-1]
+    batch = spec.input_shape[0]
     labels = reference.labels if reference.split.has_classes else [splits.UNKNOWN] * len(images)
     rows = [[place % len(images) for place in range(at, at + batch)] for at in range(0, len(images), batch)]
     return [
         Golden(
             inputs[row].tobytes(),
-            b"".join(part.astype("<f4").tobytes() for part in np.split(numbers[row], ends, axis=1)),
+            b"".join(part.astype("<f4").tobytes() for part in compare.parts(numbers[row], reference.outputs)),
             tuple(int(labels[place]) for place in row),
         )
         for row in rows

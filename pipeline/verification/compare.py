@@ -135,8 +135,7 @@ def mean_error(got: "np.ndarray", want: "np.ndarray", outputs: Sequence[TensorFa
     import numpy as np
 
     errors = np.abs(got - want) / _scale(want, outputs)
-    ends = np.cumsum([width(one) for one in outputs])[:-1] if len(outputs) > 1 else []
-    of_outputs = [_most(part) for part in np.split(errors, ends, axis=1)]
+    of_outputs = [_most(part) for part in parts(errors, outputs)]
     return float(np.max(of_outputs, axis=0).mean())
 
 
@@ -153,6 +152,13 @@ def _most(errors: "np.ndarray") -> "np.ndarray":
 def width(output: TensorFacts) -> int:
     """How many numbers an output has of each image."""
     return math.prod(output.shape[1:])
+
+
+def parts(numbers: "np.ndarray", outputs: Sequence[TensorFacts]) -> "list[np.ndarray]":
+    """(images, numbers) of all outputs, by output."""
+    import numpy as np
+
+    return np.split(numbers, np.cumsum(list(map(width, outputs)), dtype=int)[:-1], axis=1)
 
 
 def _place(number: int, outputs: Sequence[TensorFacts]) -> str:
@@ -233,7 +239,5 @@ def _scale(want: "np.ndarray", outputs: Sequence[TensorFacts] = ()) -> "float | 
     import numpy as np
 
     if len(outputs) > 1:
-        counts = [width(one) for one in outputs]
-        parts = np.split(want, np.cumsum(counts)[:-1], axis=1)
-        return np.repeat([_scale(part) for part in parts], counts)
+        return np.repeat([_scale(part) for part in parts(want, outputs)], list(map(width, outputs)))
     return max(float(np.abs(want).max()), float(np.finfo(np.float32).tiny))

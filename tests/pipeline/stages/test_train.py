@@ -26,16 +26,6 @@ from pipeline.stages import train
 PROJECT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture(scope="module")
-def few(artifacts, tmp_path_factory) -> Path:
-    """A split of 192 digits to train on and 100 to validate."""
-    whole = splits.open_split(artifacts.split)
-    parts = {"train": whole.parts["train"][:192], "val": whole.parts["val"][:100]}
-    path = tmp_path_factory.mktemp("few") / "split.json"
-    splits.write_split(path, splits.new_split(whole.name, None, whole.classes, whole.sources, [], parts))
-    return path
-
-
 def settings(**training) -> TrainSettings:
     training = {"epochs": 2, "batch_size": 32, **training}
     return TrainSettings(arch="toy", image_size=16, interpolation="bilinear", training=Training(**training))
