@@ -103,7 +103,7 @@ def _trained(form: str, seed: int, options: argparse.Namespace, images: splits.S
     records = training_loop.fit(model, images, preprocessing, recipe).records
     fused = repnets.fuse(model.eval(), torch.zeros(1, 3, options.image_size, options.image_size))
     return {
-        "accuracy": accuracy.top1_accuracy(fused.module, images, preprocessing),
+        "accuracy": accuracy.scorer(fused.module, images, preprocessing)(fused.module),
         "seconds": sum(one["seconds"] for one in records),
         "parameters": parameters,
         "convolutions": fused.report.after.convolutions,

@@ -83,7 +83,7 @@ def configured(names: Sequence[str], pictures: Path, folder: Path) -> Config:
 
     values = yaml_file.read(PROJECT / "config.yaml")
     values["data"] = {"name": "pictures", "root": str(pictures), "val_fraction": 0.4}
-    values["quantize"] = {"max_accuracy_drop": 1.0}
+    values["quantize"] = {"max_metric_drop": 1.0}
     values["models"] = {
         name: {
             "arch": f"{MODULE}:{name}",
@@ -94,7 +94,7 @@ def configured(names: Sequence[str], pictures: Path, folder: Path) -> Config:
     }
     # what int8 loses is shown and not held
     in_int8 = [file.parent.name for file in PROJECT.glob("targets/*-int8/target.yaml")]
-    values["targets"] = {name: {"check": {"max_accuracy_drop": 1.0}} for name in in_int8}
+    values["targets"] = {name: {"check": {"max_metric_drop": 1.0}} for name in in_int8}
     return resolve.load(values, backends.rules(), PROJECT)
 
 

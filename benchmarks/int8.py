@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help=f"of training; default: {subjects.EPOCHS}")
     parser.add_argument("--test-images", type=int, default=10000, metavar="N", help="at most; default: %(default)s")
     parser.add_argument(
-        "--max-drop", type=float, default=AIM_POINTS / 100, metavar="SHARE", help="quantize.max_accuracy_drop"
+        "--max-drop", type=float, default=AIM_POINTS / 100, metavar="SHARE", help="quantize.max_metric_drop"
     )
     parser.add_argument("--threads", type=int, default=1, help="of each runtime; default: %(default)s")
     parser.add_argument("--min-runs", type=int, default=50, help="of each file; default: %(default)s")

@@ -108,7 +108,7 @@ def trained(
     )
     paths = {"checkpoint": folder / "checkpoint.safetensors", "split": folder / "split.json"}
     stage("train", settings, folder, **paths, metrics=folder / "metrics.jsonl")
-    quantize = stages.QuantizeSettings(max_accuracy_drop=max_drop)
+    quantize = stages.QuantizeSettings(max_metric_drop=max_drop)
     return _after_checkpoint(f"{network} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 
@@ -129,7 +129,7 @@ def pretrained(folder: Path, *, tests: int, max_drop: float) -> Subject:
     made = lite.split(pictures, folder / "test")
     splits.write_split(folder / "split.json", made["split"])
     _adopt(lite.weights(), lite.IMAGE_SIZE, folder)
-    quantize = stages.QuantizeSettings(max_accuracy_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
+    quantize = stages.QuantizeSettings(max_metric_drop=max_drop, calibration_images=lite.CALIBRATION_IMAGES)
     title = f"{PRETRAINED} on {PICTURES}"
     return _after_checkpoint(title, folder, made["split"], made["test"].sample("val", tests), quantize)
 
@@ -148,7 +148,7 @@ def probed(name: str, folder: Path, *, images: int, tests: int, max_drop: float)
     preprocessing = mine.preprocessing(lite.PROBE_IMAGE_SIZE, "bicubic", lite.MEAN, lite.STD)
     lite.probe(mine, preprocessing, folder / "probed.pt")
     _adopt(folder / "probed.pt", lite.PROBE_IMAGE_SIZE, folder)
-    quantize = stages.QuantizeSettings(max_accuracy_drop=max_drop)
+    quantize = stages.QuantizeSettings(max_metric_drop=max_drop)
     return _after_checkpoint(f"{PRETRAINED} on {name}", folder, mine, own.sample("val", tests), quantize)
 
 

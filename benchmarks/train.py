@@ -60,7 +60,9 @@ class Samples:
                 v2.Normalize(list(preprocessing.mean), list(preprocessing.std)),
             ]
         )
-        self.items = [(self._image(images, number), int(images.images.labels[number])) for number in images.parts[part]]
+        self.items = [
+            (self._image(images, number), int(images.images.targets[number])) for number in images.parts[part]
+        ]
 
     def _image(self, images, number):
         from torchvision.transforms.v2.functional import to_pil_image

@@ -20,6 +20,7 @@ ROOMS = (
     "backends",
     "models",
     "data",
+    "tasks",
     "config",
     "devices",
     "artifacts",

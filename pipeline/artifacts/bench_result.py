@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.export_result import TensorFacts
-from pipeline.artifacts.verify_result import Metric
+from pipeline.artifacts.metric import Metric
 
 Number = int | float
 Status = Literal["ok", "unavailable", "failed"]
@@ -272,7 +272,7 @@ class Tried:
 
     Attributes:
         status: ``lost`` if it fails a gate, for the reason.
-        accuracy: top-1 of the file; None if nothing here runs it.
+        accuracy: the score of the file; None if nothing here runs it.
         p50_ms: None if it was not timed.
         pareto: no other candidate that passes its gates is at least as good in all, and better in one.
     """

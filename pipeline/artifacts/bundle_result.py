@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from pipeline.artifacts.check_result import GateResult
 from pipeline.artifacts.export_result import FileFacts, Lineage, TensorFacts
 from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.metric import TOP_1, Metric
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class BundledCheck:
     Attributes:
         by: the runtime.
         images: of the validation set.
-        accuracy: top-1 of the file; None where the images have no labels.
+        accuracy: the score of the file; None where the images have no labels.
         converter, precision, agreement: see `CheckedForm`.
+        metric: what it is the score by; without labels what `agreement` is by.
         subjects: sha256 of all that `check` saw; see `artifacts.evidence`. Empty in bundles of older versions.
     """
 
@@ -56,6 +58,7 @@ class BundledCheck:
     converter: GateResult
     precision: GateResult | None
     agreement: float
+    metric: Metric = TOP_1
     subjects: Mapping[str, str] = field(default_factory=dict)
 
 

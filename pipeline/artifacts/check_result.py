@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pipeline.artifacts.verify_result import Metric
+from pipeline.artifacts.metric import Metric
 from pipeline.errors import InputError
 
 
@@ -75,8 +75,8 @@ class CheckedForm:
     Attributes:
         census: its operations by type, and ``convolution``, ``batch_norm``, ``join``, ``int8`` and ``total``.
         converter: the file against the network that it was made of.
-        agreement: share of the images that both give the same class.
-        accuracy: top-1 of the file.
+        agreement: how alike both are by the task; of classes the share of the images with the same.
+        accuracy: the score of the file.
         precision: what its arithmetic loses; left out where it loses more than is allowed, for a candidate of `auto`.
     """
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pipeline.artifacts.verify_result import Metric
+from pipeline.artifacts.metric import Metric, shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class QuantizedAccuracy:
-    """Top-1 of both programs on the validation images, or their agreement with the float one: see `ProvedAccuracy`."""
+    """The score of both programs on the validation images: see `ProvedAccuracy`."""
 
     fused: float
     quantized: float
@@ -65,7 +65,7 @@ class Step:
         name: of the step.
         how: what it settled on, in words.
         error: of the logits on the calibration images: mean squared, of their variance.
-        accuracy: top-1 on the validation images.
+        accuracy: the score on the validation images.
         kept: False where it was taken back, since it did not help, or was for comparison alone.
     """
 
@@ -75,9 +75,10 @@ class Step:
     accuracy: float
     kept: bool
 
-    def __str__(self) -> str:
+    def told(self, metric: Metric) -> str:
+        """It in a line."""
         end = "" if self.kept else "; not kept"
-        return f"{self.name} ({self.how}): error {self.error:.2e}, then {self.accuracy:.2%}{end}"
+        return f"{self.name} ({self.how}): error {self.error:.2e}, then {shown(self.accuracy, metric)}{end}"
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pipeline.artifacts.manifest import Preprocessing
-
-Metric = Literal["top-1", "agreement", "R2", "none"]
+from pipeline.artifacts.metric import Metric
 
 
 @dataclass(frozen=True)
 class ProvedAccuracy:
-    """Top-1 on the validation images.
+    """The score on the validation images, by the metric of the task.
 
     Attributes:
         branched: None where the network came folded.
         fused: of fused.pt2.
-        metric: ``agreement`` where the images have no labels: the share of them whose class is that of the network as
-            it was trained, in float. ``R2`` is of a network without classes: the share of the variance of the float
-            network's outputs that is kept. ``none`` is the same of generated images, which tells nothing of real ones.
+        metric: ``top-1``, ``mIoU`` and the like where it is known what is right. ``agreement`` where the images have no
+            labels: with the network as it was trained, in float. ``R2`` is of a network of no task: the share of the
+            variance of the float network's outputs that is kept. ``none``: generated images, which tell nothing of real
+            ones.
     """
 
     branched: float | None
@@ -111,7 +111,7 @@ class VerifyResult:
         float64, weights, float32: what was compared.
         images: of the validation set.
         accuracy: on them.
-        agreement: share of them that both forms give the same class.
+        agreement: how alike both forms are by the task; of classes the share of the images with the same.
         ties: the others.
         idempotent: fusing the fused network folds nothing.
     """

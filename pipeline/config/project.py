@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from pipeline.artifacts.manifest import ColorOrder, Resize, channels_of
 from pipeline.config import targets
@@ -35,10 +35,38 @@ _Spread = Annotated[float, Field(gt=0, le=255)]
 _Count = Annotated[int, Field(ge=2, le=1_000_000, strict=True)]
 
 
+_OF_CLASSES = ("classification", "embedding")
+_ANY = ("classification", "segmentation", "detection", "restoration", "embedding")
+_TASKS: Mapping[str, tuple[str, ...]] = {
+    "digit_scenes": ("detection", "segmentation"),
+    "photographs": ("restoration",),
+    "imagefolder": (*_OF_CLASSES, "restoration"),
+    "pictures": _ANY,
+    "none": _ANY,
+}
+"""What a data set can be used for, the usual first; of those that are not here it is `_OF_CLASSES`."""
+
+
 class Data(Strict):
     """The data set for training and validation, and how its images become the network's input."""
 
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagefolder", "pictures", "none"] = "digits"
+    name: Literal[
+        "digits",
+        "digit_scenes",
+        "photographs",
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+        "imagefolder",
+        "pictures",
+        "none",
+    ] = "digits"
+    task: Literal["classification", "segmentation", "detection", "restoration", "embedding"] | None = Field(
+        None, description="what networks are trained for and judged by; default: what the data set is usually used for"
+    )
+    scale: int = Field(
+        1, ge=1, le=8, description="of restoration: how many times as large as the input the picture is that it gives"
+    )
     root: _Path | None = Field(None, description="folder of the images, or where torchvision downloads them to")
     image_size: Side | tuple[Side, Side] = Field(32, description="side of the square input, or height, width; pixels")
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -55,13 +83,25 @@ class Data(Strict):
 
     @property
     def has_labels(self) -> bool:
-        """Whether the class of each image is known."""
-        return self.name not in ("pictures", "none")
+        """Whether it is known what a network should give for each image."""
+        return self.name not in ("pictures", "none") or (self.task == "restoration" and self.name == "pictures")
 
     @property
-    def has_classes(self) -> bool:
-        """Whether a network tells classes apart; else nothing is known of what its outputs mean."""
-        return self.has_labels or self.classes != "sorted"
+    def used_for(self) -> str | None:
+        """The task; None where nothing is known of what a network gives."""
+        is_known = self.name not in ("pictures", "none") or self.classes != "sorted"
+        return self.task or (_TASKS.get(self.name, _OF_CLASSES)[0] if is_known else None)
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> "Data":
+        fitting = _TASKS.get(self.name, _OF_CLASSES)
+        if self.task not in (None, *fitting):
+            raise ValueError(f"data.task: {self.task} cannot be learnt or judged by {self.name}: {', '.join(fitting)}")
+        if self.scale != 1 and self.used_for != "restoration":
+            raise ValueError("data.scale is for `task: restoration`, whose network gives a larger picture")
+        if self.task in ("segmentation", "detection") and not self.has_labels and self.classes == "sorted":
+            raise ValueError(f"data.classes is not set: {self.task} needs their number, a list or a JSON file of names")
+        return self
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> "Data":
@@ -69,7 +109,7 @@ class Data(Strict):
             raise ValueError("data.root is not set; name the folder that holds one folder of images per class")
         if self.name == "pictures" and self.root is None:
             raise ValueError("data.root is not set; name the folder that holds the pictures")
-        if not self.has_labels:
+        if self.name in ("pictures", "none"):
             if self.classes == "natural":
                 raise ValueError("data.classes: natural orders the folders of an imagefolder, and there are none")
         elif isinstance(self.classes, int):
@@ -161,8 +201,11 @@ class Quantize(Strict):
     """How the int8 program of a model is made, for the targets of `precision: int8`."""
 
     calibration_images: int = Field(512, ge=1, description="training images that ranges are taken from")
-    max_accuracy_drop: float = Field(
-        0.01, ge=0, le=1, description="top-1 of the int8 program below that of the fused net"
+    max_metric_drop: float | None = Field(
+        None,
+        ge=0,
+        validation_alias=AliasChoices("max_metric_drop", "max_accuracy_drop"),
+        description="the metric of the int8 program below that of the fused net; default 0.01 of a share, 0.3 of dB",
     )
     max_float_layers: int = Field(4, ge=0, description="layers that may stay in float if the accuracy drop is larger")
     qat_epochs: int = Field(0, ge=0, description="of training in int8, if it is still larger")

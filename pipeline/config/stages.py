@@ -22,6 +22,8 @@ class SplitSettings(Strict):
     val_fraction: float
     split_seed: int
     classes: int | str | tuple[str, ...] = "sorted"
+    used_for: str | None = None
+    scale: int = 1
 
 
 class AdoptSettings(Strict):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
 from pipeline.config import yaml_file
 from pipeline.config.backend_rules import BackendRules, hold_device
@@ -33,7 +33,12 @@ class Check(Strict):
     tolerance: float | None = Field(
         None, gt=0, description="relative error against the program; default 1e-4 for fp32, 2e-2 for fp16"
     )
-    max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="top-1 of the file below that of the fused net")
+    max_metric_drop: float | None = Field(
+        None,
+        ge=0,
+        validation_alias=AliasChoices("max_metric_drop", "max_accuracy_drop"),
+        description="the metric of the file below that of the fused net; default 0.01 of a share, 0.3 of dB",
+    )
 
 
 class Bench(Strict):

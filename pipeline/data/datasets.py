@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.artifacts import store
 from pipeline.artifacts.manifest import GRAY_OF_RGB, ColorOrder
-from pipeline.data import generated
+from pipeline.data import generated, photographs, scenes
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,10 +20,20 @@ UNKNOWN = -1
 FOLDER = "imagefolder"
 PICTURES = "pictures"
 NONE = "none"
+SCENES = "digit_scenes"
+PHOTOGRAPHS = "photographs"
 OF_FILES = (FOLDER, PICTURES)
 """Read image by image, from a folder."""
 UNLABELLED = (PICTURES, NONE)
 """Without classes of their own: what a network says of an image is held against what it says in float."""
+CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
+RESTORATION, EMBEDDING = "restoration", "embedding"
+_DIGITS = "digits.csv.gz"
+_OF_SCIKIT_LEARN = {
+    "digits": (f"data/{_DIGITS}",),
+    SCENES: (f"data/{_DIGITS}",),
+    PHOTOGRAPHS: tuple(f"images/{file}" for file in photographs.FILES),
+}
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -48,12 +58,16 @@ class Facts:
         return own[::-1] if color_order == "BGR" else own
 
 
+PIXELS = Facts((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), mirror=True)
+"""Of pictures that are given and taken as they are, for restoration."""
 FACTS = {
     "digits": Facts((0.3053, 0.3053, 0.3053), (0.3761, 0.3761, 0.3761), mirror=False),
     "fashion_mnist": Facts((0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530), mirror=True),
     "cifar10": Facts((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), mirror=True),
     "cifar100": Facts((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), mirror=True),
     # the statistics of ImageNet, which photographs share
+    SCENES: Facts((0.2496, 0.2496, 0.2496), (0.1357, 0.1357, 0.1357), mirror=False),
+    PHOTOGRAPHS: PIXELS,
     **dict.fromkeys((FOLDER, PICTURES, NONE), Facts((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), mirror=True)),
 }
 _FASHION_CLASSES = (
@@ -67,13 +81,13 @@ class Images:
 
     Attributes:
         pixels: uint8 (n, 1 or 3, H, W).
-        labels: int64 (n,).
+        targets: what is known of each, a row an image; see `pipeline.tasks.base.Targets`.
         classes: name of each label.
         own_val: number of the first image of the data set's own test part; n where it has none.
     """
 
     pixels: "torch.Tensor"
-    labels: "torch.Tensor"
+    targets: "torch.Tensor"
     classes: tuple[str, ...]
     own_val: int
 
@@ -86,14 +100,15 @@ def files_of(name: str, root: str | None) -> dict[str, Path]:
     """
     if name == NONE:
         return {}
-    if name == "digits":
+    if name in _OF_SCIKIT_LEARN:
         found = importlib.util.find_spec("sklearn")
         if found is None or not found.submodule_search_locations:
             raise InputError(
-                "data.name: digits reads the images that scikit-learn carries, and it is not installed. "
+                f"data.name: {name} reads the images that scikit-learn carries, and it is not installed. "
                 "Install it with `pip install scikit-learn`, or set data.name to another data set."
             )
-        return {"digits.csv.gz": Path(found.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"}
+        folder = Path(found.submodule_search_locations[0]) / "datasets"
+        return {Path(file).name: folder / file for file in _OF_SCIKIT_LEARN[name]}
     place = Path(root).expanduser() if root else store.root() / "datasets"
     if name == "fashion_mnist":
         names = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -112,8 +127,13 @@ def files_of(name: str, root: str | None) -> dict[str, Path]:
     return files_of(name, str(place))
 
 
-def read_images(name: str, files: Mapping[str, Path]) -> Images:
+def read_images(name: str, files: Mapping[str, Path], task: str = CLASSIFICATION) -> Images:
     """A data set as tensors, its own test part last.
+
+    Args:
+        name: of the data set.
+        files: that it is read from, by name.
+        task: that it is used for, which decides what is told of each image.
 
     Raises:
         InputError: a file does not hold what it should.
@@ -125,7 +145,12 @@ def read_images(name: str, files: Mapping[str, Path]) -> Images:
         return Images(pixels, torch.full((len(pixels),), UNKNOWN), (), 0)
     try:
         if name == "digits":
-            return _digits(files["digits.csv.gz"])
+            return _digits(files[_DIGITS])
+        if name == SCENES:
+            return _scenes(files[_DIGITS], task)
+        if name == PHOTOGRAPHS:
+            pixels, own_val = photographs.crops([files[file] for file in photographs.FILES])
+            return Images(pixels, torch.full((len(pixels),), UNKNOWN), (), own_val)
         if name == "fashion_mnist":
             pixels, labels = zip(*(_idx(files, part) for part in ("train", "t10k")), strict=True)
             return Images(torch.cat(pixels), torch.cat(labels), _FASHION_CLASSES, len(pixels[0]))
@@ -147,6 +172,17 @@ def _digits(path: Path) -> Images:
     pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = torch.from_numpy(table[:, -1].astype(np.int64))
     return Images(torch.from_numpy(pixels), labels, tuple("0123456789"), len(labels))
+
+
+def _scenes(path: Path, task: str) -> Images:
+    import torch
+
+    digits = _digits(path)
+    made = scenes.make(digits.pixels[:, 0].numpy(), digits.targets.numpy())
+    pixels, masks, boxes = map(torch.from_numpy, made)
+    if task == SEGMENTATION:
+        return Images(pixels[:, None], masks, ("background", *digits.classes), scenes.TRAIN)
+    return Images(pixels[:, None], boxes, digits.classes, scenes.TRAIN)
 
 
 def _idx(files: Mapping[str, Path], part: str) -> tuple["torch.Tensor", "torch.Tensor"]:

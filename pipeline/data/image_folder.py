@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 
+View = Callable[["torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
+
+
 @dataclass(frozen=True)
 class Item:
     """An image of a split: its number, where it is, the sha256 of its file, and its label."""
@@ -162,7 +165,7 @@ def _check_names(root: Path, names: Sequence[str]) -> None:
 
 def batches(
     items: Sequence[Sequence[Item]],
-    view: Callable[["torch.Tensor"], "torch.Tensor"],
+    view: View,
     workers: int,
     seed: int | None = None,
 ) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
@@ -170,13 +173,14 @@ def batches(
 
     Args:
         items: the images of each batch.
-        view: what makes (1, c, H, W) of one size out of (1, 3, H, W) as `image_file.read` gives it; it can be pickled.
+        view: what makes (1, c, H, W) of one size out of (1, 3, H, W) as `image_file.read` gives it, and a target of a
+            row of its target; it can be pickled.
         workers: processes that read ahead; 0 reads in this one.
         seed: of whatever ``view`` draws at random; each image has a seed of its own, so what comes out
             does not depend on the number of workers.
 
     Yields:
-        (n, c, H, W) and int64 labels (n,).
+        (n, c, H, W) and the targets, a row an image.
     """
     from torch.utils.data import DataLoader
 
@@ -192,7 +196,7 @@ class _Reader:
     """A batch by its number; an error comes as its text, since a worker would wrap it in a traceback."""
 
     items: Sequence[Sequence[Item]]
-    view: Callable[["torch.Tensor"], "torch.Tensor"]
+    view: View
     seed: int | None
 
     def __len__(self) -> int:
@@ -201,13 +205,15 @@ class _Reader:
     def __getitem__(self, number: int) -> "tuple[torch.Tensor, torch.Tensor] | str":
         import torch
 
-        images = []
+        images, targets = [], []
         with torch.random.fork_rng(devices=[], enabled=self.seed is not None):
             for item in self.items[number]:
                 if self.seed is not None:
                     torch.default_generator.manual_seed((self.seed + item.number) % 2**63)
                 try:
-                    images.append(self.view(read(item.path, item.sha256)[None]))
+                    image, target = self.view(read(item.path, item.sha256)[None], torch.tensor([item.label]))
                 except InputError as error:
                     return str(error)
-        return torch.cat(images), torch.tensor([item.label for item in self.items[number]])
+                images.append(image)
+                targets.append(target)
+        return torch.cat(images), torch.cat(targets)

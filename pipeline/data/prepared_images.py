@@ -28,11 +28,11 @@ class PreparedImages:
 
     Attributes:
         pixels: float32 (n, 1 or 3, height, width) in [0, 1], mapped from a file.
-        labels: int64 (n,).
+        targets: what is known of them, a row an image.
     """
 
     pixels: "torch.Tensor"
-    labels: "torch.Tensor"
+    targets: "torch.Tensor"
 
 
 def prepare_once(
@@ -54,7 +54,7 @@ def prepare_once(
 
     def build(places: dict[str, Path], _scratch: Path) -> None:
         print(f"preparing {len(numbers)} images at {height} x {width} pixels, once for all stages", flush=True)
-        _write(read(), len(numbers), places["pixels"], places["labels"])
+        _write(read(), len(numbers), places["pixels"], places["targets"])
 
     files = store.kept(
         "images",
@@ -66,15 +66,15 @@ def prepare_once(
             "resize": preprocessing.resize,
             "gray": preprocessing.color_order == "gray",
         },
-        outputs={"pixels": "pixels.npy", "labels": "labels.npy"},
+        outputs={"pixels": "pixels.npy", "targets": "targets.npy"},
         code=("pipeline.data.splits",),
         packages=("torch", "torchvision", "pillow", "numpy"),
         build=build,
     )
-    return _mapped(files["pixels"], files["labels"], len(numbers), (height, width))
+    return _mapped(files["pixels"], files["targets"], len(numbers), (height, width))
 
 
-def _write(batches: Batches, count: int, pixels: Path, labels: Path) -> None:
+def _write(batches: Batches, count: int, pixels: Path, targets: Path) -> None:
     """Write as batches come. A file that is written, not mapped: a full disk then raises, and kills no process."""
     import numpy as np
     import torch
@@ -82,36 +82,40 @@ def _write(batches: Batches, count: int, pixels: Path, labels: Path) -> None:
 
     seen = []
     with pixels.open("wb") as file, tqdm(total=count, unit="image", leave=False, disable=None) as bar:
-        for images, classes in batches:
+        for images, wanted in batches:
             if not seen:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (count, *images.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(images.contiguous().numpy())
-            seen.append(classes)
+            seen.append(wanted)
             bar.update(len(images))
-    np.save(labels, torch.cat(seen).numpy())
+    np.save(targets, torch.cat(seen).numpy())
 
 
-def _mapped(pixels: Path, labels: Path, count: int, size: tuple[int, int]) -> PreparedImages:
+def _mapped(pixels: Path, targets: Path, count: int, size: tuple[int, int]) -> PreparedImages:
     import torch
 
     shapes = [(count, channels, *size) for channels in (1, 3)]
     # copy on write: torch wants memory that it could write to, and the file stays as it is
-    images = _array(pixels, "float32", shapes, "c")
-    return PreparedImages(torch.from_numpy(images), torch.from_numpy(_array(labels, "int64", [(count,)], None)))
+    images = _array(pixels, ("float32",), shapes)
+    known = _array(targets, ("int64", "float32"), [(count,), (count, ...)])
+    return PreparedImages(torch.from_numpy(images), torch.from_numpy(known))
 
 
-def _array(file: Path, dtype: str, shapes: Sequence[tuple[int, ...]], mmap_mode: str | None) -> "np.ndarray":
+def _array(file: Path, dtypes: Sequence[str], shapes: Sequence[tuple[object, ...]]) -> "np.ndarray":
+    """An array of one of some types and shapes; what comes after an axis `...` is not looked at."""
     import numpy as np
 
     try:
-        array = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
+        array = np.load(file, mmap_mode="c", allow_pickle=False)
         holds = f"holds {array.dtype} {array.shape}"
-        if array.dtype == dtype and array.shape in shapes:
+        begins = (*array.shape[:1], ...)
+        if array.dtype in dtypes and (array.shape in shapes or begins in shapes):
             return array
     except (OSError, EOFError, ValueError) as error:
         holds = f"cannot be read as an array ({error})"
+    wanted = f"{' or '.join(dtypes)} {' or '.join(map(str, shapes))}"
     raise InputError(
-        f"{file} {holds}, and must hold {dtype} {' or '.join(map(str, shapes))}: something else than this pipeline "
-        f"wrote it into the store. Delete the folder {file.parents[1]} and run again."
+        f"{file} {holds}, and must hold {wanted}: something else than this pipeline wrote it into the store. Delete "
+        f"the folder {file.parents[1]} and run again."
     )

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,45 @@ from typing import TYPE_CHECKING, Any
 from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import ColorOrder, ImageSize, Preprocessing, Resize, channels_of
-from pipeline.data import folder_layout, image_folder, prepared_images, transforms
-from pipeline.data.datasets import FACTS, OF_FILES, UNKNOWN, UNLABELLED, Facts, Images, files_of, read_images
+from pipeline.data import folder_layout, image_folder, prepared_images, targets, transforms
+from pipeline.data.datasets import (
+    CLASSIFICATION,
+    DETECTION,
+    FACTS,
+    NONE,
+    OF_FILES,
+    PIXELS,
+    RESTORATION,
+    SEGMENTATION,
+    UNKNOWN,
+    UNLABELLED,
+    Facts,
+    Images,
+    files_of,
+    read_images,
+)
 from pipeline.errors import InputError, quoted
+from pipeline.tasks.base import Targets
 
 if TYPE_CHECKING:
     import torch
 
+_KINDS: Mapping[str, Targets] = {SEGMENTATION: "mask", DETECTION: "boxes", RESTORATION: "picture"}
 _READ_AT_ONCE = 64
 _MOST_BYTES = 1_000_000_000  # of split.json; ImageNet's is a tenth of it
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a data set is used for.
+
+    Attributes:
+        task: ``classification`` or another of `pipeline.tasks`; empty where nothing is known of the network.
+        scale: of restoration, how many times as large as the input the picture is that the network gives.
+    """
+
+    task: str = CLASSIFICATION
+    scale: int = 1
 
 
 @dataclass(frozen=True)
@@ -38,6 +68,7 @@ class Split:
         labels: of each source, for an image folder; empty for the others.
         parts: numbers of the images in ``train`` and in ``val``.
         digest: sha256 over all of the above but ``root``.
+        use: what it is used for.
     """
 
     name: str
@@ -47,6 +78,7 @@ class Split:
     labels: tuple[int, ...]
     parts: Mapping[str, tuple[int, ...]]
     digest: str
+    use: "Use"
     _mapped: dict[tuple[Any, ...], prepared_images.PreparedImages] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -57,18 +89,23 @@ class Split:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the class of each image is known; else every label that is read is `datasets.UNKNOWN`."""
-        return self.name not in UNLABELLED
+        """Whether it is known what a network should give for an image; else all that is read is `datasets.UNKNOWN`."""
+        return self.name not in UNLABELLED or (self.use.task == RESTORATION and self.name != NONE)
 
     @property
-    def has_classes(self) -> bool:
-        """Whether a network tells classes apart; else nothing is known of what its outputs mean."""
-        return bool(self.classes)
+    def is_of_classifier(self) -> bool:
+        """Whether a network gives logits, one class an image."""
+        return self.use.task == CLASSIFICATION
 
     @property
     def facts(self) -> Facts:
         """Statistics of the data set's pixels, and whether its images may be mirrored."""
-        return FACTS[self.name]
+        return PIXELS if self.use.task == RESTORATION else FACTS[self.name]
+
+    @property
+    def kind(self) -> Targets:
+        """Of what is known of each image."""
+        return _KINDS.get(self.use.task, "label") if self.has_labels else "label"
 
     def preprocessing(
         self,
@@ -95,7 +132,7 @@ class Split:
             image_size=image_size,
             mean=tuple(one / pixel_range for one in mean or (0.0,) * channels),
             std=tuple(one / pixel_range for one in std or (1.0,) * channels),
-            classes=self.classes,
+            classes=self.classes if self.is_of_classifier else (),
             interpolation=interpolation,
             color_order=color_order,
             resize=resize,
@@ -115,14 +152,14 @@ class Split:
             workers: processes that read images, for an image folder; default 2.
 
         Yields:
-            float32 (n, C, height, width) and int64 (n,), on the CPU.
+            float32 (n, C, height, width) and the targets, of `kind`, on the CPU.
 
         Raises:
             InputError: the data set is no longer the one that the split was made from.
         """
         read = self._prepared if part == "val" else self._read
-        for images, labels in read(part, preprocessing, batch_size, workers):
-            yield transforms.normalised(images, preprocessing).contiguous(), labels
+        for images, wanted in read(part, preprocessing, batch_size, workers):
+            yield transforms.normalised(images, preprocessing).contiguous(), wanted
 
     def sample(self, part: str, count: int, seed: int = 0) -> "Split":
         """This split with so many images of a part alone, drawn at random: the same ones in the same order each time.
@@ -154,7 +191,7 @@ class Split:
                 f"{files[changed[0]]} is not the file that the split was made from. "
                 f"Run `python -m pipeline split` again, so that split and data belong together."
             )
-        return read_images(self.name, files)
+        return read_images(self.name, files, self.use.task)
 
     def _prepared(
         self, part: str, preprocessing: Preprocessing, batch_size: int, workers: int
@@ -168,20 +205,21 @@ class Split:
             read = partial(self._read, part, preprocessing, _READ_AT_ONCE, workers)
             self._mapped[shape] = prepared_images.prepare_once(self.digest, numbers, preprocessing, read)
         found = self._mapped[shape]
-        yield from zip(found.pixels.split(batch_size), found.labels.split(batch_size), strict=True)
+        yield from zip(found.pixels.split(batch_size), found.targets.split(batch_size), strict=True)
 
     def _read(self, part: str, preprocessing: Preprocessing, batch_size: int, workers: int) -> prepared_images.Batches:
         """Images of a part before they are normalised: float32 (n, 1 or 3, height, width) in [0, 1]."""
         numbers = self.parts[part]
         chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
+        view = View(preprocessing, self.kind, self.use.scale)
         if self.name in OF_FILES:
-            view = partial(transforms.resized, preprocessing=preprocessing)
-            yield from image_folder.batches(self._items(chunks), view, workers)
+            yield from image_folder.batches(self.items(chunks), view, workers)
             return
         for chunk in chunks:
-            yield transforms.resized(self.images.pixels[chunk], preprocessing), self.images.labels[chunk]
+            yield view(self.images.pixels[chunk], self.images.targets[chunk])
 
-    def _items(self, chunks: Sequence[Sequence[int]]) -> list[list[image_folder.Item]]:
+    def items(self, chunks: Sequence[Sequence[int]]) -> list[list[image_folder.Item]]:
+        """The images of some numbers, of a data set that is read image by image."""
         root, sources = Path(self.root or "").expanduser(), list(self.sources.items())
         labels = self.labels or (UNKNOWN,) * len(sources)
         return [
@@ -193,6 +231,21 @@ class Split:
         ]
 
 
+@dataclass(frozen=True)
+class View:
+    """Images as they are, and their targets, as a network takes and is to give them: float32 images in [0, 1]."""
+
+    preprocessing: Preprocessing
+    kind: Targets
+    scale: int
+
+    def __call__(self, pixels: "torch.Tensor", wanted: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+        return (
+            transforms.resized(pixels, self.preprocessing),
+            targets.fitted(self.kind, wanted, pixels, self.preprocessing, self.scale),
+        )
+
+
 def new_split(
     name: str,
     root: str | None,
@@ -200,14 +253,17 @@ def new_split(
     sources: Mapping[str, str],
     labels: Sequence[int],
     parts: Mapping[str, Sequence[int]],
+    use: Use | None = None,
 ) -> Split:
-    """A split, with its digest."""
+    """A split, with its digest. `use` is by default that of a classifier, or without classes none."""
+    use = use or Use(CLASSIFICATION if classes else "")
     content = [
         name,
         list(classes),
         list(sources.items()),
         list(labels),
         *(list(parts[k]) for k in ("train", "val")),
+        *([] if use.task in ("", CLASSIFICATION) else [use.task, use.scale]),
     ]
     return Split(
         name=name,
@@ -217,6 +273,7 @@ def new_split(
         labels=tuple(labels),
         parts={part: tuple(numbers) for part, numbers in parts.items()},
         digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        use=use,
     )
 
 
@@ -230,6 +287,7 @@ def write_split(path: Path, split: Split) -> None:
         "classes": split.classes,
         "sources": split.sources,
         "labels": split.labels,
+        "use": asdict(split.use),
         **split.parts,
     }
     manifest.write_json(path, document)
@@ -249,7 +307,10 @@ def open_split(path: Path, trained_with: str | None = None) -> Split:
     try:
         values = json.loads(regular_file.content_of(path, _MOST_BYTES))
         parts = {part: values[part] for part in ("train", "val")}
-        split = new_split(values["name"], values["root"], values["classes"], values["sources"], values["labels"], parts)
+        use = Use(**values["use"])
+        split = new_split(
+            values["name"], values["root"], values["classes"], values["sources"], values["labels"], parts, use
+        )
         both = set(parts["train"]) & set(parts["val"])
         _require_types(split)
         edited = split.digest != values["digest"] or split.name not in FACTS
@@ -286,66 +347,12 @@ def _require_types(split: Split) -> None:
     numbers = [*split.labels, *split.parts["train"], *split.parts["val"]]
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError("a number in it is no whole number")
+    if not isinstance(split.use.task, str) or type(split.use.scale) is not int or split.use.scale < 1:
+        raise ValueError("what it is used for is not one of the tasks")
     if any(label >= len(split.classes) for label in split.labels):
         raise ValueError("a label in it is of no class")
     if split.labels and not len(split.labels) == len(split.sources) > max(numbers[len(split.labels) :], default=0):
         raise ValueError("its labels, its images and the numbers of its parts do not fit each other")
-
-
-def training_steps(split: Split, batch_size: int) -> int:
-    """Batches in an epoch: full ones only, since a small one would upset the batch norms."""
-    return max(1, split.size("train") // batch_size)
-
-
-def training_batches(
-    split: Split,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    augment: bool = True,
-    device: str = "cpu",
-    workers: int = 2,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-    """One epoch of the train part, in an order and with distortions that follow from seed and epoch alone.
-
-    Augmentation is a shift by up to a sixteenth of the side, and a flip where the data set allows it; for
-    an image folder a random crop of at least half the area stands in for the shift.
-
-    Args:
-        batch_size: images in a batch of all ranks together.
-        device: where the batches are wanted, and where a data set held in memory is worked on.
-        workers: processes that read images, for an image folder; what comes out does not depend on it.
-        rank, world: which share of each batch to yield.
-
-    Yields:
-        float32 (n, C, height, width) in channels_last order, and int64 (n,), on ``device``.
-    """
-    import torch
-
-    seed = _seed(seed, epoch)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.tensor(split.parts["train"])[torch.randperm(split.size("train"), generator=generator)]
-    chunks = [order[at * batch_size :][:batch_size] for at in range(training_steps(split, batch_size))]
-    if split.name in OF_FILES:
-        items = split._items([chunk[rank::world].tolist() for chunk in chunks])
-        for images, labels in image_folder.batches(
-            items, transforms.FolderView(preprocessing, augment, split.facts.mirror), workers, seed
-        ):
-            images = images.to(device).to(torch.float32).div_(255)
-            yield transforms.laid_out(transforms.normalised(images, preprocessing)), labels.to(device)
-        return
-    held, labels = split.images.pixels.to(device), split.images.labels.to(device)
-    for chunk in chunks:
-        moves = transforms.moves(len(chunk), preprocessing.size, split.facts.mirror, generator)
-        mine = chunk[rank::world].to(device)
-        images = transforms.resized(held[mine], preprocessing)
-        if augment:
-            images = transforms.moved(images, *(move[rank::world].to(device) for move in moves))
-        yield transforms.laid_out(transforms.normalised(images, preprocessing)), labels[mine]
 
 
 def listing(name: str, root: str | None, order: str | Sequence[str] = "sorted") -> str:
@@ -368,7 +375,3 @@ def listing(name: str, root: str | None, order: str | Sequence[str] = "sorted") 
     except (InputError, OSError) as error:
         total.update(str(error).encode(errors="backslashreplace"))
     return total.hexdigest()
-
-
-def _seed(*parts: int) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

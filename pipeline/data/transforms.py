@@ -36,15 +36,15 @@ def resized(pixels: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tens
     images = pixels.to(torch.float32).div_(255)
     if preprocessing.color_order == "gray" and images.shape[1] == 3:
         images = (images * images.new_tensor(GRAY_OF_RGB).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    scaled = _scaled_size(images.shape[-2:], preprocessing)
+    scaled = scaled_size(images.shape[-2:], preprocessing)
     if scaled != tuple(images.shape[-2:]):
         images = torch.nn.functional.interpolate(
             images, scaled, mode=preprocessing.interpolation, align_corners=False, antialias=True
         )
-    return _placed(images, preprocessing.size, LETTERBOX_FILL / 255)
+    return placed(images, preprocessing.size, LETTERBOX_FILL / 255)
 
 
-def _scaled_size(size: Sequence[int], preprocessing: Preprocessing) -> tuple[int, int]:
+def scaled_size(size: Sequence[int], preprocessing: Preprocessing) -> tuple[int, int]:
     """Height and width that an image of some size is resized to, before it is cut or padded."""
     (height, width), (high, wide) = size, preprocessing.size
     if preprocessing.resize == "stretch":
@@ -56,19 +56,24 @@ def _scaled_size(size: Sequence[int], preprocessing: Preprocessing) -> tuple[int
     return (high, int(high * width / height)) if is_by_height else (int(wide * height / width), wide)
 
 
-def _placed(images: "torch.Tensor", size: tuple[int, int], fill: float) -> "torch.Tensor":
+def placed(images: "torch.Tensor", size: tuple[int, int], fill: float) -> "torch.Tensor":
     """Cut at the centre what is over, and pad what is missing, so that images have a height and width."""
     import torch
 
     for axis, wanted in ((-2, size[0]), (-1, size[1])):
         given = images.shape[axis]
+        before = offset(given, wanted)
         if given > wanted:
-            images = images.narrow(axis, round((given - wanted) / 2), wanted)
+            images = images.narrow(axis, -before, wanted)
         elif given < wanted:
-            before = (wanted - given) // 2
             pads = [before, wanted - given - before]
             images = torch.nn.functional.pad(images, [0, 0, *pads] if axis == -2 else pads, value=fill)
     return images
+
+
+def offset(given: int, wanted: int) -> int:
+    """How many pixels later than before an image begins, along a side that is cut or padded at both ends."""
+    return (wanted - given) // 2 if wanted >= given else -round((given - wanted) / 2)
 
 
 def normalised(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
@@ -137,7 +142,7 @@ class FolderView:
     augment: bool
     mirror: bool
 
-    def __call__(self, pixels: "torch.Tensor") -> "torch.Tensor":
+    def __call__(self, pixels: "torch.Tensor", label: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
         from torchvision.transforms import InterpolationMode, v2
 
         how = self.preprocessing
@@ -148,6 +153,8 @@ class FolderView:
             crop = v2.RandomResizedCrop(how.size, scale=(0.5, 1.0), interpolation=interpolation, antialias=True)
             pixels = crop(pixels)
         else:
-            resize = v2.Resize(_scaled_size(pixels.shape[-2:], how), interpolation=interpolation, antialias=True)
-            pixels = _placed(resize(pixels), how.size, LETTERBOX_FILL)
-        return v2.RandomHorizontalFlip(0.5 if self.mirror else 0.0)(pixels) if self.augment else pixels
+            resize = v2.Resize(scaled_size(pixels.shape[-2:], how), interpolation=interpolation, antialias=True)
+            pixels = placed(resize(pixels), how.size, LETTERBOX_FILL)
+        if self.augment:
+            pixels = v2.RandomHorizontalFlip(0.5 if self.mirror else 0.0)(pixels)
+        return pixels, label

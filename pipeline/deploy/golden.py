@@ -61,7 +61,7 @@ def make(file: Path, written: Manifest, source: Path, split: Path, count: int, b
     numbers = compare.probabilities(numbers) if signature.gives_probabilities else numbers
     inputs = _as_pixels(images, preprocessing) if signature.takes_pixels else images.astype("<f4")
     batch = spec.input_shape[0]
-    labels = reference.labels if reference.split.has_classes else [splits.UNKNOWN] * len(images)
+    labels = reference.labels if reference.split.is_of_classifier else [splits.UNKNOWN] * len(images)
     rows = [[place % len(images) for place in range(at, at + batch)] for at in range(0, len(images), batch)]
     return [
         Golden(
@@ -87,9 +87,9 @@ def tolerance(checked: CheckedForm, precision: str) -> float:
 
 def _chosen(split: splits.Split, count: int) -> splits.Split:
     """A split whose validation part is `count` of its images, spread over the classes."""
-    if not split.has_labels:
+    if not (split.has_labels and split.is_of_classifier):
         return replace(split, parts={"train": (), "val": split.parts["val"][:count]})
-    labels = split.labels or split.images.labels.tolist()
+    labels = split.labels or split.images.targets.tolist()
     of_class: dict[int, list[int]] = {}
     for number in split.parts["val"]:
         of_class.setdefault(labels[number], []).append(number)
@@ -99,7 +99,7 @@ def _chosen(split: splits.Split, count: int) -> splits.Split:
     in_turn = [number for rank in zip_longest(*(of_class[one] for one in classes)) for number in rank]
     numbers = [number for number in in_turn if number is not None][:count]
     parts = {"train": (), "val": numbers}
-    return splits.new_split(split.name, split.root, split.classes, split.sources, split.labels, parts)
+    return splits.new_split(split.name, split.root, split.classes, split.sources, split.labels, parts, split.use)
 
 
 def _as_pixels(images: "np.ndarray", preprocessing: Preprocessing) -> "np.ndarray":

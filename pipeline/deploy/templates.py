@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends
-from pipeline.artifacts.bundle_result import BundleManifest
+from pipeline.artifacts.bundle_result import BundledCheck, BundleManifest
 from pipeline.artifacts.manifest import LETTERBOX_FILL
+from pipeline.artifacts.metric import NONE, R2, plain, shown
 from pipeline.backends.base import Backend
 
 _SHIPPED = Path(__file__).with_name("shipped")
@@ -137,7 +138,7 @@ def _of_outputs(manifest: BundleManifest) -> dict[str, str]:
         return {
             "WHAT": f"gives {shown} for",
             "GIVES": f"The outputs, in order, float32: {shown}.",
-            "QUALITY": f"R2 of its outputs to those of the float network: {manifest.checked.agreement:.2%}",
+            "QUALITY": _quality(manifest.checked),
         }
     known = "not known, since the images have no labels" if accuracy is None else f"{accuracy:.2%}"
     return {
@@ -145,6 +146,13 @@ def _of_outputs(manifest: BundleManifest) -> dict[str, str]:
         "GIVES": f"The output is {_sizes(output.shape)} {output.kind}, one for each line of labels.txt, in that order.",
         "QUALITY": f"Top-1 accuracy of this file: {known}",
     }
+
+
+def _quality(checked: BundledCheck) -> str:
+    if checked.accuracy is not None:
+        return f"{plain(checked.metric)} of this file: {shown(checked.accuracy, checked.metric)}"
+    what = "R2 of its outputs to those of" if checked.metric in (R2, NONE) else "Agreement with"
+    return f"{what} the float network: {checked.agreement:.2%}"
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -67,10 +67,10 @@ def check(arch: str) -> None:
         raise InputError(f"there is no network `{arch}`{nearest(arch, list(MODELS))}")
 
 
-def is_classifier(arch: str) -> bool:
-    """Whether it is known to be one by its name; networks of the user's own may be anything."""
+def task_of(arch: str) -> str | None:
+    """What a network is for, by its name; None of the user's own, which may be anything."""
     base, _ = _parts(arch)
-    return base in MODELS or base.startswith(_TIMM)
+    return MODELS[base].task if base in MODELS else "classification" if base.startswith(_TIMM) else None
 
 
 def min_image_size(arch: str) -> int | None:

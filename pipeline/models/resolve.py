@@ -13,6 +13,7 @@ from pipeline.config.schema import where
 from pipeline.config.targets import Target
 from pipeline.errors import InputError
 from pipeline.models import external_checkpoints, networks
+from repnets.networks import MODELS
 
 
 def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Path = Path()) -> Config:
@@ -30,7 +31,13 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
             networks.check(model.arch)
         except InputError as error:
             raise InputError(f"{where(source, named)}: {error}") from None
-        if not read.data.has_classes and networks.is_classifier(model.arch):
+        task, used_for = networks.task_of(model.arch), read.data.used_for
+        if task is not None and used_for not in (None, task):
+            raise InputError(
+                f"{where(source, named)}: `{model.arch}` is a network for {task}, and data.task is {used_for}. Take "
+                f"one for {used_for}, such as {', '.join(_networks_for(used_for))}, or set data.task."
+            )
+        if used_for is None and task == "classification":
             raise InputError(
                 f"{where(source, named)}: `{model.arch}` is a classifier, but data.classes is not set, and without "
                 "labels nothing tells how many classes it has. Give their number, as `data: {classes: 1000}`, a list "
@@ -44,6 +51,10 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
                 f"models.{name} or data."
             )
     return read
+
+
+def _networks_for(task: str) -> list[str]:
+    return [spec.name for spec in MODELS.values() if spec.task == task][:3] or ["one of your own"]
 
 
 def _shown(size: ImageSize) -> str:

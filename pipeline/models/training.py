@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.metric import TOP_1, plain
 from pipeline.config.project import Training
-from pipeline.data import splits
+from pipeline.data import splits, training_batches
 from pipeline.errors import InputError, StageError, reading
-from pipeline.models import distributed
+from pipeline.models import accuracy, distributed
 from pipeline.models.distributed import ProcessGroup
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def fit(
 
     Args:
         model: a network with fresh weights; it is trained in place.
-        split: the data.
+        split: the data, with labels; the loss and the score are those of its task.
         preprocessing: how images become the network's input.
         training: the hyperparameters.
         scratch: folder for the state after each epoch, from which a run resumes; None: no state is kept. That of rank
@@ -79,8 +80,9 @@ def fit(
         StageError: the loss became NaN or infinite; the processes have different weights.
     """
     import torch
-    from torch.nn.functional import cross_entropy
     from tqdm import tqdm
+
+    from repnets.outputs import named
 
     group, report = group or ProcessGroup(), report or (lambda record: None)
     device = distributed.device_of(training.device, group)
@@ -95,7 +97,8 @@ def fit(
         nesterov=training.momentum > 0,
         foreach=True,
     )
-    steps = splits.training_steps(split, training.batch_size)
+    steps = training_batches.steps(split, training.batch_size)
+    task, metric = accuracy.task_of(split, preprocessing, training.label_smoothing), accuracy.metric_of(split)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=distributed.has_bfloat16(device))
     records = _resume(scratch, group, model, optimizer, average)
     _require_in_step(group, len(records), model, optimizer, best_known)
@@ -104,7 +107,7 @@ def fit(
         torch.manual_seed(training.seed + epoch)
         trained.train()
         seen, total_loss = 0, torch.zeros((), device=device)
-        batches = splits.training_batches(
+        batches = training_batches.batches(
             split,
             preprocessing,
             batch_size=training.batch_size,
@@ -118,13 +121,13 @@ def fit(
         )
         name = f"epoch {epoch + 1}/{training.epochs}"
         bar = tqdm(batches, name, steps, leave=False, unit="batch", disable=True if group.rank else None)
-        for step, (images, labels) in enumerate(bar):
+        for step, (images, targets) in enumerate(bar):
             done = epoch * steps + step
             rate = _learning_rate(training, done, steps)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate
             with autocast:
-                loss = cross_entropy(trained(images), labels, label_smoothing=training.label_smoothing)
+                loss = task.loss(list(named(trained(images)).values()), targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -137,13 +140,13 @@ def fit(
         _refuse_diverged(total_loss, epoch, steps - 1, training)
         seen, loss_sum = distributed.summed_over_processes(group, device, seen, float(total_loss))
         training_seconds = time.perf_counter() - start
-        accuracy = _validate(best_known, split, preprocessing, device, autocast, group, training.workers)
+        score = _validate(best_known, split, preprocessing, device, autocast, group, training.workers)
         records.append(
             {
                 "epoch": epoch + 1,
                 "learning_rate": rate,
                 "loss": loss_sum / steps / group.world_size,
-                "val_accuracy": accuracy,
+                score_name(metric): score,
                 "images_per_second": round(seen / training_seconds, 1),
                 "seconds": round(time.perf_counter() - start, 3),
             }
@@ -153,6 +156,11 @@ def fit(
             _keep(scratch, records, group, model, optimizer, average)
             report(records[-1])
     return Trained(best_known.state_dict(), "raw" if average is None else "ema", records)
+
+
+def score_name(metric: str) -> str:
+    """What the score on the validation images is called in a record."""
+    return "val_accuracy" if metric == TOP_1 else f"val_{plain(metric)}"
 
 
 def _learning_rate(training: Training, done: int, steps: int) -> float:
@@ -203,21 +211,29 @@ def _validate(
     group: ProcessGroup,
     workers: int,
 ) -> float:
-    """Accuracy on the validation part, which is divided among the processes."""
+    """The score on the validation part, of classifiers divided among the processes."""
     import torch
+
+    from repnets.outputs import named
 
     if group.world_size > 1:
         for buffer in model.buffers():  # batch statistics differ between processes; rank 0's are saved
             torch.distributed.broadcast(buffer, 0)
-    share = split.share("val", group.rank, group.world_size)
     model.eval()
-    right = torch.zeros((), device=device, dtype=torch.int64)
-    with torch.inference_mode(), autocast:
-        for images, labels in share.batches("val", preprocessing, _VAL_BATCH_SIZE, workers):
-            images = images.to(device, memory_format=torch.channels_last)
-            right += (model(images).argmax(1) == labels.to(device)).sum()
-    (total,) = distributed.summed_over_processes(group, device, int(right))
-    return total / split.size("val")
+
+    def on_device(images: "torch.Tensor") -> list["torch.Tensor"]:
+        given = named(model(images.to(device, memory_format=torch.channels_last)))
+        return [one.float().cpu() for one in given.values()]
+
+    whole = not split.is_of_classifier  # the score of parts does not give that of all
+    share = split if whole else split.share("val", group.rank, group.world_size)
+    with autocast:
+        given, targets = accuracy.outputs(on_device, share, preprocessing, _VAL_BATCH_SIZE, workers)
+    score = accuracy.score_of(share, preprocessing, given, [], targets)
+    if whole:
+        return score
+    (right,) = distributed.summed_over_processes(group, device, round(score * share.size("val")))
+    return right / split.size("val")
 
 
 def _require_in_step(

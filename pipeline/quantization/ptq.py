@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.metric import TOP_1, Metric, allowed_drop
 from pipeline.artifacts.quantize_result import Step
-from pipeline.artifacts.verify_result import Metric
 from pipeline.models import programs
 from pipeline.models.accuracy import share_right
 from pipeline.quantization import pt2e
@@ -49,12 +49,12 @@ class Limits:
     """How far a repair may go.
 
     Attributes:
-        max_accuracy_drop: top-1 below that of the float network.
+        max_metric_drop: the score below that of the float network; None: see `metric.allowed_drop`.
         max_float_layers: how many layers may stay in float.
         training: what to train with where nothing else helps; None: no training.
     """
 
-    max_accuracy_drop: float
+    max_metric_drop: float | None
     max_float_layers: int
     training: Training | None = None
 
@@ -65,7 +65,7 @@ class Repaired:
 
     Attributes:
         prepared, simulation: for `pt2e.convert`.
-        float_accuracy: top-1 of the float network on the validation images.
+        float_accuracy: the score of the float network on the validation images.
         steps: what was done, in order.
         sensitivities: by the name of a layer's node, where they were measured; see `repnets.quantization.sensitivity`.
         in_float: names of the nodes of layers that stay in float; by each, that of the layer for whose input it does,
@@ -83,7 +83,7 @@ class Repaired:
 
     @property
     def accuracy(self) -> float:
-        """Top-1 of the int8 network on the validation images."""
+        """The score of the int8 network on the validation images."""
         return self._last_kept.accuracy
 
     @property
@@ -101,7 +101,7 @@ def repair(
     calibration: "Sequence[Tensor]",
     accuracy: "Callable[[Callable[[Tensor], Tensor]], float]",
     limits: Limits,
-    metric: Metric = "top-1",
+    metric: Metric = TOP_1,
 ) -> Repaired:
     """Quantize a network, and mend what that breaks.
 
@@ -128,6 +128,7 @@ class _Repair:
         metric: Metric,
     ) -> None:
         self.network, self.calibration, self.measure, self.limits = network, calibration, accuracy, limits
+        self.metric = metric
         self.moments: dict[str, Tensor] = {}
         prepared = pt2e.prepare(network)
         simulation = pt2e.simulation(prepared)
@@ -151,7 +152,8 @@ class _Repair:
         return self.done
 
     def _holds(self) -> bool:
-        return self.done.float_accuracy - self.done.accuracy <= self.limits.max_accuracy_drop
+        before = self.done.float_accuracy
+        return before - self.done.accuracy <= allowed_drop(self.limits.max_metric_drop, self.metric, before)
 
     def _error(self) -> float:
         from repnets.quantization.simulation import error
@@ -177,7 +179,7 @@ class _Repair:
         accuracy = self._accuracy() if accuracy is None else accuracy
         step = Step(name, how, error, accuracy, kept)
         self.done.steps.append(step)
-        print(step, flush=True)
+        print(step.told(self.metric), flush=True)
 
     def _naive(self, seen: Any) -> None:
         from repnets.quantization import ranges

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.artifacts.bench_result import BenchResult, Reference, ReferenceResult, Run, Speedup, Tried
+from pipeline.artifacts.metric import Metric, shown
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.report import figures as written
 from pipeline.report.figures import NONE
@@ -36,7 +37,7 @@ def race(result: BenchResult, profile: ProfileResult) -> str:
     lines = [f"{name}: {result.chosen} of {len(result.tried)} candidates, chosen by {result.chosen_by}"]
     if result.status != "ok":
         lines += [f"  nothing was timed: {result.reason}", f"  to choose by latency: {result.remedy}"]
-    lines += [f"  {_candidate(one)}" for one in result.tried]
+    lines += [f"  {_candidate(one, result.accuracy.metric)}" for one in result.tried]
     lines += [f"  {line}" for line in _measured(name, result)]
     return "\n".join(lines + _warnings(result.runs) + _slowest_layers(profile))
 
@@ -87,8 +88,8 @@ def _slowest_layers(profile: ProfileResult) -> list[str]:
     ]
 
 
-def _candidate(tried: Tried) -> str:
-    accuracy = "accuracy unknown" if tried.accuracy is None else f"{tried.accuracy:.2%}"
+def _candidate(tried: Tried, metric: Metric) -> str:
+    accuracy = "accuracy unknown" if tried.accuracy is None else shown(tried.accuracy, metric)
     latency = "" if tried.p50_ms is None else f", {written.milliseconds(tried.p50_ms)} ms"
     end = f"; lost: {tried.reason}" if tried.reason else "; on the Pareto front" if tried.pareto else ""
     return f"{tried.precision}: {accuracy}{latency}, {written.megabytes(tried.size_bytes)} MB{end}"

@@ -1,6 +1,7 @@
 """How a figure of bench.json or profile.json is written, the same in every table and line."""
 
 from pipeline.artifacts.bench_result import Figures, Run
+from pipeline.artifacts.metric import Metric, number
 from pipeline.artifacts.profile_result import Operation
 
 NONE = "-"
@@ -10,6 +11,11 @@ NONE = "-"
 def percent(share: float | None) -> str:
     """A share of one, in percent."""
     return NONE if share is None else f"{share * 100:.2f}"
+
+
+def score(value: float | None, metric: Metric) -> str:
+    """A value of a metric, in its unit."""
+    return NONE if value is None else number(value, metric)
 
 
 def milliseconds(value: float | None) -> str:

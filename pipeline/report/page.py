@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts.bench_result import BenchResult, Conditions
 from pipeline.artifacts.fuse_result import Forecast
+from pipeline.artifacts.metric import TOP_1, plain, unit_of
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.report import tables
 from pipeline.report.text import wrapped
@@ -16,10 +17,10 @@ _LEGEND = (
 )
 _TOP1 = "% is top-1 accuracy on the validation images, ms"
 _UNLABELLED = {
-    "R2": "The network has no classes: % is R2, the share of the variance of the float network's outputs that is kept "
-    "on the pictures; of several outputs the least. ms",
-    "agreement": "The pictures have no labels: % is the share of them on which the class is that of the network as it "
-    "was trained, in float. ms is",
+    "R2": "Nothing is known of what the network gives: % is R2, the share of the variance of the float network's "
+    "outputs that is kept on the pictures; of several outputs the least. ms",
+    "agreement": "The pictures have no labels: % is how far the network agrees with itself as it was trained, in float; "
+    "for classes the share of pictures or pixels of the same class. ms is",
     "none": "There are no pictures: files were held against the network on generated ones, which tell nothing of its "
     "accuracy, so there is no %. ms is",
 }
@@ -54,8 +55,9 @@ def render(results: Sequence[BenchResult], profiles: Sequence[ProfileResult], fo
         forecasts: what int8 is expected to do, by model.
     """
     legend = _LEGEND
-    for metric in {result.accuracy.metric for result in results} & _UNLABELLED.keys():
-        legend = _LEGEND.replace(_TOP1, _UNLABELLED[metric])
+    for metric in {result.accuracy.metric for result in results} - {TOP_1}:
+        of_task = f"{unit_of(metric)} is {plain(metric)} on the validation images, ms"
+        legend = _LEGEND.replace(_TOP1, _UNLABELLED.get(metric, of_task))
     parts = ["# What the fold gained", wrapped(legend), tables.benchmarks(results), _notes(results)]
     parts += _candidates(results) if any(result.tried for result in results) else []
     for (runtime, precision), group in _by_reference(results).items():
@@ -125,7 +127,10 @@ def _notes(results: Sequence[BenchResult]) -> str:
     ]
     lines += [f"- {_listed(targets)}: speed-up is over `{baseline}`." for baseline, targets in baselines.items()]
     for checker, targets in checkers.items():
-        text = f"file % was measured with {checker}" if checker else "file % is unknown: nothing here runs the file"
+        column = f"file {unit_of(results[0].accuracy.metric)}"
+        text = (
+            f"{column} was measured with {checker}" if checker else f"{column} is unknown: nothing here runs the file"
+        )
         lines.append(f"- {_listed(targets)}: {text}.")
     return _bullets(lines)
 

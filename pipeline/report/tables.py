@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts.bench_result import BenchResult
 from pipeline.artifacts.fuse_result import Forecast
+from pipeline.artifacts.metric import unit_of
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.report import figures
 from pipeline.report.figures import NONE
@@ -51,7 +52,7 @@ def candidates(results: Sequence[BenchResult]) -> str:
                     "target": result.target,
                     "precision": one.precision,
                     "status": f"chosen by {result.chosen_by}" if is_chosen else one.status,
-                    "file %": figures.percent(one.accuracy),
+                    f"file {unit_of(result.accuracy.metric)}": figures.score(one.accuracy, result.accuracy.metric),
                     "file ms": figures.milliseconds(one.p50_ms),
                     "file MB": figures.megabytes(one.size_bytes),
                     "on the front": "yes" if one.pareto else NONE,
@@ -96,7 +97,8 @@ def int8_forecasts(forecasts: Mapping[str, Forecast]) -> str:
 
 
 def _benchmark_rows(result: BenchResult) -> list[dict[str, str]]:
-    accuracy = result.accuracy
+    accuracy, metric = result.accuracy, result.accuracy.metric
+    unit = unit_of(metric)
     return [
         {
             "model": result.model,
@@ -104,7 +106,10 @@ def _benchmark_rows(result: BenchResult) -> list[dict[str, str]]:
             "status": "ok, busy" if run and run.conditions.busy else result.status,
             "threads": str(run.threads) if run else NONE,
             "file MB": figures.megabytes(result.forms[result.shipped].size_bytes),
-            **{f"{name} %": figures.percent(getattr(accuracy, name)) for name in ("branched", "fused", "file")},
+            **{
+                f"{name} {unit}": figures.score(getattr(accuracy, name), metric)
+                for name in ("branched", "fused", "file")
+            },
             "file ms": figures.median_latency(run, result.shipped),
             "speed-up": figures.speedup(run),
         }

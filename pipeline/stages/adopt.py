@@ -28,7 +28,8 @@ from pipeline.config.stages import AdoptSettings
 from pipeline.data import class_order, splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints, networks
-from pipeline.models.accuracy import better_order, predictions
+from pipeline.models.accuracy import better_order, metric_of, predictions, require_fits, scorer, share_right
+from pipeline.models.training import score_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +80,8 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
     checkpoints.load_strict(model, state, settings.arch, str(source))
     model.eval()
     networks.require_runs(model, settings.arch, preprocessing)
-    metrics = {"val_accuracy": _accuracy(model, images, preprocessing, source)} if images.has_labels else {}
+    require_fits(model, settings.arch, images, preprocessing)
+    metrics = _metrics(model, images, preprocessing, source) if images.has_labels else {}
     if not metrics:
         print(f"adopt: {source.name} is taken as it is: the images have no labels, so nothing says how good it is")
     made = CheckpointHeader(
@@ -96,6 +98,16 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
         adopted_from=digests.digest(source),
     )
     checkpoints.write(checkpoint, model.state_dict(), made)
+
+
+def _metrics(model: "nn.Module", images: splits.Split, preprocessing: Preprocessing, source: Path) -> dict[str, float]:
+    """The score on the validation images by its name, which is printed."""
+    if images.is_of_classifier:
+        return {"val_accuracy": _accuracy(model, images, preprocessing, source)}
+    metric = metric_of(images)
+    score = scorer(model, images, preprocessing)(model)
+    print(f"adopt: {source.name} {share_right(score, metric)}", flush=True)
+    return {score_name(metric): score}
 
 
 def _accuracy(model: "nn.Module", images: splits.Split, preprocessing: Preprocessing, source: Path) -> float:

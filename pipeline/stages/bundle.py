@@ -16,6 +16,7 @@ from pipeline.artifacts.bundle_result import BundledCheck, BundledOutput, Bundle
 from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest
+from pipeline.artifacts.metric import AGREEMENT, NONE, R2
 from pipeline.config.stages import BundleSettings
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
@@ -137,10 +138,11 @@ def _pack(
         checked=BundledCheck(
             by=checked.checked_by,
             images=checked.images,
-            accuracy=checked.accuracy.file if checked.accuracy.metric == "top-1" else None,
+            accuracy=checked.accuracy.file if checked.accuracy.metric not in (AGREEMENT, R2, NONE) else None,
             converter=checked_form.converter,
             precision=checked_form.precision,
             agreement=checked_form.agreement,
+            metric=checked.accuracy.metric,
             subjects=checked.subjects,
         ),
         lineage=written.lineage,

@@ -14,7 +14,7 @@ The file itself runs, in a runtime that reads it on this machine. The gates, in 
 4. its precision: in its own arithmetic its logits are those of fused.pt2 in float32, with the weights of the file where
    it compresses them, on the whole validation set, within the tolerance of the precision; or, where the network by
    itself loses more in half precision, as dead channels make it, within twice what fused.pt2 loses in it;
-5. its top-1 accuracy against that of the fused network, within `max_accuracy_drop`.
+5. its score by the task's metric, top-1 of classifiers, against that of the fused network, within `max_metric_drop`.
 
 A file in int8 has the same integers as quantized.pt2, and is held against that: in 3, with what is not int8 in float32,
 an image may on average be off by half a last digit, since runtimes round the middle between two integers their own way;
@@ -139,7 +139,7 @@ def _check(settings: CheckSettings, inputs: Inputs) -> CheckResult:
         reason=lost,
         subjects=inputs.sha256,
         checked_by=backend.checked_by,
-        images=len(held_against[written.shipped].labels),
+        images=len(held_against[written.shipped].numbers),
         accuracy=FileAccuracy(**asdict(proved.accuracy), file=forms[written.shipped].accuracy),
         forms=forms,
     )

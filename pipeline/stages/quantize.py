@@ -5,9 +5,9 @@ activation. Ranges come from training images, prepared as for inference, never a
 out. What int8 breaks is repaired, step by step; docs/int8.md says how. quantized.pt2 is a torch.export program like
 fused.pt2; quantize.json says what each step did, which layers are in float and why, and which images it was made with.
 
-Gate: the top-1 accuracy of the int8 program on the validation images is within `quantize.max_accuracy_drop` of the
-fused network's. Where int8 is only tried, for targets of `precision: auto`, a program that loses more is written too,
-and quantize.json says so: then int8 is not chosen.
+Gate: the score of the int8 program on the validation images, by the task's metric, is within
+`quantize.max_metric_drop` of the fused network's. Where int8 is only tried, for targets of `precision: auto`, a program
+that loses more is written too, and quantize.json says so: then int8 is not chosen.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts import digests, documents, evidence, store
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.manifest import Preprocessing, versions
+from pipeline.artifacts.metric import Metric, allowed_drop, shown
 from pipeline.artifacts.quantize_result import (
     Calibration,
     FloatLayer,
@@ -30,9 +31,9 @@ from pipeline.artifacts.quantize_result import (
     Rounding,
     Scheme,
 )
-from pipeline.artifacts.verify_result import Metric, VerifyResult
+from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.config.stages import QuantizeSettings
-from pipeline.data import datasets, splits
+from pipeline.data import datasets, splits, training_batches
 from pipeline.errors import GateError, InputError, first_line
 from pipeline.models import program_file, programs
 from pipeline.models.accuracy import metric_of, scorer, share_right
@@ -87,9 +88,7 @@ def _quantize(settings: QuantizeSettings, inputs: Inputs, places: dict[str, Path
     network, metric = pt2e.network(program), metric_of(images)
     _require_usable(network, calibration[0][:1], fused)
     accuracy = scorer(network, images, preprocessing, _BATCH)
-    limits = ptq.Limits(
-        settings.max_accuracy_drop, settings.max_float_layers, _training(settings, images, preprocessing)
-    )
+    limits = ptq.Limits(settings.max_metric_drop, settings.max_float_layers, _training(settings, images, preprocessing))
     done = ptq.repair(network, calibration, accuracy, limits, metric)
     outside = pt2e.in_float(done.prepared)
     written = pt2e.convert(done.prepared, done.simulation, preprocessing.shape(2))
@@ -97,7 +96,7 @@ def _quantize(settings: QuantizeSettings, inputs: Inputs, places: dict[str, Path
     programs.narrow(written, program)
     reached = accuracy(programs.as_module(written))
     result = _result(done, reached, metric, about, outside, lineage | {"fused": inputs.sha256["fused"]})
-    if done.float_accuracy - reached > settings.max_accuracy_drop:
+    if not done.float_accuracy - reached <= allowed_drop(settings.max_metric_drop, metric, done.float_accuracy):
         if not settings.may_lose:
             raise GateError(_refusal(fused, settings, result))
         result = replace(result, status="lost", reason=_refusal(fused, settings, result))
@@ -153,11 +152,11 @@ def _training(settings: QuantizeSettings, images: splits.Split, preprocessing: P
 
     def batches() -> "Iterator[Tensor]":
         for epoch in range(settings.qat_epochs):
-            epoch_batches = splits.training_batches(images, preprocessing, batch_size=_BATCH, seed=0, epoch=epoch)
+            epoch_batches = training_batches.batches(images, preprocessing, batch_size=_BATCH, seed=0, epoch=epoch)
             yield from (batch for batch, _ in epoch_batches)
 
-    steps = settings.qat_epochs * splits.training_steps(images, _BATCH)
-    return ptq.Training(batches, steps, settings.qat_learning_rate, images.has_classes)
+    steps = settings.qat_epochs * training_batches.steps(images, _BATCH)
+    return ptq.Training(batches, steps, settings.qat_learning_rate, images.is_of_classifier)
 
 
 def _result(
@@ -205,15 +204,16 @@ def _result(
 
 def _refusal(fused: Path, settings: QuantizeSettings, result: QuantizeResult) -> str:
     """What was reached, where it is lost, and what to try."""
-    accuracy = result.accuracy
+    accuracy, metric = result.accuracy, result.accuracy.metric
+    allowed = allowed_drop(settings.max_metric_drop, metric, accuracy.fused)
     worst = ", ".join(f"{layer} ({error:.1e})" for layer, error in list(result.sensitivity.items())[:_SHOWN])
     tries = [f"`quantize.max_float_layers` above {settings.max_float_layers}"]
     tries += [f"`quantize.qat_epochs` above {settings.qat_epochs}"]
     tries += ["a network that is made for int8 (arch qarepvgg_a0 in place of repvgg_a0)"]
     tries += ["another precision in target.yaml (fp16)"]
     return (
-        f"{fused}: in int8 it {share_right(accuracy.quantized, accuracy.metric)}, in float32 on "
-        f"{accuracy.fused:.2%}; allowed is a drop of {settings.max_accuracy_drop:.2%} (quantize.max_accuracy_drop). "
+        f"{fused}: in int8 it {share_right(accuracy.quantized, metric)}, in float32 "
+        f"{shown(accuracy.fused, metric)}; allowed is a drop of {shown(allowed, metric)} (quantize.max_metric_drop). "
         f"That is the best of {len(result.steps)} steps, which the log has. The layers that lose most, by what "
         f"each alone does to the logits, of their variance: {worst}. fuse.json says why, under `forecast`. Try "
         f"{'; or '.join(tries)}."
@@ -224,7 +224,7 @@ def _headline(result: QuantizeResult) -> str:
     accuracy, kept = result.accuracy, result.in_float
     line = (
         f"int8: {len(result.layers)} layers; it {share_right(accuracy.quantized, accuracy.metric)}; "
-        f"in float {accuracy.fused:.2%}"
+        f"in float {shown(accuracy.fused, accuracy.metric)}"
     )
     if result.status == "lost":
         line += f"\n  lost: {result.reason}"

@@ -204,7 +204,7 @@ def _passed(settings: RaceSettings, candidates: Mapping[str, _Candidate]) -> dic
         reasons = " ".join(f"{name}: {one.lost}" for name, one in candidates.items())
         raise GateError(
             f"no precision of {settings.model} holds its gates on {settings.target}, so there is none to choose. "
-            f"{reasons} Add another to `candidates`, or allow a larger `check.max_accuracy_drop`."
+            f"{reasons} Add another to `candidates`, or allow a larger `check.max_metric_drop`."
         )
     return passed
 

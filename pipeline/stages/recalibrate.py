@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.artifacts import digests, store
+from pipeline.artifacts.metric import TOP_1, shown
 from pipeline.config.stages import RecalibrateSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
 from pipeline.models.accuracy import metric_of, scorer, share_right
+from pipeline.models.training import score_name
 
 _BATCH_SIZE = 256
 
@@ -66,14 +68,17 @@ def _recalibrate(wanted: int, checkpoint: Path, split: Path, output: Path) -> No
     before = score(model)
     fresh = recalibrated(model, (batch for batch, _ in sample.batches("train", preprocessing, -(-count // batches))))
     after = score(fresh)
-    if images.has_labels:
+    metric = metric_of(images)
+    if metric == TOP_1:
         told = f"right on {after:.2%} of {images.size('val')} validation images, before on {before:.2%}"
+    elif images.has_labels:
+        told = f"it {share_right(after, metric)}, before {shown(before, metric)}"
     else:
-        told = f"of {images.size('val')} pictures, it {share_right(after, metric_of(images))}, as it was before"
+        told = f"of {images.size('val')} pictures, it {share_right(after, metric)}, as it was before"
     print(f"recalibrate: statistics of {count} training images; {told}", flush=True)
     made = replace(
         header,
-        metrics={**header.metrics, "val_accuracy": after} if images.has_labels else header.metrics,
+        metrics={**header.metrics, score_name(metric): after} if images.has_labels else header.metrics,
         recalibrated={"images": count, "from": digests.digest(checkpoint)},
     )
     checkpoints.write(output, fresh.state_dict(), made)

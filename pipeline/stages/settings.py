@@ -45,7 +45,7 @@ def settings_of(
     is_held = any(one.precision == "int8" for one in config.targets.values())
     is_tried = any(one.precision == "int8" for several in config.candidates.values() for one in several)
     classes: dict[str, tuple[type[Strict], dict[str, Any]]] = {
-        "split": (SplitSettings, dict(config.data)),
+        "split": (SplitSettings, {**dict(config.data), "used_for": config.data.used_for}),
         "verify": (Verify, dict(config.verify)),
         "quantize": (QuantizeSettings, {**dict(config.quantize), "may_lose": is_tried and not is_held}),
     }

@@ -67,13 +67,18 @@ def run(settings: SplitSettings, *, output: Path) -> None:
 
 
 def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split:
-    images = splits.read_images(settings.name, splits.files_of(settings.name, settings.root))
-    labels, classes = images.labels.tolist(), images.classes or _named(settings)
-    if images.own_val < len(labels):
-        parts = {"train": range(images.own_val), "val": range(images.own_val, len(labels))}
+    files = splits.files_of(settings.name, settings.root)
+    images = splits.read_images(settings.name, files, settings.used_for or "")
+    count, classes = len(images.pixels), images.classes or _named(settings)
+    if images.own_val < count:
+        parts = {"train": range(images.own_val), "val": range(images.own_val, count)}
     else:
-        parts = _held_out(settings, classes, labels, [str(number) for number in range(len(labels))])
-    return splits.new_split(settings.name, settings.root, classes, sources, [], parts)
+        parts = _held_out(settings, classes, images.targets.tolist(), [str(number) for number in range(count)])
+    return splits.new_split(settings.name, settings.root, classes, sources, [], parts, _use(settings))
+
+
+def _use(settings: SplitSettings) -> splits.Use | None:
+    return splits.Use(settings.used_for, settings.scale) if settings.used_for else None
 
 
 def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[str, str]) -> splits.Split:
@@ -100,7 +105,7 @@ def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[s
         notes.append(f"{rotated} images have an EXIF rotation, which is not applied, here and on devices")
     for note in notes:
         print(f"split: {note}", flush=True)
-    return splits.new_split(settings.name, settings.root, classes, sources, tree.labels, parts)
+    return splits.new_split(settings.name, settings.root, classes, sources, tree.labels, parts, _use(settings))
 
 
 def _named(settings: SplitSettings) -> Sequence[str]:
@@ -178,7 +183,9 @@ def _tell(output: Path) -> None:
         use = f"{sizes['train']} images to train on, {sizes['val']} held out"
     else:
         use = f"{sizes['train']} pictures for the ranges of int8, {sizes['val']} to hold files against, without labels"
-    print(f"split: {split.name}, {len(split.classes)} classes, {use}")
+    classes = f"{len(split.classes)} classes, " if split.classes else ""
+    task = f", for {split.use.task}" if split.use.task and not split.is_of_classifier else ""
+    print(f"split: {split.name}{task}, {classes}{use}")
     if split.labels:
         train, val = ({list(split.sources.values())[n] for n in split.parts[part]} for part in ("train", "val"))
         if twice := len(train & val):

@@ -28,11 +28,13 @@ from pipeline.artifacts import digests, store
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.manifest import versions
+from pipeline.artifacts.metric import shown
 from pipeline.config.stages import TrainSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, distributed, networks
 from pipeline.models import training as training_loop
+from pipeline.models.accuracy import metric_of, require_fits
 from pipeline.models.distributed import ProcessGroup
 
 
@@ -106,15 +108,18 @@ def _train(
             f"training.batch_size: {training.batch_size} leaves less than two images to each of "
             f"{group.world_size} processes, too few for a batch norm. Set it to {2 * group.world_size} or more."
         )
-    preprocessing = images.preprocessing(**settings.of_images)
+    preprocessing, metric = images.preprocessing(**settings.of_images), metric_of(images)
     torch.manual_seed(training.seed)
     model = networks.build(settings.arch, len(images.classes), channels=preprocessing.channels)
     networks.require_runs(model, settings.arch, preprocessing)
+    require_fits(model, settings.arch, images, preprocessing)
+    score_name = training_loop.score_name(metric)
 
     def report(record: dict[str, Any]) -> None:
+        score = f"{score_name.removeprefix('val_')} {shown(record[score_name], metric)}"
         print(
             f"train: {settings.arch} epoch {record['epoch']}/{training.epochs}  loss {record['loss']:.4f}  "
-            f"accuracy {record['val_accuracy']:.2%}  {record['images_per_second']:.0f} images/s  "
+            f"{score}  {record['images_per_second']:.0f} images/s  "
             f"{record['seconds']:.1f} s",
             flush=True,
         )
@@ -132,7 +137,7 @@ def _train(
         weights=made.weights,
         seed=training.seed,
         processes=group.world_size if group.world_size > 1 else None,
-        metrics={"val_accuracy": last["val_accuracy"], "train_loss": last["loss"]},
+        metrics={score_name: last[score_name], "train_loss": last["loss"]},
     )
     checkpoints.write(outputs["checkpoint"], made.state, header)
     outputs["metrics"].write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in made.records))

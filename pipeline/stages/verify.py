@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import documents, store
 from pipeline.artifacts.digests import Inputs
+from pipeline.artifacts.manifest import Preprocessing
 from pipeline.artifacts.verify_result import (
     Float32,
     Float64,
@@ -35,9 +36,10 @@ from pipeline.artifacts.verify_result import (
     Weights,
 )
 from pipeline.config.project import Verify
+from pipeline.data.splits import Split, open_split
 from pipeline.errors import GateError
 from pipeline.models import checkpoints, program_file, programs
-from pipeline.models.accuracy import kept_variance, metric_of
+from pipeline.models.accuracy import metric_of, score_of, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +80,6 @@ def run(settings: Verify, *, checkpoint: Path, split: Path, fused: Path, output:
 def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
     import torch
 
-    from pipeline.data.splits import open_split
     from repnets.fusion.engine import fuse
 
     checkpoint, fused = inputs.paths["checkpoint"], inputs.paths["fused"]
@@ -100,10 +101,12 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
         file = programs.as_module(program)
         float32 = _hold_float32(exact, model, file, samples, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
-        if images.has_classes:
+        if images.is_of_classifier:
             seen, accuracy, ties = _hold_predictions(model, file, batches, float32.rounding, metric_of(images))
+            agreement = 1 - len(ties) / seen
         else:
-            seen, accuracy, ties = _hold_outputs(model, file, batches, float32, metric_of(images))
+            seen, accuracy, agreement = _hold_outputs(model, file, batches, float32, images, preprocessing)
+            ties = ()
         again = fuse(refused.module, torch.zeros(shape, dtype=torch.float64))
     if again.report.regions:
         raise GateError(
@@ -120,7 +123,7 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
         float32=float32,
         images=seen,
         accuracy=replace(accuracy, branched=None) if header.is_folded else accuracy,
-        agreement=1 - len(ties) / seen if images.has_classes else accuracy.fused,
+        agreement=agreement,
         ties=ties,
         idempotent=True,
     )
@@ -252,20 +255,20 @@ def _hold_predictions(
 
 
 def _hold_outputs(
-    model: "nn.Module", file: "nn.Module", batches: Any, float32: Float32, metric: Metric
-) -> tuple[int, ProvedAccuracy, tuple[Tie, ...]]:
-    """How many images there were, and R2 of the fused network, where no output is a class.
+    model: "nn.Module", file: "nn.Module", batches: Any, float32: Float32, split: Split, preprocessing: Preprocessing
+) -> tuple[int, ProvedAccuracy, float]:
+    """How many images there were, the scores of both forms, and how far they agree, where no output is a class.
 
     The numbers of each image are held as those of the first were, by the largest error that the branched network had.
     """
-    import numpy as np
+    import torch
 
-    from repnets.outputs import rows, widths
+    from repnets.outputs import named
     from repnets.relative_error import relative_error
 
     allowed = max(float32.slack * float32.branched_error, float32.tolerance)
-    seen, kept, of_outputs = 0, [], []
-    for batch, _ in batches:
+    seen, kept, known = 0, [], []
+    for batch, targets in batches:
         want, got = model(batch), file(batch)
         error = relative_error(got, want)
         if not error <= 2 * allowed:  # both round
@@ -274,13 +277,16 @@ def _hold_outputs(
                 f"{error:.2e} of the largest number of an output, allowed {2 * allowed:.2e}. Compare the preprocessing "
                 "and fuse.json, then rebuild fused.pt2."
             )
-        of_outputs = widths(want)
-        kept.append((rows(got).numpy(), rows(want).numpy()))
+        kept.append([list(named(one).values()) for one in (got, want)])
+        known.append(targets)
         seen += len(batch)
     if not seen:
         raise GateError("real input: the validation split holds no image, so nothing was compared.")
-    got, want = (np.concatenate(side) for side in zip(*kept, strict=True))
-    return seen, ProvedAccuracy(1.0, kept_variance(got, want, of_outputs), metric), ()
+    got, want = ([torch.cat(parts) for parts in zip(*side, strict=True)] for side in zip(*kept, strict=True))
+    targets = torch.cat(known)
+    task = task_of(split, preprocessing)
+    branched, fused = (score_of(split, preprocessing, one, want, targets) for one in (want, got))
+    return seen, ProvedAccuracy(branched, fused, metric_of(split)), task.agreement(got, want) if task else fused
 
 
 def _largest(differences: "Tensor") -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import backends
 from pipeline.artifacts.check_result import GateResult
+from pipeline.artifacts.metric import allowed_drop, shown
 from pipeline.backends.worker import client
 from pipeline.config.targets import WEIGHTS_ALONE, Check
 from pipeline.errors import GateError
@@ -58,8 +59,8 @@ class CheckedFile:
 
     @property
     def agreement(self) -> float:
-        """Share of the validation images that the file and its reference give the same class, or R2 without classes."""
-        return self._found.agreement if self.reference.split.has_classes else self.accuracy
+        """How alike the file and its reference are: of classes the share that is the same, or R2 without a task."""
+        return self.reference.agreement(self._numbers)
 
     def check_network(self, branched_error: float) -> GateResult:
         """Gate: the file computes the network that it was exported from, apart from the error of its precision.
@@ -190,8 +191,8 @@ class CheckedFile:
                 f"{tolerance:.0e}. {_sentence(self._where(found.image, exact=False, tolerance=tolerance))} Export it "
                 "again; if it fails again, the runtime is at fault for that layer, or the float beside its integers."
             )
-        has_classes = self.reference.split.has_classes
-        flips = compare.flips(numbers, self.reference.numbers) if has_classes else []
+        by_class = self.reference.split.is_of_classifier
+        flips = compare.flips(numbers, self.reference.numbers) if by_class else []
         if flips and not flips[0].margin <= tolerance:
             worst = flips[0]
             raise GateError(
@@ -204,7 +205,7 @@ class CheckedFile:
     @property
     def _largest(self) -> str:
         """What errors are relative to, in words."""
-        return "the largest logit" if self.reference.split.has_classes else "the largest number of that output"
+        return "the largest logit" if self.reference.split.is_of_classifier else "the largest number of that output"
 
     @property
     def _tolerance(self) -> float:
@@ -218,12 +219,13 @@ class CheckedFile:
         )
 
     def _check_accuracy(self, fused: float) -> None:
-        share, allowed = self.accuracy, self.gates.max_accuracy_drop
-        if fused - share > allowed:
-            metric = metric_of(self.reference.split)
+        reached, metric = self.accuracy, metric_of(self.reference.split)
+        allowed = allowed_drop(self.gates.max_metric_drop, metric, fused)
+        if not fused - reached <= allowed:
             raise GateError(
-                f"{self.file}: it {share_right(share, metric)}, and the fused network on {fused:.2%}; "
-                f"allowed is a drop of {allowed:.2%} (check.max_accuracy_drop). {self._remedy}"
+                f"{self.file}: it {share_right(reached, metric)}, and the fused network has "
+                f"{shown(fused, metric)}; allowed is a drop of {shown(allowed, metric)} (check.max_metric_drop). "
+                f"{self._remedy}"
             )
 
     @property

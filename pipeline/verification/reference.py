@@ -14,7 +14,7 @@ from pipeline.data import transforms
 from pipeline.data.splits import Split
 from pipeline.errors import GateError
 from pipeline.models import program_file, programs
-from pipeline.models.accuracy import kept_variance
+from pipeline.models.accuracy import score_of, task_of
 from pipeline.verification import compare
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Reference:
     @cached_property
     def outputs(self) -> tuple[TensorFacts, ...]:
         """What the program gives."""
-        return programs.output_facts(self.program, self.split.has_classes)
+        return programs.output_facts(self.program, self.split.is_of_classifier)
 
     @cached_property
     def numbers(self) -> "np.ndarray":
@@ -97,9 +97,23 @@ class Reference:
 
     def score(self, numbers: "np.ndarray") -> float:
         """What the metric says of some (images, numbers) for the validation set; see `accuracy.metric_of`."""
-        if not self.split.has_classes:
-            return kept_variance(numbers, (self.judge or self).numbers, list(map(compare.width, self.outputs)))
-        return float((numbers.argmax(1) == self.labels).mean())
+        import torch
+
+        want = (self.judge or self).numbers
+        targets = torch.from_numpy(self._answers[1])
+        return score_of(self.split, self.spec.preprocessing, self.tensors(numbers), self.tensors(want), targets)
+
+    def agreement(self, numbers: "np.ndarray") -> float:
+        """How alike some (images, numbers) and those of the program are by the task; without one it is `score`."""
+        task = task_of(self.split, self.spec.preprocessing)
+        return task.agreement(self.tensors(numbers), self.tensors(self.numbers)) if task else self.score(numbers)
+
+    def tensors(self, numbers: "np.ndarray") -> "list[torch.Tensor]":
+        """(images, numbers) of all outputs as each output, the first axis the image."""
+        import torch
+
+        parts = zip(compare.parts(numbers, self.outputs), self.outputs, strict=True)
+        return [torch.from_numpy(part).reshape(len(part), *one.shape[1:]) for part, one in parts]
 
     @property
     def accuracy(self) -> float:

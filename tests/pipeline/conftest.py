@@ -112,7 +112,7 @@ def quantized(artifacts, made_once) -> Path:
         from pipeline.stages import quantize
 
         quantize.run(
-            QuantizeSettings(calibration_images=128, max_accuracy_drop=1.0),
+            QuantizeSettings(calibration_images=128, max_metric_drop=1.0),
             fused=artifacts.fused, verify=artifacts.verify, split=artifacts.split,
             quantized=artifacts.quantized, report=artifacts.quantized.with_name("quantize.json"),
         )  # fmt: skip
@@ -200,7 +200,7 @@ def checked_toy(artifacts, exported_toy, run_check, made_once):
         def fill(folder: Path) -> None:
             shutil.copytree(source, folder / "toy")
             int8 = artifacts.quantized if form == "quantized" else None
-            run_check(folder / "toy", backend, quantized=int8, max_accuracy_drop=1.0)
+            run_check(folder / "toy", backend, quantized=int8, max_metric_drop=1.0)
 
         return made_once(source.parent.name.replace("exported", "checked"), fill) / "toy"
 

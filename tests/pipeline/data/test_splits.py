@@ -59,7 +59,7 @@ def test_digits_are_those_of_scikit_learn(digits):
     reference = load_digits()
     held = digits.images.pixels.double().div(255 / 16)
     assert (held - torch.from_numpy(reference.images[:, None])).abs().max() <= 0.5 / (255 / 16) + 1e-9
-    assert digits.images.labels.tolist() == reference.target.tolist()
+    assert digits.images.targets.tolist() == reference.target.tolist()
     assert digits.classes == tuple("0123456789")
 
 
@@ -102,7 +102,7 @@ def test_batches_are_never_augmented(digits, part):
 def test_labels_go_with_their_images(digits):
     labels = torch.cat([labels for _, labels in digits.batches("val", digits.preprocessing(8, "bilinear"), 100)])
     assert labels.dtype == torch.int64
-    assert labels.tolist() == [int(digits.images.labels[number]) for number in digits.parts["val"]]
+    assert labels.tolist() == [int(digits.images.targets[number]) for number in digits.parts["val"]]
 
 
 def test_training_sees_every_image_once_and_augmented(digits):

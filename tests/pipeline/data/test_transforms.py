@@ -115,7 +115,7 @@ def test_the_code_of_a_bundle_makes_the_same_input(temple, order, resize, size):
 def test_training_sees_images_of_the_same_shape(temple, resize, order, augment):
     preprocessing = how((40, 96), order, resize)
     pixels = torch.from_numpy(temple).permute(2, 0, 1)[None]
-    seen = transforms.FolderView(preprocessing, augment, mirror=False)(pixels)
+    seen = transforms.FolderView(preprocessing, augment, mirror=False)(pixels, torch.tensor([0]))[0]
     assert seen.dtype == torch.uint8
     assert seen.shape == preprocessing.shape(1)
     if not augment:  # it is what validation sees, in 8 bits

@@ -2,10 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline.models.accuracy import kept_variance, share_right
+from pipeline.models import accuracy
+from pipeline.models.accuracy import share_right
 
 WANT = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+
+
+def kept_variance(got, want, widths) -> float:
+    return accuracy.kept_variance(*(torch.from_numpy(one.astype(np.float64)).split(widths, 1) for one in (got, want)))
 
 
 def test_it_is_the_coefficient_of_determination():

@@ -31,7 +31,7 @@ def made(exported_toy, tmp_path):
 )
 def test_a_compressed_file_is_held_by_all_gates(made, scheme, ends, run_check):
     folder = made(scheme, **ends)
-    checked = run_check(folder, "coreml", max_accuracy_drop=0.2)["forms"]["fused"]
+    checked = run_check(folder, "coreml", max_metric_drop=0.2)["forms"]["fused"]
     assert 0 < checked["converter"]["max_relative_error"] < checked["converter"]["tolerance"] < 6e-4
     assert 1e-5 < checked["precision"]["max_relative_error"] < 5e-3, "in half precision, on the weights of the file"
     facts = json.loads((folder / "manifest.json").read_text())["forms"]["fused"]["facts"]
@@ -40,7 +40,7 @@ def test_a_compressed_file_is_held_by_all_gates(made, scheme, ends, run_check):
 
 def test_the_compressed_baseline_is_held_by_its_accuracy(made, run_check):
     folder = made("w8", "fused", "branched")
-    branched = run_check(folder, "coreml", max_accuracy_drop=0.2)["forms"]["branched"]
+    branched = run_check(folder, "coreml", max_metric_drop=0.2)["forms"]["branched"]
     assert "folds batch norms before it rounds" in branched["converter"]["not_checked"]
     assert "its accuracy is held" in branched["precision"]["not_checked"]
 
@@ -67,7 +67,7 @@ def test_one_stored_weight(damaged, scheme, run_check):
         content[len(content) // 2] ^= 0x88  # the last stage's weights, all but all of the file
 
     with pytest.raises(GateError, match=rf"of the layer conv2d_2 is .*, where `{scheme}` rounds by at most"):
-        run_check(damaged(scheme, change), "coreml", max_accuracy_drop=1.0)
+        run_check(damaged(scheme, change), "coreml", max_metric_drop=1.0)
 
 
 def test_one_bias_beside_compressed_weights(artifacts, damaged, run_check):
@@ -79,4 +79,4 @@ def test_one_bias_beside_compressed_weights(artifacts, damaged, run_check):
         content[at : at + 2] = b"\x00\x44"  # 4.0
 
     with pytest.raises(GateError, match=r"with equally rounded weights, both in float32.* departs is conv2d_2"):
-        run_check(damaged("w8", change), "coreml", max_accuracy_drop=1.0)
+        run_check(damaged("w8", change), "coreml", max_metric_drop=1.0)

@@ -40,7 +40,7 @@ class Made:
 
     def quantize(self) -> None:
         quantize.run(
-            QuantizeSettings(calibration_images=128, max_accuracy_drop=1.0), fused=self.fused, verify=self.verify,
+            QuantizeSettings(calibration_images=128, max_metric_drop=1.0), fused=self.fused, verify=self.verify,
             split=self.split, quantized=self.quantized, report=self.checkpoint.with_name("quantize.json"),
         )  # fmt: skip
 

@@ -25,7 +25,7 @@ def make(artifacts, folder, fused=None, **settings):
     proof = shutil.copy(artifacts.verify, folder / "verify.json")
     rebind(VerifyResult, proof, fused=fused or artifacts.fused, split=artifacts.split)
     quantize.run(
-        QuantizeSettings(**{"calibration_images": 128, "max_accuracy_drop": 1.0, **settings}),
+        QuantizeSettings(**{"calibration_images": 128, "max_metric_drop": 1.0, **settings}),
         fused=fused or artifacts.fused,
         verify=proof,
         split=artifacts.split,
@@ -167,12 +167,13 @@ def test_the_report_says_by_what_and_with_which_images(quantized):
 def test_the_accuracy_is_that_of_the_program_on_the_validation_images(quantized, artifacts):
     from pipeline.artifacts.manifest import Preprocessing, read_json
     from pipeline.data import splits
-    from pipeline.models.accuracy import top1_accuracy
+    from pipeline.models.accuracy import scorer
 
     file, report = quantized
     module = programs.as_module(program_file.read(file)[0])
     preprocessing = Preprocessing.from_dict(read_json(artifacts.verify)["preprocessing"])
-    assert top1_accuracy(module, splits.open_split(artifacts.split), preprocessing) == report["accuracy"]["quantized"]
+    score = scorer(module, splits.open_split(artifacts.split), preprocessing)
+    assert score(module) == report["accuracy"]["quantized"]
 
 
 def test_the_accuracy_of_a_step_is_that_of_biases_as_runtimes_hold_them(artifacts):
@@ -196,7 +197,7 @@ def test_the_accuracy_of_a_step_is_that_of_biases_as_runtimes_hold_them(artifact
         return 1.0
 
     network = pt2e.network(program_file.read(artifacts.fused)[0])
-    done = ptq.repair(network, images, accuracy, ptq.Limits(max_accuracy_drop=1.0, max_float_layers=0))
+    done = ptq.repair(network, images, accuracy, ptq.Limits(max_metric_drop=1.0, max_float_layers=0))
     assert len(seen) == 1 + len(done.steps) and max(seen[1:]) < 0.01  # the first is that of the float network
     assert off(done.simulation) > 0.1  # a step goes on from what it was, not from what was measured
 
@@ -225,7 +226,7 @@ def test_other_calibration_images_give_another_digest(quantized, artifacts, tmp_
 def test_a_network_that_collapses_is_brought_back_and_the_log_says_by_which_step(
     collapsing, artifacts, tmp_path, capsys
 ):
-    report = make(artifacts, tmp_path / "mended", fused=collapsing, max_accuracy_drop=0.01)[1]
+    report = make(artifacts, tmp_path / "mended", fused=collapsing, max_metric_drop=0.01)[1]
     naive, by_channel, _, equalized, *_ = report["steps"]
     fused = report["accuracy"]["fused"]
     assert fused > 0.85
@@ -238,7 +239,7 @@ def test_a_network_that_collapses_is_brought_back_and_the_log_says_by_which_step
 
 @pytest.mark.slow
 def test_what_cannot_be_equalized_is_kept_in_float_and_the_reason_given(not_equalizable, artifacts, tmp_path):
-    report = make(artifacts, tmp_path / "float", fused=not_equalizable, max_accuracy_drop=0.01)[1]
+    report = make(artifacts, tmp_path / "float", fused=not_equalizable, max_metric_drop=0.01)[1]
     assert report["steps"][-1]["name"] == "layers in float"
     assert 1 <= len(report["in_float"]["layers"]) <= 4
     assert "alone in int8 it moves the logits by" in report["in_float"]["layers"][0]["reason"]
@@ -249,16 +250,16 @@ def test_what_cannot_be_equalized_is_kept_in_float_and_the_reason_given(not_equa
 @pytest.mark.slow
 def test_a_gate_that_cannot_be_held_says_what_was_reached_and_what_to_try(not_equalizable, artifacts, tmp_path):
     with pytest.raises(GateError) as failed:
-        make(artifacts, tmp_path / "no", fused=not_equalizable, max_accuracy_drop=0.0, max_float_layers=0)
+        make(artifacts, tmp_path / "no", fused=not_equalizable, max_metric_drop=0.0, max_float_layers=0)
     text = str(failed.value)
-    assert "in int8 it is right on" in text and "allowed is a drop of 0.00% (quantize.max_accuracy_drop)" in text
+    assert "in int8 it is right on" in text and "allowed is a drop of 0.00% (quantize.max_metric_drop)" in text
     assert "The layers that lose most" in text and "`quantize.qat_epochs` above 0" in text
     assert [path.name for path in (tmp_path / "no").iterdir()] == ["verify.json"]  # what `make` put there
 
 
 @pytest.mark.slow
 def test_int8_that_is_only_tried_may_lose_and_says_so(not_equalizable, artifacts, tmp_path, capsys):
-    settings = {"max_accuracy_drop": 0.0, "max_float_layers": 0, "may_lose": True}
+    settings = {"max_metric_drop": 0.0, "max_float_layers": 0, "may_lose": True}
     program, report = make(artifacts, tmp_path / "tried", fused=not_equalizable, **settings)
     assert report["status"] == "lost" and "in int8 it is right on" in report["reason"]
     assert report["accuracy"]["quantized"] < report["accuracy"]["fused"]
@@ -269,7 +270,7 @@ def test_int8_that_is_only_tried_may_lose_and_says_so(not_equalizable, artifacts
 @pytest.mark.slow
 def test_training_in_int8_is_the_last_resort_and_is_kept_where_it_helps(not_equalizable, artifacts, tmp_path):
     training = {"max_float_layers": 0, "qat_epochs": 6, "qat_learning_rate": 0.003}
-    settings = {"max_accuracy_drop": 0.0, "may_lose": True} | training  # what it reaches is not all that float has
+    settings = {"max_metric_drop": 0.0, "may_lose": True} | training  # what it reaches is not all that float has
     report = make(artifacts, tmp_path / "trained", fused=not_equalizable, **settings)[1]
     *_, before, trained = report["steps"]
     assert trained["name"] == "training in int8"

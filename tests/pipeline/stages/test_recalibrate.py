@@ -16,7 +16,7 @@ from pipeline.config.stages import NoSettings, RecalibrateSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, training
-from pipeline.models.accuracy import top1_accuracy
+from pipeline.models.accuracy import scorer
 from pipeline.stages import recalibrate, reparameterize
 from repnets.batch_norms import bn_health
 
@@ -62,10 +62,11 @@ def test_a_spoiled_network_gets_its_accuracy_back(learned, artifacts, tmp_path, 
     checkpoints.write(path, spoiled(state), header)
     images = splits.open_split(artifacts.split)
     preprocessing = images.preprocessing(16, "bilinear")
-    before = top1_accuracy(checkpoints.load_model(path)[0], images, preprocessing)
+    score = scorer(checkpoints.load_model(path)[0], images, preprocessing)
+    before = score(checkpoints.load_model(path)[0])
     fresh, told = recalibrated(tmp_path, artifacts, 300)
     said = capsys.readouterr().out
-    after = top1_accuracy(checkpoints.load_model(tmp_path / "recalibrated.safetensors")[0], images, preprocessing)
+    after = score(checkpoints.load_model(tmp_path / "recalibrated.safetensors")[0])
     assert before < 0.5
     assert after > header.metrics["val_accuracy"] - 0.03
     assert f"statistics of 300 training images; right on {after:.2%} of 359 validation images" in said

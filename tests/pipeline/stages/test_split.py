@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.stages import SplitSettings
-from pipeline.data import splits
+from pipeline.data import splits, training_batches
 from pipeline.errors import InputError
 from pipeline.stages import split
 
@@ -45,7 +45,7 @@ def test_the_parts_are_disjoint_whole_and_stratified(tmp_path):
     train, val = (set(made.parts[part]) for part in ("train", "val"))
     assert not train & val
     assert train | val == set(range(1797))
-    labels = made.images.labels.tolist()
+    labels = made.images.targets.tolist()
     everything, held = Counter(labels), Counter(labels[number] for number in val)
     assert all(held[label] == round(0.2 * count) for label, count in everything.items())
 
@@ -211,7 +211,7 @@ def test_deep_and_rotated_images_and_parts_that_are_not_used_are_told(tmp_path, 
     assert "1 images have more than 8 bits a channel: integers are divided by 257" in said
     assert "1 images have an EXIF rotation, which is not applied" in said
     preprocessing = made.preprocessing(9, "bilinear", mean=(0, 0, 0), std=(1, 1, 1))
-    batches = splits.training_batches(made, preprocessing, batch_size=12, seed=0, epoch=0, augment=False, workers=0)
+    batches = training_batches.batches(made, preprocessing, batch_size=12, seed=0, epoch=0, augment=False, workers=0)
     (images, _), *_ = batches
     assert ((images == 2 / 255).all(dim=(1, 2, 3))).sum() == 1
 

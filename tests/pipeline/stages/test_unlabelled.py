@@ -69,10 +69,10 @@ def test_on_pictures_what_is_told_is_agreement_with_the_float_network(of_picture
 
 
 def test_int8_takes_its_ranges_from_pictures_and_is_judged_by_the_float_network(of_pictures):
-    told = of_pictures.quantize(max_accuracy_drop=1.0)
+    told = of_pictures.quantize(max_metric_drop=1.0)
     assert told["accuracy"]["metric"] == "agreement" and told["accuracy"]["fused"] == 1.0
     assert told["calibration"]["images"] == 12
-    checked = of_pictures.check("int8", max_accuracy_drop=1.0)
+    checked = of_pictures.check("int8", max_metric_drop=1.0)
     assert checked.accuracy.file == told["accuracy"]["quantized"] == checked.forms["quantized"].accuracy
     assert checked.forms["fused"].accuracy == 1.0
 
@@ -88,7 +88,7 @@ def test_an_int8_program_that_often_disagrees_is_refused_in_those_words(of_pictu
     monkeypatch.setattr(pt2e, "convert", spoil)
     monkeypatch.setenv("REPNETS_STORE", str(of_pictures.folder / "store"))
     with pytest.raises(GateError, match=r"in int8 it agrees with the float network on \d+\.\d\d% of the pictures, in "):
-        of_pictures.quantize(max_accuracy_drop=0.0, max_float_layers=0)
+        of_pictures.quantize(max_metric_drop=0.0, max_float_layers=0)
 
 
 def test_without_pictures_files_are_proved_and_no_accuracy_is_told(of_none):

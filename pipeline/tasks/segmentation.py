@@ -1,0 +1,73 @@
+"""A class for each pixel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.tasks.base import IGNORED, alone
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Logits (N, classes, h, w), of the input's size or a part of it; cross-entropy and mean IoU.
+
+    Attributes:
+        labels: name of each class.
+    """
+
+    labels: tuple[str, ...]
+    name = "segmentation"
+    metric = "mIoU"
+    targets = "mask"
+
+    def require(self, outputs: "Sequence[Tensor]", size: tuple[int, int], scale: int) -> None:
+        """A map of logits, one a class."""
+        logits = alone(outputs, 4, f"one map of logits, (2, {len(self.labels)}, height, width)")
+        if logits.shape[1] != len(self.labels):
+            raise ValueError(f"its map tells {logits.shape[1]} classes apart, and the data set has {len(self.labels)}")
+
+    def loss(self, outputs: "Sequence[Tensor]", targets: "Tensor") -> "Tensor":
+        """Cross-entropy of all pixels that have a class."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(_enlarged(outputs[0], targets.shape[-2:]), targets.long(), ignore_index=IGNORED)
+
+    def score(self, outputs: "Sequence[Tensor]", targets: "Tensor") -> float:
+        """Mean over the classes of intersection over union, over all images together.
+
+        A class that is in no mask and is never given does not count.
+        """
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        classes = len(self.labels)
+        given = _enlarged(outputs[0], targets.shape[-2:]).argmax(1)
+        counts = multiclass_confusion_matrix(given, targets.long(), classes, ignore_index=IGNORED).double()
+        both, either = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+        return float((both[either > 0] / either[either > 0]).mean())
+
+    def agreement(self, outputs: "Sequence[Tensor]", others: "Sequence[Tensor]") -> float:
+        """Share of the pixels with the same class."""
+        return float((outputs[0].argmax(1) == others[0].argmax(1)).double().mean())
+
+    def decode(self, outputs: "Sequence[Tensor]") -> "list[Tensor]":
+        """The class of each pixel: int64 (h, w)."""
+        return list(outputs[0].argmax(1))
+
+    def draw(self, picture: "Tensor", decoded: "Tensor") -> "Tensor":
+        """Each class but the first in a colour of its own over the picture."""
+        import torch
+        from torchvision.utils import draw_segmentation_masks
+
+        classes = torch.arange(1, len(self.labels))[:, None, None]
+        return draw_segmentation_masks(picture, decoded[None] == classes, alpha=0.6)
+
+
+def _enlarged(logits: "Tensor", size: Sequence[int]) -> "Tensor":
+    from torch.nn.functional import interpolate
+
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
