@@ -5,8 +5,8 @@
     my.module:factory       the user's own: a callable `factory(num_classes=...)` that returns an nn.Module
     resnet18+dbb            any of these with training branches around its convolutions, by `repnets.expand`
 
-Each takes float32 images (N, C, H, W), C being 3, or 1 of gray ones, and gives logits (N, num_classes). The user's
-module is looked up in the folder of the run first, then on Python's path.
+Each takes float32 images (N, C, H, W), C being 3, or 1 of gray ones; a classifier gives logits (N, num_classes).
+The user's module is looked up in the folder of the run first, then on Python's path.
 """
 
 import copy
@@ -70,7 +70,7 @@ def check(arch: str) -> None:
 def is_classifier(arch: str) -> bool:
     """Whether it is known to be one by its name; networks of the user's own may be anything."""
     base, _ = _parts(arch)
-    return base in MODELS or base.startswith(_TIMM)
+    return base.startswith(_TIMM) or (base in MODELS and MODELS[base].task == "classification")
 
 
 def min_image_size(arch: str) -> int | None:
