@@ -14,13 +14,13 @@ def models(parameters: bool = False) -> None:
     Args:
         parameters: count them, in training form and folded, which imports torch.
     """
-    rows = [("network", "smallest image", "layouts")]
+    rows = [("network", "task", "smallest image", "layouts")]
     for name, spec in MODELS.items():
         size = spec.min_image_size
-        rows.append((name, f"{size} x {size}", ", ".join(layouts.namings(name)) or "repnets"))
+        rows.append((name, spec.task, f"{size} x {size}", ", ".join(layouts.namings(name)) or "repnets"))
     if parameters:
         counts = [("parameters", "folded"), *(_parameters(name) for name in MODELS)]
-        rows = [(*row[:2], *count, row[2]) for row, count in zip(rows, counts, strict=True)]
+        rows = [(*row[:3], *count, row[3]) for row, count in zip(rows, counts, strict=True)]
     print(aligned(rows))
 
 

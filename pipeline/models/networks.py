@@ -5,8 +5,8 @@
     my.module:factory       the user's own: a callable `factory(num_classes=...)` that returns an nn.Module
     resnet18+dbb            any of these with training branches around its convolutions, by `repnets.expand`
 
-Each takes float32 images (N, C, H, W), C being 3, or 1 of gray ones, and gives logits (N, num_classes). The user's
-module is looked up in the folder of the run first, then on Python's path.
+Each takes float32 images (N, C, H, W), C being 3, or 1 of gray ones; a classifier gives logits (N, num_classes).
+The user's module is looked up in the folder of the run first, then on Python's path.
 """
 
 import copy

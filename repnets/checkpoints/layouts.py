@@ -97,7 +97,8 @@ _MAIN_WEIGHT = re.compile(rf"({_BLOCK})\.(?:dense|convs\.0)\.conv\.weight")
 
 def namings(arch: str) -> tuple[str, ...]:
     """The namings that there are of a network; none for one that has no table here, or is unknown."""
-    return tuple(_NAMES.get(arch.partition("_")[0], ())) if arch in MODELS else ()
+    known = arch in MODELS and MODELS[arch].task == "classification"
+    return tuple(_NAMES.get(arch.partition("_")[0], ())) if known else ()
 
 
 def recognise(keys: Iterable[str]) -> Layout:

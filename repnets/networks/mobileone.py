@@ -28,8 +28,28 @@ def build(
             Default none.
         in_channels: Of the image. Default 3.
     """
+    stages, widths = make_stages(multipliers, branches, gated_pairs, in_channels)
+    model = nn.Sequential(OrderedDict(**stages, head=Classifier(widths[-1], num_classes)))
+    init_weights(model)
+    return model
+
+
+def make_stages(
+    multipliers: tuple[float, float, float, float],
+    branches: int = 1,
+    gated_pairs: tuple[int, int, int, int] = (0, 0, 0, 0),
+    in_channels: int = 3,
+) -> tuple[OrderedDict[str, nn.Module], list[int]]:
+    """All of the network but its head, with the weights that PyTorch gives; arguments as for `build`.
+
+    Returns:
+        The stages by name, stage0 first, and the channels that each gives.
+    """
     channels = min(64, int(64 * multipliers[0]))
-    stages = OrderedDict(stage0=MobileOneBlock(in_channels, channels, kernel_size=3, stride=2))
+    widths = [channels]
+    stages: OrderedDict[str, nn.Module] = OrderedDict(
+        stage0=MobileOneBlock(in_channels, channels, kernel_size=3, stride=2)
+    )
     for number, (pairs, width, multiplier, gated) in enumerate(
         zip(_PAIRS, _WIDTHS, multipliers, gated_pairs, strict=True), start=1
     ):
@@ -44,6 +64,5 @@ def build(
             ]
             channels = wide
         stages[f"stage{number}"] = nn.Sequential(*blocks)
-    model = nn.Sequential(OrderedDict(**stages, head=Classifier(channels, num_classes)))
-    init_weights(model)
-    return model
+        widths.append(channels)
+    return stages, widths

@@ -4,6 +4,7 @@ QARepVGG (arXiv 2212.01593) is the same stack of other blocks.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
@@ -33,11 +34,34 @@ def build(
         block: "plain", "gated" with squeeze-and-excitation, or "quantizable", QARepVGG's. Default "plain".
         in_channels: Of the image. Default 3.
     """
+    stages, widths = make_stages(depths, multipliers, groups, block, in_channels)
+    model = nn.Sequential(OrderedDict(**stages, head=Classifier(widths[-1], num_classes)))
+    init_weights(model)
+    return model
+
+
+def make_stages(
+    depths: Sequence[int],
+    multipliers: Sequence[float],
+    groups: int = 1,
+    block: str = "plain",
+    in_channels: int = 3,
+) -> tuple[OrderedDict[str, nn.Module], list[int]]:
+    """All of the network but its head, with the weights that PyTorch gives; arguments as for `build`.
+
+    Fewer than four depths and multipliers leave out the last stages.
+
+    Returns:
+        The stages by name, stage0 first, and the channels that each gives.
+    """
     make_block = _BLOCKS[block]
     channels = min(64, int(64 * multipliers[0]))
-    stages = OrderedDict(stage0=make_block(in_channels, channels, stride=2))
+    widths = [channels]
+    stages: OrderedDict[str, nn.Module] = OrderedDict(stage0=make_block(in_channels, channels, stride=2))
     layer = 1
-    for number, (depth, width, multiplier) in enumerate(zip(depths, _WIDTHS, multipliers, strict=True), start=1):
+    for number, (depth, width, multiplier) in enumerate(
+        zip(depths, _WIDTHS[: len(depths)], multipliers, strict=True), start=1
+    ):
         blocks = []
         for place in range(depth):
             wide = int(width * multiplier)
@@ -47,6 +71,5 @@ def build(
             channels = wide
             layer += 1
         stages[f"stage{number}"] = nn.Sequential(*blocks)
-    model = nn.Sequential(OrderedDict(**stages, head=Classifier(channels, num_classes)))
-    init_weights(model)
-    return model
+        widths.append(channels)
+    return stages, widths

@@ -33,15 +33,16 @@ def weights(path: Path, arch: str, naming: str, form: str = "training") -> dict[
 def test_the_networks_are_listed(capsys):
     assert run("models") == 0
     head, *rows = (re.split(r"  +", line) for line in capsys.readouterr().out.splitlines())
-    assert head == ["network", "smallest image", "layouts"]
+    assert head == ["network", "task", "smallest image", "layouts"]
     assert [row[0] for row in rows] == repnets.list_models()
-    assert ["repvgg_a0", "32 x 32", "repnets, official, timm"] in rows
-    assert ["toy", "4 x 4", "repnets"] in rows
+    assert ["repvgg_a0", "classification", "32 x 32", "repnets, official, timm"] in rows
+    assert ["toy", "classification", "4 x 4", "repnets"] in rows
+    assert ["toy_detector", "detection", "16 x 16", "repnets"] in rows
 
 
 def test_their_parameters_are_counted(capsys):
     assert run("models", "--parameters") == 0
-    rows = {row[0]: row[2:4] for row in (re.split(r"  +", line) for line in capsys.readouterr().out.splitlines())}
+    rows = {row[0]: row[3:5] for row in (re.split(r"  +", line) for line in capsys.readouterr().out.splitlines())}
     assert rows["repvgg_a0"] == ["9,108,968", "8,309,384"]
     assert rows["mobileone_s4"] == ["14,951,248", "14,838,352"]
     assert rows["resnet18_dbb"][1] == "-"  # how it folds is not in a table

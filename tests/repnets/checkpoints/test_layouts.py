@@ -42,7 +42,9 @@ def test_there_are_as_many_tensors_as_in_the_authors_files(arch):
 
 def test_every_repvgg_and_mobileone_has_all_layouts():
     assert {arch for arch in repnets.list_models() if namings(arch) == ("repnets", "official", "timm")} == set(TENSORS)
-    assert [namings(arch) for arch in ("toy", "qarepvgg_a0", "resnet18")] == [("repnets",), ("repnets",), ()]
+    assert [namings(arch) for arch in ("toy", "qarepvgg_a0", "resnet18", "toy_detector")] == [
+        *(("repnets",), ("repnets",), (), ())
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from repnets.networks import MODELS
 
 
 class Figures(NamedTuple):
-    """Of a network at 1000 classes. GMAC: convolutions and linear layers at 224 x 224, to the digits known."""
+    """Of a classifier at 1000 classes. GMAC: convolutions and linear layers at 224 x 224, to the digits known."""
 
     parameters: int
     tensors: int  # in the state dict
@@ -56,7 +56,7 @@ FIGURES = {
 
 
 def test_every_network_is_listed_once():
-    assert repnets.list_models() == ["toy", *FIGURES]
+    assert [name for name in repnets.list_models() if MODELS[name].task == "classification"] == ["toy", *FIGURES]
     assert all(name == spec.name for name, spec in MODELS.items())
 
 
@@ -195,9 +195,10 @@ def test_an_unknown_network_is_answered_with_the_nearest():
         repnets.create_model("zzz")
 
 
-def test_a_classifier_without_classes_is_refused():
-    with pytest.raises(repnets.RepnetsError, match="num_classes is 0"):
-        repnets.create_model("toy", num_classes=0)
+@pytest.mark.parametrize("name", ["toy", "toy_segmenter", "toy_detector"])
+def test_a_network_without_the_classes_that_it_needs_is_refused(name):
+    with pytest.raises(repnets.RepnetsError, match=f"{name} needs at least one class, and num_classes is 0"):
+        repnets.create_model(name, num_classes=0)
 
 
 def test_listing_networks_imports_no_torch():
