@@ -19,8 +19,8 @@ _TOP1 = "% is top-1 accuracy on the validation images, ms"
 _UNLABELLED = {
     "R2": "Nothing is known of what the network gives: % is R2, the share of the variance of the float network's "
     "outputs that is kept on the pictures; of several outputs the least. ms",
-    "agreement": "The pictures have no labels: % is how far the network agrees with itself as it was trained, in float; "
-    "for classes the share of pictures or pixels of the same class. ms is",
+    "agreement": "The pictures have no labels: % is how far the network agrees with itself as trained, in float; "
+    "of classes the share of pictures or pixels of the same one. ms is",
     "none": "There are no pictures: files were held against the network on generated ones, which tell nothing of its "
     "accuracy, so there is no %. ms is",
 }

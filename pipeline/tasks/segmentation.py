@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Logits (N, classes, h, w), of the input's size or a part of it; cross-entropy and mean IoU.
+    """Logits (N, classes, h, w), of the input's size or a part of it; cross-entropy with Dice, and mean IoU.
 
     Attributes:
         labels: name of each class.
@@ -30,10 +30,21 @@ class Segmentation:
             raise ValueError(f"its map tells {logits.shape[1]} classes apart, and the data set has {len(self.labels)}")
 
     def loss(self, outputs: "Sequence[Tensor]", targets: "Tensor") -> "Tensor":
-        """Cross-entropy of all pixels that have a class."""
-        from torch.nn.functional import cross_entropy
+        """Cross-entropy of all pixels that have a class, and the Dice loss (arXiv 1606.04797) of the classes there.
 
-        return cross_entropy(_enlarged(outputs[0], targets.shape[-2:]), targets.long(), ignore_index=IGNORED)
+        Cross-entropy alone learns the background first, and small things late.
+        """
+        import torch
+        from torch.nn.functional import cross_entropy, one_hot
+
+        logits, classes = _enlarged(outputs[0], targets.shape[-2:]), len(self.labels)
+        told = (targets != IGNORED)[:, None]
+        wanted = one_hot(torch.where(targets != IGNORED, targets, 0), classes).movedim(-1, 1) * told
+        shares = logits.float().softmax(1) * told
+        both, either = ((one.sum((0, 2, 3))) for one in (shares * wanted, shares + wanted))
+        there = wanted.sum((0, 2, 3)) > 0
+        dice = 1 - ((2 * both / either.clamp(min=1e-6)) * there).sum() / there.sum().clamp(min=1)
+        return cross_entropy(logits, targets, ignore_index=IGNORED) + dice
 
     def score(self, outputs: "Sequence[Tensor]", targets: "Tensor") -> float:
         """Mean over the classes of intersection over union, over all images together.
