@@ -51,9 +51,9 @@ class Classification:
         return [self.labels[number] for number in outputs[0].argmax(1).tolist()]
 
     def draw(self, picture: "Tensor", decoded: str) -> "Tensor":
-        """The name, written in the upper left corner."""
+        """The name, written in the upper left corner of a frame."""
         import torch
         from torchvision.utils import draw_bounding_boxes
 
         height, width = picture.shape[-2:]
-        return draw_bounding_boxes(picture, torch.tensor([[0.0, 0.0, width - 1, height - 1]]), [decoded])
+        return draw_bounding_boxes(picture, torch.tensor([[0.0, 0.0, width - 1, height - 1]]), [decoded], colors="red")
