@@ -56,7 +56,7 @@ class Checkpoint:
     Attributes:
         path: of the file.
         arch: the network.
-        layout: in words: whose names the tensors have, and the form.
+        layout: in words, and the form.
         classes: how many, or their names where the file tells them; 0 of a network without classes.
         header: of a file that this pipeline wrote.
     """
@@ -99,7 +99,7 @@ def pictures(root: Path) -> Pictures:
 
 
 def _image_size(sizes: Sequence[tuple[int, int]]) -> ImageSize:
-    if len(set(sizes)) == 1 and _SMALLEST <= min(sizes[0]) and max(sizes[0]) <= _LARGEST:
+    if len(set(sizes)) == 1 and min(sizes[0]) >= _SMALLEST and max(sizes[0]) <= _LARGEST:
         return image_size_of(sizes[0])
     side = int(median(min(size) for size in sizes)) // _STEP * _STEP
     return min(max(side, _SMALLEST), _LARGEST)
@@ -121,13 +121,18 @@ def checkpoint(path: Path, arch: str | None) -> Checkpoint:
             raise InputError(f"{shown(path)} holds a `{header.arch}`, and no `{arch}`. Leave out --arch.")
         names = header.preprocessing.classes
         numbered = names == tuple(map(str, range(len(names))))
-        return Checkpoint(path, header.arch, f"repnets {header.form}", len(names) if numbered else names, header)
+        layout = _in_words(layouts.Layout("repnets", header.form))
+        return Checkpoint(path, header.arch, layout, len(names) if numbered else names, header)
     arch = arch or _identified(state, path)
     networks.check(arch)
     if not layouts.namings(arch):
-        return Checkpoint(path, arch, "the network's own names", _count_by_building(state, arch, path), None)
+        return Checkpoint(path, arch, "training form", _count_by_building(state, arch, path), None)
     ours, _ = external_checkpoints.as_ours(state, arch, shown(path))
-    return Checkpoint(path, arch, str(layouts.recognise(state)), len(ours["head.linear.weight"]), None)
+    return Checkpoint(path, arch, _in_words(layouts.recognise(state)), len(ours["head.linear.weight"]), None)
+
+
+def _in_words(layout: layouts.Layout) -> str:
+    return f"{layout.naming} layout, {layout.form} form"
 
 
 def _identified(state: Mapping[str, "Tensor"], path: Path) -> str:

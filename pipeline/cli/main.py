@@ -146,7 +146,7 @@ def _add_init(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", type=Path, metavar="FILE", help="a trained network")
     command.add_argument("--arch", metavar="NAME", help="the network; default: the checkpoint's, or repvgg_a0")
     command.add_argument(
-        "--target", action="append", dest="targets", metavar="NAME", help="a shipped target; may be repeated; default: all"
+        "--target", action="append", dest="targets", metavar="NAME", help="of these that are shipped; default: all"
     )
     command.add_argument("--force", action="store_true", help="replace files that exist")
 
