@@ -34,6 +34,9 @@ class Check(Strict):
         None, gt=0, description="relative error against the program; default 1e-4 for fp32, 2e-2 for fp16"
     )
     max_accuracy_drop: float = Field(0.01, ge=0, le=1, description="top-1 of the file below that of the fused net")
+    images: int | None = Field(
+        None, ge=1, description="validation images, drawn at random, for runtimes that are slow; default: all"
+    )
 
 
 class Bench(Strict):
