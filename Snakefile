@@ -8,12 +8,13 @@
 #
 # Rules call stages: `python -m pipeline <stage> --help`. profiles/default/config.yaml sets the cores.
 import os
+import sys
 from pathlib import Path
 
 from pipeline import backends, lifetime
 from pipeline.artifacts import digests
 from pipeline.data import splits
-from pipeline.stages import jobs
+from pipeline.stages import jobs, wanted
 
 CONFIG = jobs.configure(config, workflow.config_settings.replace_workflow_config)
 
@@ -42,3 +43,6 @@ rule all:
         expand("targets/{target}/bench.json", target=CONFIG.targets),
         expand("artifacts/{model}/report.md", model=CONFIG.models if len(CONFIG.models) > 1 else []),
         "report.md",
+
+
+wanted.require_known(workflow, CONFIG, sys.argv[1:])

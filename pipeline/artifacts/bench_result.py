@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pipeline.artifacts.check_result import CheckResult
+from pipeline.artifacts.check_result import CheckResult, Sample
 from pipeline.artifacts.export_result import TensorFacts
 from pipeline.artifacts.metric import Metric
 
@@ -257,12 +257,13 @@ class BenchAccuracy:
     file: float | None
     checked_by: str | None
     metric: Metric = "top-1"
+    sample: Sample | None = None
 
 
 def accuracy_of(checked: CheckResult) -> BenchAccuracy:
     """What a bench tells of a file's accuracy, by its check."""
     if checked.accuracy.metric == "none":
-        return BenchAccuracy(None, None, None, checked.checked_by, "none")
+        return BenchAccuracy(None, None, None, checked.checked_by, "none", checked.accuracy.sample)
     return BenchAccuracy(**vars(checked.accuracy), checked_by=checked.checked_by)
 
 

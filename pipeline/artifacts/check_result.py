@@ -10,6 +10,20 @@ from pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
+class Sample:
+    """The validation images that a file was checked on, where `check.images` sets fewer than all.
+
+    Attributes:
+        images, of: how many of how many.
+        fused: top-1 of fused.pt2 on them, with which that of the file is compared.
+    """
+
+    images: int
+    of: int
+    fused: float
+
+
+@dataclass(frozen=True)
 class FileAccuracy:
     """Top-1 on the validation images.
 
@@ -18,12 +32,14 @@ class FileAccuracy:
         fused: of fused.pt2.
         file: of the file that ships.
         metric: see `ProvedAccuracy`.
+        sample: what `file` was measured on; left out if it was all of them, as for the others.
     """
 
     branched: float | None
     fused: float
     file: float
     metric: Metric = "top-1"
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ class CheckResult:
         reason: why it was lost.
         subjects: sha256 of the files, manifest, programs, verify.json and split; see `artifacts.evidence`.
         checked_by: the runtime.
-        images: of the validation set.
+        images: of the validation set that were checked.
         accuracy: on them.
         forms: by name, as in the manifest.
     """

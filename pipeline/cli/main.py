@@ -1,14 +1,15 @@
-"""The command `repnets`: networks, checkpoints for other tools, exported files compared, and devices."""
+"""The command `repnets`: projects, networks, checkpoints for other tools, exported files compared, and devices."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline import exit_codes
+from pipeline import exit_codes, packaged
 from pipeline.artifacts.manifest import ImageSize
 from pipeline.benchmark.interleaved import Until
 from pipeline.cli import doctor as doctors
+from pipeline.cli import init as inits
 from pipeline.cli import ship as ships
 from pipeline.cli.bench import bench
 from pipeline.cli.check import check
@@ -16,6 +17,7 @@ from pipeline.cli.convert import LAYOUTS, SUFFIXES, convert
 from pipeline.cli.models import models
 from pipeline.cli.verify_tree import HELP as VERIFY_TREE_HELP
 from pipeline.cli.verify_tree import verify_tree
+from pipeline.errors import nearest
 
 _CONVERT = """\
 Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
@@ -87,18 +89,25 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; 2 for a mistake in the input; 1 if a gate, tool or device failed."""
-    options = vars(_parser().parse_args(argv))
+    parser, commands = _parser()
+    words = sys.argv[1:] if argv is None else argv
+    if words and not words[0].startswith("-") and words[0] not in commands:
+        parser.error(f"there is no command `{words[0]}`{nearest(words[0], commands)}")
+    options = vars(parser.parse_args(words))
     act, debug = options.pop("act"), options.pop("debug")
     return exit_codes.answered(lambda: act(**options), debug)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """Of the command line, and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="repnets",
         description="Networks, checkpoints, exported files and devices. snakemake builds and measures the targets; "
         "see README.md.",
     )
+    parser.add_argument("--version", action="version", version=f"repnets {packaged.version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_init(_command(commands, inits.init, "write a project into a folder of your own", inits.HELP))
     _add_models(_command(commands, models, "list the networks that `arch:` in config.yaml can name"))
     _add_convert(_command(commands, convert, "convert a checkpoint to the layout of another tool", _CONVERT))
     _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
@@ -111,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_ship(_command(commands, ships.ship, "install a bundle on a device, or roll back", ships.SHIP_HELP))
     _add_devices(_command(commands, ships.devices, "list what is installed on a device", ships.DEVICES_HELP))
-    return parser
+    return parser, list(commands.choices)
 
 
 def _command(
@@ -127,6 +136,19 @@ def _command(
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(act=act)
     return command
+
+
+def _add_init(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "folder", type=Path, nargs="?", default=Path(), metavar="FOLDER", help="of the project; default: this one"
+    )
+    command.add_argument("--data", type=Path, metavar="FOLDER", help="pictures, in class folders or without classes")
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="a trained network")
+    command.add_argument("--arch", metavar="NAME", help="the network; default: the checkpoint's, or repvgg_a0")
+    command.add_argument(
+        "--target", action="append", dest="targets", metavar="NAME", help="of these that are shipped; default: all"
+    )
+    command.add_argument("--force", action="store_true", help="replace files that exist")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:

@@ -39,6 +39,9 @@ class Check(Strict):
         validation_alias=AliasChoices("max_metric_drop", "max_accuracy_drop"),
         description="the metric of the file below that of the fused net; default 0.01 of a share, 0.3 of dB",
     )
+    images: int | None = Field(
+        None, ge=1, description="validation images, drawn at random, for runtimes that are slow; default: all"
+    )
 
 
 class Bench(Strict):

@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,22 @@ def _check_own(arch: str) -> None:
     names = {one.get_name(): one for one in symbols if one.is_assigned() or one.is_imported() or one.is_namespace()}
     if factory not in names and "__getattr__" not in names and not _STAR.search(text):
         made = [name for name, one in names.items() if one.is_namespace() and not name.startswith("_")]
-        raise InputError(f"{file} has no `{factory}`{nearest(factory, made) if made else ', and no function at all.'}")
+        hint = nearest(factory, made) if made else ", and no function at all."
+        if inside := _modules_with(factory, module, spec):
+            hint = f"; did you mean `{inside[0]}:{factory}`?"
+        raise InputError(f"{file} has no `{factory}`{hint}")
+
+
+def _modules_with(factory: str, package: str, spec: ModuleSpec) -> list[str]:
+    """The modules in a package that define a function or class of some name, the least deep first."""
+    defined = re.compile(rf"^(?:def|class) {factory}\b", re.MULTILINE)
+    found = []
+    for place in map(Path, spec.submodule_search_locations or ()):
+        for path in place.rglob("*.py"):
+            if defined.search(path.read_text(errors="replace")):
+                inner = path.relative_to(place).with_suffix("").parts
+                found.append(".".join((package, *inner)).removesuffix(".__init__"))
+    return sorted(found, key=lambda module: (module.count("."), module))
 
 
 def _build_timm(arch: str, num_classes: int, channels: int) -> "nn.Module":

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts.bench_result import BenchResult, Conditions
+from pipeline.artifacts.check_result import Sample
 from pipeline.artifacts.fuse_result import Forecast
 from pipeline.artifacts.metric import TOP_1, plain, unit_of
 from pipeline.artifacts.profile_result import ProfileResult
+from pipeline.artifacts.verify_result import Metric
 from pipeline.report import tables
 from pipeline.report.text import wrapped
 
@@ -132,7 +134,17 @@ def _notes(results: Sequence[BenchResult]) -> str:
             f"{column} was measured with {checker}" if checker else f"{column} is unknown: nothing here runs the file"
         )
         lines.append(f"- {_listed(targets)}: {text}.")
+    lines += [
+        f"- {result.model} on {result.target}: {_sampled(result.accuracy.sample, result.accuracy.metric)}."
+        for result in results
+        if result.accuracy.sample
+    ]
     return _bullets(lines)
+
+
+def _sampled(sample: Sample, metric: Metric) -> str:
+    text = f"checked on {sample.images:,} of {sample.of:,} validation images (`check.images`)"
+    return text if metric == "none" else f"{text}, on which fused has {sample.fused:.2%}"
 
 
 def _conditions(results: Sequence[BenchResult]) -> str:

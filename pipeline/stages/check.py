@@ -16,6 +16,9 @@ The file itself runs, in a runtime that reads it on this machine. The gates, in 
    itself loses more in half precision, as dead channels make it, within twice what fused.pt2 loses in it;
 5. its score by the task's metric, top-1 of classifiers, against that of the fused network, within `max_metric_drop`.
 
+With `check: {images: N}`, 4 and 5 are on so many validation images, drawn at random, the same each time; check.json and
+the report say so.
+
 A file in int8 has the same integers as quantized.pt2, and is held against that: in 3, with what is not int8 in float32,
 an image may on average be off by half a last digit, since runtimes round the middle between two integers their own way;
 in 4, no logit by more than the tolerance, and no class differs but where two logits are that close, which are listed.
@@ -29,7 +32,7 @@ from pathlib import Path
 
 from pipeline import backends
 from pipeline.artifacts import documents, evidence, store
-from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy
+from pipeline.artifacts.check_result import CheckedForm, CheckResult, FileAccuracy, Sample
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import Preprocessing
@@ -104,7 +107,8 @@ def _check(settings: CheckSettings, inputs: Inputs) -> CheckResult:
         declared.hold_signature(places[written.forms[form].file_name], manifest, written, one)
     signature = found[written.shipped]  # the baseline is exported alike
     sources = {name: places[name] for name in ("fused", "quantized") if places[name]}
-    images = splits.open_split(places["split"])
+    everything = splits.open_split(places["split"])
+    images = everything.sample("val", settings.check.images) if settings.check.images else everything
     held_against = _references(written, proved.preprocessing, sources, images, signature.takes_pixels)
     declared.hold_outputs(manifest, written, held_against["fused"].outputs)
     forms: dict[str, CheckedForm] = {}
@@ -134,13 +138,15 @@ def _check(settings: CheckSettings, inputs: Inputs) -> CheckResult:
                 if not settings.may_lose:
                     raise
                 lost = str(error)
+    count, of = images.size("val"), everything.size("val")
+    sample = Sample(count, of, held_against["fused"].accuracy) if count < of else None
     return CheckResult(
         status="lost" if lost else "ok",
         reason=lost,
         subjects=inputs.sha256,
         checked_by=backend.checked_by,
         images=len(held_against[written.shipped].numbers),
-        accuracy=FileAccuracy(**asdict(proved.accuracy), file=forms[written.shipped].accuracy),
+        accuracy=FileAccuracy(**asdict(proved.accuracy), file=forms[written.shipped].accuracy, sample=sample),
         forms=forms,
     )
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_listing_needs_no_torch():
     assert done.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize("command", ["convert", "models", "check", "bench"])
+@pytest.mark.parametrize("command", ["init", "convert", "models", "check", "bench"])
 def test_help_teaches(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
@@ -68,6 +69,20 @@ def test_help_teaches(command, capsys, monkeypatch):
         for word in ("examples:", ".mlpackage", "Exit code 0", "--json", "--image-size"):
             assert word in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("--version")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"repnets {metadata.version('repnets')}\n"
+
+
+def test_a_command_that_there_is_not_gets_the_nearest(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("modles", "--parameters")
+    assert ended.value.code == 2
+    assert "there is no command `modles`; did you mean `models`?" in capsys.readouterr().err
 
 
 def test_a_command_is_needed(capsys):

@@ -36,7 +36,7 @@ def test_masks_and_boxes_lie_where_the_image_shows_the_thing(size, resize):
     # but for the rounding of its rim, by a pixel
     inside, outside = (image > 0.95) & is_there, (image < 0.05) & is_there
     assert bool((found[inside] == 1).all()) and bool((found[outside] == 0).all()) and inside.sum() > 50
-    (box, none), = targets.fitted("boxes", boxes, pixels, how)
+    ((box, none),) = targets.fitted("boxes", boxes, pixels, how)
     rows, columns = ((image > 0.5) & is_there).nonzero().unbind(1)
     seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     torch.testing.assert_close(box[1:], torch.stack(seen).float(), atol=1.01, rtol=0)
@@ -45,7 +45,7 @@ def test_masks_and_boxes_lie_where_the_image_shows_the_thing(size, resize):
 
 def test_a_box_that_is_cut_off_is_none():
     pixels, _, boxes = scene(corners=(0, 10, 8, 70), size=(80, 200))
-    (cut, _), = targets.fitted("boxes", boxes, pixels, preprocessing((80, 80), "shorter_side_then_crop"))
+    ((cut, _),) = targets.fitted("boxes", boxes, pixels, preprocessing((80, 80), "shorter_side_then_crop"))
     assert cut.tolist() == [-1, 0, 0, 0, 0]
 
 
@@ -64,7 +64,7 @@ def test_targets_are_mirrored_with_their_image():
     how = preprocessing((80, 100))
     image = transforms.resized(pixels, how).flip(-1)
     assert torch.equal(targets.mirrored("mask", mask, flip, 100), (image[:, 0] > 0.5).long())
-    (box, none), = targets.mirrored("boxes", boxes, flip, 100)
+    ((box, none),) = targets.mirrored("boxes", boxes, flip, 100)
     assert box.tolist() == [2, 40, 10, 80, 70] and none[0] == -1
     assert torch.equal(targets.mirrored("boxes", boxes, ~flip, 100), boxes)
     assert targets.mirrored("label", torch.tensor([3]), flip, 100).item() == 3

@@ -124,6 +124,8 @@ def test_a_module_on_pythons_path(own_modules, tmp_path, monkeypatch):
         ("zzz", "there is no network `zzz`; known: toy, repvgg_a0"),
         ("mynet:bild", "mynet.py has no `bild`; did you mean `build`?"),
         ("mynet:frob", "mynet.py has no `frob`; known: build, Net."),
+        ("mynets:build", "mynets/__init__.py has no `build`; did you mean `mynets.small:build`?"),
+        ("torchvision:resnet18", "has no `resnet18`; did you mean `torchvision.models.resnet:resnet18`?"),
         ("empty:build", "empty.py has no `build`, and no function at all."),
         ("mynt:build", "there is no module `mynt`; did you mean `mynet`?: it was looked for as mynt.py in "),
         ("nets.small:build", "there is no module `nets.small`: it was looked for as nets/small.py in "),
@@ -134,7 +136,8 @@ def test_a_module_on_pythons_path(own_modules, tmp_path, monkeypatch):
     ],
 )
 def test_a_mistake_is_found_without_running_anything(own_modules, arch, message):
-    own_modules({"mynet": OWN, "empty": "", "broken": "\ndef build(:\n"})
+    modules = {"mynet": OWN, "empty": "", "broken": "\ndef build(:\n"}
+    own_modules(modules | {"mynets/__init__": "", "mynets/small": OWN, "mynets/inner/large": OWN})
     for function in (networks.check, networks.code_modules, lambda arch: networks.build(arch, 10)):
         with pytest.raises(InputError) as caught:
             function(arch)

@@ -53,6 +53,16 @@ def test_what_is_written(folder, run_check):
     assert checked["accuracy"]["file"] == checked["accuracy"]["fused"]
 
 
+def test_on_some_of_the_images_alone(folder, run_check):
+    checked = run_check(folder, "executorch", images=50)
+    assert checked["images"] == 50
+    accuracy = checked["accuracy"]
+    assert accuracy["sample"] == {"images": 50, "of": 359, "fused": accuracy["file"]}
+    assert accuracy["file"] * 50 == pytest.approx(round(accuracy["file"] * 50))  # of 50 images
+    assert accuracy["fused"] * 359 == pytest.approx(round(accuracy["fused"] * 359))  # of all
+    assert "sample" not in run_check(folder, "executorch", images=359)["accuracy"]
+
+
 def test_a_file_that_is_not_the_manifests_is_caught(folder, run_check):
     shutil.copy(folder / "branched.pte", folder / "fused.pte")
     with pytest.raises(GateError, match="is not the file that its manifest describes"):

@@ -196,6 +196,14 @@ def test_a_network_that_came_folded_has_no_branched_figures(written):
     assert "- mine: came folded, so there is no branched network to compare with." in text
 
 
+def test_a_check_on_some_of_the_images_says_so(written):
+    sample = {"images": 50, "of": 1359, "fused": 0.98}
+    page = written(measured(accuracy=measured()["accuracy"] | {"sample": sample}))
+    text = " ".join(page.split())
+    assert "toy on phone: checked on 50 of 1,359 validation images (`check.images`), on which fused has 98.00%." in text
+    assert "check.images" not in written(measured())
+
+
 def test_an_int8_file_stands_beside_the_fused_network(written):
     def int8(document):
         """The same, with what was fused as quantized, and branched as fused."""

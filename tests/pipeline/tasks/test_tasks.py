@@ -34,7 +34,9 @@ def test_each_keeps_the_contract(name):
 
 def test_mean_iou_is_that_of_the_counts():
     wanted, given = drawn(3, *SIZE), drawn(3, *SIZE, seed=1)
-    ious = [float(((wanted == one) & (given == one)).sum() / ((wanted == one) | (given == one)).sum()) for one in range(3)]
+    ious = [
+        float(((wanted == one) & (given == one)).sum() / ((wanted == one) | (given == one)).sum()) for one in range(3)
+    ]
     assert named("segmentation").score(maps(given), wanted) == pytest.approx(sum(ious) / 3)
     assert named("segmentation").score(maps(wanted), wanted) == 1
 
@@ -131,7 +133,11 @@ def test_what_is_decoded_is_drawn_on_a_picture_of_its_size(name):
 
 @pytest.mark.parametrize(
     ("name", "value", "shown", "allowed"),
-    [("top-1", 0.98333, "98.33%", 0.01), ("PSNR [dB]", 31.267, "31.27 dB", 0.3), ("loss [nats]", -2.0, "-2.00 nats", 0.02)],
+    [
+        ("top-1", 0.98333, "98.33%", 0.01),
+        ("PSNR [dB]", 31.267, "31.27 dB", 0.3),
+        ("loss [nats]", -2.0, "-2.00 nats", 0.02),
+    ],
 )
 def test_values_are_written_in_their_unit(name, value, shown, allowed):
     assert metric.shown(value, name) == shown
