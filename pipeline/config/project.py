@@ -41,26 +41,29 @@ _TASKS: Mapping[str, tuple[str, ...]] = {
     "digit_scenes": ("detection", "segmentation"),
     "photographs": ("restoration",),
     "imagefolder": (*_OF_CLASSES, "restoration"),
+    "masks": ("segmentation",),
+    "coco": ("detection",),
+    "pairs": ("restoration",),
     "pictures": _ANY,
     "none": _ANY,
 }
 """What a data set can be used for, the usual first; of those that are not here it is `_OF_CLASSES`."""
 
 
+_HELD = {
+    "masks": "folders images and masks",
+    "coco": "folder images and annotations.json",
+    "pairs": "folders low and high",
+}
+
+
 class Data(Strict):
     """The data set for training and validation, and how its images become the network's input."""
 
     name: Literal[
-        "digits",
-        "digit_scenes",
-        "photographs",
-        "fashion_mnist",
-        "cifar10",
-        "cifar100",
-        "imagefolder",
-        "pictures",
-        "none",
-    ] = "digits"
+        "digits", "digit_scenes", "photographs", "fashion_mnist", "cifar10", "cifar100",
+        "imagefolder", "masks", "coco", "pairs", "pictures", "none",
+    ] = "digits"  # fmt: skip
     task: Literal["classification", "segmentation", "detection", "restoration", "embedding"] | None = Field(
         None, description="what networks are trained for and judged by; default: what the data set is usually used for"
     )
@@ -107,9 +110,11 @@ class Data(Strict):
     def _folder_is_named(self) -> "Data":
         if self.name == "imagefolder" and self.root is None:
             raise ValueError("data.root is not set; name the folder that holds one folder of images per class")
-        if self.name == "pictures" and self.root is None:
-            raise ValueError("data.root is not set; name the folder that holds the pictures")
-        if self.name in ("pictures", "none"):
+        if self.name in ("pictures", "masks", "coco", "pairs") and self.root is None:
+            raise ValueError(f"data.root is not set; name the folder that holds the {_HELD.get(self.name, 'pictures')}")
+        if self.name == "masks" and (self.classes == "sorted" or self.classes == "natural"):
+            raise ValueError("data.classes is not set: give the number of a mask's classes, or a list or a JSON file")
+        if self.name in ("pictures", "none", "masks"):
             if self.classes == "natural":
                 raise ValueError("data.classes: natural orders the folders of an imagefolder, and there are none")
         elif isinstance(self.classes, int):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.artifacts import store
 from pipeline.artifacts.manifest import GRAY_OF_RGB, ColorOrder
-from pipeline.data import generated, photographs, scenes
+from pipeline.data import annotated_folder, generated, photographs, scenes
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ PICTURES = "pictures"
 NONE = "none"
 SCENES = "digit_scenes"
 PHOTOGRAPHS = "photographs"
-OF_FILES = (FOLDER, PICTURES)
+MASKS, COCO, PAIRS = annotated_folder.MASKS, annotated_folder.COCO, annotated_folder.PAIRS
+ANNOTATED = (MASKS, COCO, PAIRS)
+OF_FILES = (FOLDER, PICTURES, *ANNOTATED)
 """Read image by image, from a folder."""
 UNLABELLED = (PICTURES, NONE)
 """Without classes of their own: what a network says of an image is held against what it says in float."""
@@ -68,7 +70,9 @@ FACTS = {
     # the statistics of ImageNet, which photographs share
     SCENES: Facts((0.2496, 0.2496, 0.2496), (0.1357, 0.1357, 0.1357), mirror=False),
     PHOTOGRAPHS: PIXELS,
-    **dict.fromkeys((FOLDER, PICTURES, NONE), Facts((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), mirror=True)),
+    **dict.fromkeys(
+        (FOLDER, PICTURES, MASKS, COCO, PAIRS, NONE), Facts((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), mirror=True)
+    ),
 }
 _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

@@ -17,6 +17,7 @@ from pipeline import regular_file
 from pipeline.errors import InputError, quoted, shown
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL.Image import Image
 
@@ -102,20 +103,42 @@ def content_of(path: Path) -> bytes:
         ) from None
 
 
+def numbers(path: Path, sha256: str | None = None) -> "np.ndarray":
+    """The values of an image of one channel as they are, such as a mask: integers (H, W); of a palette its numbers.
+
+    Raises:
+        InputError: as `read`; it has several channels, or fractions.
+    """
+    import numpy as np
+
+    with _opened(path, io.BytesIO(_unchanged(path, sha256))) as image:
+        if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;"):
+            raise ValueError(
+                f"it has the mode {image.mode}, and a mask has one channel of whole numbers, the classes. Convert "
+                "colours to numbers first"
+            )
+        return np.array(image).astype(np.int64)
+
+
 def _decoded(path: Path, sha256: str | None) -> tuple["torch.Tensor", Traits]:
     import torch
 
+    with _opened(path, io.BytesIO(_unchanged(path, sha256))) as image:
+        is_rotated = image.getexif().get(_ORIENTATION, 1) != 1
+        is_deep = image.mode in ("I", "F") or image.mode.startswith("I;")
+        pixels = _deep(image) if is_deep else _pixels(image)
+    return torch.from_numpy(pixels).permute(2, 0, 1), Traits(is_deep, is_rotated)
+
+
+def _unchanged(path: Path, sha256: str | None) -> bytes:
+    """The content of a file, which must have a digest, if one is given."""
     content = content_of(path)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(
             f"{shown(path)} is not the image that the split was made from; it has changed since. "
             f"Run `python -m pipeline split` again, so that split and data belong together."
         )
-    with _opened(path, io.BytesIO(content)) as image:
-        is_rotated = image.getexif().get(_ORIENTATION, 1) != 1
-        is_deep = image.mode in ("I", "F") or image.mode.startswith("I;")
-        pixels = _deep(image) if is_deep else _pixels(image)
-    return torch.from_numpy(pixels).permute(2, 0, 1), Traits(is_deep, is_rotated)
+    return content
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.data import class_order, folder_layout
 from pipeline.data.image_file import SUFFIXES, read
@@ -22,14 +22,26 @@ if TYPE_CHECKING:
 View = Callable[["torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 
 
+class Readable(Protocol):
+    """A file beside an image."""
+
+    def read(self) -> "torch.Tensor":
+        """What it holds, with a first axis of 1; InputError if it cannot be used."""
+        ...
+
+
 @dataclass(frozen=True)
 class Item:
-    """An image of a split: its number, where it is, the sha256 of its file, and its label."""
+    """An image of a split: its number, where it is, the sha256 of its file, and what is known of it.
+
+    Attributes:
+        known: a label; the boxes; or what reads a mask or picture, as `annotated_folder.File` does.
+    """
 
     number: int
     path: Path
     sha256: str
-    label: int
+    known: "int | torch.Tensor | Readable"
 
 
 @dataclass(frozen=True)
@@ -211,9 +223,17 @@ class _Reader:
                 if self.seed is not None:
                     torch.default_generator.manual_seed((self.seed + item.number) % 2**63)
                 try:
-                    image, target = self.view(read(item.path, item.sha256)[None], torch.tensor([item.label]))
+                    image, target = self.view(read(item.path, item.sha256)[None], _target(item.known))
                 except InputError as error:
                     return str(error)
                 images.append(image)
                 targets.append(target)
         return torch.cat(images), torch.cat(targets)
+
+
+def _target(known: "int | torch.Tensor | Readable") -> "torch.Tensor":
+    import torch
+
+    if isinstance(known, int):
+        return torch.tensor([known])
+    return known[None] if isinstance(known, torch.Tensor) else known.read()

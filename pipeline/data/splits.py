@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import ColorOrder, ImageSize, Preprocessing, Resize, channels_of
-from pipeline.data import folder_layout, image_folder, prepared_images, targets, transforms
+from pipeline.data import annotated_folder, folder_layout, image_folder, prepared_images, targets, transforms
 from pipeline.data.datasets import (
     CLASSIFICATION,
+    COCO,
     DETECTION,
     FACTS,
+    MASKS,
     NONE,
     OF_FILES,
     PIXELS,
@@ -69,6 +71,8 @@ class Split:
         parts: numbers of the images in ``train`` and in ``val``.
         digest: sha256 over all of the above but ``root``.
         use: what it is used for.
+        beside: sha256 of each file that tells what is known of the images, by name: a mask or a better picture for each
+            in the order of ``sources``, or COCO's annotations.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Split:
     parts: Mapping[str, tuple[int, ...]]
     digest: str
     use: "Use"
+    beside: Mapping[str, str]
     _mapped: dict[tuple[Any, ...], prepared_images.PreparedImages] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -221,14 +226,25 @@ class Split:
     def items(self, chunks: Sequence[Sequence[int]]) -> list[list[image_folder.Item]]:
         """The images of some numbers, of a data set that is read image by image."""
         root, sources = Path(self.root or "").expanduser(), list(self.sources.items())
-        labels = self.labels or (UNKNOWN,) * len(sources)
+        known = self._known
         return [
             [
-                image_folder.Item(number, root / sources[number][0], sources[number][1], labels[number])
+                image_folder.Item(number, root / sources[number][0], sources[number][1], known[number])
                 for number in chunk
             ]
             for chunk in chunks
         ]
+
+    @cached_property
+    def _known(self) -> "Sequence[int | torch.Tensor | image_folder.Readable]":
+        """What is known of each image, in order."""
+        root = Path(self.root or "").expanduser()
+        if self.name == COCO:
+            return list(annotated_folder.boxes_of(root, list(self.sources), *self.beside.values()))
+        if self.beside:
+            classes = len(self.classes) if self.name == MASKS else None
+            return [annotated_folder.File(root / name, sha256, classes) for name, sha256 in self.beside.items()]
+        return self.labels or (UNKNOWN,) * len(self.sources)
 
 
 @dataclass(frozen=True)
@@ -254,6 +270,7 @@ def new_split(
     labels: Sequence[int],
     parts: Mapping[str, Sequence[int]],
     use: Use | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Split:
     """A split, with its digest. `use` is by default that of a classifier, or without classes none."""
     use = use or Use(CLASSIFICATION if classes else "")
@@ -264,6 +281,7 @@ def new_split(
         list(labels),
         *(list(parts[k]) for k in ("train", "val")),
         *([] if use.task in ("", CLASSIFICATION) else [use.task, use.scale]),
+        *([list(beside.items())] if beside else []),
     ]
     return Split(
         name=name,
@@ -274,6 +292,7 @@ def new_split(
         parts={part: tuple(numbers) for part, numbers in parts.items()},
         digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         use=use,
+        beside=dict(beside or {}),
     )
 
 
@@ -288,6 +307,7 @@ def write_split(path: Path, split: Split) -> None:
         "sources": split.sources,
         "labels": split.labels,
         "use": asdict(split.use),
+        "beside": split.beside,
         **split.parts,
     }
     manifest.write_json(path, document)
@@ -309,7 +329,14 @@ def open_split(path: Path, trained_with: str | None = None) -> Split:
         parts = {part: values[part] for part in ("train", "val")}
         use = Use(**values["use"])
         split = new_split(
-            values["name"], values["root"], values["classes"], values["sources"], values["labels"], parts, use
+            values["name"],
+            values["root"],
+            values["classes"],
+            values["sources"],
+            values["labels"],
+            parts,
+            use,
+            values["beside"],
         )
         both = set(parts["train"]) & set(parts["val"])
         _require_types(split)
@@ -341,7 +368,8 @@ def open_split(path: Path, trained_with: str | None = None) -> Split:
 
 def _require_types(split: Split) -> None:
     """What a split names is of the types that it should be, and its numbers are of images; else ValueError."""
-    texts = (split.name, *split.classes, *split.sources, *split.sources.values())
+    named = (*split.sources.items(), *split.beside.items())
+    texts = (split.name, *split.classes, *(text for pair in named for text in pair))
     if not all(isinstance(text, str) for text in texts) or not isinstance(split.root, str | None):
         raise ValueError("a name in it is no text")
     numbers = [*split.labels, *split.parts["train"], *split.parts["val"]]
@@ -349,6 +377,9 @@ def _require_types(split: Split) -> None:
         raise ValueError("a number in it is no whole number")
     if not isinstance(split.use.task, str) or type(split.use.scale) is not int or split.use.scale < 1:
         raise ValueError("what it is used for is not one of the tasks")
+    each = split.beside and split.name != COCO
+    if len(split.beside) not in ((len(split.sources),) if each else (0, 1)):
+        raise ValueError("its images and the files beside them do not fit each other")
     if any(label >= len(split.classes) for label in split.labels):
         raise ValueError("a label in it is of no class")
     if split.labels and not len(split.labels) == len(split.sources) > max(numbers[len(split.labels) :], default=0):

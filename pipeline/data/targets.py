@@ -23,8 +23,8 @@ def fitted(
 
     Args:
         kind: of the targets.
-        targets: of the images: masks and boxes in their pixels. Of pictures they are not looked at: the image itself is
-            what the network is to give.
+        targets: of the images: masks and boxes in their pixels; pictures (n, 3, H, W) of any size, or something else,
+            and then the image itself is what the network is to give.
         pixels: the images, uint8 (n, 1 or 3, H, W).
         preprocessing: how they become the input.
         scale: how many times as large as the input what it is to give is.
@@ -35,7 +35,8 @@ def fitted(
         return _boxes(targets, pixels.shape[-2:], preprocessing)
     if kind == "picture":
         height, width = preprocessing.size
-        return transforms.resized(pixels, replace(preprocessing, image_size=(scale * height, scale * width)))
+        wanted = targets if targets.dim() == 4 else pixels
+        return transforms.resized(wanted, replace(preprocessing, image_size=(scale * height, scale * width)))
     return targets
 
 

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 from pipeline.artifacts import digests, store
 from pipeline.config.stages import SplitSettings
-from pipeline.data import class_order, datasets, image_file, image_folder, splits
+from pipeline.data import annotated_folder, class_order, datasets, image_file, image_folder, splits
+from pipeline.data.annotated_folder import AnnotatedTree, require_alike
 from pipeline.errors import InputError, shown
 
 _R = TypeVar("_R")
@@ -40,10 +41,13 @@ def run(settings: SplitSettings, *, output: Path) -> None:
         InputError: the data set is missing, or an image folder is empty, has one class, or holds an image
             that cannot be decoded; the files are named.
     """
+    beside: dict[str, str] = {}
     if settings.name in datasets.OF_FILES:
         root = Path(settings.root or "").expanduser()
-        labelled = settings.name == datasets.FOLDER
-        tree = image_folder.scan(root, settings.classes) if labelled else image_folder.pictures(root)
+        tree = _tree(settings, root)
+        if isinstance(tree, AnnotatedTree):
+            digested = _of_each(_digest, [root / name for name in tree.beside], "reading what is known of")
+            beside = dict(zip(tree.beside, digested, strict=True))
         found = _of_each(_digest, [root / name for name in tree.images], "reading")
         sources = dict(zip(tree.images, found, strict=True))
     else:
@@ -51,12 +55,17 @@ def run(settings: SplitSettings, *, output: Path) -> None:
         sources = {name: digests.digest(path) for name, path in splits.files_of(settings.name, settings.root).items()}
 
     def build(outputs: dict[str, Path], _scratch: Path) -> None:
-        made = _of_memory(settings, sources) if tree is None else _of_folder(settings, tree, sources)
+        if tree is None:
+            made = _of_memory(settings, sources)
+        elif isinstance(tree, AnnotatedTree):
+            made = _of_annotated(settings, tree, sources, beside)
+        else:
+            made = _of_folder(settings, tree, sources)
         splits.write_split(outputs["split"], made)
 
     store.cached(
         "split",
-        settings={**settings.model_dump(), "sources": sources, "classes": tree and tree.classes},
+        settings={**settings.model_dump(), "sources": sources, "beside": beside, "classes": tree and tree.classes},
         inputs={},
         outputs={"split": output},
         code=("pipeline.stages.split",),
@@ -64,6 +73,37 @@ def run(settings: SplitSettings, *, output: Path) -> None:
         build=build,
     )
     _tell(output)
+
+
+def _tree(settings: SplitSettings, root: Path) -> image_folder.Tree | AnnotatedTree:
+    if settings.name in datasets.ANNOTATED:
+        return annotated_folder.scan(settings.name, root, settings.classes)
+    return (
+        image_folder.scan(root, settings.classes) if settings.name == datasets.FOLDER else image_folder.pictures(root)
+    )
+
+
+def _of_annotated(
+    settings: SplitSettings, tree: AnnotatedTree, sources: dict[str, str], beside: dict[str, str]
+) -> splits.Split:
+    root = Path(settings.root or "").expanduser()
+    if settings.name == datasets.MASKS:
+        other = dict(zip((root / one for one in tree.images), (root / one for one in tree.beside), strict=True))
+        _of_each(lambda path: require_alike(path, other[path], len(tree.classes)), list(other), "decoding masks and")
+    else:
+        also = tree.beside if settings.name == datasets.PAIRS else ()
+        _of_each(image_file.inspect, [root / name for name in (*tree.images, *also)], "decoding")
+    parts = _of_pictures(settings, tree.images)
+    if settings.name == datasets.COCO:
+        boxes = annotated_folder.boxes_of(root, tree.images, *beside.values())
+        if not bool((boxes[parts["val"], :, 0] >= 0).any()):
+            raise InputError(
+                f"data.root: none of the {len(parts['val'])} validation images has a box in "
+                f"{annotated_folder.ANNOTATIONS}, so nothing could be judged. Annotate more, or set data.split_seed."
+            )
+    for note in tree.notes:
+        print(f"split: {note}", flush=True)
+    return splits.new_split(settings.name, settings.root, tree.classes, sources, (), parts, _use(settings), beside)
 
 
 def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split:
