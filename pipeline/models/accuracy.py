@@ -58,11 +58,11 @@ def scorer(
         split, preprocessing: of the images.
         batch_size: images in a batch.
     """
-    want: list[torch.Tensor] = []
+    want: Sequence[torch.Tensor] = ()
     if not split.has_labels:
         want, _ = outputs(network, split, preprocessing, batch_size)
 
-    def score(model: Callable[[torch.Tensor], Any]) -> float:
+    def score(model: "Callable[[torch.Tensor], Any]") -> float:
         got, targets = outputs(model, split, preprocessing, batch_size)
         return score_of(split, preprocessing, got, want, targets)
 
