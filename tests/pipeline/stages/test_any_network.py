@@ -24,7 +24,7 @@ from pipeline.models import checkpoints, networks, programs
 from pipeline.stages import bundle
 from tests.fixtures import any_networks, unlabelled
 from tests.fixtures.any_networks import seasoned
-from tests.fixtures.unlabelled import Built
+from tests.fixtures.unlabelled import Built, adopted
 
 OURS = "tests.fixtures.any_networks:"
 NAMES = ["boxes", "scores", "features_0", "features_1"]
@@ -47,7 +47,7 @@ def built(tmp_path_factory, pictures):
             folder = tmp_path_factory.mktemp(name)
             torch.save(seasoned(getattr(any_networks, name)()).state_dict(), folder / "mine.pth")
             images = {"image_size": SIZE} | images
-            made[key] = Built(folder, folder / "mine.pth", root, "sorted", OURS + name, **images)
+            made[key] = adopted(folder, folder / "mine.pth", root, "sorted", OURS + name, **images)
         return made[key]
 
     return build

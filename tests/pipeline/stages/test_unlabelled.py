@@ -14,7 +14,7 @@ from pipeline.errors import GateError, InputError
 from pipeline.models import checkpoints
 from pipeline.stages import split
 from tests.fixtures import unlabelled
-from tests.fixtures.unlabelled import Built
+from tests.fixtures.unlabelled import Built, adopted
 
 CLASSES = 7
 
@@ -41,12 +41,12 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def of_pictures(tmp_path_factory, weights, pictures) -> Built:
-    return Built(tmp_path_factory.mktemp("built"), weights, pictures, CLASSES)
+    return adopted(tmp_path_factory.mktemp("built"), weights, pictures, CLASSES)
 
 
 @pytest.fixture(scope="module")
 def of_none(tmp_path_factory, weights) -> Built:
-    return Built(tmp_path_factory.mktemp("built"), weights, None, CLASSES)
+    return adopted(tmp_path_factory.mktemp("built"), weights, None, CLASSES)
 
 
 def test_pictures_are_parted_by_name_and_have_no_class(of_pictures):

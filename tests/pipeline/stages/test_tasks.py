@@ -1,0 +1,84 @@
+"""The project of each task in examples/, at a size of seconds: trained, fused, proved, quantized, exported, checked.
+
+The gates of verify and check hold as for classifiers, on the task's own metric. A network that learnt for seconds has a
+score that moves with every digit, so what int8 may lose of it is set wide; examples/ holds the real limits.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import backends, tasks
+from pipeline.artifacts import documents
+from pipeline.artifacts.verify_result import VerifyResult
+from pipeline.config import yaml_file
+from pipeline.data import photographs, scenes, splits
+from pipeline.errors import GateError, InputError
+from pipeline.models import resolve
+from pipeline.stages import split, train
+from pipeline.stages.settings import settings_of
+from tests.fixtures.unlabelled import Built
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+METRICS = {"detection": "mAP 50-95", "segmentation": "mIoU", "super-resolution": "PSNR [dB]", "embedding": "recall@1"}
+
+
+def configured(example: str, **changes):
+    values = yaml_file.read(EXAMPLES / example / "config.yaml")
+    return resolve.load(values | changes, backends.rules(), EXAMPLES / example)
+
+
+@pytest.fixture(scope="module", params=METRICS)
+def built(request, tmp_path_factory):
+    """An example after two epochs, on fewer scenes and crops."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPNETS_STORE", str(folder / "store"))
+        patch.setattr(scenes, "TRAIN", 320)
+        patch.setattr(scenes, "VAL", 48)
+        patch.setattr(photographs, "TRAIN", 64)
+        config = configured(request.param, training={"epochs": 2, "batch_size": 16, "learning_rate": 0.05})
+        made, (model,) = Built(folder), config.models
+        split.run(settings_of("split", config), output=made.split)
+        how = settings_of("train", config, model)
+        train.run(how, split=made.split, checkpoint=made.checkpoint, metrics=folder / "metrics.jsonl")
+        made.fuse()
+        yield made
+
+
+def test_the_metric_of_the_task_is_told_at_every_hop(built):
+    metric = METRICS[built.folder.name.rstrip("0123456789")]
+    *_, last = map(json.loads, (built.folder / "metrics.jsonl").read_text().splitlines())
+    proved = documents.read(VerifyResult, built.verify)
+    assert last[f"val_{metric.split(' [')[0]}"] == pytest.approx(proved.accuracy.branched, rel=0.05, abs=0.03)
+    assert proved.accuracy.metric == metric and proved.agreement > 0.99
+    assert proved.accuracy.fused == pytest.approx(proved.accuracy.branched, abs=1e-3)
+    int8 = built.quantize(max_metric_drop=100.0)["accuracy"]
+    assert int8["metric"] == metric and int8["fused"] == pytest.approx(proved.accuracy.fused, abs=1e-3)
+    for precision in ("fp32", "int8"):
+        checked = built.check(precision, max_metric_drop=100.0)
+        assert checked.status == "ok" and checked.accuracy.metric == metric
+        program = proved.accuracy.fused if precision == "fp32" else int8["quantized"]
+        assert checked.accuracy.file == pytest.approx(program, abs=0.02)
+
+
+def test_a_network_of_another_task_is_refused(tmp_path):
+    with pytest.raises(InputError, match="`toy` is a network for classification, and data.task is segmentation"):
+        configured("segmentation", models={"toy": {}})
+    with pytest.raises(InputError, match="data.task: embedding cannot be learnt or judged by photographs"):
+        configured("super-resolution", data={"name": "photographs", "task": "embedding"})
+    with pytest.raises(InputError, match=r"data.scale is for `task: restoration`"):
+        configured("embedding", data={"name": "digits", "scale": 2})
+
+
+def test_outputs_that_do_not_fit_the_task_stop_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))
+    config = configured("super-resolution", data={"name": "photographs", "scale": 3, "image_size": 32})
+    split.run(settings_of("split", config), output=tmp_path / "split.json")
+    with pytest.raises(InputError, match="its picture is 64 x 64 pixels, and by data.scale 3 it must be 96 x 96"):
+        train.run(
+            settings_of("train", config, "toy_x2"), split=tmp_path / "split.json",
+            checkpoint=tmp_path / "checkpoint.safetensors", metrics=tmp_path / "metrics.jsonl",
+        )  # fmt: skip
