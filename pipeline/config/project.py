@@ -129,8 +129,9 @@ class Training(Strict):
 
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(0.1, gt=0, description="peak, for SGD with Nesterov momentum")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW")
+    learning_rate: float = Field(0.1, gt=0, description="peak; of AdamW a hundredth of SGD's is usual")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of AdamW its first beta")
     weight_decay: float = Field(5e-4, ge=0, description="not on biases and batch norms")
     warmup_epochs: float = Field(1, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)

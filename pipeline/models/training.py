@@ -1,4 +1,4 @@
-"""The training loop: SGD with Nesterov momentum, a warm-up and a cosine down to zero, label smoothing.
+"""The training loop: SGD with Nesterov momentum or AdamW, a warm-up and a cosine down to zero, and the loss of the task.
 
 Biases and batch norms have no weight decay. A moving average of the weights is kept if that is configured. A run that
 was killed resumes after its last complete epoch, and ends with the same bytes as an uninterrupted run.
@@ -90,13 +90,7 @@ def fit(
     trained = distributed.distributed(model, group, device)
     average = copy.deepcopy(model) if training.ema_decay else None
     best_known = average or model
-    optimizer = torch.optim.SGD(
-        _parameter_groups(model, training.weight_decay),
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        nesterov=training.momentum > 0,
-        foreach=True,
-    )
+    optimizer = _optimizer(model, training)
     steps = training_batches.steps(split, training.batch_size)
     task, metric = accuracy.task_of(split, preprocessing, training.label_smoothing), accuracy.metric_of(split)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=distributed.has_bfloat16(device))
@@ -169,6 +163,15 @@ def _learning_rate(training: Training, done: int, steps: int) -> float:
     if done < warmup:
         return training.learning_rate * (done + 1) / (warmup + 1)
     return training.learning_rate * (1 + math.cos(math.pi * (done - warmup) / max(1, total - warmup))) / 2
+
+
+def _optimizer(model: "nn.Module", training: Training) -> "torch.optim.Optimizer":
+    import torch
+
+    groups, rate, momentum = _parameter_groups(model, training.weight_decay), training.learning_rate, training.momentum
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999), foreach=True)
+    return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0, foreach=True)
 
 
 def _parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
     python -m pipeline train --model toy --split artifacts/split.json \\
         --checkpoint artifacts/toy/checkpoint.safetensors --metrics artifacts/toy/metrics.jsonl
 
-SGD with Nesterov momentum, a warm-up and a cosine down to zero; label smoothing; no weight decay on
+SGD with Nesterov momentum or AdamW, a warm-up and a cosine down to zero; label smoothing; no weight decay on
 biases and batch norms. `training.ema_decay: 0.99` also keeps an average of the weights, and that is what
 is validated and written. The last epoch is what counts: none is picked by its validation accuracy.
 

@@ -34,6 +34,8 @@ def build(
 class SuperResolution(nn.Module):
     """(N, channels, H, W) to (N, channels, factor x H, factor x W): the image enlarged to the nearest pixel, corrected.
 
+    It begins with no correction but that of the edge filters, which is small: training starts from the enlarged image.
+
     Args:
         channels: Of the image.
         depth: Blocks between the first and the last.
@@ -49,6 +51,9 @@ class SuperResolution(nn.Module):
         self.factor = factor
         self.blocks = nn.Sequential(*(nn.Sequential(make_block(own, width), nn.PReLU(width)) for own in inputs))
         self.last = make_block(width, channels * factor**2)
+        for name, parameter in self.last.named_parameters():
+            if name.removeprefix("dense.").removeprefix("squeeze.") in ("weight", "bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         detail = F.pixel_shuffle(self.last(self.blocks(x)), self.factor)
