@@ -213,6 +213,28 @@ def with_rounded_numbers(module: "GraphModule") -> "GraphModule":
     return rounded
 
 
+def with_next_floats(module: "GraphModule") -> "GraphModule":
+    """A copy of a network that makes integers of the next float32 of each value, away from zero.
+
+    What lies in the middle between two integers becomes another one: where all steps of an operation are whole
+    multiples of half a scale, as after a PReLU of slope 0.25, that is many a value, and each runtime rounds them its
+    own way.
+    """
+    import copy
+
+    import torch
+
+    moved = copy.deepcopy(module)
+    for node in list(moved.graph.nodes):
+        if "quantized_decomposed.quantize_per_tensor" in str(node.target):
+            value, *rest = node.args
+            with moved.graph.inserting_before(node):
+                next_float = moved.graph.call_function(torch.ops.aten.mul.Tensor, (value, 1 + 2**-23))
+            node.args = (next_float, *rest)
+    moved.recompile()
+    return moved
+
+
 def _half(argument: object) -> object:
     import torch
 

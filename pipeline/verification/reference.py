@@ -152,11 +152,12 @@ class Reference:
             return self._error(_in_batches(all_numbers, images), _in_batches(weights, images))
 
     def last_digits(self, precision: str) -> tuple[float, float]:
-        """How far the numbers of an int8 program move by the order of float32 sums alone, of the largest logit: on
+        """How far the numbers of an int8 program move by a last digit of float32 alone, of the largest logit: on
         average over the same images, and at most.
 
         A value in the middle between two integers goes one way or the other, and what follows amplifies it: the deeper
-        the network, the more. Torch computes it twice, with oneDNN's convolutions and without.
+        the network, the more. Torch computes it twice: the second time without oneDNN's convolutions, which sum in
+        another order, and with the next float32 of each value that is made an integer.
 
         Args:
             precision: of the numbers that are not int8; rounded to half, many more values lie in such a middle.
@@ -165,7 +166,7 @@ class Reference:
 
         if precision not in self._last_digits:
             images, want = self.stored(precision)
-            module = programs.with_rounded_weights(self._module, precision)
+            module = programs.with_next_floats(programs.with_rounded_weights(self._module, precision))
             with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore", UserWarning)  # setting one flag sets another, of Intel's GPUs
                 with torch.backends.mkldnn.flags(enabled=False):
