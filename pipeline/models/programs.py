@@ -213,12 +213,14 @@ def with_rounded_numbers(module: "GraphModule") -> "GraphModule":
     return rounded
 
 
-def with_next_floats(module: "GraphModule") -> "GraphModule":
-    """A copy of a network that makes integers of the next float32 of each value, away from zero.
+def with_neighbours(module: "GraphModule", steps: int) -> "GraphModule":
+    """A copy of a network that makes integers of a neighbour of each value, some float32 numbers away.
 
-    What lies in the middle between two integers becomes another one: where all steps of an operation are whole
-    multiples of half a scale, as after a PReLU of slope 0.25, that is many a value, and each runtime rounds them its
-    own way.
+    What lies in the middle between two integers becomes the other one. Where an operation gives whole multiples of half
+    a scale, that is many a value: after a PReLU of slope 0.25 one in ten.
+
+    Args:
+        steps: how many numbers away from zero; negative ones go towards zero.
     """
     import copy
 
@@ -229,8 +231,8 @@ def with_next_floats(module: "GraphModule") -> "GraphModule":
         if "quantized_decomposed.quantize_per_tensor" in str(node.target):
             value, *rest = node.args
             with moved.graph.inserting_before(node):
-                next_float = moved.graph.call_function(torch.ops.aten.mul.Tensor, (value, 1 + 2**-23))
-            node.args = (next_float, *rest)
+                neighbour = moved.graph.call_function(torch.ops.aten.mul.Tensor, (value, 1 + steps * 2**-23))
+            node.args = (neighbour, *rest)
     moved.recompile()
     return moved
 

@@ -38,8 +38,9 @@ def compute_constants(module: "GraphModule") -> bool:
             stored.meta = dict(node.meta)
         else:  # a number
             stored = value
+        new = {node: stored}
         for user in [one for one in node.users if one not in values]:
-            user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda one, own=node, now=stored: now if one is own else one)
+            user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda one, new=new: new.get(one, one))
     module.graph.eliminate_dead_code()
     module.recompile()
     return bool(made)
