@@ -1,6 +1,6 @@
 """What becomes of networks of other packages: segmenters, detectors, feature extractors, super-resolution.
 
-    pip install timm segmentation-models-pytorch spandrel ultralytics
+    pip install timm segmentation-models-pytorch spandrel ultralytics libreyolo
     python benchmarks/foreign_networks.py                             every network below; an hour on one core
     python benchmarks/foreign_networks.py --networks yolov8n span --targets executorch coreml-int8
     python benchmarks/foreign_networks.py --output foreign.json > foreign.md

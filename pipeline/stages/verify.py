@@ -80,6 +80,7 @@ def run(settings: Verify, *, checkpoint: Path, split: Path, fused: Path, output:
 def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
     import torch
 
+    from repnets.float64 import in_float64
     from repnets.fusion.engine import fuse
 
     checkpoint, fused = inputs.paths["checkpoint"], inputs.paths["fused"]
@@ -90,8 +91,7 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
     images = open_split(inputs.paths["split"], header.data_digest)
 
     with torch.inference_mode():
-        reference, _ = checkpoints.load_model(checkpoint)
-        reference = reference.double()
+        reference = in_float64(model)
         refused = fuse(reference, torch.zeros(shape, dtype=torch.float64))
         real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
         own = " x ".join(map(str, preprocessing.size))
@@ -179,22 +179,23 @@ def _hold_float64(
 
 def _hold_weights(program: "ExportedProgram", refused: "nn.Module") -> Weights:
     want, got = refused.state_dict(), program.state_dict
-    if want.keys() != got.keys():
-        odd = sorted(want.keys() ^ got.keys())
+    shapes = [{name: tensor.shape for name, tensor in one.items()} for one in (want, got)]
+    if odd := sorted(dict(shapes[0].items() ^ shapes[1].items())):
         raise GateError(
             f"weights: fused.pt2 and the fold of its checkpoint differ in {', '.join(odd[:4])}. Rebuild it."
         )
     largest = 0.0
     for name, tensor in want.items():
-        scale = tensor.abs().max().clamp_min(1e-30)
-        errors = ((got[name].double() - tensor) / scale).abs()
+        exact = tensor.double()
+        errors = (got[name].double() - exact).abs() / exact.abs().max().clamp_min(1e-30)
         error = float(errors.max())
         if not error <= _WEIGHT_TOLERANCE:
             at = _index(errors)
-            is_, must = float(got[name][at]), float(tensor[at])
+            is_, must = float(got[name][at]), float(exact[at])
+            layer = name.rpartition(".")[0]
             raise GateError(
-                f"weights: layer {name.rpartition('.')[0]} of fused.pt2 is not the fold of its checkpoint: "
-                f"{name}{list(at)} is {is_:.8g} and must be {must:.8g}, off by {error:.1e} "
+                f"weights: {f'layer {layer}' if layer else 'a constant'} of fused.pt2 is not the fold of its "
+                f"checkpoint: {name}{list(at)} is {is_:.8g} and must be {must:.8g}, off by {error:.1e} "
                 f"of the layer's largest weight, tolerance {_WEIGHT_TOLERANCE:.0e}. Delete fused.pt2 and run again."
             )
         largest = max(largest, error)

@@ -333,6 +333,13 @@ def _not_captured(error: Exception) -> RepnetsError:
             f"The model returns a {kind[1]}, which torch.export knows nothing of. Return tensors, numbers and None in "
             "tuples, lists and dicts, or register the class with torch.export.register_dataclass."
         )
+    if kept := re.search(r"fake tensor in .*model attribute: (?:(\S+)\.)?\w+", reason):
+        module = f"module {kept[1]!r}" if kept[1] else "model"
+        return RepnetsError(
+            f"torch.export cannot capture the model: the forward of the {module} computes a tensor and keeps it, for "
+            "example by `self.conv.weight.data = ...`. Compute such weights once, before the forward, and let the "
+            "forward only read them."
+        )
     line = _line_of_model(error)
     return RepnetsError(
         f"torch.export cannot capture the model{f', at {line}' if line else ''}: {reason}. The usual cause is Python "

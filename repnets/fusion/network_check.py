@@ -1,6 +1,5 @@
 """The check of a finished network against the model that it was made of."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from repnets.errors import RepnetsError
+from repnets.float64 import in_float64
 from repnets.fusion.calls import Recorder
 from repnets.fusion.sizes import FreeSize
 from repnets.fusion.trial import difference, random_input, run, tolerance
@@ -100,7 +100,7 @@ def _rounding(model: nn.Module, inputs: Sequence[Tensor], want: object) -> float
     """
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     try:
-        exact_model = copy.deepcopy(model).double()
+        exact_model = in_float64(model)
         exact = run(exact_model, wide)
         _round_anew(exact_model, model)
         other = run(exact_model, wide)

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def compute_constants(module: "GraphModule") -> bool:
-    """Write what depends on stored tensors alone as stored tensors, in place; whether there was any.
+    """Write what depends on stored tensors alone as stored tensors and numbers, in place; whether there was any.
 
     Runtimes want the weight of a layer stored. What makes a weight of integers a float one again stays: they read it.
 
@@ -29,12 +29,18 @@ def compute_constants(module: "GraphModule") -> bool:
                 values[node] = node.target(*args, **kwargs)
     made = [node for node in values if node.op != "get_attr" and not values.keys() >= node.users.keys()]
     for node in made:
-        name = f"constant_{node.name}"
-        module.register_buffer(name, values[node].detach().clone())
-        with module.graph.inserting_before(node):
-            stored = module.graph.get_attr(name)
-        stored.meta = dict(node.meta)
-        node.replace_all_uses_with(stored, delete_user_cb=lambda user: user not in values)
+        value = values[node]
+        if isinstance(value, torch.Tensor):
+            name = f"constant_{node.name}"
+            module.register_buffer(name, value.detach().clone())
+            with module.graph.inserting_before(node):
+                stored = module.graph.get_attr(name)
+            stored.meta = dict(node.meta)
+        else:  # a number
+            stored = value
+        new = {node: stored}
+        for user in [one for one in node.users if one not in values]:
+            user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda one, new=new: new.get(one, one))
     module.graph.eliminate_dead_code()
     module.recompile()
     return bool(made)

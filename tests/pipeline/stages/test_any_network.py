@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from pipeline.deploy import bundle_file
 from pipeline.errors import GateError, InputError
 from pipeline.models import checkpoints, networks, programs
 from pipeline.stages import bundle
+from pipeline.verification import compare
 from tests.fixtures import any_networks, unlabelled
 from tests.fixtures.any_networks import seasoned
 from tests.fixtures.unlabelled import Built, adopted
@@ -128,6 +131,26 @@ def test_int8_of_several_outputs(detector, backend):
     detector.export("int8", backend, **({"minimum_deployment_target": "iOS17"} if backend == "coreml" else {}))
     checked = detector.check("int8", backend)
     assert checked.forms["quantized"].accuracy > 0.99
+
+
+@pytest.mark.slow
+def test_values_in_the_middle_between_two_integers(built, believed):
+    """The runtime rounds many of them the other way, more than half a digit an image, and the file is right."""
+    made = built("Sloped")
+    made.quantize()
+    folder = made.export("int8", "onnx")
+    held = made.check("int8", "onnx").forms["quantized"].converter
+    assert held.mean_relative_error > compare.EXACT_INT8
+    assert held.tolerance < 3 / 127
+    file = folder / "quantized.onnx"
+    network = onnx.load(file)
+    read = next(node for node in network.graph.node if node.op_type == "PRelu").input[1]
+    slope = next(one for one in network.graph.initializer if one.name == read)
+    slope.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(slope) * np.float32(1.5), slope.name))
+    onnx.save(network, file)
+    believed(folder, file.name)
+    with pytest.raises(GateError, match="does not hold the integers that it was made from"):
+        made.check("int8", "onnx")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,71 @@ def test_a_network_that_takes_one_size_alone_is_compared_at_that_size(artifacts,
         )  # fmt: skip
 
 
+@pytest.fixture(params=["register_buffer", "__setattr__"])
+def sharing(request, artifacts, own_modules, tmp_path):
+    """Paths of the checkpoint and the fuse of a network in which three modules have one tensor."""
+    own_modules(
+        {
+            "shares": f"""
+                import torch
+                from torch import nn
+                from repnets.networks.blocks import RepVGGBlock
+
+                class Head(nn.Module):
+                    def __init__(self, grid):
+                        super().__init__()
+                        self.conv = nn.Conv2d(8, 4, 1)
+                        self.{request.param}("grid", grid)
+
+                    def forward(self, x):
+                        return self.conv(x) * self.grid
+
+                class Detector(nn.Module):
+                    def __init__(self):
+                        super().__init__()
+                        grid = torch.linspace(1, 2, 64).view(8, 8)
+                        self.body = RepVGGBlock(3, 8, stride=4)
+                        self.boxes, self.scores = Head(grid), Head(grid)
+                        self.{request.param}("grid", grid)
+                        self.last = nn.Linear(8, 10)
+
+                    def forward(self, x):
+                        x = self.body(x)
+                        return self.last(torch.cat([self.boxes(x), self.scores(x)], 1).sigmoid().mean((2, 3)))
+
+                    def _apply(self, function, recurse=True):  # as packages do whose tensors are no buffers
+                        super()._apply(function, recurse)
+                        self.boxes.grid = function(self.boxes.grid)
+                        return self
+
+                def build(num_classes):
+                    return Detector()
+            """
+        }
+    )
+    _, header = checkpoints.read(artifacts.checkpoint)
+    path, fused = tmp_path / "checkpoint.safetensors", tmp_path / "fused.pt2"
+    torch.manual_seed(0)
+    checkpoints.write(path, networks.build("shares:build", 10).state_dict(), replace(header, arch="shares:build"))
+    reparameterize.run(NoSettings(), checkpoint=path, split=artifacts.split, fused=fused, report=tmp_path / "fuse.json")
+    return {"checkpoint": path, "fused": fused}
+
+
+def test_a_tensor_that_modules_share_has_one_name(artifacts, sharing, tmp_path):
+    run_verify(artifacts, tmp_path, **sharing)
+    names = [name for name in torch.export.load(sharing["fused"]).state_dict if "grid" in name]
+    assert len(names) == 1
+
+
+def test_a_change_of_a_tensor_that_modules_share_is_caught(artifacts, sharing, tmp_path):
+    program = torch.export.load(sharing["fused"])
+    name = next(name for name in program.state_dict if "grid" in name)
+    program.state_dict[name][3, 5] += 1e-3
+    torch.export.save(program, sharing["fused"])
+    with pytest.raises(GateError, match=rf"is not the fold of its checkpoint: {name}\[3, 5\] is 1\.46"):
+        run_verify(artifacts, tmp_path, **sharing)
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_weight_off_by_a_thousandth_is_caught_and_its_layer_named(artifacts, tmp_path, layer):
     names = [name for name, tensor in torch.export.load(artifacts.fused).state_dict.items() if tensor.dim() == 4]

@@ -361,6 +361,23 @@ def test_a_model_that_branches_on_values_is_refused():
         repnets.capture(Branching().eval(), X)
 
 
+def test_a_model_that_writes_its_weights_while_it_runs_is_refused():
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.conv.weight.data = 2 * self.wide.weight.data.clone().detach()
+            return self.conv(x)
+
+    said = r"the forward of the module '0' computes a tensor and keeps it.* Compute such weights once, before"
+    with pytest.raises(RepnetsError, match=said):
+        repnets.capture(nn.Sequential(Writing()).eval(), X)
+    with pytest.raises(RepnetsError, match="the forward of the model computes a tensor"):
+        repnets.capture(Writing().eval(), X)
+
+
 def test_a_model_that_counts_its_calls_is_refused():
     class Counting(nn.Module):
         def __init__(self) -> None:

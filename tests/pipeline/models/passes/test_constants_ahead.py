@@ -67,3 +67,20 @@ def test_a_network_without_any_stays_and_random_numbers_are_drawn_each_time():
     assert [node.name for node in plain.graph.nodes] == before
     program = programs.static(nn.Sequential(nn.Conv2d(3, 4, 3), Scaled()).eval(), tuple(X.shape))
     assert [name for name in called(program) if "rand" in name or "exp" in name] == ["aten.rand_like.default"]
+
+
+def test_a_number_that_is_read_from_a_stored_tensor_is_written_where_it_is_used():
+    """As the stride of a detector's map, in a tensor of that one value."""
+
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("strides", torch.tensor([8.0, 16.0]))
+
+        def forward(self, x):
+            return x * x.new_full(x.shape[2:], self.strides[1])
+
+    network = Strided().eval()
+    program = programs.static(network, tuple(X.shape))
+    assert called(program) == ["aten.new_full.default", "aten.mul.Tensor"]
+    torch.testing.assert_close(program.module()(X), network(X))
