@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 QUOTED = 200
 """Characters that a message quotes of a value at most."""
+MESSAGE = 1900
+"""Characters of a whole message at most."""
 _ALIKE = str.maketrans("oil", "011")
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = QUOTED
@@ -78,6 +80,13 @@ def quoted(value: object) -> str:
         text = f"a {type(value).__name__} too long to show"
     text = shown(" ".join(text[:1000].split()))
     return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
+
+
+def shortened(text: str, most: int = MESSAGE) -> str:
+    """A text without its middle where it is longer than so many characters: its end says how to mend it."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} ... {text[5 - most // 2 :]}"
 
 
 def shown(name: object) -> str:

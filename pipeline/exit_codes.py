@@ -4,7 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from pipeline.errors import DeviceError, GateError, InputError, StageError, shown
+from pipeline.errors import DeviceError, GateError, InputError, StageError, shortened, shown
 from repnets.errors import RepnetsError
 
 
@@ -37,5 +37,5 @@ def answered(act: Callable[[], None], debug: bool) -> int:
 
 
 def said(error: Exception) -> str:
-    """The message of an error as it can be printed: names from files may hold what a terminal obeys."""
-    return "\n".join(map(shown, str(error).split("\n")))
+    """The message of an error as it can be printed: names from files may be long, and hold what a terminal obeys."""
+    return shortened("\n".join(map(shown, shortened(str(error)).split("\n"))))

@@ -9,7 +9,7 @@ import statistics
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.benchmark.runners import Runner
 from pipeline.devices import Device, facts
@@ -23,7 +23,8 @@ IDLE_SAMPLES = 50
 ACTIVE_SECONDS = 5.0
 _PATIENCE_SECONDS = 60
 _TOTALS = ("VDD_IN", "POM_5V_IN")  # of the whole module, where a board measures it
-_RAIL = re.compile(r"(?<!\S)([A-Z]\w*) (\d+)(?:mW)?/(\d+)(?:mW)?(?!\S)")
+_RAIL = re.compile(r"(?<!\S)([A-Z]\w*) (\d{1,7})(?:mW)?/(\d{1,7})(?:mW)?(?!\S)", re.ASCII)
+_LINE, _LINES = 4096, 100_000  # characters of a line; lines that are kept, of hours
 
 
 def rails_mw(line: str) -> dict[str, int]:
@@ -104,8 +105,8 @@ class _Samples:
         self.more = threading.Condition()
         self.has_ended = False
 
-    def read(self, lines: Iterator[str]) -> None:
-        for line in lines:
+    def read(self, lines: IO[str]) -> None:
+        while (line := lines.readline(_LINE)) and len(self.taken) < _LINES:
             with self.more:
                 if rails := rails_mw(line):
                     self.taken.append(rails)

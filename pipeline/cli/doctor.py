@@ -17,7 +17,7 @@ from pipeline.config.targets import Target
 from pipeline.deploy import installation
 from pipeline.devices import Device, facts
 from pipeline.devices.facts import Inventory
-from pipeline.errors import DeviceError, InputError, StageError, nearest
+from pipeline.errors import DeviceError, InputError, StageError, nearest, shown
 from pipeline.models import resolve
 from pipeline.report.text import aligned, wrapped
 
@@ -84,7 +84,7 @@ def doctor(
     print(_host(host, chosen))
     answers = {device.name: _ask(device, python) for device in parsed}
     for name, answer in answers.items():
-        print(f"\n{_device(name, answer, chosen)}")
+        print("\n".join(map(shown, f"\n{_device(name, answer, chosen)}".split("\n"))))
     for name in sorted({target.backend for target in chosen}):
         if backends.load(name).runner_help:
             print(f"\n{_runner_help(backends.load(name), host)}")

@@ -6,7 +6,7 @@ from pipeline import devices as known
 from pipeline.artifacts.manifest import write_json
 from pipeline.deploy import app_layout, install, installation
 from pipeline.deploy.install import Shipped
-from pipeline.errors import InputError
+from pipeline.errors import InputError, quoted, shown
 from pipeline.report.text import aligned
 
 SHIP_HELP = f"""\
@@ -111,10 +111,10 @@ def devices(device: str, *, document: Path | None = None) -> None:
     for state in states:
         for version, what in _versions(state):
             entry = state.entry(version)
-            tested = "-" if entry is None or entry.selftest is None else str(entry.selftest.get("status"))
-            about = (entry.since, entry.by, tested, entry.signed_by or "-") if entry else ("-",) * 4
+            tested = "-" if entry is None or entry.selftest is None else entry.selftest.get("status")
+            about = (entry.since, entry.by, quoted(tested), entry.signed_by or "-") if entry else ("-",) * 4
             rows.append((state.name, version, what, *about))
-    print(aligned(rows) if states else f"nothing is installed on {device}")
+    print("\n".join(map(shown, aligned(rows).split("\n"))) if states else f"nothing is installed on {device}")
     if states:
         print(f"\n{there.home}/<installed>/current")
     if document:

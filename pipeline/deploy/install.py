@@ -5,12 +5,15 @@ If a step fails, the installed version stays as it was and the copied files are 
 
 import hashlib
 import json
+import math
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from pipeline.artifacts.bundle_result import BundleManifest
 from pipeline.artifacts.export_result import FileFacts
@@ -18,9 +21,11 @@ from pipeline.deploy import bundle_file, installation, lock
 from pipeline.deploy.installation import Entry, State
 from pipeline.deploy.lock import LockedInstallation
 from pipeline.devices import Device, transfer
-from pipeline.errors import DeviceError, GateError, InputError
+from pipeline.errors import DeviceError, GateError, InputError, quoted
 
 _GRACE_SECONDS = 60  # added to the time limit of the self-test's runtime
+_Figure = Annotated[float, Field(ge=0, lt=math.inf)]
+_Name = Annotated[str, AfterValidator(lambda text: text[:80])]
 _VERDICTS = {0: "ok", 1: "failed", 3: "unavailable"}
 _SPARE_BYTES = 1 << 20
 
@@ -114,7 +119,9 @@ def roll_back(name: str, device: Device) -> Shipped:
     """
     there = [state.name for state in installation.look(device)]
     if name not in there:
-        raise InputError(f"{name} is not installed on {device.name}; there is: {', '.join(there) or 'nothing'}.")
+        raise InputError(
+            f"{name} is not installed on {device.name}; there is: {quoted(', '.join(there)) or 'nothing'}."
+        )
     with _locked(device, name) as locked:
         before = locked.state
         entry = before.previous
@@ -231,9 +238,9 @@ def _selftest(locked: LockedInstallation, manifest: BundleManifest, python: str,
         if error.is_cut:
             raise
         raise DeviceError(f"the self-test was ended: {error} --timeout gives it longer.") from error
-    verdict = _last_json(done.stdout)
+    verdict = _verdict(done.stdout)
     status = verdict.get("status")
-    said = str(verdict.get("reason") or "")[:500] or " ".join((done.stderr or done.stdout).split())[-300:] or "nothing"
+    said = verdict.get("reason") or " ".join((done.stderr or done.stdout).split())[-300:] or "nothing"
     if done.returncode in (126, 127) or _VERDICTS.get(done.returncode) == status == "unavailable":
         lacks = f"there is no {words[0]}" if done.returncode in (126, 127) else str(said).rstrip(".")
         raise DeviceError(
@@ -249,19 +256,32 @@ def _selftest(locked: LockedInstallation, manifest: BundleManifest, python: str,
     return verdict
 
 
-def _last_json(printed: str) -> dict[str, Any]:
-    lines = printed.strip().splitlines()
+@dataclass(frozen=True)
+class _Verdict:
+    """What a self-test prints last, as docs/bundles.md has it. Other keys are not kept."""
+
+    status: Literal["ok", "failed", "unavailable"]
+    reason: Annotated[str | None, AfterValidator(lambda text: text and text[:500])] = None
+    max_error: _Figure | None = None
+    tolerance: _Figure | None = None
+    images: Annotated[int, Field(ge=0, lt=1e9)] = 0
+    runtime: _Name | None = None
+    version: _Name | None = None
+
+
+def _verdict(printed: str) -> dict[str, Any]:
+    """The verdict in the last line, by its keys; empty if there is none that can be."""
+    line = printed.strip().rpartition("\n")[2]
     try:
-        found = json.loads(lines[-1]) if lines else {}
-    except (ValueError, RecursionError):
+        return vars(TypeAdapter(_Verdict).validate_json(line))
+    except ValidationError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _summary(verdict: Mapping[str, Any] | None) -> str:
     if verdict is None:
         return "left out"
     figures = ((key.replace("_", " "), verdict.get(key)) for key in ("max_error", "tolerance", "images"))
-    about = [f"{name} {value:.2g}" for name, value in figures if isinstance(value, int | float)]
-    runtime = " ".join(str(verdict[key])[:80] for key in ("runtime", "version") if verdict.get(key))
+    about = [f"{name} {value:.2g}" for name, value in figures if value is not None]
+    runtime = " ".join(verdict[key] for key in ("runtime", "version") if verdict.get(key))
     return ", ".join(["ok", *about, *([runtime] if runtime else [])])

@@ -13,7 +13,8 @@
 import getpass
 import json
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,11 @@ from pipeline.errors import DeviceError, first_line, quoted
 
 KEPT = 3
 """Older versions that are kept for a rollback."""
+NAME = re.compile(r"(?!\.)[\w.-]{1,200}")
+"""Of the folder of an installation, and of a version."""
+MOST_LINES = 10_000
+"""That the description of what is installed may have."""
+_PATH = 1024  # characters of the folder of all installations
 
 STATE_FUNCTION = r"""
 print_state() {
@@ -107,10 +113,11 @@ def home(device: Device) -> str:
         DeviceError: as `Device.home`; the device's shell prints a greeting.
     """
     place = device.home
-    if not place.startswith("/") or "\n" in place:
+    if not place.startswith("/") or not place.isprintable() or len(place) > _PATH:
+        first = quoted((place.splitlines() or [""])[0][:80])
         raise DeviceError(
-            f"the shell on {device.name} prints `{place.splitlines()[0][:80] if place else ''}` where its home folder "
-            "was asked for. Let its startup files (~/.bashrc, say) print nothing where it is not interactive."
+            f"the shell on {device.name} prints `{first}` where its home folder was asked for. Let its startup files "
+            "(~/.bashrc, say) print nothing where it is not interactive."
         )
     return place
 
@@ -125,7 +132,13 @@ def look(device: Device) -> list[State]:
 
 
 def read(printed: Sequence[str], device: Device) -> list[State]:
-    """Parse the lines that `STATE_FUNCTION` printed. DeviceError if a history is damaged."""
+    """Parse the lines that `STATE_FUNCTION` printed; folders that `repnets ship` did not name are left out.
+
+    Raises:
+        DeviceError: a history is damaged; there are more lines than any installation has.
+    """
+    if len(printed) > MOST_LINES:
+        raise device.no_answer(f"more than {MOST_LINES} lines where it is asked what is installed")
     states: list[State] = []
     for line in printed:
         key, _, value = line.partition(" ")
@@ -133,18 +146,18 @@ def read(printed: Sequence[str], device: Device) -> list[State]:
             states.append(State(value))
         elif states:
             states[-1] = _with(states[-1], key, value, device)
-    return states
+    return [state for state in states if NAME.fullmatch(state.name)]
 
 
 def _with(state: State, key: str, value: str, device: Device) -> State:
     about = dict(vars(state))
-    if key == "current":
-        about["current"] = value.rpartition("/")[2] or None
-    elif key == "version":
+    if key == "current" and NAME.fullmatch(version := value.rpartition("/")[2]):
+        about["current"] = version
+    elif key == "version" and NAME.fullmatch(value):
         about["versions"] += (value,)
     elif key == "history" and value:
         try:
-            about["history"] = tuple(documents.of(Entry, entry) for entry in json.loads(value))
+            about["history"] = tuple(_entry(entry) for entry in json.loads(value))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DeviceError(
                 f"{home(device)}/{quoted(state.name)}/history.json on {device.name} is damaged ({first_line(error)}), "
@@ -152,6 +165,13 @@ def _with(state: State, key: str, value: str, device: Device) -> State:
                 "has to be removed."
             ) from None
     return State(**about)
+
+
+def _entry(values: Mapping[str, Any]) -> Entry:
+    entry = documents.of(Entry, values)
+    if not NAME.fullmatch(entry.version):
+        raise ValueError(f"`{quoted(entry.version)}` is no version")
+    return entry
 
 
 def script(text: str, *words: str) -> list[str]:

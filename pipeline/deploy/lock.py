@@ -20,13 +20,15 @@ from typing import Any
 from pipeline.deploy import installation
 from pipeline.deploy.installation import Entry, State
 from pipeline.devices import Device
-from pipeline.errors import DeviceError, InputError
+from pipeline.devices.shell import read_back
+from pipeline.devices.watch import MOST_BYTES, kill, watched
+from pipeline.errors import DeviceError, InputError, quoted
 
 _HEARTBEAT_SECONDS = 5.0
+_LONGEST_SECONDS = 86_400  # that a lock is kept
 _LONG_SECONDS = 600  # for unpacking, reading or removing large files
 _SILENCE_SECONDS = 60  # without a heartbeat, after which the process on the device ends
-_LINES, _LINE = 10_000, 65_536  # that the description of an installation may have; characters of a line
-_NAME = re.compile(r"[\w.-]+")
+_LINE = 65_536  # characters of a line of the description of an installation
 
 # 9>&9: Android's shell does not pass its own descriptors on to the programs that it starts.
 _LOCK = (
@@ -211,15 +213,17 @@ def acquire(device: Device, name: str) -> Iterator[LockedInstallation]:
         DeviceError: another process has the lock (the message says which, and since when); the device cannot be reached
             or has no program that locks.
     """
-    if not _NAME.fullmatch(name):
-        raise InputError(f"`{name}` cannot be the name of a folder on a device; give one that `repnets devices` lists.")
+    if not installation.NAME.fullmatch(name):
+        raise InputError(
+            f"`{quoted(name)}` cannot be the name of a folder on a device; give one that `repnets devices` lists."
+        )
     locked = LockedInstallation(device, name, uuid.uuid4().hex[:12], State(name))
     command = shlex.join(
         installation.script(
             _LOCK, locked.folder, locked.token, f"{installation.who()}, {installation.now()}", str(_SILENCE_SECONDS)
         )
     )
-    with tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile() as stderr:
         try:
             process = subprocess.Popen(
                 device.link.argv(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
@@ -231,22 +235,22 @@ def acquire(device: Device, name: str) -> Iterator[LockedInstallation]:
         with process:
             heartbeats = threading.Thread(target=_send_heartbeats, args=(process, ended), daemon=True)
             heartbeats.start()
-            too_late = threading.Timer(_SILENCE_SECONDS, process.kill)
-            too_late.start()
             try:
-                printed = []
-                while (line := process.stdout.readline(_LINE)) and line != "locked\n" and len(printed) < _LINES:
-                    printed.append(line.rstrip("\n"))
-                too_late.cancel()
-                if len(printed) == _LINES:
-                    raise device.no_answer(f"more than {_LINES} lines where it is asked what is installed")
+                printed, left = [], MOST_BYTES
+                with watched(process, (stderr,), _SILENCE_SECONDS) as watch:
+                    while left > 0 and (line := process.stdout.readline(_LINE)) and line != "locked\n":
+                        printed.append(line.rstrip("\n"))
+                        left -= len(line)
+                    code = None if line else process.wait()
+                if watch.cause == "size" or left <= 0:
+                    kill(process)
+                    raise device.too_much(MOST_BYTES)
                 if not line:
-                    code = process.wait()
-                    stderr.seek(0)
-                    raise _refused(locked, code, printed, stderr.read())
-                yield replace(locked, state=_state(printed, locked), free_bytes=_free_bytes(printed))
+                    raise _refused(locked, code, printed, read_back(stderr))
+                state, free_bytes = _state(printed, locked), _free_bytes(printed)
+                with watched(process, (stderr,), _LONGEST_SECONDS):
+                    yield replace(locked, state=state, free_bytes=free_bytes)
             finally:
-                too_late.cancel()
                 ended.set()
                 was_lost = process.poll() is not None
                 with suppress(OSError, ValueError):
@@ -284,8 +288,8 @@ def _refused(locked: LockedInstallation, code: int, printed: Sequence[str], word
     if trouble := device.explain(code, words):
         return trouble
     if code == 75:
-        owner = printed[1] if len(printed) > 1 else "somebody"
-        process = f" (process {printed[2]} there)" if len(printed) > 2 and printed[2] else ""
+        owner = quoted(printed[1]) if len(printed) > 1 else "somebody"
+        process = f" (process {quoted(printed[2])} there)" if len(printed) > 2 and printed[2] else ""
         return DeviceError(
             f"another ship to {device.name} holds {locked.name} now: {owner}{process}. Wait until it has ended, and "
             f"ship again. If that computer is gone for good, its lock goes by itself within {_SILENCE_SECONDS} s."
@@ -297,5 +301,5 @@ def _refused(locked: LockedInstallation, code: int, printed: Sequence[str], word
         )
     return DeviceError(
         f"nothing can be installed in {locked.folder} on {device.name}: "
-        f"{' '.join(words.split()) or f'exit code {code}'}. See to the rights of that folder, and to its disk."
+        f"{quoted(words) or f'exit code {code}'}. See to the rights of that folder, and to its disk."
     )

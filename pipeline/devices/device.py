@@ -18,9 +18,10 @@ from typing import IO, Protocol
 from pipeline.devices import shell
 from pipeline.devices.shell import SHORT_SECONDS, Completed
 from pipeline.devices.watch import MOST_BYTES, kill, watched
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, shortened
 
-_LINE = 4096  # of a path
+_LINE = 1024  # of a path
+_SAID = 16_384  # characters of an error output that are looked through
 _GREETING_SECONDS = 5.0  # for a shell that prints what it should not to end
 _FULL = re.compile(r"No space left|quota exceeded|File too large|File size limit|not enough space", re.IGNORECASE)
 
@@ -127,7 +128,7 @@ class Device:
 
     def explain(self, returncode: int, said: str) -> DeviceError | None:
         """The link's error behind the exit code and the error output of a started process; None if there is none."""
-        trouble = self.link.trouble(returncode, said)
+        trouble = self.link.trouble(returncode, shortened(said, _SAID))
         return None if trouble is None else DeviceError(trouble[0], is_cut=trouble[1])
 
     def failure(self, command: Sequence[str] | str, done: Completed) -> DeviceError:

@@ -19,6 +19,7 @@ from pipeline.devices.shell import SHORT_SECONDS
 _CPU = "/sys/devices/system/cpu"
 _T = TypeVar("_T")
 _POSSIBLE_C = (-40, 150)
+_BRIEF, _TEXT = 200, 1_000_000  # characters of a name, and of one file or output
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Texts:
     def of(cls, printed: str) -> "Texts":
         """Parse the output. Text before the first mark is not the script's: a banner, say."""
         parts = (part.partition("\n") for part in f"\n{printed}".split(f"\n{MARK} ")[1:])
-        return cls({name: text.strip("\0\n ") for name, _, text in parts})
+        return cls({name: text[:_TEXT].strip("\0\n ") for name, _, text in parts})
 
     def text(self, name: str) -> str:
         """The text of a path or a command; empty if there is none."""
@@ -135,7 +136,8 @@ class Texts:
 
     def pairs(self, name: str) -> dict[str, str]:
         """Parse lines of ``key value``."""
-        return {key: value for key, _, value in (line.partition(" ") for line in self.text(name).splitlines()) if key}
+        lines = (line[:_BRIEF].partition(" ") for line in self.text(name).splitlines())
+        return {key: value for key, _, value in lines if key}
 
 
 @cache
@@ -188,17 +190,17 @@ def machine_of(printed: Texts) -> Machine:
     """See `Machine`."""
     memory = re.search(r"^MemTotal:\s*(\d+) kB", printed.text("/proc/meminfo"), re.MULTILINE)
     return Machine(
-        system=printed.text("uname -s") or "unknown",
-        release=printed.text("uname -r"),
-        architecture=printed.first("getprop ro.product.cpu.abi", "uname -m") or "unknown",
-        model=_model(printed),
-        distribution=_distribution(printed),
-        operating_system=_operating_system(printed),
-        cpu=_cpu(printed),
+        system=_brief(printed.text("uname -s")) or "unknown",
+        release=_brief(printed.text("uname -r")),
+        architecture=_brief(printed.first("getprop ro.product.cpu.abi", "uname -m")) or "unknown",
+        model=_brief(_model(printed)),
+        distribution=_brief(_distribution(printed)),
+        operating_system=_brief(_operating_system(printed)),
+        cpu=_brief(_cpu(printed)),
         cores=_cores(printed),
         memory_bytes=int(memory[1]) * 1024 if memory else _whole(printed.text("sysctl -n hw.memsize")),
         gpus=tuple(_gpus(printed)),
-        power_mode=_power_mode(printed),
+        power_mode=_brief(_power_mode(printed)),
         jetson_clocks=_jetson_clocks(printed),
     )
 
@@ -227,7 +229,7 @@ def inventory_of(printed: Texts) -> Inventory:
 
 def tensorrt_version(digits: str) -> str | None:
     """10.3.0 for ``100300``, and 8.6.1 for ``8601``, as trtexec writes them; None for what is no version."""
-    if not re.fullmatch(r"\d{4,}", digits):
+    if not re.fullmatch(r"[0-9]{4,6}", digits):
         return None
     number, base = int(digits), 10000 if len(digits) > 4 else 1000
     return f"{number // base}.{number // 100 % (base // 100)}.{number % 100}"
@@ -238,7 +240,11 @@ def _whole(text: str) -> int | None:
 
 
 def _line(text: str) -> str | None:
-    return text.partition("\n")[0] or None
+    return _brief(text.partition("\n")[0]) or None
+
+
+def _brief(text: str | None) -> str | None:
+    return text and text[:_BRIEF]
 
 
 def _bundle(place: str) -> tuple[str, str]:
@@ -267,7 +273,7 @@ def _operating_system(printed: Texts) -> str:
         return _distribution(printed)
     if printed.text("getprop ro.build.version.release"):
         return f"{_distribution(printed)}, {kernel}"
-    jetson = re.search(r"R(\d+) .*REVISION: ([\d.]+)", printed.text("/etc/nv_tegra_release"))
+    jetson = re.search(r"R(\d+) .{0,80}REVISION: ([\d.]+)", printed.text("/etc/nv_tegra_release"))
     return f"Jetson Linux {jetson[1]}.{jetson[2]}, {kernel}" if jetson else kernel
 
 
@@ -294,7 +300,7 @@ def _gpus(printed: Texts) -> Iterator[str]:
     version = next((part.split()[0] for part in driver[1:] if part.strip()[:1].isdigit()), "unknown")
     for _, text in printed.matching("/proc/driver/nvidia/gpus/*/information"):
         for model in re.findall(r"^Model:(.*)$", text, re.MULTILINE):
-            yield f"{model.strip()}, driver {version}"
+            yield f"{_brief(model.strip())}, driver {_brief(version)}"
 
 
 def _power_mode(printed: Texts) -> str | None:

@@ -121,19 +121,23 @@ def _pull(device: Device, place: str, target: Path) -> None:
 
 
 def _unpack(device: Device, packed: Path, target: Path) -> None:
-    """The folders and files in a tar from a device; DeviceError where there is anything else in it."""
+    """The folders and files in a tar from a device; DeviceError where there is anything else in it, or too much."""
     target.mkdir(exist_ok=True)
+    left = packed.stat().st_size  # a sparse file claims more than was sent
     try:
         with tarfile.open(packed) as tar:
             for member in tar:
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
                     raise tarfile.ReadError(f"{quoted(member.name)} is no file or folder below that one")
+                left -= member.size
+                if left < 0:
+                    raise tarfile.ReadError(f"{quoted(member.name)} is larger than what was sent")
                 (target / name if member.isdir() else target / name.parent).mkdir(parents=True, exist_ok=True)
                 if member.isfile():
                     with tar.extractfile(member) as content, (target / name).open("wb") as file:
                         shutil.copyfileobj(content, file)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         raise DeviceError(
             f"{device.name} sent a folder that cannot be unpacked: {first_line(error)}. Try again; if it fails again, "
             "see whether `tar` works there."
@@ -166,8 +170,8 @@ def _arrived(device: Device, done: Completed, line: str, place: str) -> None:
         )
     if wrong := [line.rpartition(":")[0] for line in done.stdout.splitlines() if line.endswith("FAILED")]:
         raise DeviceError(
-            f"what arrived on {device.name} is not what was sent: the sha256 of {', '.join(wrong)} differs below "
-            f"{place}. Its memory or disk may be failing, or another program writes there; run again."
+            f"what arrived on {device.name} is not what was sent: the sha256 of {quoted(', '.join(wrong))} differs "
+            f"below {place}. Its memory or disk may be failing, or another program writes there; run again."
         )
     if done.returncode:
         raise device.failure(line, done)

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.backends.tensorrt import trtexec
 from pipeline.devices import Device, transfer
 from pipeline.devices.facts_script import JETPACK
-from pipeline.errors import DeviceError, StageError
+from pipeline.errors import DeviceError, StageError, quoted
 
 _BUILD_SECONDS = 4 * 3600
 _FIND = f'PATH="$PATH:{JETPACK}"; command -v trtexec'
@@ -116,6 +116,6 @@ def _version(device: Device, program: str) -> str:
         return trtexec.version(trtexec.run(device, program, ["--help"]))
     except StageError as error:
         raise DeviceError(
-            f"{program} on {device.name} ({device.run(['uname', '-m']).stdout.strip()}) cannot be run: {error} It may "
+            f"{program} on {device.name} ({quoted(device.run(['uname', '-m']).stdout)}) cannot be run: {error} It may "
             "be built for another machine, or its libraries may be missing; run it there by hand with --help."
         ) from None

@@ -5,7 +5,6 @@ because there is no GPU. Versions differ in their defaults (CUDA graphs, spinnin
 It runs on this machine or on a device, with the same calls.
 """
 
-import json
 import math
 import re
 import shlex
@@ -24,7 +23,7 @@ from pipeline.backends.tensorrt.options import Options
 from pipeline.devices import Device
 from pipeline.devices.facts import here, tensorrt_version
 from pipeline.devices.local import find_program
-from pipeline.errors import InputError, StageError
+from pipeline.errors import InputError, StageError, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +36,9 @@ _TRANSFERS = 50
 _BUILD_SECONDS = 4 * 3600
 _RUN_SECONDS = 600  # added to the seconds that are timed
 _SUMMARY = re.compile(r"(?:\[[^\]]*\] \[\w\] )?(Latency|Enqueue Time|H2D Latency|GPU Compute Time|D2H Latency): (.*)")
-_FIGURE = re.compile(r"(\w+(?:\([\d.]+%\))?) = ([\d.e+-]+|inf) ms")
-_VERDICT = re.compile(r"&&&& (\w+) TensorRT\.trtexec \[TensorRT v(\d+)\](?: \[b(\d+)\])?")
+_FIGURE = re.compile(r"(\w+(?:\([\d.]+%\))?) = (\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf) ms", re.ASCII)
+_VERDICT = re.compile(r"&&&& (\w{1,20}) TensorRT\.trtexec \[TensorRT v(\d{4,6})\](?: \[b(\d{1,6})\])?", re.ASCII)
+_LINE = 2000  # characters of a line with figures
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,9 @@ def time_engine(
         return read_times(place.read("times.json"))
     except ValueError:
         # Its printed figures are of the same runs; of those the median is the best single one.
-        summary = read_summary(printed).get("GPU Compute Time", {})
-        if "median" in summary:
-            return [summary["median"]]
+        median = read_summary(printed).get("GPU Compute Time", {}).get("median", 0)
+        if 0 < median < layer_info.MOST_MS:
+            return [median]
         raise StageError(
             f"trtexec ran {engine.path}, but gave no times. Run build_engine.sh by hand to see what it prints."
         ) from None
@@ -297,10 +297,10 @@ def read_times(text: str, what: str = "computeMs") -> list[float]:
         ValueError: it is no such file, or holds no run, or one that took no time.
     """
     try:
-        times = [float(run[what]) for run in json.loads(text)]
+        times = [layer_info.ms_of(run[what]) for run in layer_info.parsed(text)]
     except (KeyError, TypeError) as error:
         raise ValueError(f"no list of runs: {error!r}") from None
-    if not times or not all(math.isfinite(value) and value > 0 for value in times):
+    if not times or 0 in times:
         raise ValueError("no run, or one without a time")
     return times
 
@@ -312,17 +312,18 @@ def read_profile(text: str) -> list[tuple[str, float]]:
         ValueError: it is no such file, or holds no layer.
     """
     try:
-        entries = [(entry["name"], float(entry["medianMs"])) for entry in json.loads(text) if "name" in entry]
+        entries = [entry for entry in layer_info.parsed(text) if "name" in entry]
+        layers = [(str(entry["name"]), layer_info.ms_of(entry["medianMs"])) for entry in entries]
     except (KeyError, TypeError) as error:
         raise ValueError(f"no list of layers: {error!r}") from None
-    if not entries or not all(math.isfinite(taken) and taken >= 0 for _, taken in entries):
-        raise ValueError("no layer, or one without a time")
-    return entries
+    if not layers:
+        raise ValueError("no layer")
+    return layers
 
 
 def read_summary(printed: str) -> dict[str, dict[str, float]]:
     """What trtexec prints of its figures, ms: ``{"GPU Compute Time": {"min", ..., "percentile(99%)"}, ...}``."""
-    found = (_SUMMARY.match(line) for line in printed.splitlines())
+    found = (_SUMMARY.match(line) for line in printed.splitlines() if len(line) < _LINE)
     return {line[1]: {name: float(value) for name, value in _FIGURE.findall(line[2])} for line in found if line}
 
 
@@ -334,7 +335,7 @@ def version(printed: str) -> str:
     """
     verdicts = _VERDICT.findall(printed)
     if not verdicts:
-        raise StageError(f"trtexec did not say its version; it said last: {' '.join(printed.split())[-200:]}")
+        raise StageError(f"trtexec did not say its version; it said last: {quoted(printed[-200:])}")
     _, digits, built = verdicts[-1]
     return ".".join(filter(None, (tensorrt_version(digits), built)))
 
@@ -356,7 +357,7 @@ def run(device: Device, program: str, argv: Sequence[str], what: str = "", secon
 
 def last_errors(printed: str) -> str:
     """The last errors in trtexec's output; if there are none, the end of the output."""
-    errors = [line.partition("[E] ")[2] for line in printed.splitlines() if "[E] " in line]
+    errors = [quoted(line.partition("[E] ")[2]) for line in printed.splitlines() if "[E] " in line]
     return " | ".join(errors[-3:]) or " ".join(printed.split())[-300:] or "nothing"
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _QUOTED_LINES, _QUOTED = 3, 300  # lines, characters of each
-_MESSAGE = 2000  # characters of an error of a runtime
+_MESSAGE = 1000  # characters of an error of a runtime
 _PATIENCE_SECONDS = 600
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -155,6 +155,8 @@ def _started(
 def _as_exception(reply: dict[str, Any], process: Process) -> Exception:
     kind, message = reply["error"], reply["message"]
     if kind in ("InputError", "GateError", "StageError"):
+        if process.on is not None:  # the file was checked here, so it is the device that cannot use it
+            return errors.DeviceError(f"{process.on.device.name}: {message[:_MESSAGE]}")
         return getattr(errors, kind)(message[:_MESSAGE])
     return errors.StageError(
         f"{process.subject}: the {process.backend} runtime failed while {process.doing} it: {kind}: "

@@ -26,7 +26,7 @@ from pipeline.artifacts.manifest import version_numbers
 from pipeline.backends.worker import server
 from pipeline.devices import Device, transfer
 from pipeline.devices.shell import last_line
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, quoted
 
 OLDEST_PYTHON = "3.10"
 _VERSION = re.compile(r"\d{1,9}(\.\d{1,9})*[\w.+-]{0,60}")
@@ -240,7 +240,7 @@ def _check_versions(
 
 
 def _no_runner(device: Device, runner: str, returncode: int, said: str) -> DeviceError:
-    machine = device.run(["uname", "-m"]).stdout.strip()
+    machine = quoted(device.run(["uname", "-m"]).stdout)
     if "format" in said:  # Exec format error, cannot execute binary file
         why = f"is built for another architecture than the device's, {machine}"
     elif returncode == 127:

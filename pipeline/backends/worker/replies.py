@@ -14,9 +14,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 MOST_BYTES = 16_000_000
 """Of one reply; that of a network of a hundred layers has some 10 kB."""
 
-_Ms = Annotated[float, Field(gt=0, lt=1e9)]
+_Ms = Annotated[float, Field(ge=1e-6, lt=1e9)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Text = Annotated[str, Field(max_length=2000)]
+_Name = Annotated[str, Field(max_length=300)]
 _EXACT = ConfigDict(strict=True, extra="forbid")
 
 
@@ -69,14 +70,14 @@ class _Nothing:
 @dataclass(frozen=True)
 class _Doing:
     __pydantic_config__ = _EXACT
-    doing: _Text
-    file: _Text
+    doing: _Name
+    file: _Name
 
 
 @dataclass(frozen=True)
 class _Error:
     __pydantic_config__ = _EXACT
-    error: _Text
+    error: _Name
     message: str
 
 

@@ -91,3 +91,16 @@ def test_a_tegrastats_without_rails_is_told(jetson, ssh_device):
     (ssh_device.folder / "bin" / "tegrastats").write_text("#!/bin/sh\necho RAM 1/2MB\n")
     with pytest.raises(DeviceError, match=r"tegrastats on ssh://.* printed 0 lines with power rails"):
         power.measure(runner_on(device, busy), ["fused"], None, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["exec cat /dev/zero", "exec head -c 300000000 /dev/zero | tr '\\0' 9", "exec yes VDD_IN 99999999999/1", "exit 0"],
+)
+def test_a_tegrastats_that_floods_is_told(jetson, ssh_device, monkeypatch, line):
+    monkeypatch.setattr(power, "_PATIENCE_SECONDS", 1)
+    device, busy = jetson()
+    (ssh_device.folder / "bin" / "tegrastats").write_text(f"#!/bin/sh\n{line}\n")
+    with pytest.raises(DeviceError, match=r"tegrastats on ssh://.* printed 0 lines with power rails"):
+        power.measure(runner_on(device, busy), ["fused"], None, 1)
+    assert ssh_device.left() == []

@@ -1,17 +1,19 @@
 """A device that answers garbage: one paragraph, within a bound of bytes, and no figure that cannot be is believed."""
 
+import os
 import shlex
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pipeline import devices
+from pipeline import devices, exit_codes
 from pipeline.backends.worker import remote, replies
 from pipeline.backends.worker.process import opened
 from pipeline.devices import facts, transfer, watch
-from pipeline.errors import DeviceError, InputError
+from pipeline.errors import MESSAGE, DeviceError, InputError, StageError
 
 
 @pytest.fixture
@@ -98,13 +100,13 @@ def changed(old, new):
         ("{}", {"do": "start"}, "imported: field required"),
         ('{"doing": 3}', {"do": "start"}, "doing: input should be a valid string"),
         ('{"error": "StageError"}', {"do": "start"}, "message: field required"),
-        (changed("1.5", "-1"), {"do": "start"}, "load_ms: input should be greater than 0"),
+        (changed("1.5", "-1"), {"do": "start"}, "load_ms: input should be greater than or equal to"),
         (changed("1.5", '"NaN"'), {"do": "start"}, "load_ms: input should be a valid number"),
         (changed("2.5", "1e400"), {"do": "start"}, "first_inference_ms: input should be less than"),
         (changed("2.5", "NaN"), {"do": "start"}, "first_inference_ms: input should be"),
         (changed("4096", "-1"), {"do": "start"}, "peak_memory_bytes: input should be greater"),
-        ('{"ms": [1, 2, -5]}', {"do": "block", "runs": 3}, "ms.2: input should be greater than 0"),
-        ('{"ms": [1, 0, 5]}', {"do": "block", "runs": 3}, "ms.1: input should be greater than 0"),
+        ('{"ms": [1, 2, -5]}', {"do": "block", "runs": 3}, "ms.2: input should be greater than or equal to"),
+        ('{"ms": [1, 0, 5]}', {"do": "block", "runs": 3}, "ms.1: input should be greater than or equal to"),
         ('{"ms": [1, 2]}', {"do": "block", "runs": 3}, "2 times of 3 runs"),
         ('{"ms": "x"}', {"do": "block", "runs": 3}, "ms: input should be a valid array"),
         ('{"cpu_seconds": -1}', {"do": "usage"}, "cpu_seconds: input should be greater"),
@@ -118,6 +120,26 @@ def test_a_figure_that_cannot_be_is_refused(liar, tmp_path, reply, request_, tol
         process.ask(**request_)
     assert told in str(error.value)
     assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["InputError", "GateError", "StageError", "ValueError", "x" * 300])
+def test_an_error_of_a_device_is_one_of_the_device(liar, tmp_path, kind):
+    """Also where it calls the file a wrong input, which exit code 2 stands for: the file was checked here."""
+    (tmp_path / "reply").write_text(f'{{"error": "{kind}", "message": "{"m" * 100_000}"}}\n')
+    device = liar(f"read -r request; cat {tmp_path}/reply; yes line | head -n 1000 >&2; sleep 5")
+    with pytest.raises((DeviceError, StageError)) as error, worker(device) as process:
+        process.ask("start", file="x")
+    assert error.value.exit_code == 1 and len(exit_codes.said(error.value)) <= MESSAGE
+
+
+def test_a_folder_that_unpacks_to_more_than_was_sent_is_refused(tmp_path):
+    packed = tmp_path / "packed.tar"
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 1 << 40)
+    subprocess.run(["tar", "-S", "-cf", packed, "-C", tmp_path, "sparse"], check=True)
+    with pytest.raises(DeviceError, match="sparse is larger than what was sent"):
+        transfer._unpack(devices.parse("ssh://board"), packed, tmp_path / "there")
+    assert not (tmp_path / "there" / "sparse").exists()
 
 
 def test_figures_that_can_be_are_taken(liar):
@@ -134,8 +156,6 @@ def test_a_worker_that_floods_is_ended(liar, line):
 
 
 def test_a_reply_that_does_not_come_is_not_waited_for(tmp_path):
-    import subprocess
-
     with (tmp_path / "out").open("wb") as out:
         popen = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
         with watch.watched(popen, (out,), 0.2) as seen:

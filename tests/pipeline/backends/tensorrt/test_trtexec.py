@@ -61,8 +61,12 @@ def test_times_are_those_of_the_gpu():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[\n]\n", '[{"latencyMs": 1}]', '[{"computeMs": -1}]', '[{"computeMs": NaN}]', "5"]
-)
+    "text",
+    [
+        "", "[\n]\n", '[{"latencyMs": 1}]', '[{"computeMs": -1}]', '[{"computeMs": NaN}]', "5", '[{"computeMs": "1"}]',
+        '[{"computeMs": 1e400}]', f'[{{"computeMs": 1{"0" * 400}}}]', '[{"computeMs": true}]', "[" * 100_000,
+    ],
+)  # fmt: skip
 def test_a_file_without_times_is_refused(text):
     with pytest.raises(ValueError):
         trtexec.read_times(text)
@@ -77,12 +81,17 @@ def test_layers_have_a_time_and_a_kind():
     ]
 
 
-@pytest.mark.parametrize("information", [NAMES_ONLY, "", "{}", '{"Layers": null}', "[]"])
+@pytest.mark.parametrize(
+    "information", [NAMES_ONLY, "", "{}", '{"Layers": null}', "[]", "[" * 100_000, '{"Layers": [{"Name": [1]}]}']
+)
 def test_without_a_description_layers_have_no_kind(information):
     assert {entry["kind"] for entry in layer_info.joined(trtexec.read_profile(PROFILE), information)} == {""}
 
 
-@pytest.mark.parametrize("text", ['[\n  { "count" : 3 }\n]\n', "", "5", '[{"name": "conv2d"}]'])
+@pytest.mark.parametrize(
+    "text",
+    ['[\n  { "count" : 3 }\n]\n', "", "5", '[{"name": "conv2d"}]', '[{"name": "a", "medianMs": -1}]', "[" * 100_000],
+)
 def test_a_profile_without_a_layer_is_refused(text):
     with pytest.raises(ValueError):
         trtexec.read_profile(text)
@@ -114,9 +123,22 @@ def test_the_version_is_that_of_the_last_line(line, version):
     assert trtexec.version(f"&&&& RUNNING TensorRT.trtexec [TensorRT v80601] # x\nsome text\n{line}\n") == version
 
 
-def test_a_program_that_says_no_version_is_told():
-    with pytest.raises(StageError, match="did not say its version; it said last: Segmentation fault"):
-        trtexec.version("Segmentation fault\n")
+@pytest.mark.parametrize("digits", ["", "1", "9" * 5000])
+def test_a_program_that_says_no_version_is_told(digits):
+    printed = f"&&&& RUNNING TensorRT.trtexec [TensorRT v{digits}] # x\nSegmentation fault\n"
+    with pytest.raises(StageError, match=r"did not say its version; it said last: .*Segmentation fault") as refused:
+        trtexec.version(printed)
+    assert len(str(refused.value)) < 300
+
+
+def test_figures_that_cannot_be_are_none():
+    line = "[I] GPU Compute Time: min = -1 ms, median = -4.55 ms, max = 1e ms, mean = . ms"
+    assert trtexec.read_summary(line.replace("[I]", "[02/27/2026-18:35:51] [I]")) == {"GPU Compute Time": {}}
+    assert trtexec.read_summary(f"Latency: {'a' * 10_000_000}") == {}
+
+
+def test_errors_are_quoted_in_short():
+    assert len(trtexec.last_errors(f"[E] {'x' * 10_000_000}\n" * 2)) < 500
 
 
 def test_every_option_is_told_since_versions_differ_in_their_defaults():
