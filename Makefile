@@ -53,13 +53,13 @@ else
 endif
 	touch $@
 
-# Make requirements/ fit pyproject.toml again; UPGRADE=--upgrade takes the newest versions besides. The first line is
-# what packages without a wheel, and this one, are built by.
+# Make requirements/ fit pyproject.toml again; UPGRADE=--upgrade takes the newest versions besides. build.lock has
+# what this package is built by, and setuptools, by which packages without a wheel are.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-annotate --custom-compile-command "make lock" $(UPGRADE)
 
 lock: $(VENV)/.installed-dev
 	$(COMPILE) pyproject.toml --extra dev --output-file requirements/dev.lock
 	$(COMPILE) pyproject.toml --constraint requirements/dev.lock --output-file requirements/run.lock
-	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml \
+	{ echo setuptools; sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml; } \
 		| $(COMPILE) - --constraint requirements/dev.lock --output-file requirements/build.lock
