@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from pipeline import backends, lifetime
-from pipeline.artifacts import digests
+from pipeline.artifacts import digests, own_code
 from pipeline.data import splits
 from pipeline.stages import jobs, wanted
 

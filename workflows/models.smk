@@ -16,7 +16,7 @@ rule split:
         name=CONFIG.data.name,
         settings=jobs.settings(CONFIG, "split"),
         sources=splits.listing(CONFIG.data.name, CONFIG.data.root, CONFIG.data.classes),
-        code=digests.code_digest("pipeline.stages.split"),
+        code=digests.code_digest("pipeline.stages.split", *own_code.modules(CONFIG.data.task)),
     message:
         "reading {params.name}, and fixing what is held out for validation"
     shell:

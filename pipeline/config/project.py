@@ -15,7 +15,7 @@ from pipeline.config import targets
 from pipeline.config.backend_rules import BackendRules
 from pipeline.config.schema import Strict, is_name, merged, section, unknown_key, validate, where
 from pipeline.config.targets import Side, Target
-from pipeline.errors import InputError, quoted
+from pipeline.errors import InputError, nearest, quoted
 from repnets.expansion import STYLES
 
 
@@ -64,8 +64,10 @@ class Data(Strict):
         "digits", "digit_scenes", "photographs", "fashion_mnist", "cifar10", "cifar100",
         "imagefolder", "masks", "coco", "pairs", "pictures", "none",
     ] = "digits"  # fmt: skip
-    task: Literal["classification", "segmentation", "detection", "restoration", "embedding"] | None = Field(
-        None, description="what networks are trained for and judged by; default: what the data set is usually used for"
+    task: str | None = Field(
+        None,
+        description="what networks are trained for and judged by: classification, segmentation, detection, "
+        "restoration, embedding, or module.path:Task; default: what the data set is usually used for",
     )
     scale: int = Field(
         1, ge=1, le=8, description="of restoration: how many times as large as the input the picture is that it gives"
@@ -97,6 +99,10 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _task_fits(self) -> "Data":
+        if self.task is not None and ":" in self.task:
+            return self
+        if self.task not in (None, *_ANY):
+            raise ValueError(f"there is no task `{quoted(self.task)}`{nearest(quoted(self.task), _ANY)}")
         fitting = _TASKS.get(self.name, _OF_CLASSES)
         if self.task not in (None, *fitting):
             raise ValueError(f"data.task: {self.task} cannot be learnt or judged by {self.name}: {', '.join(fitting)}")

@@ -11,6 +11,7 @@ from pipeline.artifacts import store
 from pipeline.artifacts.manifest import GRAY_OF_RGB, ColorOrder
 from pipeline.data import annotated_folder, generated, photographs, scenes
 from pipeline.errors import InputError
+from pipeline.tasks.base import Targets
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +29,18 @@ OF_FILES = (FOLDER, PICTURES, *ANNOTATED)
 """Read image by image, from a folder."""
 UNLABELLED = (PICTURES, NONE)
 """Without classes of their own: what a network says of an image is held against what it says in float."""
-CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
-RESTORATION, EMBEDDING = "restoration", "embedding"
+CLASSIFICATION = "classification"
+KINDS: Mapping[str, tuple[Targets, ...]] = {
+    SCENES: ("boxes", "mask"),
+    PHOTOGRAPHS: ("picture",),
+    FOLDER: ("label", "picture"),
+    MASKS: ("mask",),
+    COCO: ("boxes",),
+    PAIRS: ("picture",),
+    PICTURES: ("label", "mask", "boxes", "picture"),
+    NONE: ("label", "mask", "boxes", "picture"),
+}
+"""What is known of a data set's images; of those that are not here, labels. Of the last two it need not be known."""
 _DIGITS = "digits.csv.gz"
 _OF_SCIKIT_LEARN = {
     "digits": (f"data/{_DIGITS}",),
@@ -131,13 +142,13 @@ def files_of(name: str, root: str | None) -> dict[str, Path]:
     return files_of(name, str(place))
 
 
-def read_images(name: str, files: Mapping[str, Path], task: str = CLASSIFICATION) -> Images:
+def read_images(name: str, files: Mapping[str, Path], kind: Targets = "label") -> Images:
     """A data set as tensors, its own test part last.
 
     Args:
         name: of the data set.
         files: that it is read from, by name.
-        task: that it is used for, which decides what is told of each image.
+        kind: of what is told of each image.
 
     Raises:
         InputError: a file does not hold what it should.
@@ -151,7 +162,7 @@ def read_images(name: str, files: Mapping[str, Path], task: str = CLASSIFICATION
         if name == "digits":
             return _digits(files[_DIGITS])
         if name == SCENES:
-            return _scenes(files[_DIGITS], task)
+            return _scenes(files[_DIGITS], kind)
         if name == PHOTOGRAPHS:
             pixels, own_val = photographs.crops([files[file] for file in photographs.FILES])
             return Images(pixels, torch.full((len(pixels),), UNKNOWN), (), own_val)
@@ -178,13 +189,13 @@ def _digits(path: Path) -> Images:
     return Images(torch.from_numpy(pixels), labels, tuple("0123456789"), len(labels))
 
 
-def _scenes(path: Path, task: str) -> Images:
+def _scenes(path: Path, kind: Targets) -> Images:
     import torch
 
     digits = _digits(path)
     made = scenes.make(digits.pixels[:, 0].numpy(), digits.targets.numpy())
     pixels, masks, boxes = map(torch.from_numpy, made)
-    if task == SEGMENTATION:
+    if kind == "mask":
         return Images(pixels[:, None], masks, ("background", *digits.classes), scenes.TRAIN)
     return Images(pixels[:, None], boxes, digits.classes, scenes.TRAIN)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
@@ -20,14 +20,11 @@ from pipeline.data import annotated_folder, folder_layout, image_folder, prepare
 from pipeline.data.datasets import (
     CLASSIFICATION,
     COCO,
-    DETECTION,
     FACTS,
     MASKS,
     NONE,
     OF_FILES,
     PIXELS,
-    RESTORATION,
-    SEGMENTATION,
     UNKNOWN,
     UNLABELLED,
     Facts,
@@ -41,7 +38,6 @@ from pipeline.tasks.base import Targets
 if TYPE_CHECKING:
     import torch
 
-_KINDS: Mapping[str, Targets] = {SEGMENTATION: "mask", DETECTION: "boxes", RESTORATION: "picture"}
 _READ_AT_ONCE = 64
 _MOST_BYTES = 1_000_000_000  # of split.json; ImageNet's is a tenth of it
 
@@ -52,11 +48,15 @@ class Use:
 
     Attributes:
         task: ``classification`` or another of `pipeline.tasks`; empty where nothing is known of the network.
-        scale: of restoration, how many times as large as the input the picture is that the network gives.
+        scale: of pictures that a network gives, how many times as large as the input they are.
+        kind: of what is known of each image.
+        code: digest of the code of a task of the user's own.
     """
 
     task: str = CLASSIFICATION
     scale: int = 1
+    kind: Targets = "label"
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Split:
     @property
     def has_labels(self) -> bool:
         """Whether it is known what a network should give for an image; else all that is read is `datasets.UNKNOWN`."""
-        return self.name not in UNLABELLED or (self.use.task == RESTORATION and self.name != NONE)
+        return self.name not in UNLABELLED or (self.use.kind == "picture" and self.name != NONE)
 
     @property
     def is_of_classifier(self) -> bool:
@@ -105,12 +105,12 @@ class Split:
     @property
     def facts(self) -> Facts:
         """Statistics of the data set's pixels, and whether its images may be mirrored."""
-        return PIXELS if self.use.task == RESTORATION else FACTS[self.name]
+        return PIXELS if self.use.kind == "picture" else FACTS[self.name]
 
     @property
     def kind(self) -> Targets:
         """Of what is known of each image."""
-        return _KINDS.get(self.use.task, "label") if self.has_labels else "label"
+        return self.use.kind if self.has_labels else "label"
 
     def preprocessing(
         self,
@@ -196,7 +196,7 @@ class Split:
                 f"{files[changed[0]]} is not the file that the split was made from. "
                 f"Run `python -m pipeline split` again, so that split and data belong together."
             )
-        return read_images(self.name, files, self.use.task)
+        return read_images(self.name, files, self.use.kind)
 
     def _prepared(
         self, part: str, preprocessing: Preprocessing, batch_size: int, workers: int
@@ -280,7 +280,7 @@ def new_split(
         list(sources.items()),
         list(labels),
         *(list(parts[k]) for k in ("train", "val")),
-        *([] if use.task in ("", CLASSIFICATION) else [use.task, use.scale]),
+        *([] if use.task in ("", CLASSIFICATION) else [use.task, use.scale, use.kind]),
         *([list(beside.items())] if beside else []),
     ]
     return Split(
@@ -375,8 +375,11 @@ def _require_types(split: Split) -> None:
     numbers = [*split.labels, *split.parts["train"], *split.parts["val"]]
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError("a number in it is no whole number")
-    if not isinstance(split.use.task, str) or type(split.use.scale) is not int or split.use.scale < 1:
+    use = split.use
+    if not (isinstance(use.task, str) and isinstance(use.code, str) and use.kind in get_args(Targets)):
         raise ValueError("what it is used for is not one of the tasks")
+    if type(use.scale) is not int or use.scale < 1:
+        raise ValueError("its scale is no whole number")
     each = split.beside and split.name != COCO
     if len(split.beside) not in ((len(split.sources),) if each else (0, 1)):
         raise ValueError("its images and the files beside them do not fit each other")

@@ -87,7 +87,13 @@ def score_of(
     task = task_of(split, preprocessing)
     if task is None:
         return kept_variance(got, want)
-    return task.score(got, targets) if split.has_labels else task.agreement(got, want)
+    score = task.score(got, targets) if split.has_labels else task.agreement(got, want)
+    if not math.isfinite(score):
+        raise InputError(
+            f"the metric `{plain(task.metric)}` is {score} on the validation images, so nothing can be judged. Look "
+            "for NaN in what the network gives, and for validation images of which nothing is known."
+        )
+    return score
 
 
 def outputs(

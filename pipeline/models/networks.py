@@ -12,18 +12,10 @@ The user's module is looked up in the folder of the run first, then on Python's 
 import copy
 import importlib
 import inspect
-import os
-import re
-import symtable
-import sys
-import traceback
-from collections.abc import Callable
 from difflib import get_close_matches
-from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import source_files
+from pipeline.artifacts import own_code, source_files
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.errors import InputError, nearest
 from repnets.errors import RepnetsError
@@ -36,13 +28,11 @@ if TYPE_CHECKING:
 _TIMM = "timm:"
 _FUSED = "repnets.deploy"
 _EXPANDED = "repnets.expansion.expand"
-_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _CHANNELS = {
     "RGB": "three channels, red, green and blue",
     "BGR": "three channels, blue, green and red",
     "gray": "one channel, gray",
 }
-_STAR = re.compile(r"^\s*from\s.*\simport\s*\*", re.MULTILINE)
 
 
 def check(arch: str) -> None:
@@ -63,7 +53,7 @@ def check(arch: str) -> None:
                 f'`{arch}` is a network of timm, which is not installed. Install it with `pip install "repnets[timm]"`.'
             )
     elif ":" in arch:
-        _check_own(arch)
+        own_code.require(arch)
     elif arch not in MODELS:
         raise InputError(f"there is no network `{arch}`{nearest(arch, list(MODELS))}")
 
@@ -115,7 +105,7 @@ def build(arch: str, num_classes: int, folded: bool = False, channels: int = 3) 
     base, style = _parts(arch)
     if style is not None:
         plain = build(base, num_classes, channels=channels)
-        return _made(arch, lambda: importlib.import_module(_EXPANDED).expand(plain, style, keep_function=False))
+        return own_code.made(arch, lambda: importlib.import_module(_EXPANDED).expand(plain, style, keep_function=False))
     if arch.startswith(_TIMM):
         return _build_timm(arch, num_classes, channels)
     if ":" in arch:
@@ -142,7 +132,7 @@ def require_runs(model: "nn.Module", arch: str, preprocessing: Preprocessing) ->
             given = copy.deepcopy(model)(images)
         except Exception as error:
             raise InputError(
-                f"`{arch}` does not run on images of {height} x {width} pixels: {_words(error)}. It is given "
+                f"`{arch}` does not run on images of {height} x {width} pixels: {own_code.words(error)}. It is given "
                 f"{_CHANNELS[preprocessing.color_order]}. If the size is too small for it, or not the one that it "
                 "takes, set `image_size` (in pixels) under its name in `models:`, or in the target. If it takes other "
                 "channels, set `color_order` under its name."
@@ -189,49 +179,6 @@ def _parts(arch: str) -> tuple[str, str | None]:
     return (base, style) if plus else (arch, None)
 
 
-def _check_own(arch: str) -> None:
-    if not _OWN.fullmatch(arch):
-        raise InputError(
-            f"`{arch}` is not of the form `module.path:factory`, such as `mynets.small:build` for the function "
-            "`build` in mynets/small.py."
-        )
-    module, _, factory = arch.partition(":")
-    spec = source_files.find(module)
-    if spec is None or spec.origin is None:
-        file = Path(*module.split(".")).with_suffix(".py")
-        near = get_close_matches(module, [path.stem for path in Path().glob("*.py")], n=1)
-        raise InputError(
-            f"there is no module `{module}`{f'; did you mean `{near[0]}`?' if near else ''}: it was looked for as "
-            f"{file} in {Path().absolute()}, then on Python's path. Correct `arch`, or put the file there."
-        )
-    if not spec.has_location or not spec.origin.endswith(".py"):
-        return
-    file, text = _shown(spec.origin), Path(spec.origin).read_text(errors="replace")
-    try:
-        symbols = symtable.symtable(text, file, "exec").get_symbols()
-    except SyntaxError as error:
-        raise InputError(f"{file}, line {error.lineno}, is not valid Python: {error.msg}. Mend it.") from None
-    names = {one.get_name(): one for one in symbols if one.is_assigned() or one.is_imported() or one.is_namespace()}
-    if factory not in names and "__getattr__" not in names and not _STAR.search(text):
-        made = [name for name, one in names.items() if one.is_namespace() and not name.startswith("_")]
-        hint = nearest(factory, made) if made else ", and no function at all."
-        if inside := _modules_with(factory, module, spec):
-            hint = f"; did you mean `{inside[0]}:{factory}`?"
-        raise InputError(f"{file} has no `{factory}`{hint}")
-
-
-def _modules_with(factory: str, package: str, spec: ModuleSpec) -> list[str]:
-    """The modules in a package that define a function or class of some name, the least deep first."""
-    defined = re.compile(rf"^(?:def|class) {factory}\b", re.MULTILINE)
-    found = []
-    for place in map(Path, spec.submodule_search_locations or ()):
-        for path in place.rglob("*.py"):
-            if defined.search(path.read_text(errors="replace")):
-                inner = path.relative_to(place).with_suffix("").parts
-                found.append(".".join((package, *inner)).removesuffix(".__init__"))
-    return sorted(found, key=lambda module: (module.count("."), module))
-
-
 def _build_timm(arch: str, num_classes: int, channels: int) -> "nn.Module":
     import timm
 
@@ -240,16 +187,14 @@ def _build_timm(arch: str, num_classes: int, channels: int) -> "nn.Module":
         near = get_close_matches(name, timm.list_models(), n=1)
         hint = f"; did you mean `{_TIMM}{near[0]}`?" if near else "."
         raise InputError(f"timm {timm.__version__} has no network `{name}`{hint} timm.list_models() gives all names.")
-    return _made(arch, lambda: timm.create_model(name, False, num_classes=num_classes, in_chans=channels))
+    return own_code.made(arch, lambda: timm.create_model(name, False, num_classes=num_classes, in_chans=channels))
 
 
 def _build_own(arch: str, num_classes: int, channels: int) -> "nn.Module":
     from torch import nn
 
-    module, _, name = arch.partition(":")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
-    factory = _made(arch, lambda: getattr(importlib.import_module(module), name))
+    name = arch.partition(":")[2]
+    factory = own_code.load(arch)
     if not callable(factory):
         raise InputError(
             f"`{arch}` is of type {type(factory).__name__} and cannot be called. Name the function, or the class, that "
@@ -272,30 +217,7 @@ def _build_own(arch: str, num_classes: int, channels: int) -> "nn.Module":
         ) from None
     except ValueError:  # it does not tell its arguments; calling it will
         pass
-    model = _made(arch, lambda: factory(**given))
+    model = own_code.made(arch, lambda: factory(**given))
     if not isinstance(model, nn.Module):
         raise InputError(f"`{arch}` returned a {type(model).__name__}, and must return the network, an nn.Module.")
     return model.train()
-
-
-def _made(arch: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns; what it raises, as an InputError that names the last line of the user's own code."""
-    try:
-        return make()
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [one for one in frames if Path(one.filename).is_file() and source_files.is_users(one.filename)]
-        place = f", in {_shown(own[-1].filename)}, line {own[-1].lineno}" if own else ""
-        raise InputError(f"`{arch}` cannot be built: {_words(error)}{place}.") from error
-
-
-def _shown(file: str) -> str:
-    """A path as it is written from the folder of the run."""
-    path = Path(file).absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _words(error: Exception) -> str:
-    """An exception in one line, without a full stop."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}".rstrip(": .")

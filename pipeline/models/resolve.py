@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import own_code
 from pipeline.artifacts.manifest import ImageSize, height_and_width
 from pipeline.config import project
 from pipeline.config.backend_rules import BackendRules
@@ -24,6 +25,11 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
     """
     read = project.load(values, rules, root)
     source = root / "config.yaml"
+    if ":" in (read.data.task or ""):
+        try:
+            own_code.require(read.data.task, "data.task", "mytasks:Leaves")
+        except InputError as error:
+            raise InputError(f"{where(source, ('data', 'task'))}: {error}") from None
     for name, model in read.models.items():
         path = ("models", name)
         named = (*path, "arch") if "arch" in (values["models"][name] or {}) else path
@@ -32,7 +38,7 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
         except InputError as error:
             raise InputError(f"{where(source, named)}: {error}") from None
         task, used_for = networks.task_of(model.arch), read.data.used_for
-        if task is not None and used_for not in (None, task):
+        if task is not None and used_for not in (None, task) and ":" not in used_for:
             raise InputError(
                 f"{where(source, named)}: `{model.arch}` is a network for {task}, and data.task is {used_for}. Take "
                 f"one for {used_for}, such as {', '.join(_networks_for(used_for))}, or set data.task."

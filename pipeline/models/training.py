@@ -1,4 +1,4 @@
-"""The training loop: SGD with Nesterov momentum or AdamW, a warm-up and a cosine down to zero, and the loss of the task.
+"""The training loop: SGD with Nesterov momentum or AdamW, a warm-up, a cosine down to zero, the loss of the task.
 
 Biases and batch norms have no weight decay. A moving average of the weights is kept if that is configured. A run that
 was killed resumes after its last complete epoch, and ends with the same bytes as an uninterrupted run.

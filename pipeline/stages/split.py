@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.artifacts import digests, store
+from pipeline import tasks
+from pipeline.artifacts import digests, own_code, store
 from pipeline.config.stages import SplitSettings
 from pipeline.data import annotated_folder, class_order, datasets, image_file, image_folder, splits
 from pipeline.data.annotated_folder import AnnotatedTree, require_alike
@@ -65,7 +66,13 @@ def run(settings: SplitSettings, *, output: Path) -> None:
 
     store.cached(
         "split",
-        settings={**settings.model_dump(), "sources": sources, "beside": beside, "classes": tree and tree.classes},
+        settings={
+            **settings.model_dump(),
+            "sources": sources,
+            "beside": beside,
+            "classes": tree and tree.classes,
+            "code": _code(settings),
+        },
         inputs={},
         outputs={"split": output},
         code=("pipeline.stages.split",),
@@ -108,17 +115,31 @@ def _of_annotated(
 
 def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split:
     files = splits.files_of(settings.name, settings.root)
-    images = splits.read_images(settings.name, files, settings.used_for or "")
+    use = _use(settings)
+    images = splits.read_images(settings.name, files, use.kind if use else "label")
     count, classes = len(images.pixels), images.classes or _named(settings)
     if images.own_val < count:
         parts = {"train": range(images.own_val), "val": range(images.own_val, count)}
     else:
         parts = _held_out(settings, classes, images.targets.tolist(), [str(number) for number in range(count)])
-    return splits.new_split(settings.name, settings.root, classes, sources, [], parts, _use(settings))
+    return splits.new_split(settings.name, settings.root, classes, sources, [], parts, use)
 
 
 def _use(settings: SplitSettings) -> splits.Use | None:
-    return splits.Use(settings.used_for, settings.scale) if settings.used_for else None
+    if not settings.used_for:
+        return None
+    kind, kinds = tasks.named(settings.used_for, (), (1, 1)).targets, datasets.KINDS.get(settings.name, ("label",))
+    if kind not in kinds:
+        raise InputError(
+            f"data.task: `{settings.used_for}` learns from a {kind} for each image, and {settings.name} has "
+            f"{' or '.join(kinds)}. Take another data set, or another task."
+        )
+    return splits.Use(settings.used_for, settings.scale, kind, _code(settings))
+
+
+def _code(settings: SplitSettings) -> str:
+    """Digest of the code of a task of the user's own: the split has it, and so all that depends on the task."""
+    return digests.code_digest(*own_code.modules(settings.used_for))
 
 
 def _of_folder(settings: SplitSettings, tree: image_folder.Tree, sources: dict[str, str]) -> splits.Split:

@@ -9,11 +9,18 @@ def named(name: str, labels: tuple[str, ...], size: tuple[int, int], label_smoot
     """A task.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or `module.path:name` of the user's own.
         labels: the names of its classes; none of restoration and embedding.
         size: height and width of the network's input, pixels.
         label_smoothing: of classification's loss.
+
+    Raises:
+        InputError: the user's own cannot be loaded.
     """
+    if ":" in name:
+        from pipeline.tasks import own
+
+        return own.load(name, labels, size)
     if name == "classification":
         from pipeline.tasks.classification import Classification
 

@@ -8,14 +8,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from pipeline import backends, tasks
+from pipeline import backends
 from pipeline.artifacts import documents
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.config import yaml_file
-from pipeline.data import photographs, scenes, splits
-from pipeline.errors import GateError, InputError
+from pipeline.data import photographs, scenes
+from pipeline.errors import InputError
 from pipeline.models import resolve
 from pipeline.stages import split, train
 from pipeline.stages.settings import settings_of
@@ -65,9 +64,9 @@ def test_the_metric_of_the_task_is_told_at_every_hop(built):
 
 
 def test_a_network_of_another_task_is_refused(tmp_path):
-    with pytest.raises(InputError, match="`toy` is a network for classification, and data.task is segmentation"):
+    with pytest.raises(InputError, match=r"`toy` is a network for classification, and data.task is segmentation"):
         configured("segmentation", models={"toy": {}})
-    with pytest.raises(InputError, match="data.task: embedding cannot be learnt or judged by photographs"):
+    with pytest.raises(InputError, match=r"data.task: embedding cannot be learnt or judged by photographs"):
         configured("super-resolution", data={"name": "photographs", "task": "embedding"})
     with pytest.raises(InputError, match=r"data.scale is for `task: restoration`"):
         configured("embedding", data={"name": "digits", "scale": 2})
@@ -77,7 +76,7 @@ def test_outputs_that_do_not_fit_the_task_stop_before_training(tmp_path, monkeyp
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))
     config = configured("super-resolution", data={"name": "photographs", "scale": 3, "image_size": 32})
     split.run(settings_of("split", config), output=tmp_path / "split.json")
-    with pytest.raises(InputError, match="its picture is 64 x 64 pixels, and by data.scale 3 it must be 96 x 96"):
+    with pytest.raises(InputError, match=r"its picture is 64 x 64 pixels, and by data.scale 3 it must be 96 x 96"):
         train.run(
             settings_of("train", config, "toy_x2"), split=tmp_path / "split.json",
             checkpoint=tmp_path / "checkpoint.safetensors", metrics=tmp_path / "metrics.jsonl",
