@@ -144,8 +144,8 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
 
     Returns:
         By the name of the program's node that the operation came from (the last, where several did; where
-        an operation has several outputs, ``name/0`` and so on; where it has no name, that of its output): float32, of the operation's shape. What is
-        no float, a shape say, is left out.
+        an operation has several outputs, ``name/0`` and so on; where it has no name, that of its output):
+        float32, of the operation's shape. What is no float, a shape say, is left out.
 
     Raises:
         InputError: the file is not a valid ONNX model, or the image has another shape.
