@@ -117,11 +117,13 @@ def _sample(folder: Path, reader: str, name: str = "small") -> Path:
 
 def _programs(folder: Path) -> Path:
     """A small network as .pt2, and what each backend writes of it; the .pte."""
+    import onnx
     import torch
 
     from pipeline import backends
     from pipeline.artifacts.manifest import ExportSpec, Preprocessing
     from pipeline.models import program_file
+    from tests.fixtures.onnx_functions import with_functions
     from tests.fixtures.small_networks import CLASSES, SHAPE, network
 
     program = torch.export.export(network("fused"), (torch.randn(SHAPE),))
@@ -132,6 +134,9 @@ def _programs(folder: Path) -> Path:
         places[name] = _sample(folder, name)
         backend = backends.load(name)
         backend.export(program, [places[name] / file for file in backend.file_names(["fused"])], spec)
+    model = onnx.load(places["onnx"] / "fused.onnx")
+    with_functions(model)
+    onnx.save(model, _sample(folder, "onnx", "functions") / "fused.onnx")
     return places["executorch"] / "fused.pte"
 
 

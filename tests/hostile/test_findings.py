@@ -18,6 +18,7 @@ from pipeline.errors import InputError, reading
 from pipeline.exit_codes import said
 from pipeline.models import checkpoints, external_checkpoints, program_file
 from tests.fixtures.documents import bundle_manifest
+from tests.fixtures.onnx_functions import growing
 
 READ = {
     "checkpoint.safetensors": checkpoints.read,
@@ -135,22 +136,57 @@ def onnx_file(path, change):
     return path
 
 
-def test_graphs_within_graphs_and_functions_of_onnx_are_refused(tmp_path):
+def test_graphs_within_graphs_of_onnx_are_refused(tmp_path):
+    """Also within a function, called or not."""
     from onnx import helper
 
-    def function(model, inner):
-        own = helper.make_opsetid("own", 1)
-        model.functions.append(helper.make_function("own", "f", ["a"], ["b"], inner.node[:0], [own]))
-
-    def scan(model, inner):
+    def branch(inner):
         inner.output.append(helper.make_tensor_value_info("z", 1, [1]))
-        model.graph.node[0].CopyFrom(helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner))
+        return helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+
+    def in_function(model, inner):
+        model.functions.append(helper.make_function("own", "f", ["x"], ["y"], [branch(inner)], model.opset_import))
 
     assert model_file.check(onnx_file(tmp_path / "plain.onnx", lambda model, inner: None))
-    with pytest.raises(InputError):
-        model_file.check(onnx_file(tmp_path / "f.onnx", function))
-    with pytest.raises(InputError):
-        model_file.check(onnx_file(tmp_path / "if.onnx", scan))
+    for change in (lambda model, inner: model.graph.node[0].CopyFrom(branch(inner)), in_function):
+        with pytest.raises(InputError, match="the operation If, which runs a graph of its own"):
+            model_file.check(onnx_file(tmp_path / "if.onnx", change))
+
+
+@pytest.mark.parametrize("levels, calls", [(2, 400), (25, 2), (40, 2), (60, 1)])
+def test_functions_of_onnx_that_grow_are_refused(tmp_path, levels, calls):
+    file = onnx_file(tmp_path / "f.onnx", lambda model, inner: growing(model, levels, calls))
+    with pytest.raises(InputError, match=r"f\.onnx has functions that .* which no network has"):
+        model_file.check(file)
+
+
+def test_functions_of_onnx_that_call_each_other_too_deep_are_refused_in_any_order(tmp_path):
+    """Where the last ones are called first, each call alone is not deep."""
+    from onnx import helper
+
+    def change(model, inner):
+        growing(model, 90, 1)
+        calls = [helper.make_node(f"f{89 - 30 * n}", ["x"], [f"y{n}"], domain="own") for n in range(3)]
+        nodes = [*calls, *model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+
+    with pytest.raises(InputError, match=r"f\.onnx has functions that .* which no network has"):
+        model_file.check(onnx_file(tmp_path / "f.onnx", change))
+
+
+def test_a_function_of_onnx_that_calls_itself_is_refused(tmp_path):
+    def circle(model, inner):
+        growing(model, 2, 1)
+        model.functions[1].node[0].op_type, model.functions[1].node[0].domain = "f0", "own"
+
+    with pytest.raises(InputError, match=r"f\.onnx (has functions|does not hold a valid ONNX model)"):
+        model_file.check(onnx_file(tmp_path / "f.onnx", circle))
+
+
+def test_functions_of_onnx_that_do_not_grow_are_written_out(tmp_path):
+    plain = model_file.check(onnx_file(tmp_path / "f.onnx", lambda model, inner: growing(model, 10, 2)))
+    assert [node.op_type for node in plain.graph.node] == ["Relu"] * 1024 and not plain.functions
 
 
 def test_a_file_that_gives_one_number_has_no_classes(tmp_path):

@@ -144,8 +144,8 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
 
     Returns:
         By the name of the program's node that the operation came from (the last, where several did; where
-        an operation has several outputs, ``name/0`` and so on): float32, of the operation's shape. What is
-        no float, a shape say, is left out.
+        an operation has several outputs, ``name/0`` and so on; where it has no name, that of its output):
+        float32, of the operation's shape. What is no float, a shape say, is left out.
 
     Raises:
         InputError: the file is not a valid ONNX model, or the image has another shape.
@@ -157,7 +157,8 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
     values = {}
     for node in (node for node in model.graph.node if node.op_type != "Constant"):
         for place, value in enumerate(node.output):
-            values[value] = node.name if len(node.output) == 1 else f"{node.name}/{place}"
+            name = node.name or value  # a node need not have a name
+            values[value] = name if len(node.output) == 1 else f"{name}/{place}"
     values.pop("", None)  # an output that is not asked for
     model = _in_float32(model, rounded=not exact)
     del model.graph.output[:]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.backends.onnx.functions import inlined
 from pipeline.backends.signatures import Shape, Signature, Tensor
 from pipeline.errors import InputError, first_line, quoted, reading
 from pipeline.regular_file import content_of
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def check(file: Path) -> "onnx.ModelProto":
-    """Read an ONNX file and hold it against the specification.
+    """Read an ONNX file and hold it against the specification. Calls of the file's own functions are written out.
 
     Raises:
-        InputError: it is missing, empty, cut short, of another kind, or not valid; it has loops, branches or functions,
-            which can take a time and a memory that nothing in the file tells.
+        InputError: it is missing, empty, cut short, of another kind, or not valid; it has loops or branches, which can
+            take a time and a memory that nothing in the file tells, or functions that grow to more than a network has.
     """
     import onnx
 
@@ -35,14 +36,14 @@ def check(file: Path) -> "onnx.ModelProto":
     if not model.graph.node or not model.graph.output:
         raise InputError(f"{file} is an ONNX model without a network. {again}")
     kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-    nested = [node.op_type for node in model.graph.node if any(one.type in kinds for one in node.attribute)]
-    if nested or model.functions:
-        what = f"the operation {quoted(nested[0])}, which runs a graph of its own" if nested else "functions"
+    nodes = (node for part in (model.graph, *model.functions) for node in part.node)
+    nested = [node.op_type for node in nodes if any(one.type in kinds for one in node.attribute)]
+    if nested:
         raise InputError(
-            f"{file} holds {what}, and only plain graphs are read. Export a network without loops and branches on "
-            "values, with its functions inlined (onnx.inliner)."
+            f"{file} holds the operation {quoted(nested[0])}, which runs a graph of its own, and only plain graphs are "
+            "read. Export a network without loops and branches on values."
         )
-    return model
+    return inlined(model, file) if model.functions else model
 
 
 def census(file: Path) -> dict[str, int]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from pipeline.artifacts import digests
 from pipeline.backends.onnx import backend
 from pipeline.errors import InputError, StageError
 from pipeline.models import programs as programs_of
+from tests.fixtures.onnx_functions import with_functions
 from tests.fixtures.quantizable_networks import in_int8
 
 FORMS = ("fused", "branched")
@@ -45,6 +47,21 @@ def test_census_tells_fused_from_branched(onnx_files):
     assert (fused["convolution"], fused["batch_norm"], fused["total"]) == (3, 0, 9)
     # The exporter folds the 6 batch norms behind convolutions; the one alone stays.
     assert (branched["convolution"], branched["batch_norm"], branched["Add"]) == (6, 1, 4)
+
+
+@pytest.mark.parametrize("open_session", [backend.open_session, backend.open_check_session, backend.open_exact_session])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_a_file_with_functions_is_read_as_the_plain_graph(onnx_files, image, tmp_path, precision, open_session):
+    plain, file = onnx_files[precision, "branched"], tmp_path / "functions.onnx"
+    model = onnx.load(plain)
+    with_functions(model)
+    onnx.save(model, file)
+    assert len(model.functions) > 2 and not {"Conv", "Relu"} & {node.op_type for node in model.graph.node}
+    assert (backend.census(file), backend.signature(file)) == (backend.census(plain), backend.signature(plain))
+    np.testing.assert_array_equal(open_session(file, 1)(image.numpy())[0], open_session(plain, 1)(image.numpy())[0])
+    layers = zip(*(backend.outputs_by_layer(one, image.numpy()).values() for one in (file, plain)), strict=True)
+    for found, wanted in layers:
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
