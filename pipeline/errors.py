@@ -62,10 +62,15 @@ def reading(file: object, remedy: str = "Copy it again or run the export again."
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's first cause, without its full stop; the name of its type if it has no message."""
+    """The first line of an error's first cause, without its full stop.
+
+    The name of the error's type is in front of a message of one word, such as the 101 of a KeyError, or in its place.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    kind = type(error).__name__
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), kind)
+    text = text if " " in text or text == kind else f"{kind}: {text}"
     return quoted(text).rstrip('". ')
 
 

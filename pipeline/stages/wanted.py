@@ -5,12 +5,16 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 from pipeline.config.project import Config
 from pipeline.errors import InputError, quoted
 
+_OTHER_FILES = (
+    *("--archive", "--cleanup-metadata", "--directory", "-d", "--export-cwl", "--generate-unit-tests", "--report"),
+    *("--report-metadata", "--runtime-profile", "--shadow-prefix"),
+)
 _WILDCARD = re.compile(r"{(\w+)[^{}]*}")
 
 
@@ -21,10 +25,12 @@ def require_known(workflow: Any, read: Config, argv: Sequence[str]) -> None:
     Args:
         workflow: Snakemake's, with all rules. It does not know yet what it is asked for.
         read: the configuration, which gives models and targets.
-        argv: Snakemake's arguments. What follows an option such as `--report` may be its value, and is passed over.
+        argv: Snakemake's arguments. With an option that takes files which need not be there, nothing is looked at.
     """
-    for before, name in pairwise(("", *argv)):
-        if before.startswith("--") or not name.startswith(("artifacts/", "targets/")) or os.path.lexists(name):
+    if any(word.partition("=")[0] in _OTHER_FILES for word in argv):
+        return
+    for name in argv:
+        if not name.startswith(("artifacts/", "targets/")) or os.path.lexists(name):
             continue
         if not any(rule.is_producer(name) for rule in workflow.rules):
             close = difflib.get_close_matches(name, _made(workflow, read), n=1)

@@ -18,3 +18,15 @@ def test_a_long_message_keeps_its_beginning_and_its_end(capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: what is wrong: x") and said.endswith(r"x\x1b. How to mend it." + "\n")
     assert len(said) <= errors.MESSAGE + len("error: \n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError(101), "KeyError: 101"),
+        (EOFError(), "EOFError"),
+        (ValueError("\n it is cut short.\nmore"), "it is cut short"),
+    ],
+)
+def test_the_first_line_of_an_error_says_something(error, line):
+    assert errors.first_line(error) == line

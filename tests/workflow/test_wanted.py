@@ -25,7 +25,12 @@ def test_the_nearest_is_named(fresh, wanted, meant):
     assert "Exception" not in run.output
 
 
-def test_what_is_made_and_the_value_of_an_option_pass(fresh):
+def test_what_is_made_passes(fresh):
     run = fresh.snakemake("--dry-run", "artifacts/mine/verify.json", "--until", "artifacts/mine/fused.pt2")
     assert run.code == 0, run.output
     assert "error:" not in run.output
+
+
+def test_the_value_of_an_option_is_no_file_that_is_asked_for(fresh):
+    run = fresh.snakemake("--cleanup-metadata", "artifacts/gone/fused.pt2")
+    assert "no rule makes" not in run.output
