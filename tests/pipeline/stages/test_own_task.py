@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import backends
-from pipeline.artifacts import documents
+from pipeline.artifacts import digests, documents
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.data import scenes, splits
 from pipeline.errors import InputError
@@ -60,6 +60,8 @@ def changed(project: Path, old: str, new: str) -> None:
     (project / "mytasks.py").write_text(text.replace(old, new))
     sys.modules.pop("mytasks", None)
     shutil.rmtree(project / "__pycache__", ignore_errors=True)
+    digests.code_digest.cache_clear()
+    digests._read_code.cache_clear()
 
 
 def test_it_goes_through_every_stage_by_its_metric(project):
