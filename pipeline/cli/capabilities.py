@@ -17,7 +17,7 @@ from pipeline.backends.base import Can
 from pipeline.backends.tensorrt import engines
 from pipeline.cli import requirements
 from pipeline.cli.requirements import Found
-from pipeline.config.project import Config
+from pipeline.config.project import HELD, Config
 from pipeline.config.targets import Target
 from pipeline.devices import facts
 from pipeline.devices.facts import Inventory
@@ -138,8 +138,8 @@ def _bench(target: Target) -> Can:
 def _inputs(config: Config) -> tuple[Unavailable, ...]:
     """What the configuration names and is not there."""
     missing = []
-    if config.data.name in ("imagefolder", "pictures") and not Path(config.data.root).is_dir():
-        held = "one folder of images a class" if config.data.has_labels else "the pictures"
+    if config.data.name in HELD and not Path(config.data.root).is_dir():
+        held = HELD[config.data.name]
         missing.append(Unavailable(f"There is no folder {config.data.root}.", "Set `data.root` in config.yaml to the "
                        f"folder that holds {held}."))  # fmt: skip
     for name, model in config.models.items():

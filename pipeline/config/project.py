@@ -50,11 +50,14 @@ _TASKS: Mapping[str, tuple[str, ...]] = {
 """What a data set can be used for, the usual first; of those that are not here it is `_OF_CLASSES`."""
 
 
-_HELD = {
-    "masks": "folders images and masks",
-    "coco": "folder images and annotations.json",
-    "pairs": "folders low and high",
+HELD = {
+    "imagefolder": "one folder of images per class",
+    "masks": "the folders images and masks",
+    "coco": "the folder images and the file annotations.json",
+    "pairs": "the folders low and high",
+    "pictures": "the pictures",
 }
+"""What `data.root` holds, of data sets that are a folder of the user's."""
 
 
 class Data(Strict):
@@ -114,10 +117,8 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> "Data":
-        if self.name == "imagefolder" and self.root is None:
-            raise ValueError("data.root is not set; name the folder that holds one folder of images per class")
-        if self.name in ("pictures", "masks", "coco", "pairs") and self.root is None:
-            raise ValueError(f"data.root is not set; name the folder that holds the {_HELD.get(self.name, 'pictures')}")
+        if self.name in HELD and self.root is None:
+            raise ValueError(f"data.root is not set; name the folder that holds {HELD[self.name]}")
         if self.name == "masks" and (self.classes == "sorted" or self.classes == "natural"):
             raise ValueError("data.classes is not set: give the number of a mask's classes, or a list or a JSON file")
         if self.name in ("pictures", "none", "masks"):
