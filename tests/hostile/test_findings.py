@@ -141,6 +141,7 @@ def test_graphs_within_graphs_of_onnx_are_refused(tmp_path):
     from onnx import helper
 
     def branch(inner):
+        inner.node[0].input[0] = "x"
         inner.output.append(helper.make_tensor_value_info("z", 1, [1]))
         return helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
 
