@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+METRIC_PACKAGES = ("torchmetrics", "pycocotools")
+"""What scores are reckoned with, for keys of the store."""
 _MUCH_BETTER = 0.2  # of top-1
 
 

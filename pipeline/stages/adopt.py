@@ -28,7 +28,15 @@ from pipeline.config.stages import AdoptSettings
 from pipeline.data import class_order, splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints, networks
-from pipeline.models.accuracy import better_order, metric_of, predictions, require_fits, scorer, share_right
+from pipeline.models.accuracy import (
+    METRIC_PACKAGES,
+    better_order,
+    metric_of,
+    predictions,
+    require_fits,
+    scorer,
+    share_right,
+)
 from pipeline.models.training import score_name
 
 if TYPE_CHECKING:
@@ -56,7 +64,7 @@ def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path)
         inputs={"source": source, "split": split},
         outputs={"checkpoint": checkpoint},
         code=("pipeline.stages.adopt", *networks.code_modules(settings.arch, folded)),
-        packages=("torch", "torchvision", "safetensors"),
+        packages=("torch", "torchvision", "safetensors", *METRIC_PACKAGES),
         build=lambda outputs, _: _adopt(settings, source, split, outputs["checkpoint"]),
     )
 

@@ -43,6 +43,7 @@ from pipeline.config.stages import CheckSettings
 from pipeline.data import splits
 from pipeline.errors import GateError
 from pipeline.models import programs
+from pipeline.models.accuracy import METRIC_PACKAGES
 from pipeline.verification import declared, gates
 from pipeline.verification.reference import Reference, spec_of
 
@@ -89,7 +90,7 @@ def run(
         inputs=inputs,
         outputs={"check": output},
         code=("pipeline.stages.check", "pipeline.backends.worker.client", backends.module_name(settings.backend)),
-        packages=("torch", "torchvision", "scikit-learn", *backend.packages),
+        packages=("torch", "torchvision", "scikit-learn", *backend.packages, *METRIC_PACKAGES),
         build=lambda places, _: documents.write(places["check"], _check(settings, inputs)),
     )
 

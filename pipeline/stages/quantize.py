@@ -36,7 +36,7 @@ from pipeline.config.stages import QuantizeSettings
 from pipeline.data import datasets, splits, training_batches
 from pipeline.errors import GateError, InputError, first_line
 from pipeline.models import program_file, programs
-from pipeline.models.accuracy import metric_of, scorer, share_right
+from pipeline.models.accuracy import METRIC_PACKAGES, metric_of, scorer, share_right
 from pipeline.quantization import pt2e, ptq
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run(settings: QuantizeSettings, *, fused: Path, verify: Path, split: Path, q
         inputs=inputs,
         outputs={"quantized": quantized, "report": report},
         code=("pipeline.stages.quantize",),
-        packages=(*_PACKAGES, "torchvision", "pillow", "scikit-learn"),
+        packages=(*_PACKAGES, "torchvision", "pillow", "scikit-learn", *METRIC_PACKAGES),
         build=lambda places, _: _quantize(settings, inputs, places),
     )
     print(_headline(documents.read(QuantizeResult, report)), flush=True)

@@ -18,7 +18,7 @@ from pipeline.config.stages import RecalibrateSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints
-from pipeline.models.accuracy import metric_of, scorer, share_right
+from pipeline.models.accuracy import METRIC_PACKAGES, metric_of, scorer, share_right
 from pipeline.models.training import score_name
 
 _BATCH_SIZE = 256
@@ -50,7 +50,7 @@ def run(settings: RecalibrateSettings, *, checkpoint: Path, split: Path, output:
         inputs={"checkpoint": checkpoint, "split": split},
         outputs={"checkpoint": output},
         code=("pipeline.stages.recalibrate", *checkpoints.code_modules(checkpoint)),
-        packages=("torch", "torchvision", "pillow", "safetensors"),
+        packages=("torch", "torchvision", "pillow", "safetensors", *METRIC_PACKAGES),
         build=lambda places, _: _recalibrate(settings.recalibrate_bn, checkpoint, split, places["checkpoint"]),
     )
 

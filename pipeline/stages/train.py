@@ -34,7 +34,7 @@ from pipeline.data import splits
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, distributed, networks
 from pipeline.models import training as training_loop
-from pipeline.models.accuracy import metric_of, require_fits
+from pipeline.models.accuracy import METRIC_PACKAGES, metric_of, require_fits
 from pipeline.models.distributed import ProcessGroup
 
 
@@ -56,7 +56,7 @@ def run(settings: TrainSettings, *, split: Path, checkpoint: Path, metrics: Path
     for where_only in ("workers", "device"):  # how it is computed, and not what
         del from_settings["training"][where_only]
     code = ("pipeline.stages.train", *networks.code_modules(settings.arch))
-    packages = ("torch", "torchvision", "pillow", "safetensors")
+    packages = ("torch", "torchvision", "pillow", "safetensors", *METRIC_PACKAGES)
     inputs = Inputs({"split": split})
     group = distributed.process_group()
     with distributed.connected(group, settings.training.device):

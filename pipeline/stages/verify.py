@@ -39,7 +39,7 @@ from pipeline.config.project import Verify
 from pipeline.data.splits import Split, open_split
 from pipeline.errors import GateError
 from pipeline.models import checkpoints, program_file, programs
-from pipeline.models.accuracy import metric_of, score_of, task_of
+from pipeline.models.accuracy import METRIC_PACKAGES, metric_of, score_of, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,7 +72,7 @@ def run(settings: Verify, *, checkpoint: Path, split: Path, fused: Path, output:
         inputs=inputs,
         outputs={"verify": output},
         code=("pipeline.stages.verify", *checkpoints.code_modules(checkpoint)),
-        packages=("torch", "torchvision", "scikit-learn"),
+        packages=("torch", "torchvision", "scikit-learn", *METRIC_PACKAGES),
         build=lambda places, _: documents.write(places["verify"], _verify(settings, inputs)),
     )
 
