@@ -70,6 +70,12 @@ def min_image_size(arch: str) -> int | None:
     return MODELS[base].min_image_size if base in MODELS else None
 
 
+def size_step(arch: str) -> int:
+    """What height and width of a network's input are multiples of, pixels; 1 where it is not known."""
+    base, _ = _parts(arch)
+    return MODELS[base].size_step if base in MODELS else 1
+
+
 def code_modules(arch: str, folded: bool = False) -> tuple[str, ...]:
     """The modules whose code makes the network, or its fused form, for `store.code_digest`.
 

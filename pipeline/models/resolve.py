@@ -43,6 +43,11 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
                 f"{where(source, named)}: `{model.arch}` is a network for {task}, and data.task is {used_for}. Take "
                 f"one for {used_for}, such as {', '.join(_networks_for(used_for))}, or set data.task."
             )
+        if used_for is None and task not in (None, "classification"):
+            raise InputError(
+                f"{where(source, named)}: `{model.arch}` is a network for {task}, and nothing tells what "
+                f"{read.data.name} are for. Set `data: {{task: {task}}}`, and data.classes where it tells classes apart."
+            )
         if used_for is None and task == "classification":
             raise InputError(
                 f"{where(source, named)}: `{model.arch}` is a classifier, but data.classes is not set, and without "
@@ -56,7 +61,19 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
                 f"it halves them to one, and not {_shown(model.image_size)}. Set `image_size: {smallest}` under "
                 f"models.{name} or data."
             )
+        step = networks.size_step(model.arch)
+        if any(side % step for side in height_and_width(model.image_size)):
+            raise InputError(
+                f"{where(source, path)}: `{model.arch}` takes multiples of {step} pixels, and image_size is "
+                f"{_shown(model.image_size)}. Set `image_size: {_nearest(model.image_size, step)}` under models.{name} "
+                "or data."
+            )
     return read
+
+
+def _nearest(size: ImageSize, step: int) -> ImageSize:
+    sides = [max(step, step * round(side / step)) for side in height_and_width(size)]
+    return sides[0] if isinstance(size, int) else (sides[0], sides[1])
 
 
 def _networks_for(task: str) -> list[str]:

@@ -68,6 +68,11 @@ def test_a_network_of_another_task_is_refused(tmp_path):
         configured("segmentation", models={"toy": {}})
     with pytest.raises(InputError, match=r"data.task: embedding cannot be learnt or judged by photographs"):
         configured("super-resolution", data={"name": "photographs", "task": "embedding"})
+    with pytest.raises(InputError, match=r"`toy_segmenter` takes multiples of 16 pixels.*Set `image_size: 48`"):
+        configured("segmentation", models={"toy_segmenter": {"image_size": 50}})
+    with pytest.raises(InputError, match=r"nothing tells what pictures are for. Set `data: {task: segmentation}`"):
+        data = {"name": "pictures", "root": str(tmp_path)}
+        configured("segmentation", data=data, models={"toy_segmenter": {"checkpoint": "one.pth", "image_size": 64}})
     with pytest.raises(InputError, match=r"data.scale is for `task: restoration`"):
         configured("embedding", data={"name": "digits", "scale": 2})
 
