@@ -46,7 +46,7 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
         if used_for is None and task not in (None, "classification"):
             raise InputError(
                 f"{where(source, named)}: `{model.arch}` is a network for {task}, and nothing tells what "
-                f"{read.data.name} are for. Set `data: {{task: {task}}}`, and data.classes where it tells classes apart."
+                f"{read.data.name} are for. Set `data: {{task: {task}}}`, and data.classes if it tells classes apart."
             )
         if used_for is None and task == "classification":
             raise InputError(
