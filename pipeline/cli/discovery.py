@@ -1,5 +1,6 @@
 """What a folder of pictures and a checkpoint tell of themselves, for the config.yaml of a new project."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.artifacts.checkpoint_header import CheckpointHeader
 
-_LOOKED_AT = 1000  # images of a folder whose headers are read
+_LOOKED_AT = 1000  # images of a folder whose headers are read, evenly spread
 _NAMED = 10  # broken images that a message names
 _SMALLEST, _LARGEST, _STEP = 32, 224, 32  # sides, pixels
 
@@ -80,7 +81,7 @@ def pictures(root: Path) -> Pictures:
     except InputError as error:
         raise InputError(f"--data: {str(error).removeprefix('data.root: ')}") from None
     headers, broken = [], []
-    for name in tree.images[:: max(1, len(tree.images) // _LOOKED_AT)]:
+    for name in tree.images[:: math.ceil(len(tree.images) / _LOOKED_AT)]:
         try:
             headers.append(image_file.header(root / name))
         except InputError as error:
