@@ -83,6 +83,7 @@ class BundleManifest:
         checked: what `check` found.
         lineage: what the file was made from.
         facts: what the backend's self-test needs to know besides.
+        task: what the network is for; empty where it is not known.
         digest: of the whole bundle; see `deploy.bundle_file.digest`.
         files: all others of the bundle, by path.
     """
@@ -110,6 +111,7 @@ class BundleManifest:
     lineage: Lineage
     facts: Mapping[str, Any]
     outputs: tuple[BundledOutput, ...] = ()
+    task: str = ""
     digest: str = ""
     files: Mapping[str, FileFacts]
 

@@ -20,6 +20,17 @@ _ALL = {"selftest.py": "selftest.py", "integration/network_input.py": "network_i
 _OF_CLASSES = {"integration/classify.py": "classify.py"}
 _OF_OTHERS = {"integration/run.py": "run.py"}
 
+_MEANING = {
+    "segmentation": "The class of a pixel is the channel of its largest number; labels.txt names them in order.",
+    "detection": "Of each level, `boxes` are distances from the middle of a cell to the left, top, right and bottom, "
+    "in cells before a softplus, and `classes` are logits of a sigmoid; labels.txt names their channels in order. "
+    "Suppressing boxes that overlap (NMS) is for your own code.",
+    "restoration": "The output is a picture, R, G, B in [0, 1]; cut what lies outside.",
+    "embedding": "The output is a vector whose direction counts: compare two images by the cosine of theirs.",
+}
+
+_UNKNOWN = "What the outputs mean, and what is made of them, is for your own code."
+
 _COLORS = {
     "RGB": "Channels in the order R, G, B.",
     "BGR": "Channels in the order B, G, R.",
@@ -139,6 +150,9 @@ def _of_outputs(manifest: BundleManifest) -> dict[str, str]:
             "WHAT": f"gives {shown} for",
             "GIVES": f"The outputs, in order, float32: {shown}.",
             "QUALITY": _quality(manifest.checked),
+            "MEANING": _MEANING.get(
+                manifest.task, "What the outputs mean, and what is made of them, is for your own code."
+            ),
         }
     known = "not known, since the images have no labels" if accuracy is None else f"{accuracy:.2%}"
     return {

@@ -18,6 +18,7 @@ from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.metric import AGREEMENT, NONE, R2
 from pipeline.config.stages import BundleSettings
+from pipeline.data import splits
 from pipeline.deploy import bundle_file, golden, templates
 from pipeline.errors import InputError
 
@@ -116,6 +117,8 @@ def _pack(
     described = None
     if parts.describe:
         described = parts.describe(settings.options, written.input, entry.facts if with_engine else None)
+    images = splits.open_split(split)
+    labels = images.classes if images.is_of_classifier or images.use.kind in ("mask", "boxes") else ()
     document = BundleManifest(
         model=written.model,
         target=written.target,
@@ -147,14 +150,15 @@ def _pack(
         ),
         lineage=written.lineage,
         facts=described or {},
+        task=images.use.task,
         files={},
     )
     members: dict[str, Path | bytes] = {}
     for name, path in contents.items():
         if name != engine or with_engine:
             members |= _members(name, path)
-    if classes := written.preprocessing.classes:
-        members["labels.txt"] = "".join(f"{label}\n" for label in classes).encode()
+    if labels:
+        members["labels.txt"] = "".join(f"{label}\n" for label in labels).encode()
     for case, one in zip(document.golden, made, strict=True):
         members |= {case.input: one.input, case.output: one.output}
     members |= templates.texts(document, members, entry.facts)

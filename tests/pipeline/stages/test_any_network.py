@@ -17,13 +17,9 @@ from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.manifest import ExportSpec
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.backends import signatures
-from pipeline.config.project import Bundle
-from pipeline.config.stages import BundleSettings
 from pipeline.data import splits
-from pipeline.deploy import bundle_file
 from pipeline.errors import GateError, InputError
 from pipeline.models import checkpoints, networks, programs
-from pipeline.stages import bundle
 from pipeline.verification import compare
 from tests.fixtures import any_networks, unlabelled
 from tests.fixtures.any_networks import seasoned
@@ -98,15 +94,7 @@ def test_several_outputs_have_their_names_in_the_manifest_and_in_the_file(detect
 
 def test_a_bundle_tests_itself_and_shows_what_is_given(detector, tmp_path):
     detector.check("fp32")
-    folder = detector.folder / "executorch-fp32"
-    bundle.run(
-        BundleSettings(backend="executorch", options={}, bundle=Bundle(golden_images=3)),
-        manifest=folder / "manifest.json", check=folder / "check.json", files=[folder], fused=detector.fused,
-        split=detector.split, dist=tmp_path / "dist", output=tmp_path / "bundle.json",
-    )  # fmt: skip
-    made = bundle_file.open_bundle(next((tmp_path / "dist").glob("*.tar")))
-    made.unpack(tmp_path / "unpacked")
-    place = tmp_path / "unpacked"
+    place = detector.bundle("fp32", tmp_path)
     assert not (place / "labels.txt").exists() and not (place / "integration/classify.py").exists()
     shown = "`boxes`, 1 x 4 x 240; `scores`, 1 x 5 x 240; `features_0`, 1 x 24 x 12 x 16; `features_1`, 1 x 32 x 6 x 8"
     assert shown in " ".join((place / "preprocessing.txt").read_text().split())

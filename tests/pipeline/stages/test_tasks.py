@@ -5,6 +5,8 @@ score that moves with every digit, so what int8 may lose of it is set wide; exam
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from pipeline import backends
 from pipeline.artifacts import documents
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.config import yaml_file
-from pipeline.data import photographs, scenes
+from pipeline.data import photographs, scenes, splits
 from pipeline.errors import InputError
 from pipeline.models import resolve
 from pipeline.stages import split, train
@@ -61,6 +63,22 @@ def test_the_metric_of_the_task_is_told_at_every_hop(built):
         assert checked.status == "ok" and checked.accuracy.metric == metric
         program = proved.accuracy.fused if precision == "fp32" else int8["quantized"]
         assert checked.accuracy.file == pytest.approx(program, abs=0.02)
+    _bundled(built, metric)
+
+
+def _bundled(built: Built, metric: str) -> None:
+    """The bundle names the classes, tells the metric and what the outputs mean, and tests itself."""
+    place, images = built.bundle("int8", built.folder), splits.open_split(built.split)
+    labels = place / "labels.txt"
+    assert labels.exists() is (images.use.kind in ("mask", "boxes"))
+    assert not labels.exists() or tuple(labels.read_text().splitlines()) == images.classes
+    told = (place / "README.md").read_text()
+    assert f"{metric.split(' [')[0]} of this file: " in told
+    meaning = {"segmentation": "class of a pixel", "detection": "(NMS)", "restoration": "R, G, B in [0, 1]"}
+    assert meaning.get(images.use.task, "whose direction counts") in told
+    assert json.loads((place / "bundle.json").read_text())["task"] == images.use.task
+    tested = subprocess.run([sys.executable, "selftest.py"], cwd=place, capture_output=True, text=True)
+    assert json.loads(tested.stdout.splitlines()[-1])["status"] == "ok"
 
 
 def test_a_network_of_another_task_is_refused(tmp_path):
