@@ -13,7 +13,7 @@ from pipeline.data import datasets, generated, splits
 from pipeline.errors import GateError, InputError
 from pipeline.models import checkpoints
 from pipeline.stages import split
-from tests.fixtures import unlabelled
+from tests.fixtures import any_networks, unlabelled
 from tests.fixtures.unlabelled import Built, adopted
 
 CLASSES = 7
@@ -89,6 +89,21 @@ def test_an_int8_program_that_often_disagrees_is_refused_in_those_words(of_pictu
     monkeypatch.setenv("REPNETS_STORE", str(of_pictures.folder / "store"))
     with pytest.raises(GateError, match=r"in int8 it agrees with the float network on \d+\.\d\d% of the pictures, in "):
         of_pictures.quantize(max_metric_drop=0.0, max_float_layers=0)
+
+
+def test_of_a_task_agreement_is_that_of_the_task(tmp_path, pictures, monkeypatch):
+    monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))
+    model = repnets.create_model("toy_segmenter", num_classes=4)
+    any_networks.seasoned(model)
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    made = adopted(tmp_path, tmp_path / "mine.pth", pictures, 4, "toy_segmenter", "segmentation")
+    proved = json.loads(made.verify.read_text())
+    assert proved["accuracy"] == {"branched": 1.0, "fused": proved["agreement"], "metric": "agreement"}
+    assert proved["agreement"] > 0.999
+    told = made.quantize(max_metric_drop=1.0)["accuracy"]
+    assert told["metric"] == "agreement" and 0.5 < told["quantized"] < 1
+    checked = made.check("int8", max_metric_drop=1.0)
+    assert checked.accuracy.file == pytest.approx(told["quantized"], abs=0.01)
 
 
 def test_without_pictures_files_are_proved_and_no_accuracy_is_told(of_none):
