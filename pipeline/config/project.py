@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, field_validator, model_validator
 
 from pipeline.artifacts.manifest import ColorOrder, Resize, channels_of
 from pipeline.config import targets
@@ -60,13 +60,13 @@ HELD = {
 """What `data.root` holds, of data sets that are a folder of the user's."""
 
 
+_NAMES = ("digits", "digit_scenes", "photographs", "fashion_mnist", "cifar10", "cifar100", *HELD, "none")
+
+
 class Data(Strict):
     """The data set for training and validation, and how its images become the network's input."""
 
-    name: Literal[
-        "digits", "digit_scenes", "photographs", "fashion_mnist", "cifar10", "cifar100",
-        "imagefolder", "masks", "coco", "pairs", "pictures", "none",
-    ] = "digits"  # fmt: skip
+    name: str = Field("digits", description=f"{', '.join(_NAMES)}, or module.path:name of your own")
     task: str | None = Field(
         None,
         description="what networks are trained for and judged by: classification, segmentation, detection, "
@@ -89,6 +89,13 @@ class Data(Strict):
         "is no classifier",
     )
 
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in _NAMES and ":" not in name:
+            raise ValueError(f"there is no `{quoted(name)}`{nearest(quoted(name), _NAMES)}")
+        return name
+
     @property
     def has_labels(self) -> bool:
         """Whether it is known what a network should give for each image."""
@@ -106,7 +113,7 @@ class Data(Strict):
             return self
         if self.task not in (None, *_ANY):
             raise ValueError(f"there is no task `{quoted(self.task)}`{nearest(quoted(self.task), _ANY)}")
-        fitting = _TASKS.get(self.name, _OF_CLASSES)
+        fitting = _ANY if ":" in self.name else _TASKS.get(self.name, _OF_CLASSES)
         if self.task not in (None, *fitting):
             raise ValueError(f"data.task: {self.task} cannot be learnt or judged by {self.name}: {', '.join(fitting)}")
         if self.scale != 1 and self.used_for != "restoration":
@@ -119,9 +126,13 @@ class Data(Strict):
     def _folder_is_named(self) -> "Data":
         if self.name in HELD and self.root is None:
             raise ValueError(f"data.root is not set; name the folder that holds {HELD[self.name]}")
-        if self.name == "masks" and (self.classes == "sorted" or self.classes == "natural"):
-            raise ValueError("data.classes is not set: give the number of a mask's classes, or a list or a JSON file")
-        if self.name in ("pictures", "none", "masks"):
+        is_own = ":" in self.name
+        tells_apart = self.name == "masks" or (
+            is_own and self.used_for in ("classification", "segmentation", "detection")
+        )
+        if tells_apart and self.classes in ("sorted", "natural"):
+            raise ValueError("data.classes is not set: give the number of the classes, a list, or a JSON file of names")
+        if self.name in ("pictures", "none", "masks") or is_own:
             if self.classes == "natural":
                 raise ValueError("data.classes: natural orders the folders of an imagefolder, and there are none")
         elif isinstance(self.classes, int):

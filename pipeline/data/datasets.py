@@ -107,6 +107,11 @@ class Images:
     own_val: int
 
 
+def is_own(name: str) -> bool:
+    """Whether a data set is the user's own: `module.path:name`."""
+    return ":" in name
+
+
 def files_of(name: str, root: str | None) -> dict[str, Path]:
     """The files that a data set held in memory is read from, downloaded where they are missing.
 

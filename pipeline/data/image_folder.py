@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 View = Callable[["torch.Tensor", "torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 
 
-class Readable(Protocol):
+class Beside(Protocol):
     """A file beside an image."""
 
     def read(self) -> "torch.Tensor":
@@ -41,7 +41,24 @@ class Item:
     number: int
     path: Path
     sha256: str
-    known: "int | torch.Tensor | Readable"
+    known: "int | torch.Tensor | Beside"
+
+    def read(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        """(1, 3, H, W) as `image_file.read` gives it, and a row of what is known of it. InputError as there."""
+        return read(self.path, self.sha256)[None], _target(self.known)
+
+
+class Readable(Protocol):
+    """An image of any data set that is read one by one."""
+
+    @property
+    def number(self) -> int:
+        """In the split."""
+        ...
+
+    def read(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The image and its target, with a first axis of 1; InputError if it cannot be used."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -176,7 +193,7 @@ def _check_names(root: Path, names: Sequence[str]) -> None:
 
 
 def batches(
-    items: Sequence[Sequence[Item]],
+    items: Sequence[Sequence[Readable]],
     view: View,
     workers: int,
     seed: int | None = None,
@@ -207,7 +224,7 @@ def batches(
 class _Reader:
     """A batch by its number; an error comes as its text, since a worker would wrap it in a traceback."""
 
-    items: Sequence[Sequence[Item]]
+    items: Sequence[Sequence[Readable]]
     view: View
     seed: int | None
 
@@ -223,15 +240,29 @@ class _Reader:
                 if self.seed is not None:
                     torch.default_generator.manual_seed((self.seed + item.number) % 2**63)
                 try:
-                    image, target = self.view(read(item.path, item.sha256)[None], _target(item.known))
+                    image, target = self.view(*item.read())
                 except InputError as error:
                     return str(error)
                 images.append(image)
                 targets.append(target)
-        return torch.cat(images), torch.cat(targets)
+        return torch.cat(images), joined(targets)
 
 
-def _target(known: "int | torch.Tensor | Readable") -> "torch.Tensor":
+def joined(targets: "Sequence[torch.Tensor]") -> "torch.Tensor":
+    """Targets of several images, a row each; of boxes, which differ in number, those missing have the class -1."""
+    import torch
+
+    most = max(one.shape[1] if one.dim() == 3 else 0 for one in targets)
+    if all(one.dim() != 3 or one.shape[2] != 5 or one.shape[1] == most for one in targets):
+        return torch.cat(list(targets))
+    filled = torch.zeros(len(targets), most, 5)
+    filled[..., 0] = -1
+    for row, one in zip(filled, targets, strict=True):
+        row[: one.shape[1]] = one[0]
+    return filled
+
+
+def _target(known: "int | torch.Tensor | Beside") -> "torch.Tensor":
     import torch
 
     if isinstance(known, int):

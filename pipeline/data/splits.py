@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import ColorOrder, ImageSize, Preprocessing, Resize, channels_of
-from pipeline.data import annotated_folder, folder_layout, image_folder, prepared_images, targets, transforms
+from pipeline.data import annotated_folder, folder_layout, image_folder, own_data, prepared_images, targets, transforms
 from pipeline.data.datasets import (
     CLASSIFICATION,
     COCO,
@@ -24,12 +24,14 @@ from pipeline.data.datasets import (
     MASKS,
     NONE,
     OF_FILES,
+    PICTURES,
     PIXELS,
     UNKNOWN,
     UNLABELLED,
     Facts,
     Images,
     files_of,
+    is_own,
     read_images,
 )
 from pipeline.errors import InputError, quoted
@@ -105,7 +107,7 @@ class Split:
     @property
     def facts(self) -> Facts:
         """Statistics of the data set's pixels, and whether its images may be mirrored."""
-        return PIXELS if self.use.kind == "picture" else FACTS[self.name]
+        return PIXELS if self.use.kind == "picture" else FACTS.get(self.name, FACTS[PICTURES])
 
     @property
     def kind(self) -> Targets:
@@ -217,26 +219,29 @@ class Split:
         numbers = self.parts[part]
         chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
         view = View(preprocessing, self.kind, self.use.scale)
-        if self.name in OF_FILES:
+        if self.is_read_singly:
             yield from image_folder.batches(self.items(chunks), view, workers)
             return
         for chunk in chunks:
             yield view(self.images.pixels[chunk], self.images.targets[chunk])
 
-    def items(self, chunks: Sequence[Sequence[int]]) -> list[list[image_folder.Item]]:
+    @property
+    def is_read_singly(self) -> bool:
+        """Whether it is read image by image: `items`; else all is held in memory: `images`."""
+        return self.name in OF_FILES or is_own(self.name)
+
+    def items(self, chunks: Sequence[Sequence[int]]) -> list[list[image_folder.Readable]]:
         """The images of some numbers, of a data set that is read image by image."""
-        root, sources = Path(self.root or "").expanduser(), list(self.sources.items())
-        known = self._known
-        return [
-            [
-                image_folder.Item(number, root / sources[number][0], sources[number][1], known[number])
-                for number in chunk
-            ]
-            for chunk in chunks
-        ]
+        sources = list(self.sources.items())
+        return [[self._item(number, *sources[number]) for number in chunk] for chunk in chunks]
+
+    def _item(self, number: int, source: str, sha256: str) -> image_folder.Readable:
+        if is_own(self.name):
+            return own_data.OwnItem(number, self.name, source, self.use.kind, len(self.classes), sha256)
+        return image_folder.Item(number, Path(self.root or "").expanduser() / source, sha256, self._known[number])
 
     @cached_property
-    def _known(self) -> "Sequence[int | torch.Tensor | image_folder.Readable]":
+    def _known(self) -> "Sequence[int | torch.Tensor | image_folder.Beside]":
         """What is known of each image, in order."""
         root = Path(self.root or "").expanduser()
         if self.name == COCO:
@@ -340,7 +345,7 @@ def open_split(path: Path, trained_with: str | None = None) -> Split:
         )
         both = set(parts["train"]) & set(parts["val"])
         _require_types(split)
-        edited = split.digest != values["digest"] or split.name not in FACTS
+        edited = split.digest != values["digest"] or not (split.name in FACTS or is_own(split.name))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Make it with `python -m pipeline split --output {path}`.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

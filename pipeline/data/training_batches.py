@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.data import image_folder, splits, targets, transforms
-from pipeline.data.datasets import OF_FILES
 from pipeline.tasks.base import Targets
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def batches(
     order = torch.tensor(split.parts["train"])[torch.randperm(split.size("train"), generator=generator)]
     chunks = [order[at * batch_size :][:batch_size] for at in range(steps(split, batch_size))]
     view = splits.View(preprocessing, split.kind, split.use.scale)
-    if split.name in OF_FILES:
+    if split.is_read_singly:
         items = split.items([chunk[rank::world].tolist() for chunk in chunks])
         of_labels = transforms.FolderView(preprocessing, augment, split.facts.mirror)
         read = image_folder.batches(items, of_labels if split.kind == "label" else view, workers, seed)

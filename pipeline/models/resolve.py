@@ -25,11 +25,15 @@ def load(values: Mapping[str, Any], rules: Mapping[str, BackendRules], root: Pat
     """
     read = project.load(values, rules, root)
     source = root / "config.yaml"
-    if ":" in (read.data.task or ""):
-        try:
-            own_code.require(read.data.task, "data.task", "mytasks:Leaves")
-        except InputError as error:
-            raise InputError(f"{where(source, ('data', 'task'))}: {error}") from None
+    for key, given, example in (
+        ("name", read.data.name, "mydata:Screws"),
+        ("task", read.data.task, "mytasks:Leaves"),
+    ):
+        if ":" in (given or ""):
+            try:
+                own_code.require(given, f"data.{key}", example)
+            except InputError as error:
+                raise InputError(f"{where(source, ('data', key))}: {error}") from None
     for name, model in read.models.items():
         path = ("models", name)
         named = (*path, "arch") if "arch" in (values["models"][name] or {}) else path

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pipeline import tasks
 from pipeline.artifacts import digests, own_code, store
 from pipeline.config.stages import SplitSettings
-from pipeline.data import annotated_folder, class_order, datasets, image_file, image_folder, splits
+from pipeline.data import annotated_folder, class_order, datasets, image_file, image_folder, own_data, splits
 from pipeline.data.annotated_folder import AnnotatedTree, require_alike
 from pipeline.errors import InputError, shown
 
@@ -51,12 +51,16 @@ def run(settings: SplitSettings, *, output: Path) -> None:
             beside = dict(zip(tree.beside, digested, strict=True))
         found = _of_each(_digest, [root / name for name in tree.images], "reading")
         sources = dict(zip(tree.images, found, strict=True))
+    elif datasets.is_own(settings.name):
+        tree, sources = None, _sources_of_own(settings)
     else:
         tree = None
         sources = {name: digests.digest(path) for name, path in splits.files_of(settings.name, settings.root).items()}
 
     def build(outputs: dict[str, Path], _scratch: Path) -> None:
-        if tree is None:
+        if datasets.is_own(settings.name):
+            made = _of_own(settings, sources)
+        elif tree is None:
             made = _of_memory(settings, sources)
         elif isinstance(tree, AnnotatedTree):
             made = _of_annotated(settings, tree, sources, beside)
@@ -80,6 +84,25 @@ def run(settings: SplitSettings, *, output: Path) -> None:
         build=build,
     )
     _tell(output)
+
+
+def _own_items(settings: SplitSettings) -> dict[str, tuple[own_data.OwnItem, ...]]:
+    use = _use(settings) or splits.Use()
+    return own_data.items(settings.name, use.kind, len(_named(settings)))
+
+
+def _sources_of_own(settings: SplitSettings) -> dict[str, str]:
+    """One by one, since the user's code may not be made for threads; the first that fails ends it."""
+    from tqdm import tqdm
+
+    every = [item for part in _own_items(settings).values() for item in part]
+    print(f"split: reading {len(every)} images of {settings.name}", flush=True)
+    return {item.source: item.digest() for item in tqdm(every, "reading", unit=" images", disable=None, leave=False)}
+
+
+def _of_own(settings: SplitSettings, sources: dict[str, str]) -> splits.Split:
+    parts = {part: [item.number for item in items] for part, items in _own_items(settings).items()}
+    return splits.new_split(settings.name, settings.root, _named(settings), sources, (), parts, _use(settings))
 
 
 def _tree(settings: SplitSettings, root: Path) -> image_folder.Tree | AnnotatedTree:
@@ -128,8 +151,9 @@ def _of_memory(settings: SplitSettings, sources: dict[str, str]) -> splits.Split
 def _use(settings: SplitSettings) -> splits.Use | None:
     if not settings.used_for:
         return None
-    kind, kinds = tasks.named(settings.used_for, (), (1, 1)).targets, datasets.KINDS.get(settings.name, ("label",))
-    if kind not in kinds:
+    kind = tasks.named(settings.used_for, (), (1, 1)).targets
+    kinds = datasets.KINDS.get(settings.name, ("label",))
+    if kind not in kinds and not datasets.is_own(settings.name):
         raise InputError(
             f"data.task: `{settings.used_for}` learns from a {kind} for each image, and {settings.name} has "
             f"{' or '.join(kinds)}. Take another data set, or another task."

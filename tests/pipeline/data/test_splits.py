@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import SplitSettings
-from pipeline.data import datasets, image_folder, splits, transforms
+from pipeline.data import datasets, image_folder, splits, training_batches, transforms
 from pipeline.errors import InputError
 from pipeline.stages import split
 
@@ -109,7 +109,7 @@ def test_training_sees_every_image_once_and_augmented(digits):
     preprocessing = digits.preprocessing(16, "bilinear")
 
     def epoch(number: int, **more):
-        return list(splits.training_batches(digits, preprocessing, batch_size=32, seed=3, epoch=number, **more))
+        return list(training_batches.batches(digits, preprocessing, batch_size=32, seed=3, epoch=number, **more))
 
     plain = torch.cat([images for images, _ in epoch(0, augment=False)])
     known = {row.numpy().tobytes() for row in everything(digits, "train", preprocessing)}
@@ -127,7 +127,7 @@ def test_processes_share_out_the_batches_of_one(digits):
     preprocessing = digits.preprocessing(16, "bilinear")
 
     def epoch(**more):
-        return list(splits.training_batches(digits, preprocessing, batch_size=64, seed=0, epoch=2, **more))
+        return list(training_batches.batches(digits, preprocessing, batch_size=64, seed=0, epoch=2, **more))
 
     for alone, even, odd in zip(epoch(), epoch(rank=0, world=2), epoch(rank=1, world=2), strict=True):
         for whole, one, other in zip(alone, even, odd, strict=True):
@@ -144,7 +144,7 @@ def test_a_shift_moves_the_image_and_a_flip_mirrors_it():
 
 
 def test_digits_are_not_mirrored_and_fashion_is():
-    assert {name for name, facts in datasets.FACTS.items() if not facts.mirror} == {"digits"}
+    assert {name for name, facts in datasets.FACTS.items() if not facts.mirror} == {"digits", "digit_scenes"}
 
 
 def test_photographs_are_what_pillow_and_torchvision_make_of_them(tmp_path):
@@ -170,7 +170,7 @@ def test_workers_do_not_change_what_is_read(tmp_path):
     images = fix(tmp_path, "imagefolder", photographs(tmp_path / "photographs"))
     preprocessing = images.preprocessing(24, "bilinear")
     alone, helped = (
-        list(splits.training_batches(images, preprocessing, batch_size=3, seed=0, epoch=1, workers=workers))
+        list(training_batches.batches(images, preprocessing, batch_size=3, seed=0, epoch=1, workers=workers))
         for workers in (0, 2)
     )
     assert len(alone) == 2
@@ -178,7 +178,7 @@ def test_workers_do_not_change_what_is_read(tmp_path):
         assert torch.equal(one, other)
         assert torch.equal(labels, same)
     plain = list(
-        splits.training_batches(images, preprocessing, batch_size=3, seed=0, epoch=1, workers=0, augment=False)
+        training_batches.batches(images, preprocessing, batch_size=3, seed=0, epoch=1, workers=0, augment=False)
     )
     assert plain[0][1].tolist() == alone[0][1].tolist()
     assert not torch.equal(plain[0][0], alone[0][0])
@@ -244,7 +244,8 @@ def test_prepared_images_that_were_damaged_are_noticed_and_prepared_again(tmp_pa
     [
         ("pixels", np.zeros((450, 3, 8, 8)), r"holds float64 \(450, 3, 8, 8\), and must hold float32"),
         ("pixels", np.zeros((450, 3, 9, 8), np.float32), r"holds float32 \(450, 3, 9, 8\), and must hold float32"),
-        ("labels", np.zeros(12, np.int64), r"holds int64 \(12,\), and must hold int64 \(450,\)"),
+        ("targets", np.zeros(12, np.int64), r"holds int64 \(12,\), and must hold int64 or float32 \(450,\)"),
+        ("targets", np.zeros(450, np.int32), r"holds int32 \(450,\), and must hold int64 or float32 \(450,\)"),
         ("pixels", b"words", "cannot be read as an array"),
     ],
 )

@@ -72,7 +72,7 @@ def test_targets_are_mirrored_with_their_image():
 
 def test_scenes_are_the_same_each_time_and_their_boxes_are_those_of_their_masks():
     files = datasets.files_of(datasets.SCENES, None)
-    of_boxes, of_masks = (datasets.read_images(datasets.SCENES, files, task) for task in ("detection", "segmentation"))
+    of_boxes, of_masks = (datasets.read_images(datasets.SCENES, files, kind) for kind in ("boxes", "mask"))
     assert torch.equal(of_boxes.pixels, of_masks.pixels) and of_boxes.own_val == scenes.TRAIN
     assert of_masks.classes == ("background", *of_boxes.classes) and len(of_boxes.classes) == 10
     for number in range(0, len(of_boxes.pixels), 97):
