@@ -76,3 +76,29 @@ rule draw:
     shell:
         "python -m pipeline draw --settings {params.settings:q} --checkpoint {input.checkpoint:q}"
         " --structure {output.structure:q} --block {output.block:q} > {log:q} 2>&1"
+
+
+# on demand: snakemake artifacts/<model>/samples.png
+HAS_INT8 = any(target.precision == "int8" for target in CONFIG.targets.values())
+
+
+rule samples:
+    input:
+        checkpoint=weights,
+        split="artifacts/split.json",
+        fused="artifacts/{model}/fused.pt2",
+        quantized="artifacts/{model}/quantized.pt2" if HAS_INT8 else [],
+    output:
+        "artifacts/{model}/samples.png",
+    log:
+        "logs/{model}/samples.log",
+    params:
+        settings=jobs.settings(CONFIG, "samples"),
+        quantized=["--quantized", "artifacts/{model}/quantized.pt2"] if HAS_INT8 else [],
+        code=digests.code_digest("pipeline.stages.samples"),
+        network=network,
+    message:
+        "drawing what {wildcards.model} gives for some images"
+    shell:
+        "python -m pipeline samples --settings {params.settings:q} --checkpoint {input.checkpoint:q}"
+        " --split {input.split:q} --fused {input.fused:q} {params.quantized:q} --output {output:q} > {log:q} 2>&1"

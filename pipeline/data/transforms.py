@@ -95,6 +95,21 @@ def whole(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor
     return _scaled(levels.float() / 255, preprocessing)
 
 
+def pixels_of(images: "torch.Tensor", preprocessing: Preprocessing) -> "torch.Tensor":
+    """Normalised images (n, C, H, W) as pictures for people: uint8 (n, 3, H, W), R, G, B."""
+    import torch
+
+    mean, std = (images.new_tensor(one).view(1, -1, 1, 1) for one in (preprocessing.mean, preprocessing.std))
+    levels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return levels.flip(1) if preprocessing.color_order == "BGR" else levels.expand(-1, 3, -1, -1)
+
+
+def enlarged(pictures: "torch.Tensor", side: int) -> "torch.Tensor":
+    """uint8 (n, 3, H, W) by a whole factor, so that the shorter side has at least so many pixels."""
+    factor = -(-side // min(pictures.shape[-2:]))
+    return pictures.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
 def laid_out(images: "torch.Tensor") -> "torch.Tensor":
     """In channels_last order, which convolutions are fastest on."""
     import torch

@@ -29,6 +29,7 @@ STAGES = (
     "draw",
     "verify",
     "quantize",
+    "samples",
     "export",
     "check",
     "reference",

@@ -62,7 +62,7 @@ class Task(Protocol):
         ...
 
     def draw(self, picture: "Tensor", decoded: Any) -> "Tensor":
-        """It, drawn on a picture: uint8 (3, H, W) to uint8 (3, H, W)."""
+        """It, drawn on a picture, uint8 (3, H, W) to uint8 (3, H, W): the network's input, of any size."""
         ...
 
 

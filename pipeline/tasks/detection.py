@@ -141,8 +141,10 @@ class Detection:
         if not len(decoded["labels"]):
             return picture
         pairs = zip(decoded["labels"].tolist(), decoded["scores"].tolist(), strict=True)
+        (high, wide), (height, width) = picture.shape[-2:], self.size
+        boxes = decoded["boxes"] * decoded["boxes"].new_tensor([wide / width, high / height] * 2)
         return draw_bounding_boxes(
-            picture, decoded["boxes"], [f"{self.labels[label]} {score:.2f}" for label, score in pairs], colors="red"
+            picture, boxes, [f"{self.labels[label]} {score:.2f}" for label, score in pairs], colors="red"
         )
 
     def _found(self, outputs: "Sequence[Tensor]", least: float) -> list[Found]:

@@ -53,5 +53,7 @@ class Restoration:
         return list((outputs[0].float().clamp(0, 1) * 255).round().to(torch.uint8))
 
     def draw(self, picture: "Tensor", decoded: "Tensor") -> "Tensor":
-        """The restored picture itself."""
-        return decoded if len(decoded) == 3 else decoded.expand(3, -1, -1)
+        """The restored picture itself, at the size of the picture."""
+        from torch.nn.functional import interpolate
+
+        return interpolate(decoded[None], picture.shape[-2:], mode="nearest")[0].expand(3, -1, -1)

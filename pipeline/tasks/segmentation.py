@@ -70,10 +70,12 @@ class Segmentation:
     def draw(self, picture: "Tensor", decoded: "Tensor") -> "Tensor":
         """Each class but the first in a colour of its own over the picture."""
         import torch
+        from torch.nn.functional import interpolate
         from torchvision.utils import draw_segmentation_masks
 
         classes = torch.arange(1, len(self.labels))[:, None, None]
-        return draw_segmentation_masks(picture, decoded[None] == classes, alpha=0.6)
+        fitted = interpolate(decoded[None, None].to(torch.uint8), picture.shape[-2:], mode="nearest")[0]
+        return draw_segmentation_masks(picture, fitted == classes, alpha=0.6)
 
 
 def _enlarged(logits: "Tensor", size: Sequence[int]) -> "Tensor":

@@ -70,6 +70,9 @@ def test_pictures_are_made_on_demand(clone):
     assert run.code == 0, run.output
     assert set(run.jobs) == {"draw"}
     assert all((clone.folder / f"artifacts/toy/{name}.svg").stat().st_size for name in ("structure", "block"))
+    run = clone.snakemake("artifacts/toy/samples.png")
+    assert run.code == 0, run.output
+    assert set(run.jobs) == {"samples"} and (clone.folder / "artifacts/toy/samples.png").stat().st_size
 
 
 def test_a_new_target_is_a_new_folder(clone):

@@ -15,10 +15,11 @@ from pipeline import backends
 from pipeline.artifacts import documents
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.config import yaml_file
-from pipeline.data import photographs, scenes, splits
+from pipeline.config.stages import NoSettings
+from pipeline.data import image_file, photographs, scenes, splits
 from pipeline.errors import InputError
 from pipeline.models import resolve
-from pipeline.stages import split, train
+from pipeline.stages import samples, split, train
 from pipeline.stages.settings import settings_of
 from tests.fixtures.unlabelled import Built
 
@@ -64,6 +65,7 @@ def test_the_metric_of_the_task_is_told_at_every_hop(built):
         program = proved.accuracy.fused if precision == "fp32" else int8["quantized"]
         assert checked.accuracy.file == pytest.approx(program, abs=0.02)
     _bundled(built, metric)
+    _drawn(built)
 
 
 def _bundled(built: Built, metric: str) -> None:
@@ -79,6 +81,17 @@ def _bundled(built: Built, metric: str) -> None:
     assert json.loads((place / "bundle.json").read_text())["task"] == images.use.task
     tested = subprocess.run([sys.executable, "selftest.py"], cwd=place, capture_output=True, text=True)
     assert json.loads(tested.stdout.splitlines()[-1])["status"] == "ok"
+
+
+def _drawn(built: Built) -> None:
+    """The picture has a row of the images and one of each form; branched and fused are drawn alike."""
+    made = {"checkpoint": built.checkpoint, "split": built.split, "fused": built.fused, "quantized": built.quantized}
+    samples.run(NoSettings(), **made, output=built.folder / "samples.png")
+    picture = image_file.read(built.folder / "samples.png")
+    as_they_are, branched, fused, _ = picture[:, 4:].float().chunk(4, 1)
+    assert float((branched - fused).abs().mean()) < 0.1
+    if splits.open_split(built.split).use.task in ("segmentation", "restoration"):
+        assert float((branched - as_they_are).abs().mean()) > 0.1
 
 
 def test_a_network_of_another_task_is_refused(tmp_path):
