@@ -1,6 +1,7 @@
 """Crops of the two photographs that scikit-learn carries, for restoration with nothing downloaded.
 
-Those for training are drawn by a seed from the left of each, those for validation lie on a grid on the right.
+Those for validation lie on a grid in the middle of each, where most is to be seen; those for training are drawn by a
+seed from its left and right.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 FILES = ("china.jpg", "flower.jpg")
 SIDE = 128  # pixels
 TRAIN = 800  # crops
-_OF_TRAIN = 0.7  # of the width
+_MIDDLE = (0.35, 0.65)  # of the width
 _STRIDE = 32  # pixels, of the grid
 
 
@@ -33,13 +34,15 @@ def crops(files: Sequence[Path], seed: int = 0) -> tuple["torch.Tensor", int]:
     for file in files:
         photograph = image_file.read(file)
         height, width = photograph.shape[-2:]
-        border = int(width * _OF_TRAIN)
-        tops = torch.randint(0, height - SIDE + 1, (TRAIN // len(files),), generator=generator).tolist()
-        lefts = torch.randint(0, border - SIDE + 1, (TRAIN // len(files),), generator=generator).tolist()
-        train += [photograph[:, top : top + SIDE, left : left + SIDE] for top, left in zip(tops, lefts, strict=True)]
-        val += [
-            photograph[:, top : top + SIDE, left : left + SIDE]
-            for top in range(0, height - SIDE + 1, _STRIDE)
-            for left in range(border, width - SIDE + 1, _STRIDE)
+        left, right = (int(width * share) for share in _MIDDLE)
+        count = TRAIN // len(files)
+        tops = torch.randint(0, height - SIDE + 1, (count,), generator=generator)
+        within = torch.randint(0, left - SIDE + 1, (count,), generator=generator)
+        beside = within + torch.randint(0, 2, (count,), generator=generator) * right
+        places = torch.stack([tops, beside], 1).tolist()
+        grid = [
+            (top, at) for top in range(0, height - SIDE + 1, _STRIDE) for at in range(left, right - SIDE + 1, _STRIDE)
         ]
+        for crops_of, chosen in ((train, places), (val, grid)):
+            crops_of += [photograph[:, top : top + SIDE, at : at + SIDE] for top, at in chosen]
     return torch.stack(train + val), len(train)
