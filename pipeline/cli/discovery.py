@@ -160,7 +160,7 @@ def _count_by_building(state: Mapping[str, "Tensor"], arch: str, path: Path) -> 
     linear = [tensor for tensor in weights if tensor.dim() == 2]
     counts = [*dict.fromkeys(len(tensor) for tensor in reversed(linear or weights))]
     problems = []
-    for count in counts if networks.is_classifier(arch) else [*counts, 0]:
+    for count in counts if networks.task_of(arch) == "classification" else [*counts, 0]:
         try:
             wanted = networks.build(arch, count).state_dict()
         except InputError as error:  # such as of a factory without `num_classes`, which takes 0 alone

@@ -135,9 +135,8 @@ def test_it_is_the_wheel_that_runs(installed, tmp_path):
     assert done.stdout.splitlines() == [str(site / name / "__init__.py") for name in ("pipeline", "repnets")]
     for program in ("git", "make", "cc", "gcc"):
         assert installed.run(tmp_path, "sh", "-c", f"command -v {program}").returncode != 0
-    assert str(PROJECT) not in str(
-        installed.run(tmp_path, installed.python, "-c", "import sys; print(sys.path)").stdout
-    )
+    places = installed.run(tmp_path, installed.python, "-c", "import sys; print(*sys.path, sep='\\n')").stdout
+    assert str(PROJECT) not in places.splitlines()
 
 
 def test_the_store_keys_are_those_of_a_clone(installed, tmp_path):

@@ -41,9 +41,17 @@ def project(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mytasks.py").write_text(TASK)
     (tmp_path / "mynets.py").write_text(NETWORK)
+    _forget()
     yield tmp_path
+    _forget()
+
+
+def _forget() -> None:
+    """The modules of other folders of the same names, and their code."""
     for module in ("mytasks", "mynets"):
         sys.modules.pop(module, None)
+    digests.code_digest.cache_clear()
+    digests._read_code.cache_clear()
 
 
 def trained(folder: Path, **data) -> Built:
@@ -58,7 +66,6 @@ def changed(project: Path, old: str, new: str) -> None:
     text = (project / "mytasks.py").read_text()
     assert old in text
     (project / "mytasks.py").write_text(text.replace(old, new))
-    sys.modules.pop("mytasks", None)
     shutil.rmtree(project / "__pycache__", ignore_errors=True)
     digests.code_digest.cache_clear()
     digests._read_code.cache_clear()
