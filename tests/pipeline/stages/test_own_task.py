@@ -67,8 +67,7 @@ def changed(project: Path, old: str, new: str) -> None:
     assert old in text
     (project / "mytasks.py").write_text(text.replace(old, new))
     shutil.rmtree(project / "__pycache__", ignore_errors=True)
-    digests.code_digest.cache_clear()
-    digests._read_code.cache_clear()
+    _forget()
 
 
 def test_it_goes_through_every_stage_by_its_metric(project):
