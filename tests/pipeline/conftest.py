@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures import own_code
 from tests.fixtures.documents import rebind, write_check
 
 SIZE = 32
@@ -279,23 +280,11 @@ def _own_store(tmp_path, monkeypatch):
 @pytest.fixture
 def own_modules(tmp_path, monkeypatch):
     """The folder of a run, empty; a function that writes the user's own modules into it, by path without `.py`."""
-    from pipeline.artifacts import digests, source_files
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def write(files: dict[str, str]) -> None:
-        for cached in (
-            digests.code_digest,
-            digests._read_code,
-            source_files.file_of,
-            source_files.version,
-            source_files._top,
-        ):
-            cached.cache_clear()
-        for name, module in list(sys.modules.items()):
-            if str(tmp_path) in (getattr(module, "__file__", None) or ""):
-                del sys.modules[name]
+        own_code.forget(folder=tmp_path)
         for name, text in files.items():
             path = tmp_path / f"{name}.py"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,7 @@ def test_a_network_of_ones_own_without_classes(tmp_path, monkeypatch, capsys):
     assert "no classifier" in capsys.readouterr().out
     read = loaded(tmp_path)
     assert read.models["small"].arch == "denoisers:small" and read.models["small"].checkpoint == "mine.pth"
-    assert not read.data.has_classes
+    assert read.data.used_for is None
 
 
 def test_a_checkpoint_with_pictures(artifacts, screws, tmp_path, capsys):

@@ -1,7 +1,5 @@
 """A data set of the user's own: read, split, held against its digests; its faults are told as the user's."""
 
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from pipeline.errors import InputError
 from pipeline.models import resolve
 from pipeline.stages import split
 from pipeline.stages.settings import settings_of
+from tests.fixtures import own_code
 from tests.fixtures.own_data import DATA
 
 DOCS = Path(__file__).parents[3] / "docs" / "tasks.md"
@@ -26,22 +25,16 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("REPNETS_STORE", str(tmp_path / "store"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mydata.py").write_text(DATA)
-    _forget()
+    own_code.forget("mydata", folder=tmp_path)
     yield tmp_path
-    _forget()
-
-
-def _forget() -> None:
-    sys.modules.pop("mydata", None)
-    own_data.load.cache_clear()
+    own_code.forget(folder=tmp_path)
 
 
 def changed(project: Path, old: str, new: str) -> None:
     text = (project / "mydata.py").read_text()
     assert old in text
     (project / "mydata.py").write_text(text.replace(old, new))
-    shutil.rmtree(project / "__pycache__", ignore_errors=True)
-    _forget()
+    own_code.forget(folder=project)
 
 
 def fixed(project: Path, **data) -> splits.Split:

@@ -1,20 +1,19 @@
 """A task of the user's own: through every stage by its metric, and its faults told as the user's."""
 
-import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import backends
-from pipeline.artifacts import digests, documents
+from pipeline.artifacts import documents
 from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.data import scenes, splits
 from pipeline.errors import InputError
 from pipeline.models import resolve
 from pipeline.stages import split, train
 from pipeline.stages.settings import settings_of
+from tests.fixtures import own_code
 from tests.fixtures.own_task import NETWORK, TASK
 from tests.fixtures.unlabelled import Built
 
@@ -41,17 +40,9 @@ def project(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mytasks.py").write_text(TASK)
     (tmp_path / "mynets.py").write_text(NETWORK)
-    _forget()
+    own_code.forget("mytasks", "mynets", folder=tmp_path)
     yield tmp_path
-    _forget()
-
-
-def _forget() -> None:
-    """The modules of other folders of the same names, and their code."""
-    for module in ("mytasks", "mynets"):
-        sys.modules.pop(module, None)
-    digests.code_digest.cache_clear()
-    digests._read_code.cache_clear()
+    own_code.forget(folder=tmp_path)
 
 
 def trained(folder: Path, **data) -> Built:
@@ -66,8 +57,7 @@ def changed(project: Path, old: str, new: str) -> None:
     text = (project / "mytasks.py").read_text()
     assert old in text
     (project / "mytasks.py").write_text(text.replace(old, new))
-    shutil.rmtree(project / "__pycache__", ignore_errors=True)
-    _forget()
+    own_code.forget(folder=project)
 
 
 def test_it_goes_through_every_stage_by_its_metric(project):
