@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet
 # tests/conftest.py is what both share.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: run test test-all lint format clean lock
+.PHONY: run test test-all test-exhaustive lint format clean lock
 
 run: $(VENV)/.installed
 	$(BIN)/snakemake --cores 4 all
@@ -18,7 +18,10 @@ test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed-dev
-	$(PYTEST) --durations 30
+	$(PYTEST) --durations 60 -m "not exhaustive"
+
+test-exhaustive: $(VENV)/.installed-dev
+	$(PYTEST) --durations 60
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

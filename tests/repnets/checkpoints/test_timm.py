@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import repnets
 from repnets.checkpoints.layouts import block_names, convert
+from tests.fixtures.kinds import in_ci
 
 NETWORKS = ["repvgg_a0", "repvgg_b1g4", "repvgg_d2se", "mobileone_s0", "mobileone_s1", "mobileone_s4"]
 QUICK = ("repvgg_a0", "mobileone_s1")
-ALL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NETWORKS]
+ALL = [pytest.param(name, marks=() if name in QUICK else in_ci(name)) for name in NETWORKS]
 OFFICIAL = {
     "repvgg": (
         ("conv_kxk", "rbr_dense"), ("conv_1x1", "rbr_1x1"), ("identity", "rbr_identity"),

@@ -17,6 +17,7 @@ from repnets.fusion.sizes import FreeSize
 from repnets.networks import MODELS
 from repnets.outputs import named
 from tests.fixtures import small_networks
+from tests.fixtures.kinds import in_ci
 
 ANY = FreeSize(1)
 
@@ -232,7 +233,7 @@ def test_equal_or_refused(case, randomise, relative_error):
     assert again.report.regions == ()
 
 
-NETWORKS = [pytest.param(name, marks=[] if name == "toy" else pytest.mark.slow) for name in repnets.list_models()]
+NETWORKS = [pytest.param(name, marks=[] if name == "toy" else in_ci(name)) for name in repnets.list_models()]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import repnets
 from repnets.networks import MODELS
+from tests.fixtures.kinds import in_ci
 
 
 class Figures(NamedTuple):
@@ -137,8 +138,7 @@ def test_the_smallest_image_reaches_every_stage(name):
         assert model(torch.empty(2, 3, size + 5, size)).shape == (2, 7)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=in_ci(name)) for name in FIGURES])
 def test_parameters_tensors_and_cost_of_the_fused_network(randomise, name):
     figures = FIGURES[name]
     torch.manual_seed(0)

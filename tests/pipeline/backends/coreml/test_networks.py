@@ -69,8 +69,9 @@ def worst(given, expected):
     return np.abs(given - expected.numpy()).max() / np.abs(expected.numpy()).max()
 
 
+# The float16 file of each is evaluated in float32 too, below, so that this one adds little for timm's.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*OURS, *TIMM])
+@pytest.mark.parametrize("name", [*OURS, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in TIMM)])
 @torch.no_grad()
 def test_a_float32_file_is_the_network(tmp_path, name):
     network, image = build(name), image_of(name)

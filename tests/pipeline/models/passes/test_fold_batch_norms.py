@@ -60,7 +60,7 @@ def test_the_file_is_the_one_that_the_exporter_makes_by_itself(programs, spec, i
     assert np.array_equal(run(ours, 1)(image.numpy()), run(theirs, 1)(image.numpy()))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
 def test_the_file_of_a_whole_network_is_the_one_that_the_exporter_makes_by_itself(name, tmp_path, spec):
     import repnets
