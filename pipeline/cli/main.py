@@ -9,6 +9,8 @@ from pipeline import exit_codes, packaged
 from pipeline.artifacts.manifest import ImageSize
 from pipeline.benchmark.interleaved import Until
 from pipeline.cli import doctor as doctors
+from pipeline.cli import export as exports
+from pipeline.cli import fuse as fuses
 from pipeline.cli import init as inits
 from pipeline.cli import ship as ships
 from pipeline.cli.bench import bench
@@ -108,6 +110,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     parser.add_argument("--version", action="version", version=f"repnets {packaged.version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_init(_command(commands, inits.init, "write a project into a folder of your own", inits.HELP))
+    _add_export(_command(commands, exports.export, "export a network for devices, proved", exports.HELP))
+    _add_fuse(_command(commands, fuses.fuse, "fold a network, prove that nothing changed, and write it", fuses.HELP))
     _add_models(_command(commands, models, "list the networks that `arch:` in config.yaml can name"))
     _add_convert(_command(commands, convert, "convert a checkpoint to the layout of another tool", _CONVERT))
     _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
@@ -149,6 +153,39 @@ def _add_init(command: argparse.ArgumentParser) -> None:
         "--target", action="append", dest="targets", metavar="NAME", help="of these that are shipped; default: all"
     )
     command.add_argument("--force", action="store_true", help="replace files that exist")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    _add_source(command)
+    command.add_argument(
+        "--to", type=_names, required=True, metavar="TARGET[,TARGET]", help="coreml, executorch, tensorrt, openvino"
+    )
+    command.add_argument("--int8", action="store_true", help="an int8 file as well, of each; needs --calibrate")
+    command.add_argument("--calibrate", type=Path, metavar="FOLDER", help="pictures; no labels are needed")
+    command.add_argument("--output", type=Path, metavar="FOLDER", help="of the project; default: SOURCE's name-export")
+
+
+def _add_fuse(command: argparse.ArgumentParser) -> None:
+    _add_source(command)
+    command.add_argument("output", type=Path, metavar="OUTPUT", help=f"the file to write: {', '.join(fuses.SUFFIXES)}")
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    """A network of the user's; see `sources.meant`."""
+    command.add_argument("source", metavar="SOURCE", help="a checkpoint, a network or a program")
+    command.add_argument("--arch", metavar="NAME", help="the network of a checkpoint that does not tell it")
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="the weights of a network")
+    command.add_argument("--classes", type=int, metavar="N", help="of a network without a checkpoint")
+    command.add_argument(
+        "--size", type=_image_size, metavar="PIXELS", help="a side, or HEIGHTxWIDTH; default: the checkpoint's, or 224"
+    )
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    if not (names := [name.strip() for name in text.split(",") if name.strip()]):
+        raise ValueError
+    return names
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
