@@ -1,6 +1,8 @@
 """The command `repnets`: projects, networks, checkpoints for other tools, exported files compared, and devices."""
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,6 +91,9 @@ examples:
 """
 
 
+_STDOUT = Path("-")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; 2 for a mistake in the input; 1 if a gate, tool or device failed."""
     parser, commands = _parser()
@@ -97,7 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no command `{words[0]}`{nearest(words[0], commands)}")
     options = vars(parser.parse_args(words))
     act, debug = options.pop("act"), options.pop("debug")
-    return exit_codes.answered(lambda: act(**options), debug)
+    told = sys.stdout
+    if options.get("document") == _STDOUT:  # then the tables go to stderr
+        told, options["document"] = sys.stderr, Path("/dev/stdout")
+    try:
+        with contextlib.redirect_stdout(told):
+            code = exit_codes.answered(lambda: act(**options), debug)
+            told.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has enough, such as `| head`; what is left to write goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
@@ -212,7 +227,9 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     _add_image_size(command)
     command.add_argument("--tolerance", type=float, metavar="T", help="largest difference, of the largest logit")
     command.add_argument("--exact", action="store_true", help="both in float32 on the weights as they are stored")
-    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write the figures as well; -: to stdout"
+    )
 
 
 def _add_verify_tree(command: argparse.ArgumentParser) -> None:
@@ -235,7 +252,9 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-seconds", type=float, metavar="S", help=f"of all timed runs together; default: {Until.max_seconds:g}"
     )
-    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write the figures as well; -: to stdout"
+    )
 
 
 def _add_doctor(command: argparse.ArgumentParser) -> None:
@@ -243,7 +262,9 @@ def _add_doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--target", action="append", dest="targets", metavar="NAME", help="of these; default: all")
     command.add_argument("--config", type=Path, default=Path("config.yaml"), dest="settings", metavar="FILE")
     _add_python(command)
-    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON; -: to stdout"
+    )
 
 
 def _add_ship(command: argparse.ArgumentParser) -> None:
@@ -273,7 +294,9 @@ def _add_ship(command: argparse.ArgumentParser) -> None:
 
 def _add_devices(command: argparse.ArgumentParser) -> None:
     command.add_argument("device", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
-    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON; -: to stdout"
+    )
 
 
 def _add_python(command: argparse.ArgumentParser) -> None:
@@ -296,8 +319,10 @@ def _number(text: str) -> int:
 
 
 def _output(text: str) -> Path:
-    """A file that can be written; checked before minutes are spent on its content."""
+    """A file that can be written, or `-`, standard output; checked before minutes are spent on its content."""
     path = Path(text)
+    if path == _STDOUT:
+        return path
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write {path.name} into; make it first")
     return path
