@@ -14,14 +14,23 @@ from pathlib import Path
 from pipeline import backends, lifetime
 from pipeline.artifacts import digests, own_code
 from pipeline.data import splits
-from pipeline.stages import jobs, wanted
+from pipeline.stages import jobs, progress, wanted
 
 CONFIG = jobs.configure(config, workflow.config_settings.replace_workflow_config)
+FOLLOWED = []
 
 
 onstart:
     lifetime.begin_run()  # stages end with this run, even if it is killed
     jobs.tell_left_out(CONFIG)
+    FOLLOWED.append(progress.follow())
+
+
+# What failed, all that depends on it lacks; the others were built (`keep-going` in the profile), and are reported.
+onerror:
+    failed = progress.conclude(FOLLOWED[0], workflow)
+    if command := jobs.partial_report(CONFIG, failed):
+        shell("{command}")
 
 
 wildcard_constraints:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pipeline.errors import DeviceError, GateError, InputError, StageError, shortened, shown
 from repnets.errors import RepnetsError
 
+_ERROR = "error: "
+
 
 def answered(act: Callable[[], None], debug: bool) -> int:
     """Call a function, and turn its errors into one paragraph on stderr and an exit code.
@@ -23,7 +25,7 @@ def answered(act: Callable[[], None], debug: bool) -> int:
     except (InputError, GateError, StageError, DeviceError, RepnetsError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {said(error)}", file=sys.stderr)
+        print(f"{_ERROR}{said(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -31,9 +33,20 @@ def answered(act: Callable[[], None], debug: bool) -> int:
     except FileNotFoundError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error.filename} does not exist. Build it first: snakemake {error.filename}", file=sys.stderr)
+        print(f"{_ERROR}{error.filename} does not exist. Build it first: snakemake {error.filename}", file=sys.stderr)
         return 2
     return 0
+
+
+def reason_in(log: str) -> str:
+    """Why a process ended whose errors went through `answered`: the last message in its log, on one line.
+
+    Of one that crashed or was killed that is the last line.
+    """
+    lines = [shown(line) for line in log.rstrip().split("\n")]
+    begins = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]
+    message = " ".join(lines[begins[-1] :]).removeprefix(_ERROR) if begins else lines[-1]
+    return shortened(message) or "It ended without a message: it was killed, or the memory did not suffice."
 
 
 def said(error: Exception) -> str:

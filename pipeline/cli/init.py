@@ -1,6 +1,7 @@
 """`repnets init`: a project in a folder of the user's own, built by the workflow of the installed package."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import packaged
@@ -75,13 +76,45 @@ def init(
             each other; there is no such network or target; a file cannot be written. Nothing was written but in the
             last case.
     """
-    files = _copied(targets) | {"Snakefile": _SNAKEFILE, ".gitignore": _IGNORED, "config.yaml": ""}
+    files = _copied(targets) | project_files() | {"config.yaml": ""}
+    require_project_can_be(folder)
     _require_free(folder, list(files), force)
     if arch:
         networks.check(arch)
     weights = discovery.checkpoint(checkpoint, arch) if checkpoint else None
     images = discovery.pictures(data) if data else None
     files["config.yaml"] = config_text(folder, images, weights, arch)
+    write(folder, files)
+    tell_found(images, weights)
+    print(f"wrote the project {shown(folder.absolute())}: config.yaml says what is built, targets/ for which devices")
+    print("go on there with: snakemake --cores 4 all")
+
+
+def shipped_targets() -> list[str]:
+    """Names of the targets that are shipped, sorted."""
+    return sorted(path.parent.name for path in packaged.FOLDER.glob("targets/*/target.yaml"))
+
+
+def shipped_text(name: str) -> str:
+    """A file that is shipped for projects, by its name in one, such as ``targets/coreml/target.yaml``."""
+    return (packaged.FOLDER / name).read_text(encoding="utf-8")
+
+
+def project_files() -> dict[str, str]:
+    """The files of every project besides config.yaml and its targets, by their names."""
+    return {_PROFILE: shipped_text(_PROFILE), "Snakefile": _SNAKEFILE, ".gitignore": _IGNORED}
+
+
+def write(folder: Path, files: Mapping[str, str]) -> None:
+    """Write files of a project, each whole or not at all.
+
+    Args:
+        folder: of the project; it is made if it is not there.
+        files: texts, by names in the folder.
+
+    Raises:
+        InputError: one cannot be written.
+    """
     try:
         for name, text in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,20 +124,19 @@ def init(
         raise InputError(
             f"{shown(folder / name)} cannot be written: {error.strerror}. Name another folder, or free this one."
         ) from None
-    _tell(folder, images, weights)
 
 
 def _copied(targets: list[str] | None) -> dict[str, str]:
-    """The shipped files that are copied as they are, by their names in the project."""
-    shipped = sorted(path.parent.name for path in packaged.FOLDER.glob("targets/*/target.yaml"))
+    """The target.yaml of the shipped targets that are meant, by their names in the project."""
+    shipped = shipped_targets()
     for name in targets or ():
         if name not in shipped:
             raise InputError(f"--target: no target `{name}` is shipped{nearest(name, shipped)}")
-    names = [f"targets/{name}/target.yaml" for name in targets or shipped]
-    return {name: (packaged.FOLDER / name).read_text(encoding="utf-8") for name in (*names, _PROFILE)}
+    return {place: shipped_text(place) for place in (f"targets/{name}/target.yaml" for name in targets or shipped)}
 
 
-def _require_free(folder: Path, files: list[str], force: bool) -> None:
+def require_project_can_be(folder: Path) -> None:
+    """InputError where a folder cannot be that of a project: it is a file, or hides the installed packages."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{shown(folder)} is a file, and a project is a folder. Name another.")
     for package in ("pipeline", "repnets"):
@@ -114,6 +146,9 @@ def _require_free(folder: Path, files: list[str], force: bool) -> None:
                     f"{shown(own)} would be imported in place of the installed `{package}`. Rename it, or name another "
                     "folder."
                 )
+
+
+def _require_free(folder: Path, files: list[str], force: bool) -> None:
     there = [name for name in files if os.path.lexists(folder / name)]
     if there and not force:
         raise InputError(
@@ -122,8 +157,8 @@ def _require_free(folder: Path, files: list[str], force: bool) -> None:
         )
 
 
-def _tell(folder: Path, images: Pictures | None, weights: Checkpoint | None) -> None:
-    """What was found and written, and how to go on."""
+def tell_found(images: Pictures | None, weights: Checkpoint | None) -> None:
+    """Print what pictures and a checkpoint told of themselves."""
     if weights:
         classes = weights.classes if isinstance(weights.classes, int) else len(weights.classes)
         told = f"{classes:,} classes" if classes else "no classifier"
@@ -135,5 +170,3 @@ def _tell(folder: Path, images: Pictures | None, weights: Checkpoint | None) -> 
             print(f"note: {note}")
         if images.broken:
             print(f"warning: the build will stop at pictures that cannot be read. {' '.join(images.broken)}")
-    print(f"wrote the project {shown(folder.absolute())}: config.yaml says what is built, targets/ for which devices")
-    print("go on there with: snakemake --cores 4 all")

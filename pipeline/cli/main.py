@@ -1,6 +1,8 @@
 """The command `repnets`: projects, networks, checkpoints for other tools, exported files compared, and devices."""
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +11,8 @@ from pipeline import exit_codes, packaged
 from pipeline.artifacts.manifest import ImageSize
 from pipeline.benchmark.interleaved import Until
 from pipeline.cli import doctor as doctors
+from pipeline.cli import export as exports
+from pipeline.cli import fuse as fuses
 from pipeline.cli import init as inits
 from pipeline.cli import ship as ships
 from pipeline.cli.bench import bench
@@ -87,6 +91,9 @@ examples:
 """
 
 
+_STDOUT = Path("-")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; 2 for a mistake in the input; 1 if a gate, tool or device failed."""
     parser, commands = _parser()
@@ -95,7 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no command `{words[0]}`{nearest(words[0], commands)}")
     options = vars(parser.parse_args(words))
     act, debug = options.pop("act"), options.pop("debug")
-    return exit_codes.answered(lambda: act(**options), debug)
+    told = sys.stdout
+    if options.get("document") == _STDOUT:  # then the tables go to stderr
+        told, options["document"] = sys.stderr, Path("/dev/stdout")
+    try:
+        with contextlib.redirect_stdout(told):
+            code = exit_codes.answered(lambda: act(**options), debug)
+            told.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has enough, such as `| head`; what is left to write goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
@@ -108,6 +125,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     parser.add_argument("--version", action="version", version=f"repnets {packaged.version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_init(_command(commands, inits.init, "write a project into a folder of your own", inits.HELP))
+    _add_export(_command(commands, exports.export, "export a network for devices, proved", exports.HELP))
+    _add_fuse(_command(commands, fuses.fuse, "fold a network, prove that nothing changed, and write it", fuses.HELP))
     _add_models(_command(commands, models, "list the networks that `arch:` in config.yaml can name"))
     _add_convert(_command(commands, convert, "convert a checkpoint to the layout of another tool", _CONVERT))
     _add_check(_command(commands, check, "compare what two exported files compute", _CHECK))
@@ -151,6 +170,39 @@ def _add_init(command: argparse.ArgumentParser) -> None:
     command.add_argument("--force", action="store_true", help="replace files that exist")
 
 
+def _add_export(command: argparse.ArgumentParser) -> None:
+    _add_source(command)
+    command.add_argument(
+        "--to", type=_names, required=True, metavar="TARGET[,TARGET]", help="coreml, executorch, tensorrt, openvino"
+    )
+    command.add_argument("--int8", action="store_true", help="an int8 file as well, of each; needs --calibrate")
+    command.add_argument("--calibrate", type=Path, metavar="FOLDER", help="pictures; no labels are needed")
+    command.add_argument("--output", type=Path, metavar="FOLDER", help="of the project; default: SOURCE's name-export")
+
+
+def _add_fuse(command: argparse.ArgumentParser) -> None:
+    _add_source(command)
+    command.add_argument("output", type=Path, metavar="OUTPUT", help=f"the file to write: {', '.join(fuses.SUFFIXES)}")
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    """A network of the user's; see `sources.meant`."""
+    command.add_argument("source", metavar="SOURCE", help="a checkpoint, a network or a program")
+    command.add_argument("--arch", metavar="NAME", help="the network of a checkpoint that does not tell it")
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="the weights of a network")
+    command.add_argument("--classes", type=int, metavar="N", help="of a network without a checkpoint")
+    command.add_argument(
+        "--size", type=_image_size, metavar="PIXELS", help="a side, or HEIGHTxWIDTH; default: the checkpoint's, or 224"
+    )
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    if not (names := [name.strip() for name in text.split(",") if name.strip()]):
+        raise ValueError
+    return names
+
+
 def _add_models(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--parameters", action="store_true", help="also list the number of parameters, which takes some seconds"
@@ -175,7 +227,9 @@ def _add_check(command: argparse.ArgumentParser) -> None:
     _add_image_size(command)
     command.add_argument("--tolerance", type=float, metavar="T", help="largest difference, of the largest logit")
     command.add_argument("--exact", action="store_true", help="both in float32 on the weights as they are stored")
-    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write the figures as well; -: to stdout"
+    )
 
 
 def _add_verify_tree(command: argparse.ArgumentParser) -> None:
@@ -198,7 +252,9 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-seconds", type=float, metavar="S", help=f"of all timed runs together; default: {Until.max_seconds:g}"
     )
-    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the figures as well")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write the figures as well; -: to stdout"
+    )
 
 
 def _add_doctor(command: argparse.ArgumentParser) -> None:
@@ -206,7 +262,9 @@ def _add_doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--target", action="append", dest="targets", metavar="NAME", help="of these; default: all")
     command.add_argument("--config", type=Path, default=Path("config.yaml"), dest="settings", metavar="FILE")
     _add_python(command)
-    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON; -: to stdout"
+    )
 
 
 def _add_ship(command: argparse.ArgumentParser) -> None:
@@ -236,7 +294,9 @@ def _add_ship(command: argparse.ArgumentParser) -> None:
 
 def _add_devices(command: argparse.ArgumentParser) -> None:
     command.add_argument("device", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
-    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON; -: to stdout"
+    )
 
 
 def _add_python(command: argparse.ArgumentParser) -> None:
@@ -259,8 +319,10 @@ def _number(text: str) -> int:
 
 
 def _output(text: str) -> Path:
-    """A file that can be written; checked before minutes are spent on its content."""
+    """A file that can be written, or `-`, standard output; checked before minutes are spent on its content."""
     path = Path(text)
+    if path == _STDOUT:
+        return path
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write {path.name} into; make it first")
     return path

@@ -11,6 +11,7 @@ from pipeline.artifacts.manifest import ImageSize
 from pipeline.cli.discovery import Checkpoint, Pictures
 from pipeline.config.schema import is_name
 from pipeline.errors import InputError, shown
+from pipeline.models import networks
 
 _DEFAULT_ARCH = "repvgg_a0"
 _OF_IMAGENET = 224  # pixels
@@ -37,7 +38,11 @@ _NAMED = 5  # classes in a message
 
 
 def config_text(
-    folder: Path, images: Pictures | None = None, weights: Checkpoint | None = None, arch: str | None = None
+    folder: Path,
+    images: Pictures | None = None,
+    weights: Checkpoint | None = None,
+    arch: str | None = None,
+    image_size: ImageSize | None = None,
 ) -> str:
     """The text of a project's config.yaml.
 
@@ -46,6 +51,7 @@ def config_text(
         images: to train on, or to check with; None: scikit-learn's digits, or no data where there are weights.
         weights: of a trained network; None: train one.
         arch: the network, where there are no weights; default: repvgg_a0, and for the digits the toy too.
+        image_size: of the input, pixels; default: what the checkpoint or the images tell.
 
     Raises:
         InputError: pictures without classes, and no weights; other classes than the checkpoint's.
@@ -56,7 +62,7 @@ def config_text(
             "be trained. Put the pictures of each class into a folder of its own, or give a trained network with "
             "--checkpoint."
         )
-    lines = [_TOP, "data:", *_data(folder, images, weights), _MODELS.rstrip("\n")]
+    lines = [_TOP, "data:", *_data(folder, images, weights, image_size), _MODELS.rstrip("\n")]
     if images or weights or arch:
         lines += _model(folder, weights, arch or _DEFAULT_ARCH)
     else:
@@ -88,7 +94,7 @@ def _model(folder: Path, weights: Checkpoint | None, arch: str) -> list[str]:
     return lines
 
 
-def _data(folder: Path, images: Pictures | None, weights: Checkpoint | None) -> list[str]:
+def _data(folder: Path, images: Pictures | None, weights: Checkpoint | None, image_size: ImageSize | None) -> list[str]:
     """The lines under `data:`."""
     name = _source(images, weights)
     lines = [
@@ -100,7 +106,11 @@ def _data(folder: Path, images: Pictures | None, weights: Checkpoint | None) -> 
         lines.append(_line("root", None, _ROOT))
     if classes := _classes(images, weights):
         lines.append(_line("classes", classes, "as the checkpoint has them"))
-    lines.append(_line("image_size", *_size(images, weights)))
+    task = networks.task_of(weights.arch) if weights and name in ("none", "pictures") else None
+    if task not in (None, "classification"):
+        lines.append(_line("task", task, "what the network is for"))
+    size = (image_size, "pixels, as it was asked for") if image_size else _size(images, weights)
+    lines.append(_line("image_size", *size))
     how = weights.header.preprocessing if weights and weights.header else None
     order = how.color_order if how else images.color_order if images and not weights else "RGB"
     if order != "RGB":

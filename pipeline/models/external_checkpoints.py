@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline import regular_file
 from pipeline.artifacts.checkpoint_header import CheckpointHeader
 from pipeline.errors import InputError, first_line, quoted, reading
-from pipeline.models import checkpoints, file_kinds
+from pipeline.models import checkpoints, file_kinds, networks
 from repnets.checkpoints import layouts
+from repnets.checkpoints.prefixes import without_prefix
 from repnets.checkpoints.state_dict_errors import listed
 from repnets.errors import RepnetsError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 _EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "params_ema", "ema")
 _RAW_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights")
@@ -67,6 +69,30 @@ def as_ours(state: Mapping[str, "torch.Tensor"], arch: str, source: str) -> tupl
         return layouts.convert(state, arch), layouts.recognise(state).form
     except RepnetsError as error:
         raise InputError(f"{source}: {error}") from None
+
+
+def network(
+    state: Mapping[str, "torch.Tensor"], arch: str, num_classes: int, source: str, channels: int = 3
+) -> "tuple[nn.Module, str]":
+    """The network of a checkpoint, in evaluation mode, and its form, ``training`` or ``deploy``.
+
+    Args:
+        state: its tensors by name, in any known layout, with a prefix or without.
+        arch: as config.yaml names it.
+        num_classes, channels: of the network.
+        source: where the weights came from, for messages.
+
+    Raises:
+        InputError: as `as_ours`, `networks.build` and `checkpoints.load_strict`.
+    """
+    ours, form = as_ours(state, arch, source)
+    model = networks.build(arch, num_classes, form == "deploy", channels)
+    if form == "deploy":
+        # the network names a convolution after what was folded into it, the layout after its block
+        in_network = {name: key for key, name in layouts.block_names(model.state_dict()).items()}
+        ours = {in_network.get(name, name): tensor for name, tensor in ours.items()}
+    checkpoints.load_strict(model, without_prefix(ours, model.state_dict()), arch, source)
+    return model.eval(), form
 
 
 def form_of(path: Path, arch: str) -> str:

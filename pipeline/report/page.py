@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts.bench_result import BenchResult, Conditions
 from pipeline.artifacts.check_result import Sample
+from pipeline.artifacts.failures import Failures
 from pipeline.artifacts.fuse_result import Forecast
 from pipeline.artifacts.metric import TOP_1, plain, unit_of
 from pipeline.artifacts.profile_result import ProfileResult
@@ -48,19 +49,26 @@ _REFERENCE = (
 )
 
 
-def render(results: Sequence[BenchResult], profiles: Sequence[ProfileResult], forecasts: Mapping[str, Forecast]) -> str:
+def render(
+    results: Sequence[BenchResult],
+    profiles: Sequence[ProfileResult],
+    forecasts: Mapping[str, Forecast],
+    failed: Failures | None = None,
+) -> str:
     """The page, as Markdown.
 
     Args:
         results: of every model and target, in the order of the rows.
         profiles: likewise; those without figures are left out.
         forecasts: what int8 is expected to do, by model.
+        failed: the jobs that failed, and the models and targets that lack because of them.
     """
     legend = _LEGEND
     for metric in {result.accuracy.metric for result in results} - {TOP_1}:
         of_task = f"{unit_of(metric)} is {plain(metric)} on the validation images, ms"
         legend = _LEGEND.replace(_TOP1, _UNLABELLED.get(metric, of_task))
-    parts = ["# What the fold gained", wrapped(legend), tables.benchmarks(results), _notes(results)]
+    table = tables.benchmarks(results, failed.missing if failed else ())
+    parts = ["# What the fold gained", *(_failures(failed) if failed else []), wrapped(legend), table, _notes(results)]
     parts += _candidates(results) if any(result.tried for result in results) else []
     for (runtime, precision), group in _by_reference(results).items():
         text = wrapped(_REFERENCE.format(runtime=runtime, precision=precision))
@@ -69,8 +77,17 @@ def render(results: Sequence[BenchResult], profiles: Sequence[ProfileResult], fo
         text = wrapped(_SLOWEST_LAYERS.format(count=tables.SLOWEST_LAYERS))
         parts += ["## Where the time goes", text, tables.slowest_layers(profiled)]
     parts += _int8(forecasts) if forecasts else []
-    parts += ["## Conditions", _conditions(results)]
-    return "\n\n".join(parts) + "\n"
+    parts += ["## Conditions", _conditions(results)] if results else []
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _failures(failed: Failures) -> list[str]:
+    """What was not built, and why."""
+    lost = _listed([f"{model} for {target}" for model, target in failed.missing])
+    head = (
+        f"**Not everything was built: {lost or 'a file that was asked for'}.** What else is here passed all its gates."
+    )
+    return [wrapped(head), _bullets([f"- {job.what}: {job.reason} Its log: {job.log}" for job in failed.jobs])]
 
 
 def _by_reference(results: Sequence[BenchResult]) -> dict[tuple[str, str], list[BenchResult]]:

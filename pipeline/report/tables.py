@@ -14,9 +14,21 @@ SLOWEST_LAYERS = 10
 _LEFT = ("model", "target", "status", "stands in for", "layer", "worst layer", "operation", "precision", "on the front")
 
 
-def benchmarks(results: Sequence[BenchResult]) -> str:
-    """The main table: a row for each number of threads; one row where nothing was measured."""
-    return table(_LEFT, _without_single_threads([row for result in results for row in _benchmark_rows(result)]))
+def benchmarks(results: Sequence[BenchResult], failed: Sequence[tuple[str, str]] = ()) -> str:
+    """The main table: a row for each number of threads; one row where nothing was measured.
+
+    Args:
+        results: of what was built.
+        failed: model and target of what was not; a row each, without figures.
+    """
+    rows = [row for result in results for row in _benchmark_rows(result)]
+    names = list(rows[0]) if rows else ["model", "target", "status", "threads"]
+    for model, target in failed:
+        told = {"model": model, "target": target, "status": "failed"}
+        rows.append({name: told.get(name, NONE) for name in names})
+    if not rows:
+        return ""
+    return table(_LEFT, _without_single_threads(sorted(rows, key=lambda row: (row["model"], row["target"]))))
 
 
 def references(results: Sequence[BenchResult]) -> str:

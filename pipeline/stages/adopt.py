@@ -70,23 +70,14 @@ def run(settings: AdoptSettings, *, source: Path, split: Path, checkpoint: Path)
 
 
 def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path) -> None:
-    from repnets.checkpoints.layouts import block_names
-    from repnets.checkpoints.prefixes import without_prefix
-
     images = splits.open_split(split)
     state, weights, header = external_checkpoints.read(source)
     preprocessing = images.preprocessing(**settings.of_images)
     if header is not None:
         preprocessing = _check_header(header, settings, preprocessing, source)
-    state, form = external_checkpoints.as_ours(state, settings.arch, str(source))
-    model = networks.build(settings.arch, len(images.classes), form == "deploy", preprocessing.channels)
-    if form == "deploy":
-        # the network names a convolution after what was folded into it, the layout after its block
-        in_network = {name: key for key, name in block_names(model.state_dict()).items()}
-        state = {in_network.get(name, name): tensor for name, tensor in state.items()}
-    state = without_prefix(state, model.state_dict())
-    checkpoints.load_strict(model, state, settings.arch, str(source))
-    model.eval()
+    model, form = external_checkpoints.network(
+        state, settings.arch, len(images.classes), str(source), preprocessing.channels
+    )
     networks.require_runs(model, settings.arch, preprocessing)
     require_fits(model, settings.arch, images, preprocessing)
     metrics = _metrics(model, images, preprocessing, source) if images.has_labels else {}

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import backends, exit_codes, lifetime
-from pipeline.artifacts import digests, documents
+from pipeline.artifacts import digests, documents, failures
 from pipeline.artifacts.bundle_result import BundleResult
+from pipeline.artifacts.failures import Failures
 from pipeline.config import project, schema, targets, yaml_file
 from pipeline.config.stages import ReferenceSettings
 from pipeline.deploy import templates
@@ -199,6 +201,28 @@ def races(read: project.Config) -> dict[str, list[Exports]]:
     """The candidates of each target of `precision: auto`; they are the same for every model."""
     made = exports(read)
     return {name: [one for one in made if one.target == name] for name in read.candidates}
+
+
+def partial_report(read: project.Config, failed: Failures) -> str | None:
+    """The command that reports what was built, where something failed; None if no report was wanted, or it failed.
+
+    What a failed job left undone is told as failed, even if an earlier run made it.
+    """
+    if "report.md" not in failed.unfinished or any(job.stage == "report" for job in failed.jobs):
+        return None
+
+    def made(pattern: str) -> list[str]:
+        places = dict.fromkeys(pattern.format(target=one, model=model) for one in read.targets for model in read.models)
+        return [place for place in places if place not in failed.unfinished and os.path.isfile(place)]
+
+    files = {
+        "--benches": made("targets/{target}/{model}/bench.json"),
+        "--profiles": made("targets/{target}/{model}/profile.json"),
+        "--fuses": made("artifacts/{model}/fuse.json"),
+    }
+    words = [word for option, places in files.items() if places for word in (option, *places)]
+    stage = ["python", "-m", "pipeline", "report", "--settings", "{}", "--failures", str(failures.PLACE)]
+    return f"{shlex.join([*stage, *words, '--output', 'report.md'])} > logs/report.log 2>&1 && cat report.md"
 
 
 def priority(read: project.Config, target: str | None = None) -> Callable[[Any], int]:

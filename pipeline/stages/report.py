@@ -5,14 +5,22 @@ from pathlib import Path
 from pipeline.artifacts import digests, documents, evidence
 from pipeline.artifacts.atomic import replacing
 from pipeline.artifacts.bench_result import BenchResult, TargetBench
+from pipeline.artifacts.failures import Failures
 from pipeline.artifacts.fuse_result import FuseResult
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.config.stages import NoSettings
+from pipeline.errors import InputError
 from pipeline.report import page
 
 
 def run(
-    settings: NoSettings, *, benches: list[Path], output: Path, profiles: list[Path] = (), fuses: list[Path] = ()
+    settings: NoSettings,
+    *,
+    output: Path,
+    benches: list[Path] = (),
+    profiles: list[Path] = (),
+    fuses: list[Path] = (),
+    failures: Path | None = None,
 ) -> None:
     """Write the report.
 
@@ -22,10 +30,11 @@ def run(
         output: where report.md goes.
         profiles: targets/<target>/<model>/profile.json of every target and model, for the slowest layers.
         fuses: artifacts/<model>/fuse.json of every model, for the forecast of int8.
+        failures: logs/failed.json, where something failed: a row and a reason for each model and target that lacks.
 
     Raises:
-        InputError: a file is missing, damaged or was edited; a profile is of another benchmark, or a fuse.json of
-            another fused.pt2 than a benchmark.
+        InputError: there is neither a benchmark nor a failure; a file is missing, damaged or was edited; a
+            profile is of another benchmark, or a fuse.json of another fused.pt2 than a benchmark.
     """
     found = [(path, *one) for path in benches for one in _results(path)]
     results = sorted((result for _, result, _ in found), key=_model_and_target)
@@ -38,10 +47,13 @@ def run(
     for path, result, _ in found:
         if result.model in fused:
             evidence.require_same(result, path, "fused", fused[result.model].subjects.get("fused"))
+    failed = documents.read(Failures, failures) if failures else None
+    if not results and not failed:
+        raise InputError("report: there is no --benches and no --failures, so there is nothing to report.")
     ordered = sorted((profile for _, profile in profiled), key=_model_and_target)
     forecasts = {model: one.forecast for model, one in fused.items()}
     with replacing(output) as fresh:
-        fresh.write_text(page.render(results, ordered, forecasts))
+        fresh.write_text(page.render(results, ordered, forecasts, failed))
 
 
 def _results(path: Path) -> list[tuple[BenchResult, str | None]]:

@@ -55,7 +55,7 @@ def test_listing_needs_no_torch():
     assert done.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.parametrize("command", ["init", "convert", "models", "check", "bench"])
+@pytest.mark.parametrize("command", ["init", "export", "fuse", "convert", "models", "check", "bench"])
 def test_help_teaches(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
@@ -69,6 +69,12 @@ def test_help_teaches(command, capsys, monkeypatch):
         for word in ("examples:", ".mlpackage", "Exit code 0", "--json", "--image-size"):
             assert word in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_traceback():
+    command = f"{sys.executable} -u -m pipeline.cli.main models --parameters | head -c 1 >/dev/null"
+    done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_version_is_told(capsys):

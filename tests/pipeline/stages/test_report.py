@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from pipeline.artifacts import documents as kinds
 from pipeline.artifacts.bench_result import BenchResult, TargetBench
+from pipeline.artifacts.failures import FailedJob, Failures
 from pipeline.artifacts.fuse_result import FuseResult
 from pipeline.artifacts.profile_result import ProfileResult
 from pipeline.config.stages import NoSettings
@@ -82,7 +84,7 @@ def forecast(*risks, reason=None):
 def written(tmp_path):
     """The report over these documents and profiles, as text."""
 
-    def write(*documents, profiles=(), forecasts=None):
+    def write(*documents, profiles=(), forecasts=None, failed=None):
         benches, told = [], []
         for target in dict.fromkeys(document["target"] for document in documents):
             models = {one["model"]: one for one in documents if one["target"] == target}
@@ -99,7 +101,12 @@ def written(tmp_path):
             fuses[-1].parent.mkdir(exist_ok=True)
             write_completed(fuses[-1], FuseResult, {"forecast": one, "subjects": FUSED})
         output = tmp_path / "report.md"
-        report.run(NoSettings(), benches=benches, profiles=told, fuses=fuses, output=output)
+        failures = tmp_path / "failed.json" if failed else None
+        if failed:
+            kinds.write(failures, failed)
+        report.run(
+            NoSettings(), benches=benches, profiles=told, fuses=fuses, failures=failures, output=output
+        )  # fmt: skip
         assert [path.name for path in tmp_path.glob(".*")] == []
         return output.read_text()
 
@@ -356,3 +363,26 @@ def test_auto_without_its_runtime_has_no_figure_and_no_reference(written):
 
 def test_a_report_without_auto_says_nothing_of_it(written):
     assert "auto" not in written(measured())
+
+
+GATE = "off by 6.5e-04; tolerance is 1e-30."
+FAILED = Failures(
+    (FailedJob("checking the tablet files of toy", "check", "toy", "tablet", GATE, "logs/toy/tablet/check.log"),),
+    ("report.md", "targets/tablet/bench.json", "targets/tablet/toy/bench.json", "targets/tablet/toy/check.json"),
+)
+
+
+def test_what_failed_has_a_row_and_its_reason_and_no_figure(written):
+    page = written(measured(), failed=FAILED)
+    assert "**Not everything was built: toy for tablet.**" in page
+    assert f"checking the tablet files of toy: {GATE} Its log: logs/toy/tablet/check.log" in " ".join(page.split())
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| toy")]
+    assert rows[0][:3] == ["toy", "phone", "ok"]
+    assert rows[1] == ["toy", "tablet", "failed", *["-"] * 7]
+
+
+def test_where_nothing_was_built_the_failures_are_the_report(tmp_path):
+    kinds.write(tmp_path / "failed.json", FAILED)
+    report.run(NoSettings(), failures=tmp_path / "failed.json", output=tmp_path / "report.md")
+    page = (tmp_path / "report.md").read_text()
+    assert "| toy   | tablet | failed |" in page and "## Conditions" not in page

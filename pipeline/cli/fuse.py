@@ -1,0 +1,161 @@
+"""`repnets fuse`: fold a network, prove that nothing changed, and write it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import backends
+from pipeline.artifacts.atomic import replacing
+from pipeline.artifacts.manifest import ExportSpec, ImageSize, Preprocessing, height_and_width, image_size_of
+from pipeline.cli import sources
+from pipeline.cli.discovery import Checkpoint
+from pipeline.cli.sources import Source
+from pipeline.config.project import Verify
+from pipeline.errors import GateError, InputError, shown
+from pipeline.models import program_file, programs
+from pipeline.verification import fold
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+SUFFIXES = (".pt2", ".onnx", ".pth")
+_OF_IMAGENET = 224  # pixels
+
+HELP = f"""\
+Fold a network's branches and batch norms into single convolutions, prove that nothing changed, and write it to OUTPUT.
+
+{sources.SOURCES.format(programs="a program of torch.export, of anyone; nothing in it is executed")}
+OUTPUT is one of
+  FILE.pt2    a torch.export program; batch and image size stay free where the network lets them
+  FILE.onnx   an ONNX file of one image of --size
+  FILE.pth    the tensors by name alone
+
+Proved before anything is written, on generated images at up to three sizes: in float64 both are equal to 1e-9; every
+weight is the float32 rounding of that fold; in float32 it is about as near to that as the network as it came; fusing
+again folds nothing.
+
+Exit code 0: it was proved, and written. 1: a proof failed. 2: a file or an option cannot be used.
+
+examples:
+  repnets fuse RepVGG-A0-train.pth a0.pt2
+  repnets fuse best.pth best.onnx --arch timm:repvit_m0_9 --size 224
+  repnets fuse theirs.pt2 fused.pt2
+"""
+
+
+def fuse(
+    source: str,
+    output: Path,
+    *,
+    size: ImageSize | None = None,
+    arch: str | None = None,
+    checkpoint: Path | None = None,
+    classes: int | None = None,
+) -> None:
+    """Fold a network, prove it, print the report, and write it.
+
+    Args:
+        source, arch, checkpoint: see `sources.meant`.
+        output: of one of `SUFFIXES`.
+        size: of the input, pixels; default: the checkpoint's or the program's, else 224.
+        classes: see `sources.weights`.
+
+    Raises:
+        InputError: the source cannot be used, or the output not be written.
+        GateError: a proof failed; nothing was written.
+    """
+    import torch
+
+    import repnets
+    from repnets.fusion.capture import capture
+
+    if output.suffix not in SUFFIXES:
+        raise InputError(f"{shown(output)} is none of {', '.join(SUFFIXES)}, so it is unclear how to write it.")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {shown(output.parent)} to write {shown(output.name)} into. Make it.")
+    meant = sources.meant(source, arch, checkpoint)
+    model, found = sources.network(meant, classes)
+    if found is None and meant.program is None:
+        print("WARNING: the weights are RANDOM, since no --checkpoint was given")
+    example = torch.zeros(_shape(meant, found, size))
+    result = repnets.fuse(model, example)
+    print(result.report)
+    program = capture(result.module, example)
+    print(_proved(model, program, tuple(example.shape)))
+    try:
+        with replacing(output) as fresh:
+            _write(program, tuple(example.shape), fresh, output.suffix, found)
+    except OSError as error:
+        raise InputError(f"{shown(output)} cannot be written: {error.strerror}. Name another place.") from None
+    print(f"wrote {shown(output)}, {output.stat().st_size / 1e6:.2f} MB")
+
+
+def _shape(source: Source, found: Checkpoint | None, size: ImageSize | None) -> tuple[int, ...]:
+    """(N, C, H, W) of the input to fuse at: the program's own, where it has one."""
+    header = found.header if found else None
+    free = (2, 3 if header is None else header.preprocessing.channels, None, None)
+    own = programs.input_shape(program_file.read(source.program)[0]) if source.program else free
+    if len(own) != 4:
+        raise InputError(f"{shown(source.program)} takes an input of {len(own)} axes, and an image has 4: N, C, H, W.")
+    sides = height_and_width(size or (header.preprocessing.image_size if header else _OF_IMAGENET))
+    if size and any(fixed not in (None, side) for fixed, side in zip(own[2:], sides, strict=True)):
+        raise InputError(f"{shown(source.program)} takes {own[2]} x {own[3]} pixels alone. Leave out --size.")
+    return tuple(one or other for one, other in zip(own, (2, 3, *sides), strict=True))
+
+
+def _proved(model: "nn.Module", program: "ExportedProgram", shape: tuple[int, ...]) -> str:
+    """Hold a fused program against its network, as the stage `verify` does; what was found, in words.
+
+    Raises:
+        GateError: a comparison did not hold.
+    """
+    import torch
+
+    import repnets
+    from repnets.float64 import in_float64
+
+    settings = Verify()
+    with torch.inference_mode():
+        reference = in_float64(model)
+        refused = repnets.fuse(reference, torch.zeros(shape, dtype=torch.float64))
+        samples = fold.random_inputs(shape, reference, refused.report.free)
+        float64, exact = fold.hold_float64(reference, refused, samples, settings.float64_tolerance)
+        weights = fold.hold_weights(program, refused.module)
+        float32 = fold.hold_float32(exact, model, programs.as_module(program), samples, settings)
+        again = repnets.fuse(refused.module, torch.zeros(shape, dtype=torch.float64))
+    if again.report.regions:
+        raise GateError(f"fusing again folded {again.report.regions[0].name} once more. Report this defect of repnets.")
+    fused, came = (max(getattr(one, form) for one in float32.relative_error.values()) for form in ("fused", "branched"))
+    folded = max(float64.max_relative_error.values())
+    return (
+        f"proved on {', '.join(samples)}: in float64 the same to {folded:.1e} (allowed {float64.tolerance:.0e}); "
+        f"{weights.tensors} tensors rounded to float32, off by {weights.max_relative_error:.1e} at most; in float32 "
+        f"{fused:.1e} from float64, the network as it came {came:.1e}"
+    )
+
+
+def _write(
+    program: "ExportedProgram", shape: tuple[int, ...], file: Path, suffix: str, found: Checkpoint | None
+) -> None:
+    import torch
+
+    if suffix == ".pt2":
+        program_file.write(program, file, {"arch": found.arch} if found else {})
+    elif suffix == ".pth":
+        torch.save({name: tensor.detach().clone() for name, tensor in program.state_dict.items()}, file)
+    else:
+        _write_onnx(program, shape, file, found)
+
+
+def _write_onnx(program: "ExportedProgram", shape: tuple[int, ...], file: Path, found: Checkpoint | None) -> None:
+    """One image at a time, where the program takes any number."""
+    number = 1 if programs.input_shape(program)[0] is None else shape[0]
+    one = (number, *shape[1:])
+    static = programs.static(programs.as_module(program), one)
+    names = tuple(fact.name for fact in programs.output_facts(static, bool(found and found.classes)))
+    plain = Preprocessing(image_size_of(shape), (0.0,) * shape[1], (1.0,) * shape[1], (), color_order=_order(shape[1]))
+    backends.load("onnx").export(static, [file], ExportSpec("fp32", one, plain, output_names=names))
+
+
+def _order(channels: int) -> str:
+    return "gray" if channels == 1 else "RGB"
