@@ -24,6 +24,10 @@ onstart:
     jobs.tell_left_out(CONFIG)
 
 
+onsuccess:
+    jobs.tell_report(workflow)
+
+
 wildcard_constraints:
     model="|".join(CONFIG.models),
     target="|".join(CONFIG.targets),
@@ -43,6 +47,7 @@ rule all:
         expand("targets/{target}/bench.json", target=CONFIG.targets),
         expand("artifacts/{model}/report.md", model=CONFIG.models if len(CONFIG.models) > 1 else []),
         "report.md",
+        "report.html",
 
 
 wanted.require_known(workflow, CONFIG, sys.argv[1:])

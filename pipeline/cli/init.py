@@ -46,6 +46,7 @@ __pycache__/
 /logs/
 /dist/
 /report.md
+/report.html
 /targets/*/bench.json
 /targets/*/*/
 """

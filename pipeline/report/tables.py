@@ -16,7 +16,7 @@ _LEFT = ("model", "target", "status", "stands in for", "layer", "worst layer", "
 
 def benchmarks(results: Sequence[BenchResult]) -> str:
     """The main table: a row for each number of threads; one row where nothing was measured."""
-    return table(_LEFT, _without_single_threads([row for result in results for row in _benchmark_rows(result)]))
+    return table(_LEFT, _without_single_threads([row for result in results for row in benchmark_rows(result)]))
 
 
 def references(results: Sequence[BenchResult]) -> str:
@@ -96,7 +96,8 @@ def int8_forecasts(forecasts: Mapping[str, Forecast]) -> str:
     return table(_LEFT, rows)
 
 
-def _benchmark_rows(result: BenchResult) -> list[dict[str, str]]:
+def benchmark_rows(result: BenchResult) -> list[dict[str, str]]:
+    """The cells of one result by the names of their columns: a row for each number of threads, or one row."""
     accuracy, metric = result.accuracy, result.accuracy.metric
     unit = unit_of(metric)
     return [

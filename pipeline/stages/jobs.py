@@ -1,5 +1,6 @@
 """What the rules in workflows/ need: the configuration, the settings of each stage, and digests of code."""
 
+import atexit
 import hashlib
 import os
 import sys
@@ -278,6 +279,41 @@ def _same_bench(read: project.Config, model: str, settings: ReferenceSettings) -
 def _reference_name(settings: ReferenceSettings) -> str:
     digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
     return f"reference-{settings.precision}-{digest}"
+
+
+def documents_of_report(read: project.Config) -> dict[str, list[str]]:
+    """The documents that the stage `report` reads, by the names of its options."""
+    made = [(one, model) for one in exports(read) for model in one.models]
+    of_targets = [(target, model) for target in read.targets for model in read.models]
+    quantized = [model for model in read.models if any(model == name and one.inputs for one, name in made)]
+    return {
+        "benches": [f"targets/{target}/bench.json" for target in read.targets],
+        "profiles": [f"targets/{target}/{model}/profile.json" for target, model in of_targets],
+        "fuses": [f"artifacts/{model}/fuse.json" for model in read.models],
+        "verifies": [f"artifacts/{model}/verify.json" for model in read.models],
+        "quantizes": [f"artifacts/{model}/quantize.json" for model in quantized],
+        "manifests": [f"{one.folder}/manifest.json".format(model=model) for one, model in made],
+        "checks": [f"{one.folder}/check.json".format(model=model) for one, model in made],
+        "metrics": [f"artifacts/{name}/metrics.jsonl" for name, model in read.models.items() if not model.checkpoint],
+    }
+
+
+def pictures(read: project.Config) -> list[str]:
+    """The pictures that were drawn of the models."""
+    places = [f"artifacts/{model}/{name}" for model in read.models for name in ("structure.svg", "samples.png")]
+    return [place for place in places if os.path.isfile(place)]
+
+
+def options_of_report(_wildcards: Any, input: Any) -> list[str]:  # Snakemake knows the second one by this name
+    """The options of `report` for all that it reads, each by the name of its inputs."""
+    given = {name: [files] if isinstance(files, str) else list(files) for name, files in input.items()}
+    return [word for name, files in given.items() if files for word in (f"--{name}", *files)]
+
+
+def tell_report(workflow: Any) -> None:
+    """Say where the page is, after all that Snakemake prints itself, if this run was about it."""
+    if any("report.html" in map(str, job.output) for job in workflow.dag.jobs):
+        atexit.register(print, "report.html", flush=True)
 
 
 def network(read: project.Config) -> Callable[[Any], str]:
