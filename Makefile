@@ -35,7 +35,7 @@ format: $(VENV)/.installed-dev
 
 # What was built; the environment and the store stay.
 clean:
-	rm -rf artifacts logs report.md .snakemake targets/*/bench.json $(wildcard targets/*/*/)
+	rm -rf artifacts logs report.md report.html .snakemake targets/*/bench.json $(wildcard targets/*/*/)
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

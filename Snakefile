@@ -33,6 +33,10 @@ onerror:
         shell("{command}")
 
 
+onsuccess:
+    jobs.tell_report(workflow)
+
+
 wildcard_constraints:
     model="|".join(CONFIG.models),
     target="|".join(CONFIG.targets),
@@ -52,6 +56,7 @@ rule all:
         expand("targets/{target}/bench.json", target=CONFIG.targets),
         expand("artifacts/{model}/report.md", model=CONFIG.models if len(CONFIG.models) > 1 else []),
         "report.md",
+        "report.html",
 
 
 wanted.require_known(workflow, CONFIG, sys.argv[1:])

@@ -38,24 +38,26 @@ rule preview:
         " && sed '1,/^## /!d;/^## /d' {output:q}"
 
 
+# Pictures are on demand (below); those that are there are on the page.
 rule report:
     input:
-        benches=expand("targets/{target}/bench.json", target=CONFIG.targets),
-        profiles=expand("targets/{target}/{model}/profile.json", target=CONFIG.targets, model=CONFIG.models),
-        fuses=expand("artifacts/{model}/fuse.json", model=CONFIG.models),
+        **jobs.documents_of_report(CONFIG),
+        pictures=lambda _: jobs.pictures(CONFIG),
     output:
-        "report.md",
+        text="report.md",
+        page=report("report.html", category="repnets"),
     log:
         "logs/report.log",
     params:
         settings=jobs.settings(CONFIG, "report"),
+        options=jobs.options_of_report,
         code=digests.code_digest("pipeline.stages.report"),
     message:
         "what was built, and what was gained"
     shell:
-        "python -m pipeline report --settings {params.settings:q} --benches {input.benches:q}"
-        " --profiles {input.profiles:q} --fuses {input.fuses:q} --output {output:q} > {log:q} 2>&1"
-        " && cat {output:q}"
+        "python -m pipeline report --settings {params.settings:q} {params.options:q}"
+        " --output {output.text:q} --page {output.page:q} > {log:q} 2>&1"
+        " && cat {output.text:q}"
 
 
 # on demand: snakemake artifacts/<model>/structure.svg

@@ -91,6 +91,57 @@ class FreeSizes:
 
 
 @dataclass(frozen=True)
+class FoldedRegion:
+    """As `repnets.fusion.report.FoldedRegion`."""
+
+    name: str
+    kind: str
+    output: str
+    nodes: tuple[str, ...]
+    paths: tuple[str, ...]
+    branches: tuple[str, ...]
+    identities: tuple[str, ...]
+    operations: int
+    convolutions: int
+    batch_norms: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    output_padding: tuple[int, ...] | None
+    in_channels: int
+    out_channels: int
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    error_float64: float
+    error_float32: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """As `repnets.fusion.plan.Refusal`."""
+
+    node: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """As `repnets.fusion.report.Totals`."""
+
+    operations: int
+    convolutions: int
+    batch_norms: int
+    additions: int
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
 class FuseResult:
     """What fuse.json says.
 
@@ -114,7 +165,7 @@ class FuseResult:
     forecast: Forecast
     input_shape: tuple[int | None, ...]
     free: Mapping[str, FreeSizes]
-    before: Mapping[str, int]
-    after: Mapping[str, int]
-    regions: tuple[Mapping[str, Any], ...]
-    refusals: tuple[Mapping[str, Any], ...]
+    before: Totals
+    after: Totals
+    regions: tuple[FoldedRegion, ...]
+    refusals: tuple[Refusal, ...]

@@ -47,6 +47,7 @@ __pycache__/
 /logs/
 /dist/
 /report.md
+/report.html
 /targets/*/bench.json
 /targets/*/*/
 """

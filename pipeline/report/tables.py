@@ -21,7 +21,7 @@ def benchmarks(results: Sequence[BenchResult], failed: Sequence[tuple[str, str]]
         results: of what was built.
         failed: model and target of what was not; a row each, without figures.
     """
-    rows = [row for result in results for row in _benchmark_rows(result)]
+    rows = [row for result in results for row in benchmark_rows(result)]
     names = list(rows[0]) if rows else ["model", "target", "status", "threads"]
     for model, target in failed:
         told = {"model": model, "target": target, "status": "failed"}
@@ -108,7 +108,8 @@ def int8_forecasts(forecasts: Mapping[str, Forecast]) -> str:
     return table(_LEFT, rows)
 
 
-def _benchmark_rows(result: BenchResult) -> list[dict[str, str]]:
+def benchmark_rows(result: BenchResult) -> list[dict[str, str]]:
+    """The cells of one result by the names of their columns: a row for each number of threads, or one row."""
     accuracy, metric = result.accuracy, result.accuracy.metric
     unit = unit_of(metric)
     return [

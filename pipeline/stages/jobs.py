@@ -1,5 +1,6 @@
 """What the rules in workflows/ need: the configuration, the settings of each stage, and digests of code."""
 
+import atexit
 import hashlib
 import os
 import shlex
@@ -210,19 +211,19 @@ def partial_report(read: project.Config, failed: Failures) -> str | None:
     """
     if "report.md" not in failed.unfinished or any(job.stage == "report" for job in failed.jobs):
         return None
-
-    def made(pattern: str) -> list[str]:
-        places = dict.fromkeys(pattern.format(target=one, model=model) for one in read.targets for model in read.models)
-        return [place for place in places if place not in failed.unfinished and os.path.isfile(place)]
-
-    files = {
-        "--benches": made("targets/{target}/{model}/bench.json"),
-        "--profiles": made("targets/{target}/{model}/profile.json"),
-        "--fuses": made("artifacts/{model}/fuse.json"),
+    files = documents_of_report(read)
+    files["benches"] = [f"targets/{target}/{model}/bench.json" for target in read.targets for model in read.models]
+    made = {
+        name: [place for place in places if place not in failed.unfinished and os.path.isfile(place)]
+        for name, places in (files | {"pictures": pictures(read)}).items()
     }
-    words = [word for option, places in files.items() if places for word in (option, *places)]
+    for one, other in (("manifests", "checks"), ("checks", "manifests"), ("fuses", "verifies")):
+        whole = {os.path.dirname(place) for place in made[other]}
+        made[one] = [place for place in made[one] if os.path.dirname(place) in whole]
+    words = [word for option, places in made.items() if places for word in (f"--{option}", *places)]
     stage = ["python", "-m", "pipeline", "report", "--settings", "{}", "--failures", str(failures.PLACE)]
-    return f"{shlex.join([*stage, *words, '--output', 'report.md'])} > logs/report.log 2>&1 && cat report.md"
+    outputs = ["--output", "report.md", "--page", "report.html"]
+    return f"{shlex.join([*stage, *words, *outputs])} > logs/report.log 2>&1 && cat report.md && echo report.html"
 
 
 def priority(read: project.Config, target: str | None = None) -> Callable[[Any], int]:
@@ -302,6 +303,41 @@ def _same_bench(read: project.Config, model: str, settings: ReferenceSettings) -
 def _reference_name(settings: ReferenceSettings) -> str:
     digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
     return f"reference-{settings.precision}-{digest}"
+
+
+def documents_of_report(read: project.Config) -> dict[str, list[str]]:
+    """The documents that the stage `report` reads, by the names of its options."""
+    made = [(one, model) for one in exports(read) for model in one.models]
+    of_targets = [(target, model) for target in read.targets for model in read.models]
+    quantized = [model for model in read.models if any(model == name and one.inputs for one, name in made)]
+    return {
+        "benches": [f"targets/{target}/bench.json" for target in read.targets],
+        "profiles": [f"targets/{target}/{model}/profile.json" for target, model in of_targets],
+        "fuses": [f"artifacts/{model}/fuse.json" for model in read.models],
+        "verifies": [f"artifacts/{model}/verify.json" for model in read.models],
+        "quantizes": [f"artifacts/{model}/quantize.json" for model in quantized],
+        "manifests": [f"{one.folder}/manifest.json".format(model=model) for one, model in made],
+        "checks": [f"{one.folder}/check.json".format(model=model) for one, model in made],
+        "metrics": [f"artifacts/{name}/metrics.jsonl" for name, model in read.models.items() if not model.checkpoint],
+    }
+
+
+def pictures(read: project.Config) -> list[str]:
+    """The pictures that were drawn of the models."""
+    places = [f"artifacts/{model}/{name}" for model in read.models for name in ("structure.svg", "samples.png")]
+    return [place for place in places if os.path.isfile(place)]
+
+
+def options_of_report(_wildcards: Any, input: Any) -> list[str]:  # Snakemake knows the second one by this name
+    """The options of `report` for all that it reads, each by the name of its inputs."""
+    given = {name: [files] if isinstance(files, str) else list(files) for name, files in input.items()}
+    return [word for name, files in given.items() if files for word in (f"--{name}", *files)]
+
+
+def tell_report(workflow: Any) -> None:
+    """Say where the page is, after all that Snakemake prints itself, if this run was about it."""
+    if any("report.html" in map(str, job.output) for job in workflow.dag.jobs):
+        atexit.register(print, "report.html", flush=True)
 
 
 def network(read: project.Config) -> Callable[[Any], str]:

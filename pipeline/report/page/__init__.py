@@ -1,0 +1,1 @@
+"""report.html: everything that was built and measured, on one page that needs nothing but itself."""
