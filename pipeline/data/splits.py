@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, get_args
 from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import ColorOrder, ImageSize, Preprocessing, Resize, channels_of
-from pipeline.data import annotated_folder, folder_layout, image_folder, own_data, prepared_images, targets, transforms
+from pipeline.data import (
+    annotated_folder,
+    folder_layout,
+    image_folder,
+    own_data,
+    prepared_images,
+    samples,
+    targets,
+    transforms,
+)
 from pipeline.data.datasets import (
     CLASSIFICATION,
     COCO,
@@ -97,7 +106,9 @@ class Split:
     @property
     def has_labels(self) -> bool:
         """Whether it is known what a network should give for an image; else all that is read is `datasets.UNKNOWN`."""
-        return self.name not in UNLABELLED or (self.use.kind == "picture" and self.name != NONE)
+        if self.name in UNLABELLED:
+            return self.use.kind == "picture" and self.name != NONE
+        return bool(self.use.task)
 
     @property
     def is_of_classifier(self) -> bool:
@@ -123,15 +134,19 @@ class Split:
         color_order: ColorOrder = "RGB",
         resize: Resize = "shorter_side_then_crop",
         pixel_range: int = 1,
+        inputs: Mapping[str, Sequence[int]] | None = None,
     ) -> Preprocessing:
-        """How an image of this data set becomes the input of a network.
+        """How an image of this data set becomes the input of a network, or which several inputs it takes.
 
         Args:
             image_size: pixels; see `Preprocessing`, as for `interpolation`, `color_order` and `resize`.
             mean, std: per channel in that order, of pixels in [0, ``pixel_range``]; default: the data set's own, and
                 where ``pixel_range`` is 255 the pixels as they are.
             pixel_range: 1 or 255.
+            inputs: of a network of several, the shape of each by its name; nothing else is looked at then.
         """
+        if inputs is not None:
+            return samples.preprocessing(inputs, self.classes if self.is_of_classifier else ())
         if pixel_range == 1:
             mean, std = (own or self.facts.of(color_order, name) for name, own in (("mean", mean), ("std", std)))
         channels = channels_of(color_order)
@@ -159,11 +174,15 @@ class Split:
             workers: processes that read images, for an image folder; default 2.
 
         Yields:
-            float32 (n, C, height, width) and the targets, of `kind`, on the CPU.
+            float32 (n, C, height, width), or of several inputs the samples (n, numbers); and the targets, of `kind`, on
+            the CPU.
 
         Raises:
-            InputError: the data set is no longer the one that the split was made from.
+            InputError: the data set is no longer the one that the split was made from, or does not give such inputs.
         """
+        if preprocessing.inputs is not None:
+            yield from samples.batches(self, part, preprocessing.inputs, batch_size)
+            return
         read = self._prepared if part == "val" else self._read
         for images, wanted in read(part, preprocessing, batch_size, workers):
             yield transforms.normalised(images, preprocessing).contiguous(), wanted
@@ -237,7 +256,8 @@ class Split:
 
     def _item(self, number: int, source: str, sha256: str) -> image_folder.Readable:
         if is_own(self.name):
-            return own_data.OwnItem(number, self.name, source, self.use.kind, len(self.classes), sha256)
+            kind = self.use.kind if self.use.task else None
+            return own_data.OwnItem(number, self.name, source, kind, len(self.classes), sha256)
         return image_folder.Item(number, Path(self.root or "").expanduser() / source, sha256, self._known[number])
 
     @cached_property

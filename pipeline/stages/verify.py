@@ -38,13 +38,14 @@ from pipeline.artifacts.verify_result import (
 from pipeline.config.project import Verify
 from pipeline.data.splits import Split, open_split
 from pipeline.errors import GateError
-from pipeline.models import checkpoints, program_file, programs
+from pipeline.models import checkpoints, program_file, programs, several_inputs
 from pipeline.models.accuracy import METRIC_PACKAGES, metric_of, score_of, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
+    from repnets.fusion.report import FuseReport
     from repnets.fusion.sizes import FreeSize
 
 _FLOAT64_IMAGES = 256
@@ -87,18 +88,22 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
     model, header = checkpoints.load_model(checkpoint)
     program, _ = program_file.read(fused)
     preprocessing = header.preprocessing
-    shape = preprocessing.shape(2)
+    shape, example = preprocessing.shape(2), [torch.zeros(one) for one in preprocessing.shapes(2)]
+    doubled = tuple(one.double() for one in example)
     images = open_split(inputs.paths["split"], header.data_digest)
 
     with torch.inference_mode():
         reference = in_float64(model)
-        refused = fuse(reference, torch.zeros(shape, dtype=torch.float64))
-        real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
-        own = " x ".join(map(str, preprocessing.size))
-        samples = {**_random_inputs(shape, reference, refused.report.free), f"real {own}": real}
-        float64, exact = _hold_float64(reference, refused, samples, settings.float64_tolerance)
+        refused = fuse(reference, doubled)
         weights = _hold_weights(program, refused.module)
-        file = programs.as_module(program)
+        reference, model, refolded, file = (
+            several_inputs.of_samples(one, preprocessing)
+            for one in (reference, model, refused.module, programs.as_module(program))
+        )
+        real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
+        own = "samples" if preprocessing.inputs else " x ".join(map(str, preprocessing.size))
+        samples = {**_random_inputs(shape, reference, refused.report.free), f"real {own}": real}
+        float64, exact = _hold_float64(reference, refolded, refused.report, samples, settings.float64_tolerance)
         float32 = _hold_float32(exact, model, file, samples, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
         if images.is_of_classifier:
@@ -107,7 +112,7 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
         else:
             seen, accuracy, agreement = _hold_outputs(model, file, batches, float32, images, preprocessing)
             ties = ()
-        again = fuse(refused.module, torch.zeros(shape, dtype=torch.float64))
+        again = fuse(refused.module, doubled)
     if again.report.regions:
         raise GateError(
             f"fusing the fused network folded {again.report.regions[0].name} once more, so the first fuse was not "
@@ -132,11 +137,16 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
 def _random_inputs(
     shape: "Sequence[int]", reference: "nn.Module", free: "Mapping[str, FreeSize]"
 ) -> dict[str, "Tensor"]:
-    """Random images at three sizes, of those that the network and its program take; at its own in any case."""
+    """Random images at three sizes, of those that the network and its program take; at its own in any case.
+
+    Of several inputs, random samples of the one size.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
     _, channels, *own = shape
+    if not own:
+        return {"random samples": torch.randn(4, channels, generator=generator)}
     inputs = {}
     for size in (own, [side + 1 + side % 2 for side in own], [side + side // 2 for side in own]):
         batch = torch.randn(4, channels, *size, generator=generator)
@@ -158,17 +168,17 @@ def _runs(model: "nn.Module", batch: "Tensor") -> bool:
 
 
 def _hold_float64(
-    reference: "nn.Module", refused: Any, inputs: dict[str, "Tensor"], tolerance: float
+    reference: "nn.Module", refolded: "nn.Module", report: "FuseReport", inputs: dict[str, "Tensor"], tolerance: float
 ) -> tuple[Float64, dict[str, "Tensor"]]:
     """What was found, and the logits of the branched network."""
     from repnets.relative_error import relative_error
 
     errors, exact = {}, {}
     for name, batch in inputs.items():
-        exact[name], got = reference(batch.double()), refused.module(batch.double())
+        exact[name], got = reference(batch.double()), refolded(batch.double())
         errors[name] = relative_error(got, exact[name])
         if not errors[name] <= tolerance:
-            worst = max(refused.report.regions, key=lambda region: region.error_float64, default=None)
+            worst = max(report.regions, key=lambda region: region.error_float64, default=None)
             where = f"the worst layer by itself is {worst.name} ({worst.error_float64:.1e})" if worst else "no region"
             raise GateError(
                 f"float64: branched and fused differ by {errors[name]:.2e} of the largest logit on {name} input, "

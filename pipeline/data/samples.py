@@ -1,0 +1,54 @@
+"""Samples of a network with several inputs, of a data set of the user's own or made by a seed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts.manifest import Preprocessing, image_size_of
+from pipeline.artifacts.samples import InputShape
+from pipeline.data import generated
+from pipeline.data.datasets import NONE, UNKNOWN, is_own
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.data.splits import Split
+
+
+def preprocessing(inputs: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Preprocessing:
+    """Of a network of several inputs, which are given to it as they are.
+
+    Args:
+        inputs: the shape of one sample of each, by its name.
+        classes: of a classifier.
+    """
+    shapes = tuple(InputShape(name, tuple(shape)) for name, shape in inputs.items())
+    size = next((image_size_of(one.shape) for one in shapes if len(one.shape) == 3), 1)
+    return Preprocessing(size, (), (), tuple(classes), inputs=shapes)
+
+
+def batches(
+    split: "Split", part: str, inputs: Sequence[InputShape], batch_size: int
+) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    """Samples of a part in fixed order, float32 (n, numbers), and their targets.
+
+    Raises:
+        InputError: the data set has one image for each, gives other inputs, or is no longer that of the split.
+    """
+    import torch
+
+    numbers = split.parts[part]
+    chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
+    if is_own(split.name):
+        for items in split.items(chunks):
+            samples, wanted = zip(*(item.read_sample(inputs) for item in items), strict=True)
+            yield torch.cat(samples), torch.cat(wanted)
+    elif split.name == NONE:
+        made = generated.samples(inputs)
+        for chunk in chunks:
+            yield made[chunk], torch.full((len(chunk),), UNKNOWN)
+    else:
+        raise InputError(
+            f"the network takes several inputs, {' and '.join(one.name for one in inputs)}, and {split.name} has one "
+            "image for each. Set `data.name` to none, or to a data set of your own."
+        )
