@@ -1,7 +1,7 @@
 """Samples of a network with several inputs, of a data set of the user's own or made by a seed."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Preprocessing, image_size_of
 from pipeline.artifacts.samples import InputShape
@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.data.splits import Split
+Items = Callable[[Sequence[Sequence[int]]], Sequence[Sequence[Any]]]
 
 
 def preprocessing(inputs: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Preprocessing:
@@ -28,27 +28,33 @@ def preprocessing(inputs: Mapping[str, Sequence[int]], classes: Sequence[str]) -
 
 
 def batches(
-    split: "Split", part: str, inputs: Sequence[InputShape], batch_size: int
+    name: str, items: Items, numbers: Sequence[int], inputs: Sequence[InputShape], batch_size: int
 ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
-    """Samples of a part in fixed order, float32 (n, numbers), and their targets.
+    """Samples in fixed order, float32 (n, numbers), and their targets.
+
+    Args:
+        name: of the data set.
+        items: of a split: gives the items of some numbers.
+        numbers: of the samples.
+        inputs: of the network.
+        batch_size: samples in a batch.
 
     Raises:
         InputError: the data set has one image for each, gives other inputs, or is no longer that of the split.
     """
     import torch
 
-    numbers = split.parts[part]
     chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
-    if is_own(split.name):
-        for items in split.items(chunks):
-            samples, wanted = zip(*(item.read_sample(inputs) for item in items), strict=True)
+    if is_own(name):
+        for chunk in items(chunks):
+            samples, wanted = zip(*(item.read_sample(inputs) for item in chunk), strict=True)
             yield torch.cat(samples), torch.cat(wanted)
-    elif split.name == NONE:
+    elif name == NONE:
         made = generated.samples(inputs)
         for chunk in chunks:
             yield made[chunk], torch.full((len(chunk),), UNKNOWN)
     else:
         raise InputError(
-            f"the network takes several inputs, {' and '.join(one.name for one in inputs)}, and {split.name} has one "
+            f"the network takes several inputs, {' and '.join(one.name for one in inputs)}, and {name} has one "
             "image for each. Set `data.name` to none, or to a data set of your own."
         )

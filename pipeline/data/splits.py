@@ -106,9 +106,8 @@ class Split:
     @property
     def has_labels(self) -> bool:
         """Whether it is known what a network should give for an image; else all that is read is `datasets.UNKNOWN`."""
-        if self.name in UNLABELLED:
-            return self.use.kind == "picture" and self.name != NONE
-        return bool(self.use.task)
+        of_pictures = self.use.kind == "picture" and self.name != NONE
+        return of_pictures if self.name in UNLABELLED else bool(self.use.task)
 
     @property
     def is_of_classifier(self) -> bool:
@@ -181,7 +180,7 @@ class Split:
             InputError: the data set is no longer the one that the split was made from, or does not give such inputs.
         """
         if preprocessing.inputs is not None:
-            yield from samples.batches(self, part, preprocessing.inputs, batch_size)
+            yield from samples.batches(self.name, self.items, self.parts[part], preprocessing.inputs, batch_size)
             return
         read = self._prepared if part == "val" else self._read
         for images, wanted in read(part, preprocessing, batch_size, workers):
@@ -237,7 +236,7 @@ class Split:
         """Images of a part before they are normalised: float32 (n, 1 or 3, height, width) in [0, 1]."""
         numbers = self.parts[part]
         chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
-        view = View(preprocessing, self.kind, self.use.scale)
+        view = targets.View(preprocessing, self.kind, self.use.scale)
         if self.is_read_singly:
             yield from image_folder.batches(self.items(chunks), view, workers)
             return
@@ -270,21 +269,6 @@ class Split:
             classes = len(self.classes) if self.name == MASKS else None
             return [annotated_folder.File(root / name, sha256, classes) for name, sha256 in self.beside.items()]
         return self.labels or (UNKNOWN,) * len(self.sources)
-
-
-@dataclass(frozen=True)
-class View:
-    """Images as they are, and their targets, as a network takes and is to give them: float32 images in [0, 1]."""
-
-    preprocessing: Preprocessing
-    kind: Targets
-    scale: int
-
-    def __call__(self, pixels: "torch.Tensor", wanted: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
-        return (
-            transforms.resized(pixels, self.preprocessing),
-            targets.fitted(self.kind, wanted, pixels, self.preprocessing, self.scale),
-        )
 
 
 def new_split(

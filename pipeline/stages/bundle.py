@@ -59,8 +59,8 @@ def run(
     if written.further_inputs:
         raise InputError(
             f"`{written.model}` takes {' and '.join(one.name for one in written.inputs)}, and bundles are of networks "
-            "of one input: their self-test and code give it one. Ship the files of the target's folder; its manifest.json "
-            "tells the inputs."
+            "of one input: their self-test and code give it one. Ship the files of the target's folder; its "
+            "manifest.json tells the inputs."
         )
     source, program = _source(written, fused, quantized)
     listed = manifest.parent.iterdir() if files == [manifest.parent] else files
