@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from pipeline.artifacts.check_result import CheckResult, Sample
 from pipeline.artifacts.export_result import TensorFacts
 from pipeline.artifacts.metric import Metric
+from pipeline.artifacts.samples import shape_of
 
 Number = int | float
 Status = Literal["ok", "unavailable", "failed"]
@@ -294,7 +295,7 @@ class BenchResult:
     Attributes:
         status, reason, remedy: whether it was measured; if not, why, and how to get a figure.
         subjects: sha256 of the files, their manifest, check.json, programs and reference; see `artifacts.evidence`.
-        target, model, backend, precision, input: as in the manifest.
+        target, model, backend, precision, input, further_inputs: as in the manifest.
         chosen, chosen_by, tried: for a target of `precision: auto`; otherwise left out.
         forms, speedup, runs, power, sustained: see `Measured`.
         reference: figures of another runtime, if the target's is not here.
@@ -316,6 +317,7 @@ class BenchResult:
     backend: str
     precision: str
     input: TensorFacts
+    further_inputs: tuple[TensorFacts, ...] | None = None
     chosen: str | None = None
     chosen_by: str | None = None
     tried: tuple[Tried, ...] | None = None
@@ -328,6 +330,11 @@ class BenchResult:
     accuracy: BenchAccuracy
     conditions: Conditions | None
     files: Mapping[str, tuple[str, ...]]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of a batch of samples; see `pipeline.artifacts.samples`."""
+        return shape_of([self.input.shape, *(one.shape for one in self.further_inputs or ())])
 
     @property
     def shipped(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.samples import shape_of
 from pipeline.artifacts.verify_result import ProvedAccuracy
 from pipeline.errors import InputError
 
@@ -63,7 +64,7 @@ class FreeRange:
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """The one input, or an output, of a file.
+    """An input or output of a file.
 
     Attributes:
         name: as the file calls it.
@@ -113,10 +114,11 @@ class Manifest:
         precision: of the form that ships.
         forms: by name; the first is the one that ships, the second, if there is one, is the baseline.
         extras: files that belong to no form, by name.
-        input, outputs: the same for every file.
+        input, outputs: the same for every file; of several inputs the first.
         preprocessing: how an image becomes the input.
         lineage: what the files were exported from.
         versions: of the packages that made them.
+        further_inputs: of a network of several inputs, all but the first; left out for one.
     """
 
     TITLE: ClassVar[str] = "manifest"
@@ -134,12 +136,23 @@ class Manifest:
     preprocessing: Preprocessing
     lineage: Lineage
     versions: Mapping[str, str | None]
+    further_inputs: tuple[TensorFacts, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.forms or not all(form.files for form in self.forms.values()):
             raise ValueError("it names no file")
         if list(self.forms) != [form for form in FORMS if form in self.forms]:
             raise ValueError(f"its forms are {', '.join(self.forms)}; there are {', '.join(FORMS)}, in this order")
+
+    @property
+    def inputs(self) -> tuple[TensorFacts, ...]:
+        """All inputs, in order."""
+        return (self.input, *(self.further_inputs or ()))
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of a batch of samples that a file takes; see `pipeline.artifacts.samples`."""
+        return shape_of([one.shape for one in self.inputs])
 
     @property
     def shipped(self) -> str:

@@ -150,7 +150,7 @@ class FuseResult:
         lineage: of fused.pt2.
         bn_health: batch norms out of the ordinary.
         forecast: what int8 will do.
-        input_shape: that the network takes, None for an axis of free size.
+        input_shape: that the network takes, None for an axis of free size; of several inputs, a shape for each.
         free: the sizes of these axes, by ``batch``, ``height`` and ``width``.
         before, after, regions, refusals: as `repnets.FuseReport.to_dict` gives them.
     """
@@ -163,7 +163,7 @@ class FuseResult:
     lineage: Mapping[str, Any]
     bn_health: tuple[BatchNormFinding, ...]
     forecast: Forecast
-    input_shape: tuple[int | None, ...]
+    input_shape: tuple[int | None, ...] | tuple[tuple[int | None, ...], ...]
     free: Mapping[str, FreeSizes]
     before: Totals
     after: Totals

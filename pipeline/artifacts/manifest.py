@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.artifacts.samples import InputShape, shape_of
 from pipeline.errors import InputError, quoted
 
 ColorOrder = Literal["RGB", "BGR", "gray"]
@@ -47,14 +48,19 @@ class Preprocessing:
     ``color_order``, then ``(x - mean) / std`` per channel. A gray image of more than 8 bits is brought to [0, 255]
     first: 16-bit values divided by 257, floats in [0, 1] times 255. EXIF rotations are not applied.
 
+    A network of several inputs is given what its data set gives, as float32: no image is prepared, and mean and std are
+    empty.
+
     Attributes:
-        image_size: side of the square input, or (height, width), pixels.
+        image_size: side of the square input, or (height, width), pixels; of several inputs, of the first that is (C, H,
+            W), else 1.
         mean, std: per channel in ``color_order``, of pixels in [0, 1].
         classes: name of each logit, in order.
         interpolation: ``bilinear`` or ``bicubic``, always antialiased.
         color_order: the channels; see `ColorOrder`. Gray is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
         resize: ``shorter_side_then_crop``: it covers the input, and what is over is cut off on both sides; ``stretch``:
             to the input's height and width; ``letterbox``: all of it is in the input, with bars of `LETTERBOX_FILL`.
+        inputs: of a network of several, in the order of its forward; None for one image.
 
     Raises:
         InputError: a class has a name that is no line of text, see `is_class_name`; mean and std do not fit the
@@ -68,9 +74,13 @@ class Preprocessing:
     interpolation: str = "bilinear"
     color_order: ColorOrder = "RGB"
     resize: Resize = "shorter_side_then_crop"
+    inputs: tuple[InputShape, ...] | None = None
 
     def __post_init__(self) -> None:
-        if {len(self.mean), len(self.std)} != {self.channels}:
+        if self.inputs is not None:
+            if len(self.inputs) < 2 or self.mean or self.std:
+                raise InputError("there are two `inputs` or more, which have no mean and std.")
+        elif {len(self.mean), len(self.std)} != {self.channels}:
             raise InputError(
                 f"mean has {len(self.mean)} and std {len(self.std)} numbers, and an image in {self.color_order} has "
                 f"{self.channels} channels: give one for each."
@@ -97,15 +107,24 @@ class Preprocessing:
         unit = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
         return {"RGB": unit, "BGR": unit[::-1], "gray": (GRAY_OF_RGB,)}[self.color_order]
 
-    def shape(self, batch: int) -> tuple[int, int, int, int]:
-        """(N, C, H, W) of the input."""
-        return (batch, self.channels, *self.size)
+    def shapes(self, batch: int) -> list[tuple[int, ...]]:
+        """Of each input: (N, C, H, W) of the image, or what the network's several take."""
+        if self.inputs is None:
+            return [(batch, self.channels, *self.size)]
+        return [(batch, *one.shape) for one in self.inputs]
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        """Of a batch of samples: (N, C, H, W) of images, else (N, numbers); see `samples`."""
+        return shape_of(self.shapes(batch))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of ``dataclasses.asdict``, also after a trip through JSON."""
         lists = {name: tuple(one) for name, one in values.items() if isinstance(one, list | tuple)}
-        return cls(**{**values, **lists})
+        several = values.get("inputs") and tuple(
+            InputShape(one["name"], tuple(one["shape"])) for one in values["inputs"]
+        )
+        return cls(**{**values, **lists, "inputs": several or None})
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,7 @@ class ExportSpec:
     Attributes:
         precision: ``fp32`` or ``fp16``: the arithmetic inside the file; ``int8``: the program has its own quantize and
             dequantize operations; or a scheme of Core ML's that compresses weights. Input and output are float32.
-        input_shape: (N, C, H, W) of the file's input.
+        input_shape: (N, C, H, W) of the file's input; of several, (N, numbers) of its samples.
         preprocessing: how images become that input.
         options: the backend's own section of target.yaml.
         input_name: of the file's one input.
@@ -123,11 +142,19 @@ class ExportSpec:
     """
 
     precision: str
-    input_shape: tuple[int, int, int, int]
+    input_shape: tuple[int, ...]
     preprocessing: Preprocessing
     options: Mapping[str, Any] = field(default_factory=dict)
     input_name: str = "image"
     output_names: tuple[str, ...] = ("logits",)
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each input of the file by its name, in order."""
+        several = self.preprocessing.inputs
+        if several is None:
+            return {self.input_name: self.input_shape}
+        return {one.name: (self.input_shape[0], *one.shape) for one in several}
 
 
 @dataclass(frozen=True)

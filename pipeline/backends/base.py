@@ -196,7 +196,7 @@ class BundleParts:
             `bundle.include_engine`; empty: there is none.
         hold_machine_file: (facts, name, is_there). InputError if no device can use that file.
         beside: (options) -> more files, by their name in the bundle.
-        describe: (options, input of the file, facts of the machine's file or None) -> `BundleManifest.facts`.
+        describe: (options, inputs of the file, facts of the machine's file or None) -> `BundleManifest.facts`.
     """
 
     folder: Path
@@ -209,7 +209,7 @@ class BundleParts:
     machine_suffix: str = ""
     hold_machine_file: Callable[[Mapping[str, Any], str, bool], None] | None = None
     beside: Callable[[Mapping[str, Any]], Mapping[str, Path]] | None = None
-    describe: Callable[[Mapping[str, Any], TensorFacts, Mapping[str, Any] | None], Facts] | None = None
+    describe: Callable[[Mapping[str, Any], Sequence[TensorFacts], Mapping[str, Any] | None], Facts] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

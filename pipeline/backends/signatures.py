@@ -26,14 +26,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """The one input and the outputs of a file.
+    """The inputs and outputs of a file.
 
     Attributes:
-        input: of shape (N, C, H, W).
+        input: of shape (N, C, H, W); of several inputs the first.
         outputs: in order; of a classifier one, (N, classes).
-        example: sizes that the file is known to take, None where that is unknown.
+        example: sizes of the first input that the file is known to take, None where that is unknown.
         takes_pixels: an image of whole numbers from 0 to 255 goes in, and its session rounds to such.
         gives_probabilities: its session gives their logarithms in the place of logits.
+        further: inputs, all but the first.
     """
 
     input: Tensor
@@ -41,6 +42,12 @@ class Signature:
     example: Shape
     takes_pixels: bool = False
     gives_probabilities: bool = False
+    further: tuple[Tensor, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """All of them, in order."""
+        return (self.input, *self.further)
 
     @property
     def classes(self) -> int | None:
@@ -52,9 +59,9 @@ def read(file: Path) -> Signature | None:
     """What a file declares; None for an engine, which only its own runtime on a GPU can open.
 
     Raises:
-        InputError: the file is missing, damaged or of another kind, or does not take one image batch.
+        InputError: the file is missing, damaged or of another kind, or its one input is no batch of images.
     """
     found = backends.load(backends.by_suffix(file)).signature(file)
-    if found and len(found.input.shape) != 4:
+    if found and not found.further and len(found.input.shape) != 4:
         raise InputError(f"{file} takes {found.input.shape}, and not a batch of images (N, C, H, W).")
     return found

@@ -92,7 +92,7 @@ def profiled(
     inference_ms = run.forms[form].latency_ms.p50
     fewest, most = _PROFILE_RUNS
     runs = max(fewest, min(most, round(_PROFILE_SECONDS * 1000 / inference_ms)))
-    operations = runner.profile(form, inputs.random_image(bench.input.shape), run.threads, runs)
+    operations = runner.profile(form, inputs.random_image(bench.sample_shape), run.threads, runs)
     if operations is None:
         reason = f"the {backend} backend does not tell where the time of an inference goes"
         return ProfileResult("unavailable", reason, *of_file)

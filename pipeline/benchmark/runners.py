@@ -75,7 +75,7 @@ def open_runner(
     device, backend = devices.parse(settings.device), backends.load(settings.backend)
     if backend.built:
         beside = next(file for file in exported if file.name in backend.extras)
-        with backend.built.open(device, files, beside, written.input.shape) as built:
+        with backend.built.open(device, files, beside, written.sample_shape) as built:
             yield _built(built, device, files)
         return
     with _brought(settings, device, backend, list(files.values()), written.versions) as on:

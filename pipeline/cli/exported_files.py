@@ -92,6 +92,12 @@ def open_file(path: Path) -> Exported:
     if not path.exists():
         raise InputError(f"{path} does not exist. Name an exported file: {', '.join(backends.suffixes())}.")
     signature, manifest = signatures.read(path), _manifest(path)
+    if signature and signature.further:
+        names = " and ".join(one.name or "one without a name" for one in signature.inputs)
+        raise InputError(
+            f"{path} takes several inputs, {names}, and only files of one image are compared and timed by their names. "
+            "Compare it with its program by the stages check and bench of a target: snakemake targets/NAME/bench.json."
+        )
     if signature is None:  # an engine
         shape = manifest.input.shape if manifest else (None,) * 4
         alone = manifest.outputs[0].shape if manifest and len(manifest.outputs) == 1 else ()

@@ -119,7 +119,9 @@ def _proved(model: "nn.Module", program: "ExportedProgram", shape: tuple[int, ..
         reference = in_float64(model)
         refused = repnets.fuse(reference, torch.zeros(shape, dtype=torch.float64))
         samples = fold.random_inputs(shape, reference, refused.report.free)
-        float64, exact = fold.hold_float64(reference, refused, samples, settings.float64_tolerance)
+        float64, exact = fold.hold_float64(
+            reference, refused.module, refused.report, samples, settings.float64_tolerance
+        )
         weights = fold.hold_weights(program, refused.module)
         float32 = fold.hold_float32(exact, model, programs.as_module(program), samples, settings)
         again = repnets.fuse(refused.module, torch.zeros(shape, dtype=torch.float64))

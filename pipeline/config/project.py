@@ -4,7 +4,9 @@ Nothing here imports torch: the Snakefile reads the configuration every time it 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from keyword import iskeyword
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +35,26 @@ _Path = Annotated[str, AfterValidator(_path)]
 _Level = Annotated[float, Field(ge=0, le=255)]
 _Spread = Annotated[float, Field(gt=0, le=255)]
 _Count = Annotated[int, Field(ge=2, le=1_000_000, strict=True)]
+_Axis = Annotated[int, Field(ge=1, le=65_536, strict=True)]
+_Shape = Annotated[tuple[_Axis, ...], Field(min_length=1, max_length=5)]
+
+
+def _inputs(given: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Names that are parameters of a forward, and numbers that fit into memory."""
+    for name in given:
+        if not (name.isidentifier() and name.isascii()) or iskeyword(name) or name in ("self", "samples"):
+            raise ValueError(f"`{quoted(name)}` is no name of a parameter that the network's forward could have")
+    if sum(map(prod, given.values())) > _MOST_NUMBERS:
+        raise ValueError(f"one sample would have more than {_MOST_NUMBERS:,} numbers")
+    return given
+
+
+_MOST_NUMBERS = 1 << 26
+_Inputs = Annotated[dict[str, _Shape], Field(min_length=2, max_length=32), AfterValidator(_inputs)]
+_ABOUT_INPUTS = (
+    "of networks of several: the shape of one sample of each, without the batch, by the name of the parameter of "
+    "the network's forward: {left: [3, 64, 64], right: [1, 32, 32]}"
+)
 
 
 _OF_CLASSES = ("classification", "embedding")
@@ -80,6 +102,7 @@ class Data(Strict):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     color_order: ColorOrder = "RGB"
     resize: Resize = "shorter_side_then_crop"
+    inputs: _Inputs | None = Field(None, description=_ABOUT_INPUTS)
     val_fraction: float = Field(0.2, gt=0, lt=1, description="held out where the data has no split of its own")
     split_seed: int = 0
     classes: _Count | str | tuple[str, ...] = Field(
@@ -99,12 +122,15 @@ class Data(Strict):
     @property
     def has_labels(self) -> bool:
         """Whether it is known what a network should give for each image."""
-        return self.name not in ("pictures", "none") or (self.task == "restoration" and self.name == "pictures")
+        if self.name == "pictures":
+            return self.task == "restoration"
+        return self.name != "none" and self.used_for is not None
 
     @property
     def used_for(self) -> str | None:
         """The task; None where nothing is known of what a network gives."""
-        is_known = self.name not in ("pictures", "none") or self.classes != "sorted"
+        may_be_anything = self.name in ("pictures", "none") or (":" in self.name and self.inputs)
+        is_known = not may_be_anything or self.classes != "sorted"
         return self.task or (_TASKS.get(self.name, _OF_CLASSES)[0] if is_known else None)
 
     @model_validator(mode="after")
@@ -120,6 +146,12 @@ class Data(Strict):
             raise ValueError("data.scale is for `task: restoration`, whose network gives a larger picture")
         if self.task in ("segmentation", "detection") and not self.has_labels and self.classes == "sorted":
             raise ValueError(f"data.classes is not set: {self.task} needs their number, a list or a JSON file of names")
+        return self
+
+    @model_validator(mode="after")
+    def _gives_inputs(self) -> "Data":
+        if self.inputs:
+            _require_no_images(self.name, self.model_fields_set)
         return self
 
     @model_validator(mode="after")
@@ -140,6 +172,31 @@ class Data(Strict):
         elif self.classes != "sorted" and self.name != "imagefolder":
             raise ValueError(f"data.classes orders the folders of an imagefolder; {self.name} has an order of its own")
         return self
+
+
+def _require_no_images(data: str, given: Collection[str]) -> None:
+    """Refuse `inputs` beside what prepares images, or for a data set of images.
+
+    Args:
+        data: its name.
+        given: the keys that stand beside `inputs`.
+    """
+    if data != "none" and ":" not in data:
+        raise ValueError(
+            f"inputs is for networks of several inputs, and {data} has one image each. Set `data.name` to none, or to "
+            "a data set of your own, module.path:name, whose items are the inputs"
+        )
+    if beside := [name for name in _OF_IMAGES if name in given]:
+        raise ValueError(
+            f"{beside[0]} is of networks of one image; several `inputs` are given to the network as the data set gives "
+            "them. Take it away"
+        )
+
+
+_OF_IMAGES = (
+    *("image_size", "interpolation", "color_order", "resize", "scale"),
+    *("pixel_range", "mean", "std", "recalibrate_bn"),
+)
 
 
 class Training(Strict):
@@ -173,6 +230,7 @@ class Model(Strict):
     image_size: Side | tuple[Side, Side] = Field(description="default: the data's, as of the next two")
     color_order: ColorOrder
     resize: Resize
+    inputs: _Inputs | None = Field(None, description="as `data.inputs`, which is the default")
     pixel_range: Literal[1, 255] = Field(1, description="1: pixels are divided by 255 before mean and std; 255: not")
     mean: tuple[_Level, ...] | None = Field(None, description="a number for each channel; default: the data's")
     std: tuple[_Spread, ...] | None = Field(None, description="likewise; of 0 and 1 where `pixel_range` is 255")
@@ -329,6 +387,18 @@ def _model(name: str, parts: Mapping[str, Mapping[str, Any]], data: Data, source
     entry = section(parts["models"], source, path)
     own = section(entry, source, (*path, "training"))
     validate(Training, own, source, (*path, "training"))
-    images = {key: getattr(data, key) for key in ("image_size", "color_order", "resize")}
+    images = {key: getattr(data, key) for key in ("image_size", "color_order", "resize", "inputs")}
     values = {"arch": name, **images, **entry, "training": merged(parts["training"], own)}
-    return validate(Model, values, source, path)
+    model = validate(Model, values, source, path)
+    if model.inputs:
+        try:
+            _require_no_images(data.name, entry)
+        except ValueError as error:
+            raise InputError(f"{where(source, path)}: {error}.") from None
+        if model.checkpoint is None:
+            raise InputError(
+                f"{where(source, path)}: `{name}` takes several inputs, {' and '.join(model.inputs)}, and has no "
+                "checkpoint. Networks of several inputs are not trained here: set `checkpoint:` under its name to your "
+                ".pth or .safetensors file."
+            )
+    return model

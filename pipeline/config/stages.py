@@ -37,6 +37,7 @@ class AdoptSettings(Strict):
     color_order: ColorOrder = "RGB"
     resize: Resize = "shorter_side_then_crop"
     pixel_range: int = 1
+    inputs: dict[str, tuple[int, ...]] | None = None
 
     @property
     def of_images(self) -> dict[str, Any]:

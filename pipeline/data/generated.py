@@ -3,7 +3,10 @@
 They show that two files compute the same. They tell nothing about how good a network is, and no range for int8.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from pipeline.artifacts.samples import InputShape
 
 if TYPE_CHECKING:
     import torch
@@ -31,3 +34,19 @@ def pictures(seed: int = 0) -> "torch.Tensor":
     normal = (0.5 + 0.2 * torch.randn(12, 3, SIDE, SIDE, generator=generator)).clamp(0, 1)
     parts = [uniform(12, SIDE), normal, smooth(12, 4), smooth(8, 16), smooth(8, 64), flat, fixed]
     return (torch.cat(parts) * 255).round().to(torch.uint8)
+
+
+def samples(inputs: Sequence[InputShape], seed: int = 0) -> "torch.Tensor":
+    """float32 (64, numbers), for a network of several inputs: noise of three widths, flat ones, zeros and ones."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for one in inputs:
+        normal = torch.randn(40, one.numbers, generator=generator)
+        normal[:8] *= 0.1
+        normal[8:16] *= 3
+        uniform = torch.rand(16, one.numbers, generator=generator)
+        flat = torch.randn(6, 1, generator=generator).expand(-1, one.numbers)
+        parts.append(torch.cat([normal, uniform, flat, torch.zeros(1, one.numbers), torch.ones(1, one.numbers)]))
+    return torch.cat(parts, 1)

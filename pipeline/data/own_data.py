@@ -1,8 +1,9 @@
 """A data set of the user's own, `module.path:name`: pictures and what is known of each, given by code.
 
 The name is a class or function that is called with a part, ``train`` or ``val``, and returns a sequence: of each number
-a pair of a picture and its target. Every pair is read once when the split is made, and held against its digest whenever
-it is read again.
+a pair of a picture and its target. For a network of several inputs, a tuple or dict of them, arrays as the network
+takes them, stands in the place of the picture; where no task is known, the tuple or dict is all. Every item is read
+once when the split is made, and held against its digest whenever it is read again.
 """
 
 import hashlib
@@ -12,12 +13,15 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import own_code
+from pipeline.artifacts.samples import InputShape
 from pipeline.errors import InputError
 from pipeline.tasks.base import IGNORED, Targets
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    _Given = np.ndarray | tuple[np.ndarray, ...] | dict[str, np.ndarray]
 
 PARTS = ("train", "val")
 _AXES = {"label": 0, "mask": 2}
@@ -30,13 +34,13 @@ _WANTED = {
 
 @dataclass(frozen=True)
 class OwnItem:
-    """A pair of the user's data set.
+    """An item of the user's data set.
 
     Attributes:
         number: of the image in the split.
         reference: `module.path:name`.
         source: ``train/17``: the part, and the number in it.
-        kind: of the target.
+        kind: of the target; None: the inputs are all.
         classes: how many there are; 0 where there are none.
         sha256: that picture and target must have; None to take them as they are.
     """
@@ -44,7 +48,7 @@ class OwnItem:
     number: int
     reference: str
     source: str
-    kind: Targets
+    kind: Targets | None
     classes: int
     sha256: str | None = None
 
@@ -56,29 +60,86 @@ class OwnItem:
         """
         import torch
 
-        pixels, target = self._pair()
-        if self.sha256 is not None and _digest(pixels, target) != self.sha256:
+        given, target = self._held()
+        if not hasattr(given, "shape"):
+            raise InputError(
+                f"`{self.reference}` gives several inputs for {self.source}, and the network takes one picture. Say "
+                "the shapes of the inputs: `inputs: {left: [3, 64, 64], ...}` under `data`."
+            )
+        return torch.from_numpy(given)[None], torch.from_numpy(target)[None]
+
+    def read_sample(self, inputs: Sequence[InputShape]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """float32 (1, numbers), all inputs one after the other, and a row of the target.
+
+        Raises:
+            InputError: as `read`; the inputs are not those.
+        """
+        import numpy as np
+        import torch
+
+        given, target = self._held()
+        found = given if isinstance(given, dict) else dict(zip((one.name for one in inputs), given, strict=False))
+        shapes = {name: value.shape for name, value in found.items()}
+        if len(given) != len(inputs) or shapes != {one.name: one.shape for one in inputs}:
+            told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            wanted = ", ".join(f"{one.name} {list(one.shape)}" for one in inputs)
+            raise InputError(
+                f"`{self.reference}` gives {len(given)} inputs for {self.source}, {told}, and the network takes "
+                f"{wanted}, by `inputs` in config.yaml. Give a tuple of them in this order, or a dict."
+            )
+        row = np.concatenate([found[one.name].ravel() for one in inputs]).astype(np.float32)
+        return torch.from_numpy(row)[None], torch.from_numpy(target)[None]
+
+    def digest(self) -> str:
+        """Sha256 of picture or inputs, and of the target. InputError as `read`."""
+        return _digest(*self._pair())
+
+    def _held(self) -> "tuple[_Given, np.ndarray]":
+        """The pair, if it is the one that the split was made with."""
+        given, target = self._pair()
+        if self.sha256 is not None and _digest(given, target) != self.sha256:
             raise InputError(
                 f"`{self.reference}` gives another pair for {self.source} than when the split was made. Run `python -m "
                 "pipeline split` again; a data set must give the same each time, so leave augmentation to training."
             )
-        return torch.from_numpy(pixels)[None], torch.from_numpy(target)[None]
+        return given, target
 
-    def digest(self) -> str:
-        """Sha256 of picture and target. InputError as `read`."""
-        return _digest(*self._pair())
+    def _pair(self) -> "tuple[_Given, np.ndarray]":
+        """A picture or several inputs, and the target; -1 where there is none."""
+        import numpy as np
 
-    def _pair(self) -> "tuple[np.ndarray, np.ndarray]":
         part, number = self.source.split("/")
         pair = own_code.made(
             self.reference, lambda: load(self.reference, part)[int(number)], f"failed at number {number} of {part}"
         )
+        if self.kind is None:
+            return self._inputs(pair), np.array(-1)
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise InputError(
                 f"`{self.reference}` gives a {type(pair).__name__} for {self.source}, and must give a pair of a "
                 "picture and its target."
             )
-        return self._pixels(pair[0]), self._target(pair[1])
+        is_several = isinstance(pair[0], tuple | dict)
+        return (self._inputs if is_several else self._pixels)(pair[0]), self._target(pair[1])
+
+    def _inputs(self, given: Any) -> "dict[str, np.ndarray] | tuple[np.ndarray, ...]":
+        import numpy as np
+
+        if not isinstance(given, tuple | list | dict):
+            raise InputError(
+                f"`{self.reference}` gives a {type(given).__name__} for {self.source}, and must give a tuple or dict "
+                "of the network's inputs, or set `data.task` or `data.classes` for pairs of those and a target."
+            )
+        found = {
+            name: np.asarray(one) for name, one in (given.items() if isinstance(given, dict) else enumerate(given))
+        }
+        for name, one in found.items():
+            if one.dtype.kind not in "fiub" or not np.isfinite(one.astype(np.float32)).all():
+                raise InputError(
+                    f"`{self.reference}`: the input {name} of {self.source} is of {one.dtype}, or holds NaN or "
+                    "infinity. Give finite numbers, as the network takes them."
+                )
+        return found if isinstance(given, dict) else tuple(found.values())
 
     def _pixels(self, given: Any) -> "np.ndarray":
         import numpy as np
@@ -141,7 +202,7 @@ def load(reference: str, part: str) -> Sequence[Any]:
     return found
 
 
-def items(reference: str, kind: Targets, classes: int) -> dict[str, tuple[OwnItem, ...]]:
+def items(reference: str, kind: Targets | None, classes: int) -> dict[str, tuple[OwnItem, ...]]:
     """All pairs, by the part.
 
     Raises:
@@ -160,9 +221,12 @@ def items(reference: str, kind: Targets, classes: int) -> dict[str, tuple[OwnIte
     return found
 
 
-def _digest(*arrays: "np.ndarray") -> str:
+def _digest(given: "_Given", target: "np.ndarray") -> str:
     total = hashlib.sha256()
-    for one in arrays:
+    if isinstance(given, dict):
+        total.update(f"{list(given)}\n".encode())
+    several = given.values() if isinstance(given, dict) else given if isinstance(given, tuple) else (given,)
+    for one in (*several, target):
         total.update(f"{one.dtype.str} {one.shape}\n".encode())
         total.update(one.tobytes())
     return total.hexdigest()

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, get_args
 from pipeline import regular_file
 from pipeline.artifacts import digests, manifest
 from pipeline.artifacts.manifest import ColorOrder, ImageSize, Preprocessing, Resize, channels_of
-from pipeline.data import annotated_folder, folder_layout, image_folder, own_data, prepared_images, targets, transforms
+from pipeline.data import (
+    annotated_folder,
+    folder_layout,
+    image_folder,
+    own_data,
+    prepared_images,
+    samples,
+    targets,
+    transforms,
+)
 from pipeline.data.datasets import (
     CLASSIFICATION,
     COCO,
@@ -97,7 +106,8 @@ class Split:
     @property
     def has_labels(self) -> bool:
         """Whether it is known what a network should give for an image; else all that is read is `datasets.UNKNOWN`."""
-        return self.name not in UNLABELLED or (self.use.kind == "picture" and self.name != NONE)
+        of_pictures = self.use.kind == "picture" and self.name != NONE
+        return of_pictures if self.name in UNLABELLED else bool(self.use.task)
 
     @property
     def is_of_classifier(self) -> bool:
@@ -123,15 +133,19 @@ class Split:
         color_order: ColorOrder = "RGB",
         resize: Resize = "shorter_side_then_crop",
         pixel_range: int = 1,
+        inputs: Mapping[str, Sequence[int]] | None = None,
     ) -> Preprocessing:
-        """How an image of this data set becomes the input of a network.
+        """How an image of this data set becomes the input of a network, or which several inputs it takes.
 
         Args:
             image_size: pixels; see `Preprocessing`, as for `interpolation`, `color_order` and `resize`.
             mean, std: per channel in that order, of pixels in [0, ``pixel_range``]; default: the data set's own, and
                 where ``pixel_range`` is 255 the pixels as they are.
             pixel_range: 1 or 255.
+            inputs: of a network of several, the shape of each by its name; nothing else is looked at then.
         """
+        if inputs is not None:
+            return samples.preprocessing(inputs, self.classes if self.is_of_classifier else ())
         if pixel_range == 1:
             mean, std = (own or self.facts.of(color_order, name) for name, own in (("mean", mean), ("std", std)))
         channels = channels_of(color_order)
@@ -159,11 +173,15 @@ class Split:
             workers: processes that read images, for an image folder; default 2.
 
         Yields:
-            float32 (n, C, height, width) and the targets, of `kind`, on the CPU.
+            float32 (n, C, height, width), or of several inputs the samples (n, numbers); and the targets, of `kind`, on
+            the CPU.
 
         Raises:
-            InputError: the data set is no longer the one that the split was made from.
+            InputError: the data set is no longer the one that the split was made from, or does not give such inputs.
         """
+        if preprocessing.inputs is not None:
+            yield from samples.batches(self.name, self.items, self.parts[part], preprocessing.inputs, batch_size)
+            return
         read = self._prepared if part == "val" else self._read
         for images, wanted in read(part, preprocessing, batch_size, workers):
             yield transforms.normalised(images, preprocessing).contiguous(), wanted
@@ -218,7 +236,7 @@ class Split:
         """Images of a part before they are normalised: float32 (n, 1 or 3, height, width) in [0, 1]."""
         numbers = self.parts[part]
         chunks = [list(numbers[at : at + batch_size]) for at in range(0, len(numbers), batch_size)]
-        view = View(preprocessing, self.kind, self.use.scale)
+        view = targets.View(preprocessing, self.kind, self.use.scale)
         if self.is_read_singly:
             yield from image_folder.batches(self.items(chunks), view, workers)
             return
@@ -237,7 +255,8 @@ class Split:
 
     def _item(self, number: int, source: str, sha256: str) -> image_folder.Readable:
         if is_own(self.name):
-            return own_data.OwnItem(number, self.name, source, self.use.kind, len(self.classes), sha256)
+            kind = self.use.kind if self.use.task else None
+            return own_data.OwnItem(number, self.name, source, kind, len(self.classes), sha256)
         return image_folder.Item(number, Path(self.root or "").expanduser() / source, sha256, self._known[number])
 
     @cached_property
@@ -250,21 +269,6 @@ class Split:
             classes = len(self.classes) if self.name == MASKS else None
             return [annotated_folder.File(root / name, sha256, classes) for name, sha256 in self.beside.items()]
         return self.labels or (UNKNOWN,) * len(self.sources)
-
-
-@dataclass(frozen=True)
-class View:
-    """Images as they are, and their targets, as a network takes and is to give them: float32 images in [0, 1]."""
-
-    preprocessing: Preprocessing
-    kind: Targets
-    scale: int
-
-    def __call__(self, pixels: "torch.Tensor", wanted: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
-        return (
-            transforms.resized(pixels, self.preprocessing),
-            targets.fitted(self.kind, wanted, pixels, self.preprocessing, self.scale),
-        )
 
 
 def new_split(

@@ -3,7 +3,7 @@
 The kinds, their shapes and units are those of `pipeline.tasks.base.Targets`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts.manifest import Preprocessing
@@ -38,6 +38,21 @@ def fitted(
         wanted = targets if targets.dim() == 4 else pixels
         return transforms.resized(wanted, replace(preprocessing, image_size=(scale * height, scale * width)))
     return targets
+
+
+@dataclass(frozen=True)
+class View:
+    """Images as they are, and their targets, as a network takes and is to give them: float32 images in [0, 1]."""
+
+    preprocessing: Preprocessing
+    kind: Targets
+    scale: int
+
+    def __call__(self, pixels: "torch.Tensor", wanted: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+        return (
+            transforms.resized(pixels, self.preprocessing),
+            fitted(self.kind, wanted, pixels, self.preprocessing, self.scale),
+        )
 
 
 def mirrored(kind: Targets, targets: "torch.Tensor", flip: "torch.Tensor", width: int) -> "torch.Tensor":

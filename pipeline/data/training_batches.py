@@ -51,7 +51,7 @@ def batches(
     generator = torch.Generator().manual_seed(seed)
     order = torch.tensor(split.parts["train"])[torch.randperm(split.size("train"), generator=generator)]
     chunks = [order[at * batch_size :][:batch_size] for at in range(steps(split, batch_size))]
-    view = splits.View(preprocessing, split.kind, split.use.scale)
+    view = targets.View(preprocessing, split.kind, split.use.scale)
     if split.is_read_singly:
         items = split.items([chunk[rank::world].tolist() for chunk in chunks])
         of_labels = transforms.FolderView(preprocessing, augment, split.facts.mirror)

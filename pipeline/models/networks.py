@@ -5,18 +5,21 @@
     my.module:factory       the user's own: a callable `factory(num_classes=...)` that returns an nn.Module
     resnet18+dbb            any of these with training branches around its convolutions, by `repnets.expand`
 
-Each takes float32 images (N, C, H, W), C being 3, or 1 of gray ones; a classifier gives logits (N, num_classes).
+Each takes float32 images (N, C, H, W), C being 3, or 1 of gray ones, or the `inputs` of config.yaml; a classifier gives
+logits (N, num_classes).
 The user's module is looked up in the folder of the run first, then on Python's path.
 """
 
 import copy
 import importlib
 import inspect
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import own_code, source_files
 from pipeline.artifacts.manifest import Preprocessing
+from pipeline.artifacts.samples import InputShape
 from pipeline.errors import InputError, nearest
 from repnets.errors import RepnetsError
 from repnets.expansion import STYLES
@@ -121,6 +124,32 @@ def build(arch: str, num_classes: int, folded: bool = False, channels: int = 3) 
     return create_model(arch, num_classes, channels)
 
 
+def in_order(model: "nn.Module", arch: str, inputs: Sequence[InputShape]) -> tuple[InputShape, ...]:
+    """Several inputs in the order of a network's forward.
+
+    Raises:
+        InputError: they are not the parameters of its forward, or some of those can be given by name alone.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    shapes = {one.name: one for one in inputs}
+    if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters.values()):
+        return tuple(inputs)  # forward(*inputs) names none
+    takes = [name for name, one in parameters.items() if one.default is inspect.Parameter.empty]
+    ordered = [name for name in parameters if name in shapes]
+    by_name = [name for name in ordered if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    if by_name:
+        raise InputError(
+            f"`{arch}`: its forward takes `{by_name[0]}` by name alone, and exported files take inputs in order. Take "
+            "away the `*` before it in its forward."
+        )
+    if len(ordered) < len(shapes) or not set(takes) <= set(ordered) or ordered != list(parameters)[: len(ordered)]:
+        raise InputError(
+            f"`{arch}` takes {' and '.join(takes)}, the parameters of its forward, and `inputs` in config.yaml names "
+            f"{' and '.join(shapes)}. Name these, each with its shape."
+        )
+    return tuple(shapes[name] for name in ordered)
+
+
 def require_runs(model: "nn.Module", arch: str, preprocessing: Preprocessing) -> None:
     """Hold a network to what this pipeline asks of one, on two black images and in the mode that it is in.
 
@@ -131,12 +160,19 @@ def require_runs(model: "nn.Module", arch: str, preprocessing: Preprocessing) ->
     """
     import torch
 
-    images, num_classes = torch.zeros(preprocessing.shape(2)), len(preprocessing.classes)
+    inputs, num_classes = [torch.zeros(shape) for shape in preprocessing.shapes(2)], len(preprocessing.classes)
     height, width = preprocessing.size
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            given = copy.deepcopy(model)(images)
+            given = copy.deepcopy(model)(*inputs)
         except Exception as error:
+            if preprocessing.inputs is not None:
+                shapes = ", ".join(f"{one.name} {list(one.shape)}" for one in preprocessing.inputs)
+                raise InputError(
+                    f"`{arch}` does not run on two samples of its inputs, {shapes}: {own_code.words(error)}. Correct "
+                    "the shapes under `inputs`, which are without the batch."
+                ) from error
+            _require_one_input(model, arch)
             raise InputError(
                 f"`{arch}` does not run on images of {height} x {width} pixels: {own_code.words(error)}. It is given "
                 f"{_CHANNELS[preprocessing.color_order]}. If the size is too small for it, or not the one that it "
@@ -153,6 +189,18 @@ def require_runs(model: "nn.Module", arch: str, preprocessing: Preprocessing) ->
             f"`{arch}` gives {f'a tensor {shape}' if shape else f'a {type(given).__name__}'} for two images in "
             f"{mode} mode, and must give logits, a tensor (2, {num_classes}): one row an image, one column a "
             "class. Make its forward return them alone."
+        )
+
+
+def _require_one_input(model: "nn.Module", arch: str) -> None:
+    """Say of a network of several inputs, for which no shapes are given, how to give them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
+    if len(names) > 1:
+        shapes = ", ".join(f"{name}: [3, 64, 64]" for name in names)
+        raise InputError(
+            f"`{arch}` takes several inputs, {' and '.join(names)}, and is given one image. Say the shape of each, "
+            f"without the batch, under `data` or its name in `models:`, for example `inputs: {{{shapes}}}`."
         )
 
 

@@ -72,7 +72,7 @@ def write(program: "ExportedProgram", file: Path, lineage: Mapping[str, Any]) ->
     """Write a program.
 
     Args:
-        program: of one input (N, C, H, W), from `repnets.capture`.
+        program: from `repnets.capture`.
         file: where it goes.
         lineage: what it was made of, as JSON types.
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts.export_result import TensorFacts
+from pipeline.artifacts.samples import cut
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, program_file
 from pipeline.models.passes.constants_ahead import compute_constants
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
     from torch.export import ExportedProgram
-    from torch.fx import Graph, GraphModule, Node
+    from torch.fx import GraphModule, Node
 
 
 def of_form(form: str, checkpoint: Path, fused: Path, quantized: Path | None = None) -> "nn.Module":
@@ -60,24 +61,25 @@ def narrow(program: "ExportedProgram", source: "ExportedProgram") -> None:
     sizes.narrow_sizes(program, sizes.free_sizes(source))
 
 
-def static(module: "nn.Module", shape: tuple[int, ...]) -> "ExportedProgram":
-    """A network as a program of one input shape, as the exporters take it; what it computes of weights alone is stored.
+def static(module: "nn.Module", *shapes: tuple[int, ...]) -> "ExportedProgram":
+    """A network as a program of fixed input shapes, as exporters take it; what it computes of weights alone is stored.
 
     Args:
         module: float32, in evaluation mode.
-        shape: (N, 3, H, W).
+        shapes: of each input, (N, 3, H, W) of an image.
     """
     import torch
 
-    program = torch.export.export(module, (torch.zeros(shape),))
+    inputs = tuple(map(torch.zeros, shapes))
+    program = torch.export.export(module, inputs)
     network = as_module(program)
-    return torch.export.export(network, (torch.zeros(shape),)) if compute_constants(network) else program
+    return torch.export.export(network, inputs) if compute_constants(network) else program
 
 
-def input_shape(program: "ExportedProgram") -> tuple[int | None, ...]:
-    """Shape of a program's one input; None for axes of free size."""
-    name = program.graph_signature.user_inputs[0]
-    return shape_of(next(node for node in program.graph.nodes if node.name == name).meta["val"])
+def input_shapes(program: "ExportedProgram") -> list[tuple[int | None, ...]]:
+    """Shape of each input of a program; None for axes of free size."""
+    values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
+    return [shape_of(values[name]) for name in program.graph_signature.user_inputs]
 
 
 def outputs(program: "ExportedProgram") -> "dict[str, Tensor]":
@@ -109,7 +111,7 @@ def count(program: "ExportedProgram") -> dict[str, int]:
     return {
         "convolution": sum(number for name, number in operations.items() if name.startswith("aten.conv")),
         "batch_norm": sum(number for name, number in operations.items() if "batch_norm" in name),
-        "join": _joins(program.graph),
+        "join": _joins(program),
         "int8": sum(map(_is_int8, program.graph.nodes)),
         "total": operations.total(),
         **dict(sorted(operations.items())),
@@ -125,7 +127,7 @@ def count_normalizations(program: "ExportedProgram") -> int:
     import torch
 
     aten = torch.ops.aten
-    computed, found = set(program.graph.find_nodes(op="placeholder")[-1:]), 0
+    computed, found = _inputs(program), 0
     for node in program.graph.nodes:
         depending = computed.intersection(node.all_input_nodes)
         is_scale = node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
@@ -136,7 +138,11 @@ def count_normalizations(program: "ExportedProgram") -> int:
 
 
 def outputs_of(module: "GraphModule", image: "np.ndarray") -> "dict[str, np.ndarray]":
-    """The output of each operation of a network for float32 (N, 3, H, W), by the name of its node, in order.
+    """The output of each operation of a network for a batch of samples, by the name of its node, in order.
+
+    Args:
+        module: with the shapes of its inputs noted.
+        image: float32 (N, 3, H, W), or for several inputs (N, numbers).
 
     Returns:
         float32 arrays; operations without a floating-point output are left out.
@@ -144,7 +150,8 @@ def outputs_of(module: "GraphModule", image: "np.ndarray") -> "dict[str, np.ndar
     import torch
 
     interpreter = torch.fx.Interpreter(module, garbage_collect_values=False)
-    interpreter.args_iter = iter([torch.from_numpy(image)])
+    taken = [node.meta["val"].shape for node in module.graph.find_nodes(op="placeholder")]
+    interpreter.args_iter = iter(cut(torch.from_numpy(image), taken))
     outputs = {}
     with torch.inference_mode():
         for node in module.graph.nodes:
@@ -358,9 +365,14 @@ def constants(module: "GraphModule") -> "Iterator[tuple[str, Tensor]]":
     yield from module.named_buffers()
 
 
-def _joins(graph: "Graph") -> int:
-    computed, joins = set(graph.find_nodes(op="placeholder")[-1:]), 0  # the image; before it come the weights
-    for node in graph.nodes:
+def _inputs(program: "ExportedProgram") -> "set[Node]":
+    names = program.graph_signature.user_inputs
+    return {node for node in program.graph.find_nodes(op="placeholder") if node.name in names}
+
+
+def _joins(program: "ExportedProgram") -> int:
+    computed, joins = _inputs(program), 0
+    for node in program.graph.nodes:
         depending = computed.intersection(node.all_input_nodes)
         joins += str(node.target).startswith(("aten.add.", "aten.add_.")) and len(depending) > 1
         if depending:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import programs
+from pipeline.artifacts.samples import InputShape
+from pipeline.models import programs, several_inputs
 from pipeline.models.passes.conv_paddings import number_paddings
 from pipeline.models.passes.keep_mean_dims import keep_dimensions_in
 from pipeline.quiet import quiet
@@ -35,14 +36,17 @@ if TYPE_CHECKING:
     from repnets.quantization.simulation import Simulation
 
 
-def network(program: "ExportedProgram") -> "GraphModule":
+def network(program: "ExportedProgram", inputs: Sequence[InputShape] | None = None) -> "GraphModule":
     """A fused program's network, ready to be quantized: a private copy, whose global means keep their dimensions.
 
     XNNPACK computes a mean over height and width as integers only where its output keeps them, and flattened after.
+    One of several `inputs` takes them as samples; see `several_inputs.join_inputs`.
     """
     import torch
 
     module = copy.deepcopy(programs.graph_module(program))
+    if inputs is not None:
+        several_inputs.join_inputs(module, inputs)
     number_paddings(module)
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
         target, source = node.args[:2]  # left by a write in place; it has no gradient to train with
@@ -137,7 +141,9 @@ def simulation(prepared: "GraphModule") -> "Simulation":
     return Simulation(module)
 
 
-def convert(prepared: "GraphModule", found: "Simulation", shape: Sequence[int]) -> "ExportedProgram":
+def convert(
+    prepared: "GraphModule", found: "Simulation", shape: Sequence[int], inputs: Sequence[InputShape] | None = None
+) -> "ExportedProgram":
     """The int8 program: a prepared network with the weights and scales of its simulation.
 
     Args:
@@ -145,6 +151,7 @@ def convert(prepared: "GraphModule", found: "Simulation", shape: Sequence[int]) 
         found: from `simulation` of it; its biases are rounded to what integer runtimes hold.
         shape: (N, C, H, W) of an example, N being 2; batch size, height and width stay free where the network leaves
             them free.
+        inputs: of a network of several, as `network` was given them.
     """
     with quiet():
         import torch
@@ -163,7 +170,10 @@ def convert(prepared: "GraphModule", found: "Simulation", shape: Sequence[int]) 
             observer.min_val, observer.max_val = -largest, largest
         converted = _in_evaluation(convert_pt2e(prepared))
         _drop_unread(converted)
-        return capture(converted, torch.zeros(*shape))
+        if inputs is None:
+            return capture(converted, torch.zeros(*shape))
+        several_inputs.part_inputs(converted, inputs)
+        return capture(converted, tuple(torch.zeros(shape[0], *one.shape) for one in inputs))
 
 
 def copy_tensors(source: "GraphModule", target: "GraphModule") -> None:

@@ -27,7 +27,7 @@ from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import AdoptSettings
 from pipeline.data import class_order, splits
 from pipeline.errors import InputError
-from pipeline.models import checkpoints, external_checkpoints, networks
+from pipeline.models import checkpoints, external_checkpoints, networks, several_inputs
 from pipeline.models.accuracy import (
     METRIC_PACKAGES,
     better_order,
@@ -78,9 +78,13 @@ def _adopt(settings: AdoptSettings, source: Path, split: Path, checkpoint: Path)
     model, form = external_checkpoints.network(
         state, settings.arch, len(images.classes), str(source), preprocessing.channels
     )
+    if preprocessing.inputs is not None:
+        inputs = networks.in_order(model, settings.arch, preprocessing.inputs)
+        preprocessing = replace(preprocessing, inputs=inputs)
     networks.require_runs(model, settings.arch, preprocessing)
-    require_fits(model, settings.arch, images, preprocessing)
-    metrics = _metrics(model, images, preprocessing, source) if images.has_labels else {}
+    of_samples = several_inputs.of_samples(model, preprocessing)
+    require_fits(of_samples, settings.arch, images, preprocessing)
+    metrics = _metrics(of_samples, images, preprocessing, source) if images.has_labels else {}
     if not metrics:
         print(f"adopt: {source.name} is taken as it is: the images have no labels, so nothing says how good it is")
     made = CheckpointHeader(
@@ -154,6 +158,15 @@ def _check_header(
         raise InputError(
             f"{source} was trained on images in {own.color_order}, but they would be in {preprocessing.color_order}. "
             f"Set `color_order: {own.color_order}` under its name in `models:`."
+        )
+    if own.inputs != preprocessing.inputs:
+        told, wanted = (
+            " and ".join(f"{one.name} {list(one.shape)}" for one in how.inputs) if how.inputs else "one image"
+            for how in (own, preprocessing)
+        )
+        raise InputError(
+            f"{source} is of a network that takes {told}, but `inputs` in config.yaml says {wanted}. Set `inputs` to "
+            "what it takes."
         )
     if len(own.classes) != len(preprocessing.classes):
         raise InputError(

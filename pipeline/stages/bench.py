@@ -110,7 +110,7 @@ def _bench(
     subjects: Mapping[str, str],
 ) -> BenchResult:
     if unavailable is None:
-        measured = measurement.measure(runner, list(written.forms), written.input.shape, settings.bench)
+        measured = measurement.measure(runner, list(written.forms), written.sample_shape, settings.bench)
     else:
         measured = Measured(dict.fromkeys(written.forms, UNTIMED), None, (), None, None)
     facts = {name: vars(form.files[form.file_name]) for name, form in written.forms.items()}
@@ -125,6 +125,7 @@ def _bench(
         backend=written.backend,
         precision=written.precision,
         input=written.input,
+        further_inputs=written.further_inputs,
         **vars(measured) | {"forms": {name: replace(one, **facts[name]) for name, one in measured.forms.items()}},
         reference=reference,
         accuracy=accuracy_of(checked),

@@ -51,10 +51,17 @@ def run(
 
     Raises:
         InputError: a file is missing, or not the one that the manifest describes; check.json is of other files, or was
-            not passed; an engine is asked for that no device can use; the key cannot be used.
+            not passed; the network takes several inputs; an engine is asked for that no device can use; the key cannot
+            be used.
     """
     backend = backends.load(settings.backend)
     written = documents.read(Manifest, manifest)
+    if written.further_inputs:
+        raise InputError(
+            f"`{written.model}` takes {' and '.join(one.name for one in written.inputs)}, and bundles are of networks "
+            "of one input: their self-test and code give it one. Ship the files of the target's folder; its "
+            "manifest.json tells the inputs."
+        )
     source, program = _source(written, fused, quantized)
     listed = manifest.parent.iterdir() if files == [manifest.parent] else files
     exported = {file.name: file for file in listed if file.name in written.shipped_files}
@@ -116,7 +123,7 @@ def _pack(
     outputs = _outputs(written)
     described = None
     if parts.describe:
-        described = parts.describe(settings.options, written.input, entry.facts if with_engine else None)
+        described = parts.describe(settings.options, written.inputs, entry.facts if with_engine else None)
     images = splits.open_split(split)
     labels = images.classes if images.is_of_classifier or images.use.kind in ("mask", "boxes") else ()
     document = BundleManifest(

@@ -47,7 +47,7 @@ from pipeline.models.accuracy import METRIC_PACKAGES
 from pipeline.verification import declared, gates
 from pipeline.verification.reference import Reference, spec_of
 
-_SHOWN_FIELDS = ("mean", "std", "color_order", "resize", "interpolation", "classes")
+_SHOWN_FIELDS = ("mean", "std", "color_order", "resize", "interpolation", "classes", "inputs")
 
 
 def run(

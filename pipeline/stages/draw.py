@@ -44,7 +44,7 @@ def _draw(checkpoint: Path, places: dict[str, Path]) -> None:
 
     svg.require_graphviz()  # before the work is done
     model, header = checkpoints.load_model(checkpoint)
-    example = torch.zeros(header.preprocessing.shape(1))
+    example = tuple(map(torch.zeros, header.preprocessing.shapes(1)))
     shown = svg.scene(example, fuse(model, example))
     name = svg.busiest_block(shown)
     title = f"{header.arch} {name}".strip()

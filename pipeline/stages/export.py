@@ -83,6 +83,11 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
             f"{quantized} was made of another fused.pt2 than {fused}. Quantize again: snakemake {quantized}"
         )
     preprocessing = header.preprocessing
+    if settings.image_size and preprocessing.inputs:
+        raise InputError(
+            f"`image_size` of the target {settings.target} is for networks of one image, and `{settings.model}` takes "
+            f"{' and '.join(one.name for one in preprocessing.inputs)}, whose shapes `inputs` says. Leave it out."
+        )
     if settings.image_size:
         preprocessing = replace(preprocessing, image_size=settings.image_size)
     modules = {form: programs.of_form(form, checkpoint, fused, quantized) for form in settings.forms}
@@ -91,7 +96,8 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
     if settings.precision == "fp16":
         _require_float16(modules["fused"], fused)
     shape = preprocessing.shape(settings.batch)
-    static = {form: programs.static(module, shape) for form, module in modules.items()}
+    shapes = preprocessing.shapes(settings.batch)
+    static = {form: programs.static(module, *shapes) for form, module in modules.items()}
     outputs = programs.output_facts(next(iter(static.values())), bool(preprocessing.classes))
     spec = ExportSpec(
         precision=settings.precision,
@@ -100,6 +106,13 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
         options=settings.options,
         output_names=tuple(one.name for one in outputs),
     )
+    clashing = [name for name in spec.output_names if name in spec.inputs]
+    if clashing:
+        raise InputError(
+            f"`{settings.model}` has an input and an output that are both named `{clashing[0]}`, which a file cannot "
+            "have. Rename the input in its forward and under `inputs`."
+        )
+    taken = _inputs(spec, settings.options)
     written = {}
     for form, program in static.items():
         files = [places[name.format(form=form)] for name in backend.files()]
@@ -118,12 +131,7 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
             precision=settings.precision,
             forms=written,
             extras={name: FileFacts.of(places[name]) for name in backend.extras},
-            input=TensorFacts(
-                spec.input_name,
-                shape,
-                "uint8" if settings.options.get("normalization") else "float32",
-                _free_sizes(settings.options),
-            ),
+            input=taken[0],
             outputs=outputs,
             preprocessing=preprocessing,
             lineage=Lineage(
@@ -138,8 +146,14 @@ def _export(settings: ExportSettings, inputs: Inputs, places: dict[str, Path]) -
                 accuracy=proved.accuracy,
             ),
             versions=versions("torch", *backend.packages),
+            further_inputs=taken[1:] or None,
         ),
     )
+
+
+def _inputs(spec: ExportSpec, options: Mapping[str, Any]) -> tuple[TensorFacts, ...]:
+    kind, free = "uint8" if options.get("normalization") else "float32", _free_sizes(options)
+    return tuple(TensorFacts(name, shape, kind, free) for name, shape in spec.inputs.items())
 
 
 def _require_float16(network: "nn.Module", fused: Path) -> None:

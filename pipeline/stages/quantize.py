@@ -35,7 +35,7 @@ from pipeline.artifacts.verify_result import VerifyResult
 from pipeline.config.stages import QuantizeSettings
 from pipeline.data import datasets, splits, training_batches
 from pipeline.errors import GateError, InputError, first_line
-from pipeline.models import program_file, programs
+from pipeline.models import program_file, programs, several_inputs
 from pipeline.models.accuracy import METRIC_PACKAGES, metric_of, scorer, share_right
 from pipeline.quantization import pt2e, ptq
 
@@ -85,16 +85,16 @@ def _quantize(settings: QuantizeSettings, inputs: Inputs, places: dict[str, Path
     program, lineage = program_file.read(fused)
     images = splits.open_split(inputs.paths["split"])
     calibration, about = _calibration(images, settings.calibration_images, preprocessing)
-    network, metric = pt2e.network(program), metric_of(images)
+    network, metric = pt2e.network(program, preprocessing.inputs), metric_of(images)
     _require_usable(network, calibration[0][:1], fused)
     accuracy = scorer(network, images, preprocessing, _BATCH)
     limits = ptq.Limits(settings.max_metric_drop, settings.max_float_layers, _training(settings, images, preprocessing))
     done = ptq.repair(network, calibration, accuracy, limits, metric)
     outside = pt2e.in_float(done.prepared)
-    written = pt2e.convert(done.prepared, done.simulation, preprocessing.shape(2))
+    written = pt2e.convert(done.prepared, done.simulation, preprocessing.shape(2), preprocessing.inputs)
     # what the fused network asserts of its sizes is not in the one that was quantized
     programs.narrow(written, program)
-    reached = accuracy(programs.as_module(written))
+    reached = accuracy(several_inputs.of_samples(programs.as_module(written), preprocessing))
     result = _result(done, reached, metric, about, outside, lineage | {"fused": inputs.sha256["fused"]})
     if not done.float_accuracy - reached <= allowed_drop(settings.max_metric_drop, metric, done.float_accuracy):
         if not settings.may_lose:
@@ -149,6 +149,11 @@ def _require_usable(network: "GraphModule", image: "Tensor", fused: Path) -> Non
 def _training(settings: QuantizeSettings, images: splits.Split, preprocessing: Preprocessing) -> "ptq.Training | None":
     if not settings.qat_epochs:
         return None
+    if preprocessing.inputs is not None:
+        raise InputError(
+            f"`quantize.qat_epochs` trains on images, and the network takes several inputs, "
+            f"{' and '.join(one.name for one in preprocessing.inputs)}. Set it to 0."
+        )
 
     def batches() -> "Iterator[Tensor]":
         for epoch in range(settings.qat_epochs):

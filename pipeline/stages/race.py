@@ -219,7 +219,7 @@ def _race(
 ) -> tuple[str, BenchResult]:
     """The chosen precision, and its bench.json."""
     runs: list[Run] = []
-    shape = next(iter(passed.values())).written.input.shape
+    shape = next(iter(passed.values())).written.sample_shape
     if unavailable is None:
         limits = measurement.until(settings.bench)
         taken = [measurement.timed(runner, list(passed), shape, n, limits) for n in settings.bench.threads]
@@ -243,6 +243,7 @@ def _race(
         backend=winner.written.backend,
         precision=winner.written.precision,
         input=winner.written.input,
+        further_inputs=winner.written.further_inputs,
         chosen=best,
         chosen_by="latency" if runs else "size",
         tried=_tried(candidates, runs),

@@ -41,13 +41,14 @@ def run(
     def build(places: dict[str, Path], scratch: Path) -> None:
         header = checkpoints.read_header(checkpoint)
         preprocessing = header.preprocessing
-        if settings.image_size:
+        if settings.image_size and preprocessing.inputs is None:
             preprocessing = replace(preprocessing, image_size=settings.image_size)
         shape = preprocessing.shape(settings.batch)
         files = {}
         for form in settings.forms:
             files[form] = scratch / backend.file_name(form)
-            program = programs.static(programs.of_form(form, checkpoint, fused, quantized), shape)
+            module = programs.of_form(form, checkpoint, fused, quantized)
+            program = programs.static(module, *preprocessing.shapes(settings.batch))
             backend.export(program, [files[form]], ExportSpec("fp32", shape, preprocessing))
         runner = runners.here({form: Job(backend.name, file) for form, file in files.items()})
         measured = measurement.measure(runner, list(files), shape, settings.bench)

@@ -12,6 +12,7 @@ rounding each layer does to the logits of some training images, and what makes i
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from pipeline.artifacts.manifest import Preprocessing
 from pipeline.config.stages import NoSettings
 from pipeline.data import splits
 from pipeline.errors import InputError
-from pipeline.models import checkpoints, program_file
+from pipeline.models import checkpoints, program_file, several_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,7 +75,8 @@ def _fuse(inputs: Inputs, places: dict[str, Path]) -> None:
     from repnets.quantization.forecast import forecast
 
     model, header = checkpoints.load_model(inputs.paths["checkpoint"])
-    example = torch.zeros(header.preprocessing.shape(2))
+    several = header.preprocessing.inputs
+    example = tuple(map(torch.zeros, header.preprocessing.shapes(2)))
     result = fuse(model, example)
     lineage = {
         "checkpoint": inputs.sha256["checkpoint"],
@@ -86,15 +88,17 @@ def _fuse(inputs: Inputs, places: dict[str, Path]) -> None:
     split = splits.open_split(inputs.paths["split"])
     images = _images(split, header.preprocessing, result.report)
     shown = images or next(split.batches("val", header.preprocessing, _BATCH))
-    _require_finite(model, shown[0], inputs.paths["checkpoint"])
+    _require_finite(several_inputs.of_samples(model, header.preprocessing), shown[0], inputs.paths["checkpoint"])
     if "batch" not in result.report.free:
         raise InputError(
-            f"`{header.arch}` takes {len(example)} images at once and no other number, so it cannot be verified on a "
-            "validation set: its forward depends on the batch size, or mixes images. Let it treat each image alike, "
+            f"`{header.arch}` takes {len(example[0])} images at once and no other number, so it cannot be verified on "
+            "a validation set: its forward depends on the batch size, or mixes images. Let it treat each image alike, "
             "for example `x.shape[0]` in place of a number."
         )
     lineage = program_file.write(capture(result.module, example), places["fused"], lineage)
     subjects = inputs.sha256 | {"fused": digests.digest(places["fused"])}
+    if several is not None:
+        result = replace(result, module=several_inputs.join_inputs(result.module, several))
     told = {"bn_health": documents.plain(bn_health(model)), "forecast": forecast(model, result, images).to_dict()}
     documents.write(
         places["report"],

@@ -87,8 +87,8 @@ def run(settings: SplitSettings, *, output: Path) -> None:
 
 
 def _own_items(settings: SplitSettings) -> dict[str, tuple[own_data.OwnItem, ...]]:
-    use = _use(settings) or splits.Use()
-    return own_data.items(settings.name, use.kind, len(_named(settings)))
+    use = _use(settings)
+    return own_data.items(settings.name, use.kind if use else None, len(_named(settings)))
 
 
 def _sources_of_own(settings: SplitSettings) -> dict[str, str]:

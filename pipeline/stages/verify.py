@@ -28,7 +28,7 @@ from pipeline.artifacts.verify_result import Float32, Metric, ProvedAccuracy, Ti
 from pipeline.config.project import Verify
 from pipeline.data.splits import Split, open_split
 from pipeline.errors import GateError
-from pipeline.models import checkpoints, program_file, programs
+from pipeline.models import checkpoints, program_file, programs, several_inputs
 from pipeline.models.accuracy import METRIC_PACKAGES, metric_of, score_of, task_of
 from pipeline.verification import fold
 
@@ -74,18 +74,22 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
     model, header = checkpoints.load_model(checkpoint)
     program, _ = program_file.read(fused)
     preprocessing = header.preprocessing
-    shape = preprocessing.shape(2)
+    shape, example = preprocessing.shape(2), [torch.zeros(one) for one in preprocessing.shapes(2)]
+    doubled = tuple(one.double() for one in example)
     images = open_split(inputs.paths["split"], header.data_digest)
 
     with torch.inference_mode():
         reference = in_float64(model)
-        refused = fuse(reference, torch.zeros(shape, dtype=torch.float64))
-        real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
-        own = " x ".join(map(str, preprocessing.size))
-        samples = {**fold.random_inputs(shape, reference, refused.report.free), f"real {own}": real}
-        float64, exact = fold.hold_float64(reference, refused, samples, settings.float64_tolerance)
+        refused = fuse(reference, doubled)
         weights = fold.hold_weights(program, refused.module)
-        file = programs.as_module(program)
+        reference, model, refolded, file = (
+            several_inputs.of_samples(one, preprocessing)
+            for one in (reference, model, refused.module, programs.as_module(program))
+        )
+        real = next(images.batches("val", preprocessing, _FLOAT64_IMAGES))[0]
+        own = "samples" if preprocessing.inputs else " x ".join(map(str, preprocessing.size))
+        samples = {**fold.random_inputs(shape, reference, refused.report.free), f"real {own}": real}
+        float64, exact = fold.hold_float64(reference, refolded, refused.report, samples, settings.float64_tolerance)
         float32 = fold.hold_float32(exact, model, file, samples, settings)
         batches = images.batches("val", preprocessing, settings.batch_size)
         if images.is_of_classifier:
@@ -94,7 +98,7 @@ def _verify(settings: Verify, inputs: Inputs) -> VerifyResult:
         else:
             seen, accuracy, agreement = _hold_outputs(model, file, batches, float32, images, preprocessing)
             ties = ()
-        again = fuse(refused.module, torch.zeros(shape, dtype=torch.float64))
+        again = fuse(refused.module, doubled)
     if again.report.regions:
         raise GateError(
             f"fusing the fused network folded {again.report.regions[0].name} once more, so the first fuse was not "

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline import backends
 from pipeline.artifacts.digests import Inputs
 from pipeline.artifacts.export_result import Manifest, TensorFacts
-from pipeline.artifacts.manifest import ExportSpec, image_size_of
+from pipeline.artifacts.manifest import ExportSpec, Preprocessing, image_size_of
 from pipeline.backends.signatures import Shape, Signature, Tensor
 from pipeline.config.stages import CheckSettings
 from pipeline.errors import GateError
@@ -56,19 +56,23 @@ def hold_signature(file: Path, manifest: Path, written: Manifest, signature: Sig
     Raises:
         GateError: a shape, type or name is another one; or the manifest contradicts itself.
     """
-    size, taken = written.preprocessing.image_size, image_size_of(written.input.shape)
+    how = written.preprocessing
     says = [
-        ("image_size", size, taken, "its input"),
-        ("channels", written.preprocessing.channels, written.input.shape[1], "its input"),
+        *_of_inputs(how, written),
         *(("output batch", one.shape[0], written.input.shape[0], "its input") for one in written.outputs),
     ]
-    if classes := written.preprocessing.classes:
+    if classes := how.classes:
         says.append(("classes", len(classes), written.outputs[0].shape[-1], "its output"))
         says.append(("outputs", len(written.outputs), 1, "a classifier"))
-    told = signature or Signature(Tensor(()), (Tensor(()),) * len(written.outputs), ())
+    unknown = [(Tensor(()),) * len(side) for side in (written.inputs, written.outputs)]
+    told = signature or Signature(unknown[0][0], unknown[1], (), further=unknown[0][1:])
+    says.append(("inputs", len(written.inputs), len(told.inputs), file))
     says.append(("outputs", len(written.outputs), len(told.outputs), file))
     ends = [
-        ("input", written.input, told.input, ExportSpec.input_name, "uint8" if told.takes_pixels else "float32"),
+        *(
+            ("input", one, other, one.name if how.inputs else ExportSpec.input_name, _dtype(told))
+            for one, other in zip(written.inputs, told.inputs, strict=False)
+        ),
         *(
             ("output", one, other, one.name, "float32")
             for one, other in zip(written.outputs, told.outputs, strict=False)
@@ -77,7 +81,7 @@ def hold_signature(file: Path, manifest: Path, written: Manifest, signature: Sig
     for kind, facts, real, name, dtype in ends:
         says.append((f"{kind} name", facts.name, real.name or name, file))
         says.append((f"{kind} type", facts.dtype, real.dtype or dtype, file))
-        says += [(f"{kind} {axis}", *sizes, file) for axis, *sizes in _sizes(written.input, facts, real.shape)]
+        says += [(f"{kind} {axis}", *sizes, file) for axis, *sizes in _sizes(written, facts, real.shape)]
     for what, written_there, real, where in says:
         if written_there != real:
             raise GateError(_other(manifest, what, written_there, real, where))
@@ -104,15 +108,32 @@ def hold_outputs(manifest: Path, written: Manifest, outputs: Sequence[TensorFact
                 raise GateError(_other(manifest, what, one, other, "the program"))
 
 
-def _sizes(taken: TensorFacts, facts: TensorFacts, shape: Shape) -> Iterator[tuple[str, int | str, int | str]]:
+def _of_inputs(how: Preprocessing, written: Manifest) -> list[tuple[str, object, object, str]]:
+    """What the inputs are by the preprocessing: image, or several by name and shape."""
+    if how.inputs is None:
+        return [
+            ("image_size", how.image_size, image_size_of(written.input.shape), "its input"),
+            ("channels", how.channels, written.input.shape[1], "its input"),
+        ]
+    batch = written.input.shape[0]
+    told = [(one.name, one.shape) for one in written.inputs]
+    return [("inputs", told, [(one.name, (batch, *one.shape)) for one in how.inputs], "its preprocessing")]
+
+
+def _dtype(told: Signature) -> str:
+    return "uint8" if told.takes_pixels else "float32"
+
+
+def _sizes(written: Manifest, facts: TensorFacts, shape: Shape) -> Iterator[tuple[str, int | str, int | str]]:
     """Each axis that a file declares: its name, its size by the manifest and by the file; "any" where it is free."""
-    names = _AXES if facts is taken else ("batch", *(f"axis {place}" for place in range(1, len(facts.shape))))
+    is_taken, is_image = facts in written.inputs, written.preprocessing.inputs is None
+    names = _AXES if is_taken and is_image else ("batch", *(f"axis {place}" for place in range(1, len(facts.shape))))
     if shape and len(facts.shape) != len(shape):
         yield "axes", len(facts.shape), len(shape)
         return
     for axis, told, real in zip(names, facts.shape, shape, strict=False):
-        if facts is taken or real is not None:
-            is_free = axis in (taken.free or {})
+        if is_taken or real is not None:
+            is_free = axis in (written.input.free or {})
             yield axis, "any" if is_free else told, "any" if real is None else real
 
 

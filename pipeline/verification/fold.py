@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-    from repnets.fusion.engine import FuseResult
+    from repnets.fusion.report import FuseReport
     from repnets.fusion.sizes import FreeSize
 
 _WEIGHT_TOLERANCE = 1e-6
@@ -23,12 +23,17 @@ _WEIGHT_TOLERANCE = 1e-6
 def random_inputs(
     shape: "Sequence[int]", reference: "nn.Module", free: "Mapping[str, FreeSize]"
 ) -> dict[str, "Tensor"]:
-    """Random images at three sizes, of those that the network and its program take; at its own in any case."""
+    """Random images at three sizes, of those that the network and its program take; at its own in any case.
+
+    Of several inputs, random samples of the one size.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
     number, channels, *own = shape
     number = 4 if "batch" in free else number
+    if not own:
+        return {"random samples": torch.randn(number, channels, generator=generator)}
     inputs = {}
     for size in (own, [side + 1 + side % 2 for side in own], [side + side // 2 for side in own]):
         batch = torch.randn(number, channels, *size, generator=generator)
@@ -50,7 +55,7 @@ def _runs(model: "nn.Module", batch: "Tensor") -> bool:
 
 
 def hold_float64(
-    reference: "nn.Module", refused: "FuseResult", inputs: dict[str, "Tensor"], tolerance: float
+    reference: "nn.Module", refolded: "nn.Module", report: "FuseReport", inputs: dict[str, "Tensor"], tolerance: float
 ) -> tuple[Float64, dict[str, "Tensor"]]:
     """Hold the fold itself: both networks in float64.
 
@@ -61,10 +66,10 @@ def hold_float64(
 
     errors, exact = {}, {}
     for name, batch in inputs.items():
-        exact[name], got = reference(batch.double()), refused.module(batch.double())
+        exact[name], got = reference(batch.double()), refolded(batch.double())
         errors[name] = relative_error(got, exact[name])
         if not errors[name] <= tolerance:
-            worst = max(refused.report.regions, key=lambda region: region.error_float64, default=None)
+            worst = max(report.regions, key=lambda region: region.error_float64, default=None)
             where = f"the worst layer by itself is {worst.name} ({worst.error_float64:.1e})" if worst else "no region"
             raise GateError(
                 f"float64: branched and fused differ by {errors[name]:.2e} of the largest logit on {name} input, "

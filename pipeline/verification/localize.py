@@ -64,7 +64,7 @@ def _bisect(
         if index not in tried:
             name = layers[index].name
             file = folder / backends.load(backend).file_name(str(index))
-            cut = programs.static(programs.cut_after(module, layers[index]), spec.input_shape)
+            cut = programs.static(programs.cut_after(module, layers[index]), *spec.inputs.values())
             backends.load(backend).export(cut, [file], spec)
             got = client.predict(backend, file, image, batch=spec.input_shape[0])
             tried[index] = first_departure({name: got}, {name: want[name]}, tolerance)

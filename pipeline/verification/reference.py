@@ -13,13 +13,14 @@ from pipeline.artifacts.manifest import ExportSpec, Preprocessing, image_size_of
 from pipeline.data import transforms
 from pipeline.data.splits import Split
 from pipeline.errors import GateError
-from pipeline.models import program_file, programs
+from pipeline.models import program_file, programs, several_inputs
 from pipeline.models.accuracy import score_of, task_of
 from pipeline.verification import compare
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import nn
     from torch.export import ExportedProgram
 
 _BATCH = 64
@@ -51,7 +52,10 @@ class Reference:
     _last_digits: dict[str, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def images(self) -> "Iterator[np.ndarray]":
-        """All validation images in order, preprocessed, as float32 pieces (m, 3, H, W); they need not fit in memory."""
+        """All validation images in order, preprocessed, as float32 pieces (m, 3, H, W), or samples (m, numbers).
+
+        They need not fit in memory.
+        """
         for images, _ in self._batches():
             yield images.numpy()
 
@@ -77,7 +81,7 @@ class Reference:
     @cached_property
     def program(self) -> "ExportedProgram":
         """The network at the file's input shape: what its exporter was given."""
-        return programs.static(self._module, self.spec.input_shape)
+        return programs.static(self._module, *self.spec.inputs.values())
 
     @cached_property
     def outputs(self) -> tuple[TensorFacts, ...]:
@@ -134,8 +138,8 @@ class Reference:
         images = self._first_images()
         module = programs.with_rounded_weights(self._module, self.spec.precision, self.weights)
         with torch.inference_mode():
-            single = _in_batches(module, images)
-            double = _in_batches(copy.deepcopy(module).double(), images.double())
+            single = self._run(module, images)
+            double = self._run(copy.deepcopy(module).double(), images.double())
         return images.numpy(), double.numpy(), self._error(single, double)
 
     def stored(self, precision: str) -> "tuple[np.ndarray, np.ndarray]":
@@ -148,7 +152,7 @@ class Reference:
             return images.numpy(), self.numbers[: len(images)]
         if precision not in self._stored:
             with torch.inference_mode():
-                numbers = _in_batches(programs.with_rounded_weights(self._module, precision), images)
+                numbers = self._run(programs.with_rounded_weights(self._module, precision), images)
             self._stored[precision] = numbers.numpy()
         return images.numpy(), self._stored[precision]
 
@@ -164,7 +168,7 @@ class Reference:
             programs.with_rounded_weights(self._module, precision, self.weights)
         )
         with torch.inference_mode():
-            return self._error(_in_batches(all_numbers, images), _in_batches(weights, images))
+            return self._error(self._run(all_numbers, images), self._run(weights, images))
 
     def last_digits(self, precision: str) -> tuple[float, float]:
         """How far the numbers of an int8 program move by the last digits of float32 alone, of the largest logit: on
@@ -187,7 +191,7 @@ class Reference:
                 for steps in (-_STEPS, _STEPS):
                     moved = programs.with_neighbours(module, steps)
                     with torch.backends.mkldnn.flags(enabled=False):
-                        got = _in_batches(moved, torch.from_numpy(images)).numpy()
+                        got = self._run(moved, torch.from_numpy(images)).numpy()
                     error = compare.compare(got, want, outputs).relative_error
                     found.append((compare.mean_error(got, want, outputs), error))
             self._last_digits[precision] = max(one for one, _ in found), max(one for _, one in found)
@@ -207,7 +211,7 @@ class Reference:
 
         module = copy.deepcopy(self._module).half()
         with torch.inference_mode():
-            halves = [_in_batches(module, images.half()).float() for images, _ in self._batches()]
+            halves = [self._run(module, images.half()).float() for images, _ in self._batches()]
         return self._error(torch.cat(halves), torch.from_numpy(self.numbers))
 
     @cached_property
@@ -222,11 +226,20 @@ class Reference:
         numbers, labels = [], []
         with torch.inference_mode():
             for images, classes in self._batches():
-                numbers.append(_in_batches(self._module, images))
+                numbers.append(self._run(self._module, images))
                 labels.append(classes)
         if not labels:
             raise GateError("the validation split holds no image, so nothing could be compared.")
         return torch.cat(numbers).numpy(), torch.cat(labels).numpy()
+
+    def _run(self, module: "nn.Module", images: "torch.Tensor") -> "torch.Tensor":
+        """(images, numbers) of all images, some at a time."""
+        import torch
+
+        from repnets.outputs import rows
+
+        module = several_inputs.of_samples(module, self.spec.preprocessing)
+        return torch.cat([rows(module(part)) for part in images.split(_BATCH)])
 
     def _first_images(self) -> "torch.Tensor":
         import torch
@@ -245,13 +258,7 @@ class Reference:
 
 def spec_of(written: Manifest, preprocessing: Preprocessing) -> ExportSpec:
     """What export was asked for, by its manifest, with the network's own preprocessing."""
-    shape = written.input.shape
-    return ExportSpec(written.precision, shape, replace(preprocessing, image_size=image_size_of(shape)))
-
-
-def _in_batches(module: "Callable[[torch.Tensor], Any]", images: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
-    from repnets.outputs import rows
-
-    return torch.cat([rows(module(part)) for part in images.split(_BATCH)])
+    shape = written.sample_shape
+    if preprocessing.inputs is None:
+        preprocessing = replace(preprocessing, image_size=image_size_of(shape))
+    return ExportSpec(written.precision, shape, preprocessing)

@@ -25,9 +25,9 @@ from torch.utils._sympy.functions import CeilToInt, FloorToInt, RoundToInt, Trun
 
 from repnets.errors import RepnetsError
 from repnets.fusion.arguments import Example, tensors_of, unwrapped, without_compiling
-from repnets.fusion.calls import Call, are_large, calls_at, quietly, same_way
+from repnets.fusion.calls import Call, Recorder, are_large, calls_at, quietly, same_way
 from repnets.fusion.inplace import without_overwriting, write_elsewhere
-from repnets.fusion.sizes import free_sizes, has_upper_limit, settle_sizes, symbolic_axes
+from repnets.fusion.sizes import free_sizes, graph_module, has_upper_limit, settle_sizes, symbolic_axes
 from repnets.fusion.trial import Trial, difference, random_input, run, tolerance
 
 _ROUNDINGS = {CeilToInt, FloorToInt, TruncToInt, RoundToInt}
@@ -42,7 +42,7 @@ def capture(model: nn.Module, example_input: Example) -> ExportedProgram:
     Args:
         model: In eval mode, on any device; it is not changed.
         example_input: (N, C, *spatial), of the model's floating dtype; it is not changed. One image will do. A model
-            of several inputs takes a tuple of them, and all its sizes are fixed.
+            of several inputs takes a tuple of them, and of its sizes the batch alone is free.
 
     Returns:
         A functional program on the CPU, which shares the parameters of a model that is there. It takes the example.
@@ -99,7 +99,7 @@ def export(private: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
     """The freest program of a model that takes its example, as of `on_cpu`."""
     tried = [random_input(one, one.shape) for one in examples]
     with torch.no_grad(), without_overwriting(private, tried):
-        return _freest(private, examples[0]) if len(examples) == 1 else _fixed(private, examples)
+        return _freest(private, examples[0]) if len(examples) == 1 else _of_several(private, examples)
 
 
 def _shared(model: nn.Module) -> dict[int, Tensor]:
@@ -217,7 +217,11 @@ def _freest(model: nn.Module, example: Tensor) -> ExportedProgram:
     while attempts:
         shape, axes = attempts.popleft()
         try:
-            program = _exported(model, [example] if not axes else [torch.empty(shape, dtype=example.dtype)], axes)
+            if axes:
+                sizes = (dict.fromkeys(sorted(axes), Dim.AUTO),)
+                program = _exported(model, [torch.empty(shape, dtype=example.dtype)], sizes)
+            else:
+                program = _exported(model, [example])
         except Exception as error:  # the exporter raises whatever the model's code led it to
             if not attempts:
                 raise _not_captured(error) from error
@@ -306,24 +310,52 @@ def _enlarged(shape: Sequence[int], axes: set[int], factor: int) -> tuple[int, .
     return tuple(size * factor if axis in axes else size for axis, size in enumerate(shape))
 
 
-def _exported(model: nn.Module, inputs: Sequence[Tensor], axes: set[int]) -> ExportedProgram:
-    """The functional export at the inputs' sizes, of which `axes` of the first one are left free."""
-    sizes = (dict.fromkeys(sorted(axes), Dim.AUTO),)
-    first = next(iter(inspect.signature(model.forward).parameters.values()))
-    if first.kind is inspect.Parameter.VAR_POSITIONAL:  # forward(*args): the exporter takes them for one tuple
-        sizes = (sizes,)
+_Sizes = tuple[dict[int, Dim], ...]
+
+
+def _exported(model: nn.Module, inputs: Sequence[Tensor], sizes: _Sizes = ()) -> ExportedProgram:
+    """The functional export at the inputs' sizes, of which those in `sizes`, by input and axis, are left free."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    ahead = next((n for n, one in enumerate(parameters) if one.kind is inspect.Parameter.VAR_POSITIONAL), None)
+    if sizes and ahead is not None:  # forward(x, *args): the exporter takes args for one tuple
+        sizes = (*sizes[:ahead], sizes[ahead:])
     with _StopAtUselessSizes(), quietly("torch.fx.experimental.symbolic_shapes"), redirect_stderr(StringIO()):
-        program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes if axes else None)
+        program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes or None)
     write_elsewhere(program)
     return program.run_decompositions({}) if _writes_in_place(program) else program
 
 
-def _fixed(model: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
-    """The export of a model of several inputs."""
+def _of_several(model: nn.Module, examples: Sequence[Tensor]) -> ExportedProgram:
+    """The export of a model of several inputs: of a free batch, which they share, where it is right at other batches.
+
+    All other sizes are the example's.
+    """
+    batches = {one.shape[:1] for one in examples}
+    if len(batches) == 1 and batches != {()}:
+        two = [torch.cat([one, one]) if len(one) == 1 else one for one in examples]  # 1 would be taken for a constant
+        try:
+            program = _exported(model, two, ({0: Dim("batch", min=1)},) * len(two))
+            if _is_right_at(program, model, examples, batches=(1, 3)):
+                return program
+        except Exception:  # the exporter raises whatever the model's code led it to
+            pass
     try:
-        return _exported(model, examples, set())
+        return _exported(model, examples)
     except Exception as error:
         raise _not_captured(error) from error
+
+
+def _is_right_at(
+    program: ExportedProgram, model: nn.Module, examples: Sequence[Tensor], batches: Sequence[int]
+) -> bool:
+    graph = graph_module(program)
+    for batch in batches:
+        inputs = [random_input(one, (batch, *one.shape[1:])) for one in examples]
+        with Recorder() as recorder:
+            want = run(model, inputs)
+        if difference(run(graph, inputs), want) > tolerance(model, inputs, want, *recorder.dtypes):
+            return False
+    return True
 
 
 def _not_captured(error: Exception) -> RepnetsError:

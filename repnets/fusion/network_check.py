@@ -29,7 +29,7 @@ def checked_sizes(
         model: In eval mode, on the CPU.
         network: What was made of it. It refuses no size.
         examples: The inputs that it was captured with.
-        free: By axis of the one input: the sizes that the network takes.
+        free: By axis of the input: the sizes that the network takes; of several inputs, the batch that they share.
 
     Raises:
         RepnetsError: They differ at the example.
@@ -45,12 +45,11 @@ def checked_sizes(
             )
         if not free:
             return {}
-        (example,) = examples
-        shape = tuple(example.shape)
+        shape = tuple(examples[0].shape)
 
         def holds(sizes: Mapping[int, int]) -> bool:
-            other = random_input(example, [sizes.get(axis, size) for axis, size in enumerate(shape)])
-            return not _excess(model, network, [other])
+            shapes = [[sizes.get(axis, size) for axis, size in enumerate(one.shape)] for one in examples]
+            return not _excess(model, network, list(map(random_input, examples, shapes)))
 
         more = {axis: _others(shape[axis], size, axis) for axis, size in free.items()}
         kept = set(more)

@@ -130,7 +130,9 @@ class FuseReport:
     def _sizes(self) -> str:
         """Which sizes the network takes, in a line."""
         if isinstance(self.input_shape[0], tuple):
-            return f"input sizes: all fixed, {' and '.join(map(str, self.input_shape))}"
+            shapes = " and ".join(map(str, self.input_shape)).replace("None", "N")
+            fixed = f"batch {self.free['batch']}, all others fixed" if self.free else "all fixed"
+            return f"input sizes: {fixed}, {shapes}"
         return f"input sizes: {in_words(self.input_shape, self.free)}"
 
 

@@ -61,10 +61,10 @@ def free_sizes(program: ExportedProgram) -> dict[int, FreeSize]:
     """By axis of the input: the sizes that the program's guards allow, in any combination.
 
     Axes that are not named are fixed. Axes whose sizes follow no rule of the form of `FreeSize`, or one that depends on
-    the other axes, are left out too, and so are all of a program of several inputs.
+    the other axes, are left out too. Of a program of several inputs only the batch can be free, which they share.
     """
     if len(program.graph_signature.user_inputs) != 1:
-        return {}
+        return _free_batch(program)
     captured = tuple(program.example_inputs[0][0].shape)
     allows = _guard(program)
     numbers = sorted({int(number) for guard in program._guards_code for number in re.findall(r"\b\d+\b", guard)})
@@ -137,10 +137,12 @@ def narrow_sizes(program: ExportedProgram, free: Mapping[int, FreeSize]) -> None
     """Let a program take no more sizes than another, which it was made of without its guards, in place.
 
     Args:
-        program: Of one input, as `capture` gives it.
+        program: As `capture` gives it.
         free: By axis: the sizes that the other takes. Axes that are not named are fixed at those of the program's
-            example.
+            example. A program of several inputs is left as it is: both take any batch, and nothing else.
     """
+    if len(program.graph_signature.user_inputs) != 1:
+        return
     name = program.graph_signature.user_inputs[0]
     source = _source_in_guards(program) or f"L['{name}']"
     shape = program.example_inputs[0][0].shape
@@ -309,6 +311,16 @@ def _source(program: ExportedProgram, model: nn.Module) -> str:
 
 def _source_in_guards(program: ExportedProgram) -> str | None:
     return next((found.group(1) for found in map(_SIZE.search, program._guards_code) if found), None)
+
+
+def _free_batch(program: ExportedProgram) -> dict[int, FreeSize]:
+    """The first axis, where it is the same free size in each of several inputs."""
+    named = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
+    shapes = [named[name].shape for name in program.graph_signature.user_inputs]
+    first = {shape[0].node.expr for shape in shapes if shape and isinstance(shape[0], torch.SymInt)}
+    if len(first) != 1 or not all(shape and isinstance(shape[0], torch.SymInt) for shape in shapes):
+        return {}
+    return {0: FreeSize(int(program.range_constraints[first.pop()].lower))}
 
 
 def _set_least(program: ExportedProgram, least: Mapping[int, int]) -> None:

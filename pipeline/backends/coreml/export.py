@@ -6,10 +6,10 @@ import shutil
 import traceback
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts import documents
 from pipeline.artifacts.manifest import ExportSpec, versions
 from pipeline.backends.coreml import compression, library, packages, runtime
 from pipeline.backends.coreml.options import Options
@@ -54,10 +54,10 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
         import numpy
 
         network = _with_ends(program, spec, options)
-        kind = coremltools.TensorType(spec.input_name, spec.input_shape, dtype=numpy.float32)
+        kinds = [coremltools.TensorType(name, shape, dtype=numpy.float32) for name, shape in spec.inputs.items()]
         if options["normalization"]:
             layout = getattr(coremltools.colorlayout, _LAYOUTS[spec.preprocessing.color_order])
-            kind = coremltools.ImageType(spec.input_name, spec.input_shape, color_layout=layout)
+            kinds = [coremltools.ImageType(spec.input_name, spec.input_shape, color_layout=layout)]
         labels, outputs = None, spec.output_names
         if options["class_labels"]:
             labels = coremltools.ClassifierConfig(list(spec.preprocessing.classes), predicted_feature_name=LABEL)
@@ -67,7 +67,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
             model = coremltools.convert(
                 _spelled_out(network.run_decompositions({})),
                 convert_to="mlprogram",
-                inputs=[kind],
+                inputs=kinds,
                 outputs=[coremltools.TensorType(name, dtype=numpy.float32) for name in outputs],
                 classifier_config=labels,
                 minimum_deployment_target=getattr(coremltools.target, options["minimum_deployment_target"]),
@@ -100,6 +100,11 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
 
 def _check_options(program: "torch.export.ExportedProgram", spec: ExportSpec, options: dict[str, Any]) -> None:
     compression.require_target(spec.precision, options["minimum_deployment_target"])
+    if options["normalization"] and spec.preprocessing.inputs:
+        raise InputError(
+            f"`normalization` is for networks of one image, and this one takes {' and '.join(spec.inputs)}. Set "
+            "`normalization: false` in the target's options."
+        )
     if options["normalization"] and spec.input_shape[0] != 1:
         raise InputError(
             f"Core ML takes one image at a time, but `batch` is {spec.input_shape[0]}. Set `batch: 1`, or "
@@ -131,14 +136,15 @@ def _with_ends(
             self.register_buffer("mean255", 255 * mean)
             self.register_buffer("inv_std255", 1 / (255 * std))
 
-        def forward(self, image: torch.Tensor) -> Any:
+        def forward(self, *inputs: torch.Tensor) -> Any:
             if options["normalization"]:
+                (image,) = inputs
                 # Not `image * a + b`: coremltools would make it a batch norm, and add an epsilon.
-                image = (image - self.mean255) * self.inv_std255
-            given = self.network(image)
+                inputs = ((image - self.mean255) * self.inv_std255,)
+            given = self.network(*inputs)
             return given.softmax(-1) if options["class_labels"] else given
 
-    return torch.export.export(WithEnds(), (torch.zeros(spec.input_shape),))
+    return torch.export.export(WithEnds(), tuple(map(torch.zeros, spec.inputs.values())))
 
 
 def _passes(precision: str, network: "torch.export.ExportedProgram") -> Any:
@@ -200,7 +206,7 @@ def _make_reproducible(package: Path, spec: ExportSpec, options: dict[str, Any])
         f"Image classifier, {classes} classes, {spec.precision}" if classes else f"Network of images, {spec.precision}"
     )
     about.userDefined["precision"] = spec.precision
-    about.userDefined["preprocessing"] = json.dumps(asdict(spec.preprocessing))
+    about.userDefined["preprocessing"] = json.dumps(documents.plain(spec.preprocessing))
     about.userDefined["normalization"] = "inside" if options["normalization"] else "outside"
     for name in runtime.HOW:
         about.userDefined[name] = options[name] or ""

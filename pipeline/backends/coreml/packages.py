@@ -248,6 +248,9 @@ def _signature(description: Any) -> Signature:
         shape,
         takes_pixels,
         bool(description.predictedFeatureName),
+        further=tuple(
+            Tensor(tuple(one.type.multiArrayType.shape), one.name, _dtype(one.type)) for one in description.input[1:]
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Unavailable
+from pipeline.artifacts.samples import cut
 from pipeline.backends.coreml import library, packages
 from pipeline.backends.runtime import Session
 from pipeline.errors import StageError
@@ -105,7 +106,10 @@ def open_session(file: Path, threads: int) -> Session:
 
 
 def feeder(description: Any) -> "Callable[[np.ndarray], dict[str, Any]]":
-    """From normalized images, float32 (N, 3, H, W), to what `MLModel.predict` of a package takes."""
+    """From normalized images, float32 (N, 3, H, W), or samples, to what `MLModel.predict` of a package takes."""
+    if len(description.input) > 1:
+        shapes = [tuple(one.type.multiArrayType.shape) for one in description.input]
+        return lambda samples: dict(zip([one.name for one in description.input], cut(samples, shapes), strict=True))
     name = description.input[0].name
     about = json.loads(description.metadata.userDefined["preprocessing"])
     takes_image = description.input[0].type.WhichOneof("Type") == "imageType"

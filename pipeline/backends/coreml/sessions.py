@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.samples import fitting
 from pipeline.backends.coreml import evaluator
 from pipeline.backends.coreml.evaluator import Program
 from pipeline.backends.runtime import Session
@@ -21,12 +22,12 @@ def open_session(file: Path, threads: int, exact: bool) -> Session:
     exact, nothing is rounded.
 
     Args:
-        file: an .mlpackage with one input.
+        file: an .mlpackage.
         threads: for torch.
         exact: see `evaluator.load`.
 
     Raises:
-        InputError: the package is damaged, or has more than one input.
+        InputError: the package is damaged.
         StageError: an operation that the evaluator does not know.
     """
     import numpy as np
@@ -56,16 +57,14 @@ def outputs_by_layer(file: Path, image: "np.ndarray", exact: bool = False) -> di
 
 
 def _feeder(program: Program) -> Callable[["np.ndarray"], dict[str, "np.ndarray"]]:
-    """From normalized images to the program's one input."""
+    """From normalized images, or samples of several inputs, to what the program takes, by name."""
     import numpy as np
 
-    if len(program.inputs) != 1:
-        raise InputError(
-            f"{program.file} has {len(program.inputs)} inputs ({', '.join(program.inputs)}); a classifier of images "
-            f"has one. Export it with one input."
-        )
-    ((name, _),) = program.inputs.items()
     kinds = {one.name: one.type for one in program.description.input}
+    if len(kinds) != 1:
+        shapes = [tuple(kind.multiArrayType.shape) for kind in kinds.values()]
+        return lambda samples: dict(zip(kinds, fitting(samples, shapes, program.file), strict=True))
+    ((name, _),) = program.inputs.items()
     image = kinds[name].imageType if kinds[name].WhichOneof("Type") == "imageType" else None
     if image is None:
         return lambda images: {name: images}

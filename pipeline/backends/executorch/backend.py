@@ -127,7 +127,7 @@ def signature(file: Path) -> Signature:
     """What a .pte takes and gives. InputError where it is not a whole ExecuTorch program."""
     with reading(file):
         taken, given = ([Tensor(shape, dtype=dtype) for shape, dtype in side] for side in pte.tensors(file))
-        return Signature(taken[0], tuple(given), taken[0].shape)
+        return Signature(taken[0], tuple(given), taken[0].shape, further=tuple(taken[1:]))
 
 
 RUNTIME = runtime.RUNTIME

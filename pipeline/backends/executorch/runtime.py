@@ -6,10 +6,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import versions
+from pipeline.artifacts.samples import fitting
 from pipeline.backends.executorch import pte
 from pipeline.backends.executorch.flatbuffer import FlatBuffer
 from pipeline.backends.runtime import Runtime, Session
-from pipeline.errors import InputError, StageError, first_line, reading
+from pipeline.errors import StageError, first_line, reading
 from pipeline.quiet import quiet
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def open_session(file: Path, threads: int) -> Session:
         threads: of XNNPACK's pool. The pool belongs to the process and is set before the first load.
 
     Returns:
-        A session for the file's own input shape.
+        A session for the file's own input shapes.
 
     Raises:
         InputError: the file is not a whole ExecuTorch program.
@@ -117,15 +118,15 @@ def _open(file: Path, threads: int, *, trace: bool = False) -> tuple[Any, Sessio
                 f"ExecuTorch {versions('executorch')['executorch']} refuses {file}: {first_line(error)}. "
                 f"Export it again with the installed version."
             ) from error
-    expected = tuple(method.method_meta().input_tensor_meta(0).sizes())
+    about = method.method_meta()
+    shapes = [tuple(about.input_tensor_meta(place).sizes()) for place in range(about.num_inputs())]
 
     held = (content, program, method)  # a method whose program or bytes were dropped is a segmentation fault
 
     def run(images: "np.ndarray") -> "list[np.ndarray]":
-        if images.shape != expected:
-            raise InputError(f"{file} takes an input of shape {expected}, but got {images.shape}.")
         # XNNPACK reads the bytes as NCHW whatever the strides say.
-        return [one.numpy() for one in held[-1]([torch.from_numpy(images).contiguous()])]
+        inputs = [torch.from_numpy(one).contiguous() for one in fitting(images, shapes, file)]
+        return [one.numpy() for one in held[-1](inputs)]
 
     return program, run
 

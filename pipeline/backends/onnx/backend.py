@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import ExportSpec, Unavailable, versions
+from pipeline.artifacts.samples import fitting
 from pipeline.backends.base import Backend
 from pipeline.backends.onnx.int8_weights import store_turned
 from pipeline.backends.onnx.model_file import census, check, signature
@@ -73,7 +74,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=[spec.input_name],
+                input_names=list(spec.inputs),
                 output_names=list(spec.output_names),
                 external_data=False,
             )
@@ -103,11 +104,11 @@ def open_session(file: Path, threads: int) -> Session:
     """Load an ONNX file into ONNX Runtime on the CPU, as ONNX Runtime runs it.
 
     Args:
-        file: an .onnx with one input.
+        file: an .onnx.
         threads: that one operation is spread over; operations run one after another.
 
     Returns:
-        A session for the file's own input shape.
+        A session for the file's own input shapes.
 
     Raises:
         InputError: the file is not a valid ONNX model.
@@ -164,8 +165,7 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
     del model.graph.output[:]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value) for value in values)
     session = _start(file, model, threads=1, optimized=False)
-    one = _fits(file, session, image)
-    found = zip(values.values(), session.run(None, {one: image}), strict=True)
+    found = zip(values.values(), session.run(None, _fed(file, session, image)), strict=True)
     return {name: value for name, value in found if value.dtype.kind == "f"}
 
 
@@ -173,7 +173,7 @@ def _session(file: Path, content: "Path | onnx.ModelProto", threads: int) -> Ses
     session = _start(file, content, threads)
 
     def run(images: "np.ndarray") -> "list[np.ndarray]":
-        return session.run(None, {_fits(file, session, images): images})
+        return session.run(None, _fed(file, session, images))
 
     return run
 
@@ -197,14 +197,11 @@ def _start(file: Path, content: "Path | onnx.ModelProto", threads: int, optimize
         ) from error
 
 
-def _fits(file: Path, session: Any, images: "np.ndarray") -> str:
-    """Name of the one input, if these images fit it; a dimension that the file leaves open has a name there."""
-    one = session.get_inputs()[0]
-    if len(images.shape) != len(one.shape) or any(
-        isinstance(size, int) and size != given for size, given in zip(one.shape, images.shape, strict=True)
-    ):
-        raise InputError(f"{file} takes an input of shape {tuple(one.shape)}, but got {images.shape}.")
-    return one.name
+def _fed(file: Path, session: Any, images: "np.ndarray") -> "dict[str, np.ndarray]":
+    """The inputs by name; a dimension that the file leaves open has a name in the place of a number there."""
+    taken = session.get_inputs()
+    shapes = [tuple(size if isinstance(size, int) else None for size in one.shape) for one in taken]
+    return dict(zip((one.name for one in taken), fitting(images, shapes, file), strict=True))
 
 
 def _in_float32(model: "onnx.ModelProto", rounded: bool) -> "onnx.ModelProto":
@@ -269,7 +266,7 @@ def _name_nodes(model: "onnx.ModelProto", decomposed: "torch.export.ExportedProg
 
 def _name_batch(graph: "onnx.GraphProto") -> None:
     """Call an open first dimension ``batch``; the exporter takes a name that its tracer made up."""
-    traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param  # the inputs share it
     for value in (*graph.input, *graph.output, *graph.value_info):
         for size in value.type.tensor_type.shape.dim:
             if traced and size.dim_param:

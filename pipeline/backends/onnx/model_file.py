@@ -79,9 +79,9 @@ def signature(file: Path) -> Signature:
     graph = check(file).graph
     with reading(file):
         weights = {one.name for one in graph.initializer}
-        taken = next(one for one in graph.input if one.name not in weights)
+        taken, *more = (one for one in graph.input if one.name not in weights)
         outputs = tuple(map(_tensor, graph.output))
-        return Signature(_tensor(taken), outputs, _shape(taken))
+        return Signature(_tensor(taken), outputs, _shape(taken), further=tuple(map(_tensor, more)))
 
 
 def _tensor(value: "onnx.ValueInfoProto") -> Tensor:

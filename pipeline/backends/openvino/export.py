@@ -39,7 +39,7 @@ def export(program: "torch.export.ExportedProgram", files: Sequence[Path], spec:
     try:
         with quiet(), temporary.folder() as folder:
             model = converter.convert_model(program, extension=_int8_operations())
-            model.reshape(list(spec.input_shape))
+            model.reshape({place: list(shape) for place, shape in enumerate(spec.inputs.values())})
             _name(model, spec)
             written = Path(folder, "x.xml")
             converter.save_model(model, written, compress_to_fp16=spec.precision == "fp16")
@@ -88,12 +88,11 @@ def _int8_operations() -> list[Any]:
 
 
 def _name(model: Any, spec: ExportSpec) -> None:
-    """Names of the operations that do not count what this process has converted before; those of input and output."""
+    """Names of the operations that do not count what this process has converted before; of inputs and outputs."""
     model.set_friendly_name("network")
     for place, operation in enumerate(model.get_ordered_ops()):
         operation.set_friendly_name(f"{operation.get_type_name()}_{place}")
-    model.inputs[0].get_tensor().set_names({spec.input_name})
-    model.inputs[0].get_node().set_friendly_name(spec.input_name)
-    for output, name in zip(model.outputs, spec.output_names, strict=True):
-        output.get_tensor().set_names({name})
-        output.get_node().set_friendly_name(name)
+    ends = zip((*model.inputs, *model.outputs), (*spec.inputs, *spec.output_names), strict=True)
+    for end, name in ends:
+        end.get_tensor().set_names({name})
+        end.get_node().set_friendly_name(name)

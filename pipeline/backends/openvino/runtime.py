@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import regular_file
 from pipeline.artifacts.manifest import Unavailable, versions
+from pipeline.artifacts.samples import fitting
 from pipeline.backends.openvino.package import openvino
 from pipeline.backends.runtime import Runtime, Session
 from pipeline.backends.signatures import Signature, Tensor
@@ -32,8 +33,8 @@ def signature(file: Path) -> Signature:
     """What a file takes and gives. InputError where it cannot be read."""
     model = _read(file)
     with reading(file):
-        taken, *given = (_tensor(one) for one in (model.inputs[0], *model.outputs))
-        return Signature(taken, tuple(given), taken.shape)
+        (taken, *more), given = ([_tensor(one) for one in side] for side in (model.inputs, model.outputs))
+        return Signature(taken, tuple(given), taken.shape, further=tuple(more))
 
 
 def _tensor(port: Any) -> Tensor:
@@ -64,19 +65,17 @@ def open_session(file: Path, threads: int) -> Session:
         threads: that one inference is spread over.
 
     Returns:
-        A session for the file's own input shape. What is not int8 is computed in float32, also where the CPU has
+        A session for the file's own input shapes. What is not int8 is computed in float32, also where the CPU has
         bfloat16 or float16.
 
     Raises:
         InputError: the file cannot be read.
         StageError: OpenVINO cannot run it.
     """
-    request, shape = _request(file, threads)
+    request, shapes = _request(file, threads)
 
     def run(images: "np.ndarray") -> "list[np.ndarray]":
-        if images.shape != shape:
-            raise InputError(f"{file} takes an input of shape {shape}, but got {images.shape}.")
-        request.infer([images], share_inputs=True)
+        request.infer(fitting(images, shapes, file), share_inputs=True)
         return [one.data.copy() for one in request.output_tensors]
 
     return run
@@ -88,10 +87,11 @@ def profile(file: Path, threads: int, image: "np.ndarray", runs: int) -> list[di
     Raises:
         InputError, StageError: as `open_session`.
     """
-    request, _ = _request(file, threads, PERF_COUNT=True)
+    request, shapes = _request(file, threads, PERF_COUNT=True)
+    inputs = fitting(image, shapes, file)
     times: dict[str, list[float]] = {}
     for number in range(_WARMUP_RUNS + runs):
-        request.infer([image], share_inputs=True)
+        request.infer(inputs, share_inputs=True)
         for one in request.profiling_info if number >= _WARMUP_RUNS else ():
             if one.status == one.Status.EXECUTED:
                 times.setdefault(f"{one.node_name}\n{one.node_type}", []).append(one.real_time.total_seconds() * 1000)
@@ -109,7 +109,7 @@ def _read(file: Path) -> Any:
         raise InputError(f"{file} {why}. Copy it and its .bin again, or run the export again.") from None
 
 
-def _request(file: Path, threads: int, **more: Any) -> tuple[Any, tuple[int, ...]]:
+def _request(file: Path, threads: int, **more: Any) -> tuple[Any, list[tuple[int, ...]]]:
     model = _read(file)
     settings = {
         "INFERENCE_NUM_THREADS": threads,
@@ -122,7 +122,7 @@ def _request(file: Path, threads: int, **more: Any) -> tuple[Any, tuple[int, ...
         compiled = openvino().Core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise StageError(f"OpenVINO cannot run {file}: {first_line(error)}. Export it again.") from error
-    return compiled.create_infer_request(), tuple(model.inputs[0].get_shape())
+    return compiled.create_infer_request(), [tuple(one.get_shape()) for one in model.inputs]
 
 
 def _census(model: Any) -> dict[str, int]:

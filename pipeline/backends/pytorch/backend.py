@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Unavailable
+from pipeline.artifacts.samples import fitting
 from pipeline.backends.base import Backend
 from pipeline.backends.runtime import Runtime, Session
 from pipeline.backends.signatures import Signature, Tensor
@@ -74,7 +75,7 @@ def outputs_by_layer(file: Path, image: "np.ndarray", *, exact: bool = False) ->
         InputError: as for `program_file.read`.
     """
     program, _ = program_file.read(file)
-    _require_shape(file, program, image.shape)
+    fitting(image, programs.input_shapes(program), file)
     with _shape_refused(file, image.shape):
         return programs.outputs_of(_module(program, exact), image)
 
@@ -89,9 +90,9 @@ def _session(file: Path, threads: int, exact: bool) -> Session:
     module = _module(program, exact)
 
     def run(images: "np.ndarray") -> "list[np.ndarray]":
-        _require_shape(file, program, images.shape)
+        inputs = fitting(torch.from_numpy(images), programs.input_shapes(program), file)
         with torch.inference_mode(), _shape_refused(file, images.shape):
-            given = module(torch.from_numpy(images))
+            given = module(*inputs)
         try:
             return [one.float().numpy() for one in named(given).values()]
         except RepnetsError as error:
@@ -117,12 +118,6 @@ def _widened(value: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda one: torch.float32 if one is torch.float16 else one, value)
 
 
-def _require_shape(file: Path, program: "torch.export.ExportedProgram", shape: tuple[int, ...]) -> None:
-    wanted = programs.input_shape(program)
-    if len(shape) != len(wanted) or any(own not in (size, None) for size, own in zip(shape, wanted, strict=True)):
-        raise InputError(f"{file} takes an input of shape {wanted}, but got {tuple(shape)}.")
-
-
 @contextmanager
 def _shape_refused(file: Path, shape: tuple[int, ...]) -> "Iterator[None]":
     """Say which file it is that asserts another input size."""
@@ -135,12 +130,14 @@ def _shape_refused(file: Path, shape: tuple[int, ...]) -> "Iterator[None]":
 def signature(file: Path) -> Signature:
     """What a program takes and gives. InputError as for `program_file.read`."""
     program, _ = program_file.read(file)
-    shape = programs.input_shape(program)
+    shape, *more = programs.input_shapes(program)
     example = program.example_inputs[0][0].shape if program.example_inputs else shape
     with reading(file):
         given = programs.outputs(program)
     outputs = tuple(Tensor(programs.shape_of(value)) for value in given.values())
-    return Signature(Tensor(shape), outputs, tuple(example))
+    names = program.graph_signature.user_inputs if more else (None,)  # an image has no name
+    taken, *further = (Tensor(one, name) for one, name in zip((shape, *more), names, strict=True))
+    return Signature(taken, outputs, tuple(example), further=tuple(further))
 
 
 RUNTIME = Runtime(open_session=open_session, open_exact_session=open_exact_session, outputs_by_layer=outputs_by_layer)

@@ -1,15 +1,17 @@
 """build_engine.sh, which builds and times the engines on a device that has trtexec."""
 
+from collections.abc import Mapping
+
 from pipeline.backends.tensorrt import trtexec
 from pipeline.backends.tensorrt.options import Options
 from pipeline.devices.facts_script import JETPACK
 
 
-def text(options: Options, input_name: str, input_shape: tuple[int, ...]) -> str:
+def text(options: Options, inputs: Mapping[str, tuple[int, ...]]) -> str:
     """The script, with this target's options written out: versions of TensorRT differ in their defaults."""
     open_batch = options.batches() is not None
-    build = trtexec.build_options(options, input_name, input_shape)
-    shape = trtexec.shape_option(input_name, input_shape) if open_batch else []
+    build = trtexec.build_options(options, inputs)
+    shape = trtexec.shape_option(inputs) if open_batch else []
     times = [*trtexec.STEADY, "--warmUp=500", "--duration=10", "--iterations=100", "--percentile=50,90,99", *shape]
     return _TEXT.replace("@BUILD@", _lines(build)).replace("@TIME@", _lines(times)).replace("@JETPACK@", JETPACK)
 

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from pipeline.errors import InputError
 _TIMING_CACHE = re.compile(r"build-v\d+\.timing")
 
 
-def describe(options: Mapping[str, Any], taken: TensorFacts, engine: Mapping[str, Any] | None) -> dict[str, Any]:
+def describe(
+    options: Mapping[str, Any], taken: Sequence[TensorFacts], engine: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The options of trtexec for the self-test, as in build_engine.sh; and the maker and GPU of an included engine."""
     chosen = Options.of(options)
-    shape = trtexec.shape_option(taken.name, taken.shape) if chosen.batches() else []
-    build = trtexec.build_options(chosen, taken.name, taken.shape)
+    inputs = {one.name: one.shape for one in taken}
+    shape = trtexec.shape_option(inputs) if chosen.batches() else []
+    build = trtexec.build_options(chosen, inputs)
     facts: dict[str, Any] = {"trtexec": {"build": build, "run": shape, "jetpack": JETPACK}}
     if engine:
         facts["engine"] = {key: engine[key] for key in ("maker", "version", "compute_capabilities")}

@@ -84,7 +84,7 @@ def build(onnx_file: Path, engine_file: Path, options: Mapping[str, Any]) -> dic
 
 def write_extras(files: Sequence[Path], spec: ExportSpec) -> None:
     """Write ``build_engine.sh``, which builds and times the engines on a device that has TensorRT."""
-    files[0].write_text(build_script.text(Options.of(spec.options), spec.input_name, spec.input_shape))
+    files[0].write_text(build_script.text(Options.of(spec.options), spec.inputs))
     files[0].chmod(0o755)
 
 

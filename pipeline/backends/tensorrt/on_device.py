@@ -68,7 +68,7 @@ def on_device(device: Device, files: Mapping[str, Path], script: Path, shape: tu
         device: where.
         files: the .onnx of each form.
         script: build_engine.sh, with the target's options written out.
-        shape: (N, 3, H, W) of the image.
+        shape: (N, 3, H, W) of the image, or of a batch of samples.
 
     Raises:
         DeviceError: the device cannot be reached or is full, or has no trtexec.
@@ -77,7 +77,7 @@ def on_device(device: Device, files: Mapping[str, Path], script: Path, shape: tu
     """
     program = _find(device)
     found, cache = _version(device, program), shlex.quote(f"{device.home}/timing")
-    inputs = {form: trtexec.input_of(file) for form, file in files.items()}
+    inputs = {form: trtexec.inputs_of(file) for form, file in files.items()}
     with device.scratch() as folder:
         for form, file in files.items():
             transfer.push(device, file, f"{folder}/{form}.onnx")
@@ -93,10 +93,11 @@ def on_device(device: Device, files: Mapping[str, Path], script: Path, shape: tu
                 f"the engines could not be built on {device.name} by TensorRT {found} (exit code {done.returncode}); "
                 f"it said: {said}. Copy the .onnx files and build_engine.sh there and run it by hand to see all of it."
             )
-        engines = {
-            form: trtexec.Engine(f"{folder}/{form}.engine", trtexec.shape_option(name, shape) if own[0] is None else ())
-            for form, (name, own) in inputs.items()
-        }
+        engines = {}
+        for form, own in inputs.items():
+            is_open = next(iter(own.values()))[0] is None
+            shapes = trtexec.shape_option(trtexec.of_batch(own, shape[0])) if is_open else ()
+            engines[form] = trtexec.Engine(f"{folder}/{form}.engine", shapes)
         yield Remote(trtexec.Place(device, program, folder, found), engines)
 
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.manifest import Unavailable
+from pipeline.artifacts.samples import cut, fitting
 from pipeline.backends.runtime import Session
 from pipeline.backends.tensorrt import layer_info, trtexec
 from pipeline.backends.tensorrt.engines import (
@@ -84,8 +85,10 @@ def open_session(file: Path, threads: int) -> Session:
             bound[images.shape] = _bind(engine, images)
         ready = bound[images.shape]
         with torch.cuda.stream(ready.stream):
-            ready.host_input.copy_(torch.from_numpy(images))
-            ready.device_input.copy_(ready.host_input, non_blocking=True)
+            fed = cut(torch.from_numpy(images), [one.shape for one in ready.host_inputs])
+            for host, device, given in zip(ready.host_inputs, ready.device_inputs, fed, strict=True):
+                host.copy_(given)
+                device.copy_(host, non_blocking=True)
             ready.enqueue()
             for host, device in zip(ready.host_outputs, ready.device_outputs, strict=True):
                 host.copy_(device, non_blocking=True)
@@ -147,7 +150,7 @@ def transfer_ms(file: Path, image: "np.ndarray") -> dict[str, float]:
         return trtexec.transfer_ms(file, image)
     ready = _bind(_load(file), image)
     ways = {
-        "host_to_device": [(ready.device_input, ready.host_input)],
+        "host_to_device": list(zip(ready.device_inputs, ready.host_inputs, strict=True)),
         "device_to_host": list(zip(ready.host_outputs, ready.device_outputs, strict=True)),
     }
     return {way: sum(_copy_ms(ready.stream, *pair) for pair in pairs) for way, pairs in ways.items()}
@@ -229,8 +232,8 @@ class _Bound:
     """An engine with buffers that stay where they are: pinned ones of the host, and the GPU's own."""
 
     stream: "torch.cuda.Stream"
-    host_input: "torch.Tensor"
-    device_input: "torch.Tensor"
+    host_inputs: "list[torch.Tensor]"
+    device_inputs: "list[torch.Tensor]"
     device_outputs: "list[torch.Tensor]"
     host_outputs: "list[torch.Tensor]"
     enqueue: Callable[[], None]
@@ -273,23 +276,21 @@ def _bind(loaded: _Engine, images: "np.ndarray") -> _Bound:
         )
     engine, context, mode = loaded.engine, loaded.context, loaded.trt.TensorIOMode
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    (one,) = (name for name in names if engine.get_tensor_mode(name) == mode.INPUT)
+    taken = [name for name in names if engine.get_tensor_mode(name) == mode.INPUT]
     others = [name for name in names if engine.get_tensor_mode(name) == mode.OUTPUT]
-    shape = tuple(engine.get_tensor_shape(one))
-    fits = len(shape) == images.ndim and all(own in (-1, given) for own, given in zip(shape, images.shape, strict=True))
-    if not fits or not context.set_input_shape(one, images.shape):
-        bounds = ""
-        if -1 in shape:
-            smallest, _, largest = engine.get_tensor_profile_shape(one, 0)
-            bounds = f", of batches from {smallest[0]} to {largest[0]}"
-        raise InputError(f"{loaded.file} takes an input of shape {shape}{bounds}, but got {images.shape}.")
+    shapes = [tuple(None if size == -1 else size for size in engine.get_tensor_shape(name)) for name in taken]
+    inputs = fitting(torch.from_numpy(images), shapes, loaded.file)
+    if not all(context.set_input_shape(name, tuple(one.shape)) for name, one in zip(taken, inputs, strict=True)):
+        smallest, _, largest = engine.get_tensor_profile_shape(taken[0], 0)
+        raise InputError(
+            f"{loaded.file} takes batches from {smallest[0]} to {largest[0]}, but got one of {len(images)}."
+        )
     stream = torch.cuda.Stream()  # the default one cannot be captured, and waits for all others
-    host_input = torch.from_numpy(images).pin_memory()
-    device_input = host_input.cuda()
+    host_inputs = [one.contiguous().pin_memory() for one in inputs]
+    device_inputs = [one.cuda() for one in host_inputs]
     device_outputs = [torch.zeros(tuple(context.get_tensor_shape(name)), device="cuda") for name in others]
-    context.set_tensor_address(one, device_input.data_ptr())
-    for name, output in zip(others, device_outputs, strict=True):
-        context.set_tensor_address(name, output.data_ptr())
+    for name, one in zip((*taken, *others), (*device_inputs, *device_outputs), strict=True):
+        context.set_tensor_address(name, one.data_ptr())
     torch.cuda.synchronize()  # the buffers were filled on another stream
 
     def enqueue() -> None:
@@ -298,8 +299,8 @@ def _bind(loaded: _Engine, images: "np.ndarray") -> _Bound:
 
     return _Bound(
         stream,
-        host_input,
-        device_input,
+        host_inputs,
+        device_inputs,
         device_outputs,
         [torch.zeros(one.shape, pin_memory=True) for one in device_outputs],
         enqueue,

@@ -28,6 +28,8 @@ from pipeline.errors import InputError, StageError, quoted
 if TYPE_CHECKING:
     import numpy as np
 
+Inputs = Mapping[str, Sequence[int | None]]
+"""The shape of each input by its name."""
 STEADY = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
 """One launch for the whole network, no sleep between runs, and no transfers in the latency."""
 
@@ -104,7 +106,7 @@ def fingerprint() -> str | None:
     return f"trtexec of {found.stat().st_size} bytes, {found.stat().st_mtime_ns}" if found else None
 
 
-def build_options(options: Options, input_name: str, input_shape: Sequence[int]) -> list[str]:
+def build_options(options: Options, inputs: Inputs) -> list[str]:
     """The options of trtexec for a build, without files. ``--stronglyTyped`` has no effect from version 11 on."""
     argv = ["--stronglyTyped", "--profilingVerbosity=detailed", "--skipInference"]
     if not options.tf32:
@@ -114,13 +116,19 @@ def build_options(options: Options, input_name: str, input_shape: Sequence[int])
     if options.workspace_mb is not None:
         argv.append(f"--memPoolSize=workspace:{options.workspace_mb}M")
     for bound, batch in zip(("min", "opt", "max"), options.batches() or (), strict=False):
-        argv += shape_option(input_name, (batch, *input_shape[1:]), f"{bound}Shapes")
+        argv += shape_option(of_batch(inputs, batch), f"{bound}Shapes")
     return argv
 
 
-def shape_option(input_name: str, shape: Sequence[int], option: str = "shapes") -> list[str]:
-    """The option that gives an input of open batch its shape."""
-    return [f"--{option}={input_name}:{'x'.join(str(size) for size in shape)}"]
+def shape_option(inputs: Inputs, option: str = "shapes") -> list[str]:
+    """The option that gives inputs of open batch their shapes."""
+    shapes = [f"{name}:{'x'.join(map(str, shape))}" for name, shape in inputs.items()]
+    return [f"--{option}={','.join(shapes)}"]
+
+
+def of_batch(inputs: Inputs, batch: int) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of inputs at a batch."""
+    return {name: (batch, *sizes) for name, (_, *sizes) in inputs.items()}
 
 
 def build(onnx_file: Path, engine_file: Path, options: Options, timing_cache: str) -> str:
@@ -138,14 +146,14 @@ def build(onnx_file: Path, engine_file: Path, options: Options, timing_cache: st
     Raises:
         StageError: trtexec failed; with its own last errors.
     """
-    name, shape = input_of(onnx_file)
+    inputs = inputs_of(onnx_file)
     device, program = _here()
     if "{version}" in timing_cache:
         timing_cache = timing_cache.replace("{version}", version(run(device, program, ["--help"])))
     cache = Path(timing_cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     files = [f"--onnx={onnx_file}", f"--saveEngine={engine_file}", f"--timingCacheFile={cache}"]
-    argv = [*files, *build_options(options, name, shape)]
+    argv = [*files, *build_options(options, inputs)]
     return version(run(device, program, argv, str(onnx_file), _BUILD_SECONDS))
 
 
@@ -340,10 +348,9 @@ def version(printed: str) -> str:
     return ".".join(filter(None, (tensorrt_version(digits), built)))
 
 
-def input_of(onnx_file: Path) -> tuple[str, list[int | None]]:
-    """Name and shape of the one input of an ONNX file; None for a dimension that it leaves open."""
-    one = onnx.check(onnx_file).graph.input[0]
-    return one.name, [None if size.dim_param else size.dim_value for size in one.type.tensor_type.shape.dim]
+def inputs_of(onnx_file: Path) -> dict[str, tuple[int | None, ...]]:
+    """The shape of each input of an ONNX file by its name; None for a dimension that it leaves open."""
+    return {one.name: one.shape for one in onnx.signature(onnx_file).inputs}
 
 
 def run(device: Device, program: str, argv: Sequence[str], what: str = "", seconds: float = _RUN_SECONDS) -> str:
@@ -369,14 +376,14 @@ def _engines(files: Mapping[str, Path], shape: Sequence[int]) -> Iterator[tuple[
     with tempfile.TemporaryDirectory() as folder:
         engines = {}
         for form, file in files.items():
-            name, own = input_of(file.with_suffix(".onnx"))
+            inputs = inputs_of(file.with_suffix(".onnx"))
             engine = file.with_suffix(".engine")
-            is_open = own[0] is None
+            is_open = next(iter(inputs.values()))[0] is None
             if not _is_mine(engine, mine):
                 engine = Path(folder, f"{form}.engine")
                 options = Options.of_one_batch(shape[0]) if is_open else Options()
                 build(file.with_suffix(".onnx"), engine, options, f"{folder}/build.timing")
-            engines[form] = Engine(str(engine), shape_option(name, shape) if is_open else ())
+            engines[form] = Engine(str(engine), shape_option(of_batch(inputs, shape[0])) if is_open else ())
         yield Place(device, program, folder, mine), engines
 
 

@@ -15,7 +15,7 @@ def with_open_batch(
     """The same network for any batch from the smallest to the largest.
 
     Args:
-        program: of one input (N, ...) and one output (N, ...), N fixed. It is left as it is.
+        program: of inputs (N, ...) and outputs (N, ...), N fixed. It is left as it is.
         smallest, largest: of the batches to come, 1 or more.
 
     Returns:
@@ -36,11 +36,11 @@ def with_open_batch(
         if is_reshape and node in depends and node.args[0].meta["val"].shape[0] == value.shape[0]:
             node.args = (node.args[0], [-1, *value.shape[1:]])
     module.recompile()
-    _, *rest = programs.input_shape(program)
     some = max(2, smallest)  # a batch of one would be traced as a constant
+    inputs = tuple(torch.zeros(some, *rest) for _, *rest in programs.input_shapes(program))
     dimension = torch.export.Dim("batch", min=smallest, max=largest)
     try:
-        return torch.export.export(module, (torch.zeros(some, *rest),), dynamic_shapes=({0: dimension},))
+        return torch.export.export(module, inputs, dynamic_shapes=({0: dimension},) * len(inputs))
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise StageError(

@@ -13,7 +13,7 @@ def half(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgr
     """The same network with float16 weights and arithmetic; its input and outputs stay float32.
 
     Args:
-        program: float32, with one input of a static shape. It is left as it is.
+        program: float32, with inputs of static shapes. It is left as it is.
 
     Returns:
         A new program: cast, the network in float16, cast.
@@ -29,8 +29,8 @@ def half(program: "torch.export.ExportedProgram") -> "torch.export.ExportedProgr
             super().__init__()
             self.network = network
 
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            given = self.network(image.half())
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            given = self.network(*(one.half() for one in inputs))
             return pytree.tree_map(lambda one: one.float() if one.dtype is torch.float16 else one, given)
 
-    return torch.export.export(Float16(), (torch.zeros(programs.input_shape(program)),))
+    return torch.export.export(Float16(), tuple(map(torch.zeros, programs.input_shapes(program))))

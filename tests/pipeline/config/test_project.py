@@ -139,7 +139,7 @@ def test_mean_and_std_and_recalibration_of_one_model(written):
 def test_a_stage_is_told_only_what_it_reads(written):
     read = written()
     told = settings_of("train", read, "mobileone_s0").model_dump()
-    images = {"image_size", "interpolation", "color_order", "resize", "pixel_range", "mean", "std"}
+    images = {"image_size", "interpolation", "color_order", "resize", "pixel_range", "mean", "std", "inputs"}
     assert set(told) == {"arch", "training", *images}
     assert "bench" not in settings_of("export", read, "toy", "phone").model_dump()
 

@@ -142,7 +142,7 @@ def test_the_program_holds_int8_weights_and_reads_as_any_other(quantized):
     assert all(int(weight.min()) >= -127 for weight in weights)
     assert lineage["fused"] == report["lineage"]["fused"]
     assert lineage["int8"]["digest"] == report["calibration"]["digest"]
-    assert programs.input_shape(program) == (None, 3, None, None)
+    assert programs.input_shapes(program) == [(None, 3, None, None)]
     every = {"min": 1, "step": 1}
     assert lineage["free"] == report["lineage"]["free"] == {"batch": every, "height": every, "width": every}
     run = torch.export.load(file).module()

@@ -390,16 +390,22 @@ def test_a_network_of_several_inputs(randomise, relative_error):
     model = randomise(Pair()).double()
     a, b = torch.randn(2, 3, 16, 16).double(), torch.randn(2, 3, 12, 12).double()
     result = repnets.fuse(model, (a, b))
-    assert (result.report.after.batch_norms, result.report.free) == (0, {})
-    assert result.report.input_shape == ((2, 3, 16, 16), (2, 3, 12, 12))
-    assert str(result.report).endswith("input sizes: all fixed, (2, 3, 16, 16) and (2, 3, 12, 12)")
+    assert (result.report.after.batch_norms, result.report.free) == (0, {"batch": FreeSize(1)})
+    assert result.report.input_shape == ((None, 3, 16, 16), (None, 3, 12, 12))
+    told = "input sizes: batch free, all others fixed, (N, 3, 16, 16) and (N, 3, 12, 12)"
+    assert str(result.report).endswith(told)
     with torch.no_grad():
         assert relative_error(pickle.loads(pickle.dumps(result.module))(a, b), model(a, b)) < 1e-12
     with pytest.raises(RepnetsError, match="The input's height is 16, and this network takes 12 alone"):
         result.module(a, a)
     again = repnets.fuse(result.module, (a, b))
     assert again.report.regions == ()
-    assert repnets.capture(result.module, (a, b)).module()(a, b).shape == model(a, b).shape
+    program = repnets.capture(result.module, (a, b)).module()
+    for batch in (1, 3):
+        a, b = torch.randn(batch, 3, 16, 16).double(), torch.randn(batch, 3, 12, 12).double()
+        with torch.no_grad():
+            assert relative_error(program(a, b), model(a, b)) < 1e-12
+            assert relative_error(result.module(a, b), model(a, b)) < 1e-12
 
 
 def test_an_input_that_is_no_tensor_is_refused():

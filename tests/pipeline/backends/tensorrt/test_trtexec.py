@@ -142,7 +142,7 @@ def test_errors_are_quoted_in_short():
 
 
 def test_every_option_is_told_since_versions_differ_in_their_defaults():
-    assert trtexec.build_options(Options(), "image", (1, 3, 32, 32)) == [
+    assert trtexec.build_options(Options(), {"image": (1, 3, 32, 32)}) == [
         "--stronglyTyped",
         "--profilingVerbosity=detailed",
         "--skipInference",
@@ -151,13 +151,14 @@ def test_every_option_is_told_since_versions_differ_in_their_defaults():
     options = Options(
         dynamic_batch={"min": 1, "opt": 4, "max": 8}, builder_optimization_level=0, workspace_mb=512, tf32=True
     )
-    assert trtexec.build_options(options, "image", (2, 3, 32, 16))[3:] == [
+    assert trtexec.build_options(options, {"image": (2, 3, 32, 16)})[3:] == [
         "--builderOptimizationLevel=0",
         "--memPoolSize=workspace:512M",
         "--minShapes=image:1x3x32x16",
         "--optShapes=image:4x3x32x16",
         "--maxShapes=image:8x3x32x16",
     ]
+    assert trtexec.shape_option({"left": (2, 3, 8, 8), "vector": (2, 6)}) == ["--shapes=left:2x3x8x8,vector:2x6"]
 
 
 STAND_IN = """
