@@ -141,7 +141,7 @@ def test_nothing_of_a_document_is_markup(tree):
 
 
 def test_every_table_has_a_caption_and_scopes(tree):
-    text = (tree[0] / "report.html").read_text()
+    text = (tree[0] / "report.html").read_text().partition("<script")[0]  # the library has tables of its own
     tables = re.findall("<table>.*?</table>", text, re.DOTALL)
     assert len(tables) > 10
     for table in tables:
