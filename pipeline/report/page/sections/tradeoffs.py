@@ -20,7 +20,7 @@ def section(built: Built) -> Section | None:
     if not rows:
         return None
     metric = built.exports[0].metric
-    score = f"{plain(metric)} of the file on the validation images [{unit_of(metric)}]"
+    score = f"{plain(metric)} of the file [{unit_of(metric)}]"
     found = []
     timed = [
         {**row, "cost": row["latency"], "details": f"{figures.milliseconds(row['latency'])} ms"}

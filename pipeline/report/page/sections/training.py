@@ -49,5 +49,6 @@ def _curve(
         if not logarithmic or value(one) > 0
     ]
     cells = [{"model": row["model"], "epoch": row["epoch_text"], "value": row["text"]} for row in rows]
-    shown = f"{title}, logarithmic" if logarithmic else title
+    axis = f"{title.split(' on ')[0].split(' at ')[0]} {title[title.rindex('[') :]}"  # short enough for a phone
+    shown = f"{axis}, logarithmic" if logarithmic else axis
     return Chart(title, charts.curves(rows, shown, logarithmic), Table(title, cells))
