@@ -80,10 +80,10 @@ def test_int8_takes_its_ranges_from_pictures_and_is_judged_by_the_float_network(
 def test_an_int8_program_that_often_disagrees_is_refused_in_those_words(of_pictures, monkeypatch):
     from pipeline.quantization import pt2e
 
-    def spoil(prepared, simulation, size, _convert=pt2e.convert):
+    def spoil(prepared, simulation, size, inputs=None, _convert=pt2e.convert):
         for layer in simulation.layers[-1:]:
             layer.bias.data.copy_(layer.bias.flip(0) + 3 * torch.arange(CLASSES))
-        return _convert(prepared, simulation, size)
+        return _convert(prepared, simulation, size, inputs)
 
     monkeypatch.setattr(pt2e, "convert", spoil)
     monkeypatch.setenv("REPNETS_STORE", str(of_pictures.folder / "store"))
