@@ -70,6 +70,7 @@ def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor, *, dry: bo
                 suppress(Exception),
                 quietly("torch._subclasses.fake_tensor"),
                 FakeTensorMode(allow_non_fake_inputs=True),
+                _with_its_tensors(model),
             ):
                 x = torch.empty(tuple(shape), dtype=example.dtype)
                 with Recorder() as recorder:
@@ -82,6 +83,19 @@ def calls_at(model: nn.Module, shape: Sequence[int], example: Tensor, *, dry: bo
         except Exception:  # whatever layer does not take that size
             return None
     return [given, *recorder.calls]
+
+
+@contextmanager
+def _with_its_tensors(model: nn.Module) -> Iterator[None]:
+    """What the modules keep, as it was: `self.mean = self.mean.to(x)` in a forward would keep no numbers."""
+    kept = [(names, dict(names)) for module in model.modules() for names in (vars(module), module._buffers)]
+    try:
+        yield
+    finally:
+        for names, before in kept:
+            for name in names.keys() - before.keys():
+                del names[name]
+            names.update(before)
 
 
 def are_large(calls: Sequence[Call], shape: Sequence[int]) -> bool:

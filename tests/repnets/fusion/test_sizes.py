@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import repnets
+from repnets.fusion.calls import calls_at
 from repnets.fusion.capture import capture
 from repnets.fusion.sizes import FreeSize, by_name, free_sizes, narrow_sizes
 
@@ -158,3 +159,24 @@ def _evaluated(program: torch.export.ExportedProgram) -> nn.Module:
     for one in module.modules():
         one.training = False
     return module
+
+
+class Centred(nn.Module):
+    """Writes what it keeps anew at each call, as super-resolution networks do with the mean of their data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.mean = nn.Conv2d(3, 3, 3), torch.ones(1, 3, 1, 1, dtype=torch.float64)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean, self.seen, self.last = self.mean.type_as(x), self.seen + x.mean(), x
+        return self.c(x - self.mean)
+
+
+def test_calls_without_numbers_leave_none_in_the_model():
+    model = Centred()
+    mean, seen = model.mean, model.seen
+    calls = calls_at(model, (2, 3, 9, 9), torch.zeros(1, 3, 8, 8), dry=True)
+    assert [call.name for call in calls][-1] == "conv2d"
+    assert model.mean is mean and model.seen is seen and not hasattr(model, "last")
