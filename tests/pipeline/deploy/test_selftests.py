@@ -6,6 +6,7 @@ Most bundles here hold a network of three lines in the place of a runtime, which
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -439,5 +440,7 @@ def test_the_python_snippet_tells_the_class_of_an_image_file(checked_toy, pack, 
     assert (got.view(1, 3, 32, 32) - want).abs().max() < 1.1 / 255 / min(how.std), "a pixel's rounding"
     script = tmp_path / "bundle" / "integration" / "classify.py"
     done = subprocess.run([sys.executable, "-B", script, tmp_path / "photo.png"], capture_output=True, text=True)
-    logits = client.predict("executorch", tmp_path / "bundle" / "fused.pte", want.numpy())
-    assert done.stdout.splitlines()[-1].endswith(f"photo.png: {int(logits.argmax())}"), done.stderr
+    logits = torch.from_numpy(client.predict("executorch", tmp_path / "bundle" / "fused.pte", want.numpy()))
+    told = re.search(r"photo.png: (\d) \((.*)%\)$", done.stdout.rstrip())
+    assert int(told[1]) == int(logits.argmax()), done.stderr
+    assert float(told[2]) == pytest.approx(100 * float(logits.softmax(1).max()), abs=0.2)
