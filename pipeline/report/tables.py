@@ -28,7 +28,7 @@ def benchmarks(results: Sequence[BenchResult], failed: Sequence[tuple[str, str]]
         rows.append({name: told.get(name, NONE) for name in names})
     if not rows:
         return ""
-    return table(_LEFT, _without_single_threads(sorted(rows, key=lambda row: (row["model"], row["target"]))))
+    return table(_LEFT, without_single_threads(sorted(rows, key=lambda row: (row["model"], row["target"]))))
 
 
 def references(results: Sequence[BenchResult]) -> str:
@@ -49,7 +49,7 @@ def references(results: Sequence[BenchResult]) -> str:
         for result in results
         for run in result.reference.runs
     ]
-    return table(_LEFT, _without_single_threads(rows))
+    return table(_LEFT, without_single_threads(rows))
 
 
 def candidates(results: Sequence[BenchResult]) -> str:
@@ -130,7 +130,7 @@ def benchmark_rows(result: BenchResult) -> list[dict[str, str]]:
     ]
 
 
-def _without_single_threads(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def without_single_threads(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The rows, without the column `threads` where every measurement is on one thread."""
     if {row["threads"] for row in rows} <= {"1", NONE}:
         return [{name: cell for name, cell in row.items() if name != "threads"} for row in rows]

@@ -37,7 +37,7 @@ def failed(built: Built) -> Section | None:
 
 def section(built: Built) -> Section:
     """Headlines and the main table."""
-    rows = [row for result in built.results for row in _rows(built, result)]
+    rows = tables.without_single_threads([row for result in built.results for row in _rows(built, result)])
     return Section(
         "summary",
         "Summary",
