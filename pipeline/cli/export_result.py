@@ -78,7 +78,7 @@ def _fold(artifacts: Path) -> str:
     """What folding gained, and its proof."""
     fused = documents.read(FuseResult, artifacts / "fuse.json")
     proof = documents.read(VerifyResult, artifacts / "verify.json")
-    before, after = (one["convolutions"] for one in (fused.before, fused.after))
+    before, after = (one.convolutions for one in (fused.before, fused.after))
     exact = max(proof.float64.max_relative_error.values())
     rounded = max(one.fused for one in proof.float32.relative_error.values())
     return (

@@ -10,10 +10,11 @@ from difflib import get_close_matches
 from html import escape
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from repnets.drawing.outline import Block, Step, blocks, change_text, origins, read, size_text
 from repnets.errors import RepnetsError
+from repnets.fusion.arguments import Example, tensors_of
 from repnets.fusion.engine import FuseResult, fuse
 from repnets.fusion.graph import node_shapes
 from repnets.fusion.report import Totals
@@ -38,7 +39,7 @@ _ORDER = ("convolution", "linear", "norm", "sum", "activation")
 
 def draw(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Example,
     *,
     block: str | None = None,
     title: str = "",
@@ -48,7 +49,7 @@ def draw(
 
     Args:
         model: In eval mode, as for `fuse`.
-        example_input: (N, C, *spatial); sizes in the picture are those of an input like it.
+        example_input: (N, C, *spatial), or a tuple of inputs; sizes in the picture are those of inputs like it.
         block: Qualified name of the module to draw operation by operation, "" for the network itself.
             Default: the whole network, a box a block.
         title: What stands above the picture. Default: nothing, or the name of the block.
@@ -87,9 +88,10 @@ class Scene:
         return {name for step in self.fused if step.module for name in self.origins[step.name]}
 
 
-def scene(example_input: Tensor, result: FuseResult) -> Scene:
+def scene(example_input: Example, result: FuseResult) -> Scene:
     """What `draw` draws; worth keeping where several pictures are made."""
-    original = read(result.original, node_shapes(result.original.graph, (1, *example_input.shape[1:])))
+    first = tensors_of(example_input)[0]
+    original = read(result.original, node_shapes(result.original.graph, (1, *first.shape[1:])))
     shapes = {step.name: step.shape for step in original}
     fused = read(result.module)
     report = result.report

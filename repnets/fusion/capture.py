@@ -317,7 +317,7 @@ def _exported(model: nn.Module, inputs: Sequence[Tensor], sizes: _Sizes = ()) ->
     """The functional export at the inputs' sizes, of which those in `sizes`, by input and axis, are left free."""
     parameters = list(inspect.signature(model.forward).parameters.values())
     ahead = next((n for n, one in enumerate(parameters) if one.kind is inspect.Parameter.VAR_POSITIONAL), None)
-    if sizes and ahead is not None:  # forward(x, *args): the exporter takes args for one tuple
+    if ahead is not None and len(sizes) > ahead:  # forward(x, *args): the exporter takes args for one tuple
         sizes = (*sizes[:ahead], sizes[ahead:])
     with _StopAtUselessSizes(), quietly("torch.fx.experimental.symbolic_shapes"), redirect_stderr(StringIO()):
         program = torch.export.export(model, tuple(inputs), dynamic_shapes=sizes or None)

@@ -77,6 +77,7 @@ def _started(work: Path) -> subprocess.Popen[str]:
         )
     line, death = _line(child, _START_SECONDS)
     if line.strip() != READY:
+        _end(child)
         raise RuntimeError(f"the samples were not built; {death}: {(work / 'log').read_text()[-2000:]}")
     return child
 

@@ -220,4 +220,5 @@ def _filled(kind: Any) -> Any:
 
 
 def _is_given(field: Any) -> bool:
-    return field.default is MISSING or field.default is None
+    """`inputs` stay out: a network of several has no mean and std."""
+    return field.name != "inputs" and field.default in (MISSING, None)

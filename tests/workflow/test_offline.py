@@ -72,11 +72,12 @@ def test_the_converter_of_openvino(tmp_path):
     script = """
         import torch
         from pathlib import Path
-        from pipeline.artifacts.manifest import ExportSpec
+        from pipeline.artifacts.manifest import ExportSpec, Preprocessing
         from pipeline.backends.openvino import export
 
         program = torch.export.export(torch.nn.Conv2d(3, 4, 3).eval(), (torch.zeros(1, 3, 8, 8),))
-        export.export(program, [Path("net.xml")], ExportSpec("fp32", (1, 3, 8, 8), None))
+        preprocessing = Preprocessing(8, (0.5,) * 3, (0.5,) * 3, ())
+        export.export(program, [Path("net.xml")], ExportSpec("fp32", (1, 3, 8, 8), preprocessing))
     """
     home = tmp_path / "home"
     home.mkdir()

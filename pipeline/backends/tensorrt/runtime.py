@@ -286,11 +286,11 @@ def _bind(loaded: _Engine, images: "np.ndarray") -> _Bound:
             f"{loaded.file} takes batches from {smallest[0]} to {largest[0]}, but got one of {len(images)}."
         )
     stream = torch.cuda.Stream()  # the default one cannot be captured, and waits for all others
-    host_inputs = [one.contiguous().pin_memory() for one in inputs]
-    device_inputs = [one.cuda() for one in host_inputs]
+    host_inputs = [array.contiguous().pin_memory() for array in inputs]
+    device_inputs = [array.cuda() for array in host_inputs]
     device_outputs = [torch.zeros(tuple(context.get_tensor_shape(name)), device="cuda") for name in others]
-    for name, one in zip((*taken, *others), (*device_inputs, *device_outputs), strict=True):
-        context.set_tensor_address(name, one.data_ptr())
+    for name, array in zip((*taken, *others), (*device_inputs, *device_outputs), strict=True):
+        context.set_tensor_address(name, array.data_ptr())
     torch.cuda.synchronize()  # the buffers were filled on another stream
 
     def enqueue() -> None:

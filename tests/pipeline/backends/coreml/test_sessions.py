@@ -103,11 +103,13 @@ def test_a_package_that_does_not_say_how_to_feed_it_is_refused(session_packages,
         file.write_bytes(written)
 
 
-def test_a_file_of_several_inputs_is_refused(written):
+def test_a_file_of_several_inputs_takes_their_numbers_one_after_the_other(written):
     x = np.zeros((1, 3), np.float32)
-    two_in = written(lambda mb, x, y: mb.add(x=x, y=y), x, x, name="two_in")
-    with pytest.raises(InputError, match=r"two_in\.mlpackage has 2 inputs \(x0, x1\); a classifier of images has one"):
-        backend.open_check_session(two_in, 1)
+    two_in = written(lambda mb, x, y: mb.sub(x=x, y=y), x, x, name="two_in")
+    for session in (backend.open_check_session(two_in, 1), backend.open_exact_session(two_in, 1)):
+        assert session(np.array([[7, 8, 9, 1, 2, 4]], np.float32))[0].tolist() == [[6, 6, 5]]
+        with pytest.raises(InputError, match=r"two_in\.mlpackage takes inputs of shapes .*, samples of \(1, 6\)"):
+            session(x)
 
 
 def test_outputs_come_in_the_order_of_the_program(written):

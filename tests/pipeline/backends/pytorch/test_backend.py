@@ -97,7 +97,7 @@ def test_a_program_of_any_size_runs_at_any_size(tmp_path):
     free = torch.export.Dim.AUTO
     program = torch.export.export(network, (torch.zeros(2, 3, 16, 16),), dynamic_shapes=({0: free, 2: free, 3: free},))
     torch.export.save(program, tmp_path / "any.pt2")
-    assert programs_of.input_shape(program) == (None, 3, None, None)
+    assert programs_of.input_shapes(program) == [(None, 3, None, None)]
     assert programs_of.shape_of(programs_of.outputs(program)[""]) == (None, 4)
     run = backend.open_session(tmp_path / "any.pt2", 1)
     assert run(np.zeros((1, 3, 20, 30), np.float32))[0].shape == (1, 4)

@@ -41,7 +41,8 @@ def refused(device, python, packages=("pytest",), made_by=None):
 
 def test_what_is_brought_is_little():
     assert remote.closure("pipeline.backends.worker.server", MODULE) == [
-        "pipeline", "pipeline.artifacts", "pipeline.artifacts.manifest", "pipeline.backends",
+        "pipeline", "pipeline.artifacts", "pipeline.artifacts.manifest", "pipeline.artifacts.samples",
+        "pipeline.backends",
         "pipeline.backends.executorch", "pipeline.backends.executorch.flatbuffer", "pipeline.backends.executorch.pte",
         "pipeline.backends.executorch.runtime", "pipeline.backends.runtime", "pipeline.backends.worker",
         "pipeline.backends.worker.server",
