@@ -183,8 +183,7 @@ def with_rounded_weights(
     import torch
 
     rounded = copy.deepcopy(module)
-    others = [node for node in module.graph.nodes if of_layers_alone and not _is_layer(node)]
-    kept = {name for node in others for name in weights_of(node)}
+    kept = weights_beside_layers(module) if of_layers_alone else set()
     if precision == "fp16" or stored:
         with torch.no_grad():
             for name, tensor in constants(rounded):
@@ -274,6 +273,12 @@ def weighted_layers(module: "GraphModule") -> dict[str, str]:
         for node in module.graph.nodes
         if _is_layer(node) and node.args[1].op == "get_attr"
     }
+
+
+def weights_beside_layers(module: "GraphModule") -> set[str]:
+    """Names of what operations other than convolutions and linear layers read, and no scale: the slopes of a PReLU."""
+    others = (node for node in module.graph.nodes if not (_is_layer(node) or "quantize" in str(node.target)))
+    return {name for node in others for name in weights_of(node)}
 
 
 def _is_layer(node: "Node") -> bool:

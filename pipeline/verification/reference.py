@@ -176,7 +176,8 @@ class Reference:
 
         A value in the middle between two integers goes one way or the other, and what follows amplifies it: the deeper
         the network, the more. Torch computes it again, without oneDNN's convolutions, which sum in another order, and
-        with a neighbour of each value that is made an integer, above it and below.
+        with a neighbour of each value that is made an integer, above it and below; where numbers are rounded, also with
+        those of other operations than layers as they were, which converters round or leave: a PReLU's slopes, say.
 
         Args:
             precision: of the numbers that are not int8; rounded to half, many more values lie in such a middle.
@@ -186,10 +187,12 @@ class Reference:
         if precision not in self._last_digits:
             images, want = self.stored(precision)
             module, outputs, found = programs.with_rounded_weights(self._module, precision), self.outputs, []
+            others = [programs.with_neighbours(module, steps) for steps in (-_STEPS, _STEPS)]
+            if precision == "fp16" and programs.weights_beside_layers(self._module):
+                others.append(programs.with_rounded_weights(self._module, precision, of_layers_alone=True))
             with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore", UserWarning)  # setting one flag sets another, of Intel's GPUs
-                for steps in (-_STEPS, _STEPS):
-                    moved = programs.with_neighbours(module, steps)
+                for moved in others:
                     with torch.backends.mkldnn.flags(enabled=False):
                         got = self._run(moved, torch.from_numpy(images)).numpy()
                     error = compare.compare(got, want, outputs).relative_error

@@ -166,9 +166,15 @@ def _is_int8(layer: Any) -> bool:
 
 
 def _is_rounded(node: Any, steps: int) -> bool:
-    """Whether a result is made int8: at once, or after its bias and an activation."""
+    """Whether a result is made int8: at once, or after its bias, an activation and a concatenation, which OpenVINO
+    rounds once where its parts have its scale."""
     users = [one.get_node() for one in node.output(0).get_target_inputs()]
-    return any(one.get_type_name() == "FakeQuantize" or (steps and _is_rounded(one, steps - 1)) for one in users)
+    return any(
+        one.get_type_name() == "FakeQuantize"
+        or (one.get_type_name() == "Concat" and _is_rounded(one, 0))
+        or (steps and _is_rounded(one, steps - 1))
+        for one in users
+    )
 
 
 RUNTIME = Runtime(open_session=open_session, open_exact_session=open_session, profile=profile)

@@ -71,6 +71,7 @@ def test_weights_of_layers_alone_are_rounded():
     rounded = programs.with_rounded_weights(own, "fp16", of_layers_alone=True)
     assert torch.equal(rounded.stem.weight, own.stem.weight.half().float())
     assert torch.equal(rounded.act.weight, own.act.weight)
+    assert programs.weights_beside_layers(own) == {"act.weight"}
 
 
 def test_a_program_cut_after_a_layer_gives_what_that_layer_gives():

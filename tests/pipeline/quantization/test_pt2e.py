@@ -127,6 +127,38 @@ def test_every_layer_is_int8_and_what_is_not_known_is_named(program):
     assert pt2e.in_float(prepared) == {"aten.sigmoid": 1}
 
 
+class Shared(nn.Module):
+    """A layer that is called at two scales, as the heads of detectors are."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        fine = self.stem(x).relu()
+        coarse = nn.functional.max_pool2d(fine, 2)
+        return self.head(fine).relu().mean((2, 3)) - 3 * self.head(coarse).relu().mean((2, 3))
+
+
+def test_a_layer_that_is_called_twice_is_int8_both_times_and_stored_once(images):
+    torch.manual_seed(0)
+    example = torch.zeros(2, 3, 16, 16)
+    prepared = pt2e.prepare(pt2e.network(capture(Shared().eval(), example)))
+    assert not any(name.startswith("aten.conv") for name in pt2e.in_float(prepared))
+    found = calibrated(prepared, images)
+    _, fine, coarse = found.layers
+    assert fine.weight_rounding is coarse.weight_rounding and fine.bias is not coarse.bias
+    program = pt2e.convert(prepared, found, example.shape)
+    assert programs.count(program)["int8"] == 3
+    assert sum(tensor.dtype == torch.int8 and tensor.dim() == 4 for tensor in program.state_dict.values()) == 2
+    for layer in (fine, coarse):  # whole steps of its own input
+        step = layer.input_rounding.scale * layer.weight_rounding.scale
+        steps = layer.bias / step
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-2)
+    with torch.no_grad():
+        assert torch.equal(programs.as_module(program)(images), found(images))
+
+
 def test_a_layer_that_is_to_stay_in_float_has_no_rounding(program):
     network = pt2e.network(program)
     name = pt2e.simulation(pt2e.prepare(network)).layers[1].name

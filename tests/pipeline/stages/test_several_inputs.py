@@ -17,6 +17,7 @@ from pipeline.stages import adopt, split
 from tests.fixtures.own_code import forget
 from tests.fixtures.unlabelled import Built
 
+TARGETS = ("executorch", "tensorrt", "openvino", "coreml")
 INPUTS = {"left": (3, 16, 16), "right": (1, 8, 8), "pose": (5,)}
 NETWORK = """\
 import torch
@@ -112,7 +113,7 @@ def built(folder) -> Built:
 
 @pytest.mark.parametrize(
     ("backend", "precision"),
-    [("executorch", "fp32"), ("tensorrt", "fp32"), ("openvino", "fp32"), ("coreml", "fp32"), ("coreml", "int8")],
+    [(backend, precision) for precision in ("fp32", "int8") for backend in TARGETS],
 )
 def test_files_take_the_inputs_by_their_names(built, backend, precision):
     options = {"compute_capabilities": ["8.6"]} if backend == "tensorrt" else {}
