@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline import exit_codes, packaged
 from pipeline.artifacts.manifest import ImageSize
 from pipeline.benchmark.interleaved import Until
+from pipeline.cli import compare as compares
 from pipeline.cli import doctor as doctors
 from pipeline.cli import export as exports
 from pipeline.cli import fuse as fuses
@@ -134,6 +135,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         _command(commands, verify_tree, "say whether everything built is what its proofs are of", VERIFY_TREE_HELP)
     )
     _add_bench(_command(commands, bench, "time exported files against each other", _BENCH))
+    _add_compare(_command(commands, compares.compare, "compare two builds of a project", compares.HELP))
     _add_doctor(
         _command(commands, doctors.doctor, "say what this machine and devices can build, check and bench", doctors.HELP)
     )
@@ -254,6 +256,16 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--json", type=_output, dest="document", metavar="FILE", help="write the figures as well; -: to stdout"
+    )
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("before", type=Path, metavar="BEFORE", help="folder of a project that is built")
+    command.add_argument("after", type=Path, metavar="AFTER", help="another, or the same at another commit")
+    command.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="how much worse is allowed")
+    command.add_argument("--limits", type=Path, metavar="FILE", help="the same in YAML")
+    command.add_argument(
+        "--json", type=_output, dest="document", metavar="FILE", help="write every figure; -: to stdout"
     )
 
 
