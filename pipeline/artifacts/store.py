@@ -32,7 +32,8 @@ from pipeline.artifacts.digests import Inputs, code_digest, digest
 from pipeline.artifacts.manifest import versions
 from pipeline.errors import StageError
 
-_ENTRY_BYTES = 1 << 20
+ENTRY_BYTES = 1 << 20
+"""That entry.json has, at most."""
 
 Build = Callable[[dict[str, Path], Path], None]
 
@@ -228,7 +229,7 @@ def _is_whole(entry: Path, key: str, stage: str, outputs: Mapping[str, str]) -> 
 def _damage(entry: Path, key: str, outputs: Iterable[str]) -> list[str]:
     """The parts of an entry that are not what was put there. PermissionError where another user's cannot be read."""
     try:
-        return store_access.untrusted(entry) or _changed(entry, key, outputs)
+        return store_access.untrusted(entry) or changed(entry, key, outputs)
     except PermissionError as error:
         if entry.lstat().st_uid != os.getuid():
             raise
@@ -237,10 +238,11 @@ def _damage(entry: Path, key: str, outputs: Iterable[str]) -> list[str]:
         return [Path(error.filename).name]
 
 
-def _changed(entry: Path, key: str, outputs: Iterable[str]) -> list[str]:
+def changed(entry: Path, key: str, outputs: Iterable[str]) -> list[str]:
+    """The parts of an entry that are not what its entry.json says. PermissionError where that cannot be read."""
     try:
         with (entry / "entry.json").open("rb") as file:
-            document = json.loads(file.read(_ENTRY_BYTES))
+            document = json.loads(file.read(ENTRY_BYTES))
         recorded = document["outputs"]
         if document["key"] != key or not isinstance(recorded, dict) or set(recorded) != set(outputs):
             return ["entry.json"]

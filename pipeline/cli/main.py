@@ -16,6 +16,7 @@ from pipeline.cli import export as exports
 from pipeline.cli import fuse as fuses
 from pipeline.cli import init as inits
 from pipeline.cli import ship as ships
+from pipeline.cli import store as stores
 from pipeline.cli.bench import bench
 from pipeline.cli.check import check
 from pipeline.cli.convert import LAYOUTS, SUFFIXES, convert
@@ -139,6 +140,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     _add_doctor(
         _command(commands, doctors.doctor, "say what this machine and devices can build, check and bench", doctors.HELP)
     )
+    _add_store(_command(commands, stores.store, "look after the store of results", stores.HELP))
     _add_ship(_command(commands, ships.ship, "install a bundle on a device, or roll back", ships.SHIP_HELP))
     _add_devices(_command(commands, ships.devices, "list what is installed on a device", ships.DEVICES_HELP))
     return parser, list(commands.choices)
@@ -277,6 +279,13 @@ def _add_doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON; -: to stdout"
     )
+
+
+def _add_store(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", nargs="?", choices=stores.ACTIONS, default="list", help="default: %(default)s")
+    command.add_argument("--older-than", type=stores.seconds_of, metavar="TIME", help="of prune: 12h, 30d, 4w")
+    command.add_argument("--to", type=stores.bytes_of, metavar="SIZE", help="of prune: 500MB, 5GB")
+    command.add_argument("--dry-run", action="store_true", help="of prune: delete nothing")
 
 
 def _add_ship(command: argparse.ArgumentParser) -> None:
