@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import digests
 from pipeline.artifacts.manifest import Preprocessing, Unavailable, versions
-from pipeline.data import splits
+from pipeline.data import datasets, splits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,9 +128,9 @@ def split(pictures: Path, test: Path) -> dict[str, splits.Split]:
     classes = [f"class {number}" for number in range(CLASSES)]
     everything = {"train": [], "val": range(len(tested))}
     return {
-        "split": splits.new_split(splits.FOLDER, str(pictures), classes, sources, labels, parts),
+        "split": splits.new_split(datasets.FOLDER, str(pictures), classes, sources, labels, parts),
         "test": splits.new_split(
-            splits.FOLDER, str(test), classes, test_sources, [label for _, label in tested], everything
+            datasets.FOLDER, str(test), classes, test_sources, [label for _, label in tested], everything
         ),
     }
 

@@ -4,9 +4,12 @@ A room is a folder of `pipeline`; imports go down `ROOMS`, never up. `repnets` k
 """
 
 import ast
+import importlib
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROOMS = (
@@ -47,6 +50,33 @@ def room_of(module: str) -> str:
         return "stages"
     first, *rest = module.split(".")
     return rest[0] if first == "pipeline" and rest and (PROJECT / "pipeline" / rest[0]).is_dir() else first
+
+
+def users() -> list[Path]:
+    """Every file of the project that uses modules of ours."""
+    found = [*sources(), *PROJECT.glob("tests/**/*.py"), *PROJECT.glob("benchmarks/**/*.py")]
+    return sorted(path for path in found if "from pipeline" in (text := path.read_text()) or "from repnets" in text)
+
+
+def missing_names(path: Path) -> list[str]:
+    """What a file reads of a module of ours by `module.name`, and that module does not have."""
+    tree = ast.parse(path.read_text())
+    modules: dict[str, ModuleType] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ("pipeline", "repnets"):
+            for name in node.names:
+                with suppress(ModuleNotFoundError):  # it is a class or a function
+                    modules[name.asname or name.name] = importlib.import_module(f"{node.module}.{name.name}")
+    own = {one.arg for one in ast.walk(tree) if isinstance(one, ast.arg)}
+    own |= {one.id for one in ast.walk(tree) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return [
+        f"{node.value.id}.{node.attr}, line {node.lineno}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in modules.keys() - own
+        and not hasattr(modules[node.value.id], node.attr)
+    ]
 
 
 def imports_of(path: Path) -> set[str]:

@@ -59,6 +59,18 @@ def test_a_stage_is_called_by_its_rule_and_never_imported(path):
     assert {name for name in imports_of(path) if name in stages or name.rpartition(".")[0] in stages} == set()
 
 
+@pytest.mark.parametrize("path", rooms.users(), ids=lambda path: str(path.relative_to(PROJECT)))
+def test_every_name_that_is_used_of_a_module_of_ours_is_there(path):
+    """`programs.input_shape`, say, in a function that no test calls."""
+    assert rooms.missing_names(path) == []
+
+
+def test_a_name_that_is_not_there_is_seen(tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text("from pipeline import errors\n\nerrors.shown\nerrors.no_such\n")
+    assert rooms.missing_names(path) == ["errors.no_such, line 4"]
+
+
 def test_no_circle_of_modules():
     modules = {module_of(path) for path in SOURCES}
 

@@ -94,7 +94,13 @@ def _shape(source: Source, found: Checkpoint | None, size: ImageSize | None) -> 
     """(N, C, H, W) of the input to fuse at: the program's own, where it has one."""
     header = found.header if found else None
     free = (2, 3 if header is None else header.preprocessing.channels, None, None)
-    own = programs.input_shape(program_file.read(source.program)[0]) if source.program else free
+    shapes = programs.input_shapes(program_file.read(source.program)[0]) if source.program else [free]
+    if len(shapes) > 1:
+        raise InputError(
+            f"{shown(source.program)} takes {len(shapes)} inputs, and this command folds networks of one image. Fold "
+            "it in Python: repnets.fuse(model, (first, second))."
+        )
+    own = shapes[0]
     if len(own) != 4:
         raise InputError(f"{shown(source.program)} takes an input of {len(own)} axes, and an image has 4: N, C, H, W.")
     sides = height_and_width(size or (header.preprocessing.image_size if header else _OF_IMAGENET))
@@ -151,7 +157,7 @@ def _write(
 
 def _write_onnx(program: "ExportedProgram", shape: tuple[int, ...], file: Path, found: Checkpoint | None) -> None:
     """One image at a time, where the program takes any number."""
-    number = 1 if programs.input_shape(program)[0] is None else shape[0]
+    number = 1 if programs.input_shapes(program)[0][0] is None else shape[0]
     one = (number, *shape[1:])
     static = programs.static(programs.as_module(program), one)
     names = tuple(fact.name for fact in programs.output_facts(static, bool(found and found.classes)))

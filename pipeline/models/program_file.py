@@ -88,7 +88,8 @@ def write(program: "ExportedProgram", file: Path, lineage: Mapping[str, Any]) ->
     rank = program.example_inputs[0][0].dim()
     free = {name: asdict(size) for name, size in by_name(free_sizes(program), rank).items()}
     written = {**lineage, "free": free}
-    torch.export.save(program, file, extra_files={_LINEAGE: json.dumps(written)})
+    with file.open("wb") as stream:  # of a path torch wants the suffix
+        torch.export.save(program, stream, extra_files={_LINEAGE: json.dumps(written)})
     return written
 
 
