@@ -59,7 +59,7 @@ def test_a_regression_is_shown_and_ends_with_1(built, after):
 
 @pytest.mark.slow
 def test_limits(built, after, tmp_path):
-    (tmp_path / "limits.yaml").write_text("{operations: 10%, metric: 1}")
+    (tmp_path / "limits.yaml").write_text("{operations: 20%, metric: 1}")
     done = compare(built.folder, after, "--limits", tmp_path / "limits.yaml", "--limit", "metric=3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("worse") == 2
