@@ -16,7 +16,8 @@ def python_problem(version):
         return ""
     return (
         "Python {}.{} cannot run repnets, which needs 3.11, 3.12 or 3.13. Ubuntu 22.04 and JetPack 6 have 3.10: "
-        "install a newer one beside it (`uv python install 3.12`, or apt's deadsnakes PPA), then: make run PYTHON=python3.12"
+        "install a newer one beside it (`uv python install 3.12`, or apt's deadsnakes PPA), then: "
+        "make run PYTHON=python3.12"
     ).format(*version)
 
 
