@@ -38,6 +38,7 @@ clean:
 	rm -rf artifacts logs report.md report.html .snakemake targets/*/bench.json $(wildcard targets/*/*/)
 
 $(VENV)/.installed: pyproject.toml
+	@$(PYTHON) pipeline/before_installing.py $(dir $(abspath $(VENV)))
 	$(PYTHON) -m venv $(VENV)
 ifdef LOCKED
 	$(INSTALL) --require-hashes --only-binary :all: --requirement requirements/build.lock

@@ -20,6 +20,22 @@ from pipeline.errors import InputError, StageError
 from pipeline.report.figures import NONE, megabytes, milliseconds
 from pipeline.report.text import aligned
 
+HELP = f"""\
+Time exported files on this machine, each with its own runtime and in processes of its own, in turn (A B A B), and print
+a table. The speed-up of each file is over the first file: the median of the paired ratios, with a 95 % interval.
+
+{exported_files.FILES.format(coreml="Core ML, on a Mac")}
+A file whose runtime is not on this machine is listed as unavailable, with the remedy; no other runtime is timed in its
+place. Memory is the increase of the process's resident memory. A warning is printed if other programs kept the machine
+busy.
+
+Exit code 0: a file was timed. 1: none could be timed, or a runtime failed. 2: a file cannot be used.
+
+examples:
+  repnets bench targets/executorch/toy/branched.pte targets/executorch/toy/fused.pte
+  repnets bench artifacts/toy/fused.pt2 targets/tensorrt/toy/fused.onnx targets/executorch/toy/fused.pte --threads 1,2
+"""
+
 _HEAD = (
     *("file", "runtime", "p50 ms", "p90", "p99", "load ms", "first ms", "memory MB", "file MB"),
     "speed-up over the first",

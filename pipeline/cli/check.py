@@ -27,6 +27,24 @@ from pipeline.verification import compare, localize
 if TYPE_CHECKING:
     import numpy as np
 
+HELP = f"""\
+Run two exported files on the same images on this machine, and compare the largest difference of their logits with a
+tolerance. FILE is the file to check, --against the file that is taken as correct.
+
+{exported_files.FILES.format(coreml="an evaluator of saved ML programs, on any system")}
+Without --images or --split the input is random normal numbers. Images are preprocessed as the manifest.json beside
+one of the files says. The default tolerance is that of the lower of the two precisions, which manifest.json also names.
+If the files differ by more, the first layer whose output differs is named, where both runtimes give the outputs of
+layers.
+
+Exit code 0: they agree. 1: they differ, or a runtime is missing or failed. 2: a file cannot be used.
+
+examples:
+  repnets check targets/executorch/toy/fused.pte --against artifacts/toy/fused.pt2
+  repnets check targets/tensorrt/toy/fused.onnx --against targets/executorch/toy/fused.pte --split artifacts/split.json
+  repnets check mine.onnx --against fused.pt2 --images photos --tolerance 1e-3
+"""
+
 _COUNTED = ("convolution", "batch_norm", "join", "total")
 
 

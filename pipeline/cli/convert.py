@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts.atomic import replacing
+from pipeline.cli import output_file
 from pipeline.errors import InputError
 from pipeline.models import checkpoints, external_checkpoints, networks, program_file
 from repnets.checkpoints import layouts
@@ -13,6 +13,29 @@ from repnets.networks import MODELS
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+HELP = """\
+Write the weights of a RepVGG or MobileOne under the names that another tool knows them by.
+
+CHECKPOINT is one of
+  artifacts/<model>/checkpoint.safetensors   trained by this pipeline, with all branches
+  artifacts/<model>/fused.pt2                the fused network
+  a .safetensors, .pth, .pt or .ckpt         of this project, of the authors (official) or of timm, in the training
+                                             or the deploy form; its layout is recognised, and no code in it runs
+
+--layout is one of
+  official, timm                             with all branches, to continue training
+  official-deploy, timm-deploy               each block one convolution; a network with branches is folded first
+  repnets                                    this project's names; the form is not changed
+
+Nothing is written if a tensor is missing or surplus. OUTPUT contains only tensors by name: the classes and the
+preprocessing stay in checkpoint.safetensors.
+
+examples:
+  repnets convert artifacts/mine/checkpoint.safetensors mine.pth --layout official
+  repnets convert artifacts/mine/fused.pt2 mine-deploy.pth --layout official-deploy
+  repnets convert RepVGG-A0-train.pth a0.safetensors --layout repnets
+"""
 
 LAYOUTS = ("repnets", "official", "official-deploy", "timm", "timm-deploy")
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -30,10 +53,7 @@ def convert(source: Path, output: Path, layout: str, arch: str | None = None) ->
     Raises:
         InputError: the source cannot be read, does not fit the network or the layout, or the output cannot be written.
     """
-    if output.suffix not in SUFFIXES:
-        raise InputError(f"{output} is none of {', '.join(SUFFIXES)}, so it is unclear how to write it. Rename it.")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {output.parent} to write {output.name} into. Make it first.")
+    output_file.require(output, SUFFIXES)
     state, named = _read(source)
     arch = arch or named or _identified(state, source)
     state, form = external_checkpoints.as_ours(state, arch, str(source))
@@ -90,8 +110,5 @@ def _write(output: Path, state: Mapping[str, "Tensor"]) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    try:
-        with replacing(output) as fresh:
-            (save_file if output.suffix == ".safetensors" else torch.save)(tensors, fresh)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}. Name another place.") from error
+    with output_file.writing(output) as fresh:
+        (save_file if output.suffix == ".safetensors" else torch.save)(tensors, fresh)

@@ -18,6 +18,17 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+FILES = """\
+The suffix of a file selects its runtime:
+  .pte          ExecuTorch
+  .onnx         ONNX Runtime
+  .xml          OpenVINO
+  .engine       TensorRT, on the GPU that the engine was built for
+  .mlpackage    {coreml}
+  .pt2          PyTorch, eagerly: artifacts/<model>/fused.pt2, or any torch.export program
+"""
+"""What the suffix of a file means, for the help of commands that take files."""
+
 _RANDOM_IMAGES = 16
 _PIECE = 64  # images prepared at a time
 _MANIFEST = "manifest.json"

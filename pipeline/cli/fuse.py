@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import backends
-from pipeline.artifacts.atomic import replacing
-from pipeline.artifacts.manifest import ExportSpec, ImageSize, Preprocessing, height_and_width, image_size_of
-from pipeline.cli import sources
+from pipeline.artifacts.manifest import ExportSpec, ImageSize, Preprocessing, image_size_of
+from pipeline.cli import output_file, sources
 from pipeline.cli.discovery import Checkpoint
-from pipeline.cli.sources import Source
 from pipeline.config.project import Verify
-from pipeline.errors import GateError, InputError, shown
+from pipeline.errors import GateError, shown
 from pipeline.models import program_file, programs
 from pipeline.verification import fold
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 SUFFIXES = (".pt2", ".onnx", ".pth")
-_OF_IMAGENET = 224  # pixels
 
 HELP = f"""\
 Fold a network's branches and batch norms into single convolutions, prove that nothing changed, and write it to OUTPUT.
@@ -69,44 +66,19 @@ def fuse(
     import repnets
     from repnets.fusion.capture import capture
 
-    if output.suffix not in SUFFIXES:
-        raise InputError(f"{shown(output)} is none of {', '.join(SUFFIXES)}, so it is unclear how to write it.")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {shown(output.parent)} to write {shown(output.name)} into. Make it.")
+    output_file.require(output, SUFFIXES)
     meant = sources.meant(source, arch, checkpoint)
     model, found = sources.network(meant, classes)
     if found is None and meant.program is None:
         print("WARNING: the weights are RANDOM, since no --checkpoint was given")
-    example = torch.zeros(_shape(meant, found, size))
+    example = torch.zeros(sources.input_shape(meant, found, size))
     result = repnets.fuse(model, example)
     print(result.report)
     program = capture(result.module, example)
     print(_proved(model, program, tuple(example.shape)))
-    try:
-        with replacing(output) as fresh:
-            _write(program, tuple(example.shape), fresh, output.suffix, found)
-    except OSError as error:
-        raise InputError(f"{shown(output)} cannot be written: {error.strerror}. Name another place.") from None
+    with output_file.writing(output) as fresh:
+        _write(program, tuple(example.shape), fresh, output.suffix, found)
     print(f"wrote {shown(output)}, {output.stat().st_size / 1e6:.2f} MB")
-
-
-def _shape(source: Source, found: Checkpoint | None, size: ImageSize | None) -> tuple[int, ...]:
-    """(N, C, H, W) of the input to fuse at: the program's own, where it has one."""
-    header = found.header if found else None
-    free = (2, 3 if header is None else header.preprocessing.channels, None, None)
-    shapes = programs.input_shapes(program_file.read(source.program)[0]) if source.program else [free]
-    if len(shapes) > 1:
-        raise InputError(
-            f"{shown(source.program)} takes {len(shapes)} inputs, and this command folds networks of one image. Fold "
-            "it in Python: repnets.fuse(model, (first, second))."
-        )
-    own = shapes[0]
-    if len(own) != 4:
-        raise InputError(f"{shown(source.program)} takes an input of {len(own)} axes, and an image has 4: N, C, H, W.")
-    sides = height_and_width(size or (header.preprocessing.image_size if header else _OF_IMAGENET))
-    if size and any(fixed not in (None, side) for fixed, side in zip(own[2:], sides, strict=True)):
-        raise InputError(f"{shown(source.program)} takes {own[2]} x {own[3]} pixels alone. Leave out --size.")
-    return tuple(one or other for one, other in zip(own, (2, 3, *sides), strict=True))
 
 
 def _proved(model: "nn.Module", program: "ExportedProgram", shape: tuple[int, ...]) -> str:

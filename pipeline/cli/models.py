@@ -5,6 +5,15 @@ from repnets.checkpoints import layouts
 from repnets.checkpoints.state_dict_errors import COUNTER
 from repnets.networks import MODELS
 
+HELP = """\
+List the networks that `arch:` in config.yaml and `repnets export` can name, with the smallest image that each takes and
+the layouts of its checkpoints. `arch:` also takes timm:NAME, and module.path:function for your own.
+
+examples:
+  repnets models
+  repnets models --parameters
+"""
+
 _STATISTICS = ("running_mean", "running_var", COUNTER)
 
 

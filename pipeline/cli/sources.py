@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import own_code
 from pipeline.artifacts.atomic import replacing
+from pipeline.artifacts.manifest import ImageSize, height_and_width
 from pipeline.cli import discovery
 from pipeline.cli.discovery import Checkpoint
 from pipeline.errors import InputError, nearest, shown
@@ -31,6 +32,7 @@ OTHERS_CLASSES = 1000
 """Of a network of timm or torchvision without a checkpoint, unless others are asked for."""
 
 _TORCHVISION = "torchvision:"
+_OF_IMAGENET = 224  # pixels
 _CHECKPOINTS = (file_kinds.SAFETENSORS, *file_kinds.PICKLES)
 
 
@@ -132,6 +134,34 @@ def network(source: Source, classes: int | None = None) -> "tuple[nn.Module, Che
     state, _, _ = external_checkpoints.read(source.checkpoint)
     channels = found.header.preprocessing.channels if found.header else 3
     return external_checkpoints.network(state, found.arch, count, str(source.checkpoint), channels)[0], found
+
+
+def input_shape(source: Source, found: Checkpoint | None, size: ImageSize | None) -> tuple[int, ...]:
+    """(N, C, H, W) of the input to fold at: the program's own, where it has one.
+
+    Args:
+        source: what is meant.
+        found: what its checkpoint tells, from `network`.
+        size: as the user gave it, pixels.
+
+    Raises:
+        InputError: the program takes several inputs, something else than images, or another size.
+    """
+    header = found.header if found else None
+    free = (2, 3 if header is None else header.preprocessing.channels, None, None)
+    shapes = programs.input_shapes(program_file.read(source.program)[0]) if source.program else [free]
+    if len(shapes) > 1:
+        raise InputError(
+            f"{shown(source.program)} takes {len(shapes)} inputs, and this command folds networks of one image. Fold "
+            "it in Python: repnets.fuse(model, (first, second))."
+        )
+    own = shapes[0]
+    if len(own) != 4:
+        raise InputError(f"{shown(source.program)} takes an input of {len(own)} axes, and an image has 4: N, C, H, W.")
+    sides = height_and_width(size or (header.preprocessing.image_size if header else _OF_IMAGENET))
+    if size and any(fixed not in (None, side) for fixed, side in zip(own[2:], sides, strict=True)):
+        raise InputError(f"{shown(source.program)} takes {own[2]} x {own[3]} pixels alone. Leave out --size.")
+    return tuple(one or other for one, other in zip(own, (2, 3, *sides), strict=True))
 
 
 def random_network(arch: str, classes: int) -> "nn.Module":
