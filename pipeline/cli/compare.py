@@ -1,11 +1,11 @@
 """`repnets compare`: two builds, what got worse, and an exit code for CI."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.artifacts.manifest import write_json
 from pipeline.config import yaml_file
 from pipeline.errors import GateError, InputError, nearest
 from pipeline.report.comparison import MEASURES, Row, changed_versions, read
@@ -67,7 +67,7 @@ def compare(
     versions = changed_versions(old, new)
     if document is not None:
         content = {"before": str(before), "after": str(after), "versions": versions, "rows": list(map(asdict, rows))}
-        document.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(document, content)
     print(_text(rows, versions))
     if regressions := [row for row in rows if row.verdict == "regression"]:
         told = "; ".join(

@@ -43,17 +43,14 @@ def draw(
         InputError: the source cannot be used, or the output not be written.
         RepnetsError: Graphviz is not installed; there is no such block.
     """
-    import torch
-
     import repnets
     from repnets.drawing import svg
 
     output_file.require(output, [".svg"])
     svg.require_graphviz()  # before the work is done
     meant = sources.meant(source, arch, checkpoint)
-    model, found = sources.network(meant, classes)
-    example = torch.zeros(sources.input_shape(meant, found, size))
-    scene = svg.scene(example, repnets.fuse(model, example))
+    network = sources.opened(meant, classes, size)
+    scene = svg.scene(network.example, repnets.fuse(network.model, network.example))
     title = " ".join(part for part in (meant.name, block) if part)
     picture = svg.draw_network(scene, title) if block is None else svg.draw_block(scene, block, title)
     with output_file.writing(output) as fresh:

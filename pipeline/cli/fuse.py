@@ -61,23 +61,20 @@ def fuse(
         InputError: the source cannot be used, or the output not be written.
         GateError: a proof failed; nothing was written.
     """
-    import torch
-
     import repnets
     from repnets.fusion.capture import capture
 
     output_file.require(output, SUFFIXES)
     meant = sources.meant(source, arch, checkpoint)
-    model, found = sources.network(meant, classes)
-    if found is None and meant.program is None:
+    network = sources.opened(meant, classes, size)
+    if network.checkpoint is None and meant.program is None:
         print("WARNING: the weights are RANDOM, since no --checkpoint was given")
-    example = torch.zeros(sources.input_shape(meant, found, size))
-    result = repnets.fuse(model, example)
+    result = repnets.fuse(network.model, network.example)
     print(result.report)
-    program = capture(result.module, example)
-    print(_proved(model, program, tuple(example.shape)))
+    program, shape = capture(result.module, network.example), tuple(network.example.shape)
+    print(_proved(network.model, program, shape))
     with output_file.writing(output) as fresh:
-        _write(program, tuple(example.shape), fresh, output.suffix, found)
+        _write(program, shape, fresh, output.suffix, network.checkpoint)
     print(f"wrote {shown(output)}, {output.stat().st_size / 1e6:.2f} MB")
 
 

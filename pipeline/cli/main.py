@@ -71,13 +71,13 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
 
 def _command(
-    commands: argparse._SubParsersAction, act: Callable[..., None], text: str, description: str | None = None
+    commands: argparse._SubParsersAction, act: Callable[..., None], text: str, description: str
 ) -> argparse.ArgumentParser:
     """A command whose options are the parameters of the function that does its work."""
     command = commands.add_parser(
         act.__name__.replace("_", "-"),
         help=text,
-        description=description or text,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,6 +1,7 @@
 """The options of each command of `repnets`, a function a command of the same name."""
 
 import argparse
+import re
 from pathlib import Path
 
 from pipeline.artifacts.manifest import ImageSize
@@ -11,6 +12,9 @@ from pipeline.cli import store as stores
 
 STDOUT = Path("-")
 """That a document goes to standard output."""
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_DAYS = {"h": 1 / 24, "d": 1, "w": 7}
 
 
 def init(command: argparse.ArgumentParser) -> None:
@@ -89,9 +93,7 @@ def check(command: argparse.ArgumentParser) -> None:
     _image_size_option(command)
     command.add_argument("--tolerance", type=float, metavar="T", help="largest difference, of the largest logit")
     command.add_argument("--exact", action="store_true", help="both in float32 on the weights as they are stored")
-    command.add_argument(
-        "--json", type=_output, dest="document", metavar="FILE", help="write the figures as well; -: to stdout"
-    )
+    _document(command, "write the figures as well")
 
 
 def verify_tree(command: argparse.ArgumentParser) -> None:
@@ -112,9 +114,7 @@ def bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-seconds", type=float, metavar="S", help=f"of all timed runs together; default: {Until.max_seconds:g}"
     )
-    command.add_argument(
-        "--json", type=_output, dest="document", metavar="FILE", help="write the figures as well; -: to stdout"
-    )
+    _document(command, "write the figures as well")
 
 
 def compare(command: argparse.ArgumentParser) -> None:
@@ -122,9 +122,7 @@ def compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("after", type=Path, metavar="AFTER", help="another, or the same at another commit")
     command.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="how much worse is allowed")
     command.add_argument("--limits", type=Path, metavar="FILE", help="the same in YAML")
-    command.add_argument(
-        "--json", type=_output, dest="document", metavar="FILE", help="write every figure; -: to stdout"
-    )
+    _document(command, "write every figure")
 
 
 def report(command: argparse.ArgumentParser) -> None:
@@ -142,15 +140,13 @@ def doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument("--target", action="append", dest="targets", metavar="NAME", help="of these; default: all")
     command.add_argument("--config", type=Path, default=Path("config.yaml"), dest="settings", metavar="FILE")
     _python(command)
-    command.add_argument(
-        "--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON; -: to stdout"
-    )
+    _document(command, "write the same as JSON")
 
 
 def store(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", nargs="?", choices=stores.ACTIONS, default="list", help="default: %(default)s")
-    command.add_argument("--older-than", type=stores.seconds_of, metavar="TIME", help="of prune: 12h, 30d, 4w")
-    command.add_argument("--to", type=stores.bytes_of, metavar="SIZE", help="of prune: 500MB, 5GB")
+    command.add_argument("--older-than", type=_duration, metavar="TIME", help="of prune: 12h, 30d, 4w")
+    command.add_argument("--to", type=_bytes, metavar="SIZE", help="of prune: 500MB, 5GB")
     command.add_argument("--dry-run", action="store_true", help="of prune: delete nothing")
 
 
@@ -181,9 +177,11 @@ def ship(command: argparse.ArgumentParser) -> None:
 
 def devices(command: argparse.ArgumentParser) -> None:
     command.add_argument("device", metavar="DEVICE", help="local, ssh://user@host:port, adb:SERIAL")
-    command.add_argument(
-        "--json", type=_output, dest="document", metavar="FILE", help="write the same as JSON; -: to stdout"
-    )
+    _document(command, "write the same as JSON")
+
+
+def _document(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--json", type=_output, dest="document", metavar="FILE", help=f"{text}; -: to stdout")
 
 
 def _folder(command: argparse.ArgumentParser) -> None:
@@ -202,6 +200,22 @@ def _seconds(text: str) -> float:
     if not (seconds := float(text)) > 0:
         raise ValueError
     return seconds
+
+
+def _bytes(text: str) -> int:
+    """`500MB` or `5GB` as bytes, as argparse reads it."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"`{text}` is no size; write 500MB or 5GB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _duration(text: str) -> float:
+    """`12h`, `30d` or `4w` as seconds, as argparse reads it."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"`{text}` is no time; write 12h, 30d or 4w")
+    return float(found[1]) * _DAYS[found[2]] * 86_400
 
 
 def _number(text: str) -> int:

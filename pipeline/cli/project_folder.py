@@ -1,10 +1,10 @@
 """`repnets report` and `repnets clean`: what was built in the folder of a project."""
 
-import shutil
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.artifacts import store_access
 from pipeline.errors import InputError, shown
 
 REPORT_HELP = """\
@@ -65,7 +65,7 @@ def clean(folder: Path = Path(), *, dry_run: bool = False) -> None:
     for place in found:
         print(f"{'would delete' if dry_run else 'deleted'} {shown(place)}")
         if not dry_run:
-            _delete(place)
+            store_access.throw_away(place)
     if not found:
         print("there is nothing to delete")
 
@@ -80,11 +80,3 @@ def _built(folder: Path) -> Iterator[Path]:
         for place in sorted(target.glob("*/")):
             if any((place / name).is_file() for name in _OF_A_MODEL):
                 yield place
-
-
-def _delete(place: Path) -> None:
-    """A link goes itself, and what it leads to stays."""
-    if place.is_symlink() or not place.is_dir():
-        place.unlink()
-    else:
-        shutil.rmtree(place)

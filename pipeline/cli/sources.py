@@ -1,7 +1,7 @@
 """What a user names to be exported or fused: a checkpoint, the factory of a network, or a program of torch.export."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +51,21 @@ class Source:
     arch: str | None
     checkpoint: Path | None
     program: Path | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The network of a source.
+
+    Attributes:
+        model: in evaluation mode.
+        checkpoint: what its checkpoint tells; None without one.
+        example: float32 (N, C, H, W) of zeros, to fold it at.
+    """
+
+    model: "nn.Module"
+    checkpoint: Checkpoint | None
+    example: "Tensor"
 
 
 def meant(source: str, arch: str | None = None, checkpoint: Path | None = None) -> Source:
@@ -114,18 +129,31 @@ def weights(source: Source, folder: Path, classes: int | None = None) -> Checkpo
     return Checkpoint(path, source.arch, "RANDOM weights, to try out", count, None)
 
 
-def network(source: Source, classes: int | None = None) -> "tuple[nn.Module, Checkpoint | None]":
-    """The network of a source, in evaluation mode; and what its checkpoint tells, where it has one.
+def opened(source: Source, classes: int | None, size: ImageSize | None) -> Opened:
+    """The network of a source, and an input to fold it at.
 
     Args:
         source: what is meant; a program of any origin.
         classes: see `weights`.
+        size: as the user gave it, pixels; default: the checkpoint's or the program's, else 224.
 
     Raises:
-        InputError: as `weights`.
+        InputError: as `weights`; the program takes several inputs, something else than images, or another size.
     """
+    import torch
+
     if source.program:
-        return programs.as_module(program_file.read(source.program)[0]), None
+        program = program_file.read(source.program)[0]
+        shape = _program_shape(source.program, programs.input_shapes(program), size)
+        return Opened(programs.as_module(program), None, torch.zeros(shape))
+    model, found = _network(source, classes)
+    header = found.header if found else None
+    channels = header.preprocessing.channels if header else 3
+    sides = height_and_width(size or (header.preprocessing.image_size if header else _OF_IMAGENET))
+    return Opened(model, found, torch.zeros(2, channels, *sides))
+
+
+def _network(source: Source, classes: int | None) -> "tuple[nn.Module, Checkpoint | None]":
     if source.checkpoint is None:
         count = _classes(source.arch) if classes is None else classes
         return random_network(source.arch, count).eval(), None
@@ -136,31 +164,19 @@ def network(source: Source, classes: int | None = None) -> "tuple[nn.Module, Che
     return external_checkpoints.network(state, found.arch, count, str(source.checkpoint), channels)[0], found
 
 
-def input_shape(source: Source, found: Checkpoint | None, size: ImageSize | None) -> tuple[int, ...]:
-    """(N, C, H, W) of the input to fold at: the program's own, where it has one.
-
-    Args:
-        source: what is meant.
-        found: what its checkpoint tells, from `network`.
-        size: as the user gave it, pixels.
-
-    Raises:
-        InputError: the program takes several inputs, something else than images, or another size.
-    """
-    header = found.header if found else None
-    free = (2, 3 if header is None else header.preprocessing.channels, None, None)
-    shapes = programs.input_shapes(program_file.read(source.program)[0]) if source.program else [free]
+def _program_shape(file: Path, shapes: Sequence[tuple[int | None, ...]], size: ImageSize | None) -> tuple[int, ...]:
+    """(N, C, H, W) of the input to fold a program at: its own, where it has one."""
     if len(shapes) > 1:
         raise InputError(
-            f"{shown(source.program)} takes {len(shapes)} inputs, and this command folds networks of one image. Fold "
-            "it in Python: repnets.fuse(model, (first, second))."
+            f"{shown(file)} takes {len(shapes)} inputs, and this command folds networks of one image. Fold it in "
+            "Python: repnets.fuse(model, (first, second))."
         )
     own = shapes[0]
     if len(own) != 4:
-        raise InputError(f"{shown(source.program)} takes an input of {len(own)} axes, and an image has 4: N, C, H, W.")
-    sides = height_and_width(size or (header.preprocessing.image_size if header else _OF_IMAGENET))
+        raise InputError(f"{shown(file)} takes an input of {len(own)} axes, and an image has 4: N, C, H, W.")
+    sides = height_and_width(size or _OF_IMAGENET)
     if size and any(fixed not in (None, side) for fixed, side in zip(own[2:], sides, strict=True)):
-        raise InputError(f"{shown(source.program)} takes {own[2]} x {own[3]} pixels alone. Leave out --size.")
+        raise InputError(f"{shown(file)} takes {own[2]} x {own[3]} pixels alone. Leave out --size.")
     return tuple(one or other for one, other in zip(own, (2, 3, *sides), strict=True))
 
 

@@ -1,8 +1,6 @@
 """`repnets store`: what the store holds, whether it is whole, and making room."""
 
-import re
 import time
-from argparse import ArgumentTypeError
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -33,9 +31,6 @@ examples:
   repnets store prune --to 5GB
   repnets store verify
 """
-
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_DAYS = {"h": 1 / 24, "d": 1, "w": 7}
 
 
 def store(
@@ -118,19 +113,3 @@ def _size(some: Sequence[Entry] | set[Entry]) -> str:
 def _ago(when: float) -> str:
     hours = max(0.0, time.time() - when) / 3600
     return f"{hours / 24:,.0f} days ago" if hours >= 48 else f"{hours:.0f} h ago" if hours >= 1 else "within the hour"
-
-
-def bytes_of(text: str) -> int:
-    """`500MB` or `5GB` as bytes, as argparse reads it."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", text.strip(), re.IGNORECASE)
-    if not found:
-        raise ArgumentTypeError(f"`{text}` is no size; write 500MB or 5GB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def seconds_of(text: str) -> float:
-    """`12h`, `30d` or `4w` as seconds, as argparse reads it."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
-    if not found:
-        raise ArgumentTypeError(f"`{text}` is no time; write 12h, 30d or 4w")
-    return float(found[1]) * _DAYS[found[2]] * 86_400
