@@ -89,7 +89,7 @@ def cached(
         key = _key(stage, settings, read, code, packages, host)
         hit = _publish_whole(key, outputs)
         if not hit:
-            with _lock(key):
+            with lock(key):
                 entry, hit = _entry(key, stage, names, build_from_these)
                 for name, place in outputs.items():
                     _publish(_file_in(entry / name), place)
@@ -122,7 +122,7 @@ def kept(
     with disk_errors.explained(stage, root()):
         entry = _whole(key, outputs)
         if entry is None:
-            with _lock(key):
+            with lock(key):
                 entry, _ = _entry(key, stage, outputs, build)
         return {name: _file_in(entry / name) for name in outputs}
 
@@ -182,23 +182,27 @@ def _publish_whole(key: str, outputs: Mapping[str, Path]) -> bool:
 
 
 @contextmanager
-def _lock(key: str) -> Iterator[None]:
+def lock(key: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a key for a while. False where another run holds it, and `wait` is off."""
     try:
         locks = store_access.folder(root(), "locks")
         descriptor = store_access.open_lock(store_access.mine(locks, key), root())
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        yield  # nothing can be written here either, and what writes says so
+        yield True  # nothing can be written here either, and what writes says so
         return
     with open(descriptor) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                yield False
+                return
             print("another run is building the same; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            yield
+            yield True
         finally:  # closing the file would not do: processes that read images have it open too, until they end
             fcntl.flock(file, fcntl.LOCK_UN)
 

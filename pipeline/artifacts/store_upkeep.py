@@ -3,7 +3,6 @@
 Entries of other users are counted, and left alone.
 """
 
-import fcntl
 import json
 import os
 import time
@@ -61,9 +60,9 @@ def damaged(entry: Entry) -> list[str]:
     about = entry.place / "entry.json"
     try:
         with _times_kept(about):
-            outputs = json.loads(about.read_bytes()[:ENTRY_BYTES])["outputs"]
+            outputs = [place.name for place in entry.place.iterdir() if place != about]
             return store.changed(entry.place, entry.key, outputs)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError:
         return ["entry.json"]
 
 
@@ -89,7 +88,7 @@ def surplus(
 
 def remove(entry: Entry) -> bool:
     """Delete an entry. False where a run is building it at this moment, or it is not there any more."""
-    with _locked(entry.key) as is_free:
+    with store.lock(entry.key, wait=False) as is_free:
         if not is_free or not entry.place.is_dir():
             return False
         aside = store_access.private(store_access.folder(store.root(), "work"), entry.place.name) / "thrown away"
@@ -97,21 +96,6 @@ def remove(entry: Entry) -> bool:
         with suppress(OSError):  # an attempt that was killed has left more there
             aside.parent.rmdir()
         return True
-
-
-@contextmanager
-def _locked(key: str) -> Iterator[bool]:
-    locks = store_access.folder(store.root(), "locks")
-    with open(store_access.open_lock(store_access.mine(locks, key), store.root())) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pipeline.artifacts.samples import InputShape
 from pipeline.models import programs, several_inputs
 from pipeline.models.passes.conv_paddings import number_paddings
 from pipeline.models.passes.keep_mean_dims import keep_dimensions_in
+from pipeline.quantization import shared_layers
 from pipeline.quiet import quiet
 
 # what moves numbers about and computes none, and what the capture asserts
@@ -27,8 +28,6 @@ _MOVES = tuple(
         *("_assert_scalar", "_assert_async", "_assert_tensor_metadata"),
     )
 )
-
-_SHARES = "the node of a weight that layers share"
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +49,7 @@ def network(program: "ExportedProgram", inputs: Sequence[InputShape] | None = No
     if inputs is not None:
         several_inputs.join_inputs(module, inputs)
     number_paddings(module)
-    _give_each_layer_its_bias(module)
+    shared_layers.give_biases(module)
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
         target, source = node.args[:2]  # left by a write in place; it has no gradient to train with
         if target.meta["val"].dtype == source.meta["val"].dtype:
@@ -58,26 +57,6 @@ def network(program: "ExportedProgram", inputs: Sequence[InputShape] | None = No
     _give_numbers_a_dimension(module)
     keep_dimensions_in(module, lambda mean, _: (torch.ops.aten.flatten.using_ints, (mean, 1)))
     return module
-
-
-def _give_each_layer_its_bias(module: "GraphModule") -> None:
-    """Copy biases that layers share, a layer called twice say, in place: int8 holds each in steps of its own input."""
-    import torch
-
-    from repnets.fusion.graph import tensor_at
-    from repnets.quantization.simulation import LAYERS
-
-    for layer in module.graph.nodes:
-        bias = layer.args[2] if layer.target in LAYERS and len(layer.args) > 2 else None
-        if bias is None or bias.op != "get_attr" or len(bias.users) == 1:
-            continue
-        name = f"bias_of_{layer.name}"
-        module.register_parameter(name, torch.nn.Parameter(tensor_at(module, bias.target).detach().clone()))
-        with module.graph.inserting_before(layer):
-            own = module.graph.get_attr(name)
-        own.meta["val"] = bias.meta["val"]
-        layer.update_arg(2, own)
-    module.recompile()
 
 
 def _give_numbers_a_dimension(module: "GraphModule") -> None:
@@ -145,7 +124,7 @@ def prepare(module: "GraphModule", in_float: Container[str] = ()) -> "GraphModul
         # batch norms of training, which no fused program has; to look for them takes seconds
         quantizer.SUPPORTED_PATTERNS = [one for one in quantizer.SUPPORTED_PATTERNS if "_bn" not in one.name]
         quantizer.transform_for_annotation = partial(_ready_to_annotate, in_float=left)
-        quantizer.validate = _share_weights_again
+        quantizer.validate = shared_layers.share_weights
         _hide_batch_norms(prepared)
         prepared = prepare_pt2e(prepared, quantizer)
     return _in_evaluation(prepared)
@@ -269,39 +248,8 @@ def _ready_to_annotate(module: "GraphModule", in_float: "Container[Node]") -> "G
 
     for node in module.graph.find_nodes(op="call_function", target=torch.batch_norm):
         node.target = torch.ops.aten.batch_norm.default
-    _part_shared_weights(module)
+    shared_layers.part_weights(module)
     return _numbers_as_constants(module, in_float)
-
-
-def _part_shared_weights(module: "GraphModule") -> None:
-    """Let each layer read a node of its own of a weight that several share, in place.
-
-    The quantizer leaves a layer in float whose weight another has that it has seen before.
-    """
-    from repnets.quantization.simulation import LAYERS
-
-    for layer in module.graph.nodes:
-        weight = layer.args[1] if layer.target in LAYERS else None
-        if weight is not None and weight.op == "get_attr" and len(weight.users) > 1:
-            with module.graph.inserting_before(layer):
-                own = module.graph.node_copy(weight)
-            own.meta[_SHARES] = weight
-            layer.update_arg(1, own)
-
-
-def _share_weights_again(module: "GraphModule") -> None:
-    """Undo `_part_shared_weights`, also in what the quantizer has noted, in place: a weight is rounded once."""
-    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
-
-    for own in list(module.graph.find_nodes(op="get_attr")):
-        if (shared := own.meta.get(_SHARES)) is None:
-            continue
-        for layer in list(own.users):
-            layer.replace_input_with(own, shared)
-            noted = layer.meta.get(Q_ANNOTATION_KEY)
-            if noted is not None and own in noted.input_qspec_map:
-                noted.input_qspec_map[shared] = noted.input_qspec_map.pop(own)
-        module.graph.erase_node(own)
 
 
 def _numbers_as_constants(module: "GraphModule", but_for: "Container[Node]") -> "GraphModule":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.artifacts import documents, metric
-from pipeline.artifacts.bench_result import BenchResult, Conditions, Figures
+from pipeline.artifacts.bench_result import BenchResult, Conditions
 from pipeline.artifacts.check_result import CheckResult
 from pipeline.artifacts.export_result import Manifest
 from pipeline.artifacts.fuse_result import FuseResult
@@ -27,12 +27,12 @@ class Measure:
     """A figure of a file.
 
     Attributes:
-        limit: how much worse it may get: a share of what it was, of the metric in its own unit.
+        limit: how much worse it may get, as a share of what it was; None for the metric: see `metric.allowed_drop`.
         more_is_better: or less.
         write: how a value is written.
     """
 
-    limit: float
+    limit: float | None
     more_is_better: bool = False
     write: Callable[[float], str] = "{:,.0f}".format
 
@@ -45,14 +45,12 @@ MEASURES: Mapping[str, Measure] = {
     "macs": Measure(0),
     "parameters": Measure(0),
     "size": Measure(0.01, write=lambda value: f"{value / 1e6:,.3f} MB"),
-    "metric": Measure(0.01, more_is_better=True),
+    "metric": Measure(None, more_is_better=True),
     "latency": Measure(0.02, write="{:.3f} ms".format),
     "memory": Measure(0.1, write=lambda value: f"{value / 2**20:.1f} MiB"),
 }
 """By name: operations and convolutions of the file, operations outside its delegate, layers in int8, of the fused
-network the multiply-accumulates and parameters, bytes that ship, the task's metric, median latency and peak memory.
-
-The metric's limit holds for shares of one; see `metric.allowed_drop` for others."""
+network the multiply-accumulates and parameters, bytes that ship, the task's metric, median latency and peak memory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Built:
     Attributes:
         values: by the measure; those that are not known are left out.
         kind: of the metric.
-        latency: of the file that ships; None where it was not timed.
+        latency_interval: 95 %, of the median latency, ms; None where it was not timed, or not often enough.
         conditions: of that.
         status: of the benchmark; None without one.
         versions: of the packages that made the file.
@@ -70,7 +68,7 @@ class Built:
 
     values: Mapping[str, float]
     kind: metric.Metric
-    latency: Figures | None
+    latency_interval: tuple[float, float] | None
     conditions: Conditions | None
     status: str | None
     versions: Mapping[str, str | None]
@@ -140,11 +138,12 @@ def _built(place: Path, path: Path) -> Built:
     bench = path.with_name("bench.json")
     result = documents.read(BenchResult, bench) if bench.is_file() else None
     figures = result.forms.get(result.shipped) if result and result.status == "ok" else None
+    interval = None
     if figures and figures.latency_ms:
-        values["latency"] = figures.latency_ms.p50
+        values["latency"], interval = figures.latency_ms.p50, figures.latency_ms.interval["p50"]
         if figures.peak_memory_bytes is not None:
             values["memory"] = figures.peak_memory_bytes
-    return Built(values, kind, figures, result and result.conditions, result and result.status, manifest.versions)
+    return Built(values, kind, interval, result and result.conditions, result and result.status, manifest.versions)
 
 
 def compare(before: Mapping[Key, Built], after: Mapping[Key, Built], limits: Mapping[str, float]) -> list[Row]:
@@ -224,10 +223,9 @@ def _change(old: float, new: float, kind: metric.Metric | None) -> str:
 
 def _meet(before: Built, after: Built) -> bool:
     """Whether the 95 % intervals of both median latencies have a value in common."""
-    ends = [one.latency.latency_ms.interval.get("p50") for one in (before, after)]
-    if None in ends:
+    if before.latency_interval is None or after.latency_interval is None:
         return True
-    (low, high), (other_low, other_high) = ends
+    (low, high), (other_low, other_high) = before.latency_interval, after.latency_interval
     return low <= other_high and other_low <= high
 
 

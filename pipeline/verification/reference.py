@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,14 +187,14 @@ class Reference:
         if precision not in self._last_digits:
             images, want = self.stored(precision)
             module, outputs, found = programs.with_rounded_weights(self._module, precision), self.outputs, []
-            others = [programs.with_neighbours(module, steps) for steps in (-_STEPS, _STEPS)]
+            ways = [partial(programs.with_neighbours, module, steps) for steps in (-_STEPS, _STEPS)]
             if precision == "fp16" and programs.weights_beside_layers(self._module):
-                others.append(programs.with_rounded_weights(self._module, precision, of_layers_alone=True))
+                ways.append(partial(programs.with_rounded_weights, self._module, precision, of_layers_alone=True))
             with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore", UserWarning)  # setting one flag sets another, of Intel's GPUs
-                for moved in others:
+                for moved in ways:
                     with torch.backends.mkldnn.flags(enabled=False):
-                        got = self._run(moved, torch.from_numpy(images)).numpy()
+                        got = self._run(moved(), torch.from_numpy(images)).numpy()
                     error = compare.compare(got, want, outputs).relative_error
                     found.append((compare.mean_error(got, want, outputs), error))
             self._last_digits[precision] = max(one for one, _ in found), max(one for _, one in found)

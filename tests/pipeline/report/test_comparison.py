@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.artifacts import documents, metric
-from pipeline.artifacts.bench_result import Conditions, Figures
+from pipeline.artifacts.bench_result import Conditions
 from pipeline.report.comparison import Built, changed_versions, compare
 from tests.fixtures.documents import completed
 
@@ -13,17 +13,11 @@ KEY = ("toy", "phone")
 COUNTED = {"operations": 34, "convolutions": 10, "int8": 8, "macs": 1e6, "parameters": 1e4, "size": 1e6, "outside": 2}
 
 
-def figures(ms, half_width=0.001):
-    interval = {"p50": [ms * (1 - half_width), ms * (1 + half_width)]}
-    return documents.of(Figures, completed(Figures, {"latency_ms": {"p50": ms, "interval": interval}}))
-
-
 def built(ms=1.0, half_width=0.001, kind="top-1", **values):
     conditions = documents.of(Conditions, completed(Conditions, {"busy": False, "cpu": "A55"}))
-    return Built(
-        {**COUNTED, "metric": 0.9, "latency": ms, "memory": 2**20, **values}, kind, figures(ms, half_width),
-        conditions, "ok", {"executorch": "1.5.0"},
-    )  # fmt: skip
+    interval = (ms * (1 - half_width), ms * (1 + half_width))
+    figures = {**COUNTED, "metric": 0.9, "latency": ms, "memory": 2**20, **values}
+    return Built(figures, kind, interval, conditions, "ok", {"executorch": "1.5.0"})
 
 
 def verdicts(before, after, **limits):
@@ -90,7 +84,7 @@ def test_files_that_are_missing_new_or_failed():
 
     assert verdict({KEY: built()}, {}) == [("file", "missing", "regression")]
     assert verdict({}, {KEY: built()}) == [("file", "there", "better")]
-    failed = replace(built(), status="failed", latency=None, values=COUNTED)
+    failed = replace(built(), status="failed", latency_interval=None, values=COUNTED)
     assert verdict({KEY: built()}, {KEY: failed}) == [("file", "failed", "regression")]
 
 
